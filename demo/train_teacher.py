@@ -1,0 +1,53 @@
+"""Train the demo's teacher: a ResNet-18 on hard labels of the whole training split.
+
+    python demo/train_teacher.py demo/work
+
+Writes `teacher.pth` and prints its top-1 on the validation split, also to `teacher.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy
+from utils.data import ValidationBatches, ViewDataset, WorkerBatches, open_folder
+from utils.engine import Precision, build_optimizer, evaluate, pick_device, set_lr, train_one_epoch
+from utils.labels import DrawnViews
+from utils.losses import build_loss
+from utils.models import build_student
+from utils.schedules import lr_factor
+
+EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
+
+
+def main(work):
+    """Train, evaluate, save."""
+    device = pick_device("auto")
+    precision = Precision("auto", device)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
+    train, val = (open_folder(f"{work}/{part}", "work folder") for part in ("train", "val"))
+    policy = ViewPolicy(0, SIDE, 0.5, 1.0, "none", 0.8, 1.0)
+    views = DrawnViews(policy, len(train.samples), BATCH_SIZE)
+    batches = WorkerBatches(ViewDataset(train.samples, views, SIDE), range(EPOCHS), normalise, 0, device)
+
+    model = build_student("resnet18", len(train.classes), seed=0)
+    model = model.to(device, memory_format=precision.memory_format)
+    optimizer = build_optimizer(model, sgd=False, lr=LR, weight_decay=0.01)
+    loss_fn = build_loss("ce")
+    for epoch in range(EPOCHS):
+        set_lr(optimizer, LR * lr_factor("cos", epoch, EPOCHS))
+        metrics = train_one_epoch(model, batches.epoch(epoch), loss_fn, optimizer, precision, BATCH_SIZE)
+        print(f"teacher epoch {epoch + 1:>2}/{EPOCHS}  loss {metrics.loss:.3f}  top-1 {metrics.top1:.1f}%", flush=True)
+
+    top1 = evaluate(model, ValidationBatches(val.samples, SIDE, normalise, 0, device), precision).top1
+    torch.save(model.state_dict(), f"{work}/teacher.pth")
+    Path(f"{work}/teacher.json").write_text(json.dumps({"top1": top1}))
+    print(f"teacher top-1 {top1:.2f}%")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""The parts of the validator. Only the scripts in the top folder wire them together."""

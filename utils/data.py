@@ -1,0 +1,274 @@
+"""Image folders, worker processes that replay views, validation images: files in, `Batch` out.
+
+What travels through the DataLoader is a *position*. Positions run on over all epochs: position p
+is slot `p % N % batch_size` of batch `p % N // batch_size` of epoch `p // N`, N the images of an
+epoch. So one iterator serves the whole run: workers stay alive and prefetch across epochs.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from prefetch_generator import BackgroundGenerator
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional as TF
+
+from patches import fetch_patch
+from utils.augment import mix, replay_view
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's worth of data, mixed and on its device.
+
+    Attributes:
+        images: float [B, 3, S, S], normalised.
+        soft_labels: float32 [B, C], the teacher's logits; None where no teacher has answered.
+        targets: int64 [B], folder classes.
+    """
+
+    images: torch.Tensor
+    soft_labels: torch.Tensor | None
+    targets: torch.Tensor
+
+    def __len__(self):
+        return len(self.targets)
+
+    def split(self, size):
+        """Yield micro-batches of `size` rows; the last may be shorter, none is dropped."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            soft_labels = None if self.soft_labels is None else self.soft_labels[rows]
+            yield Batch(self.images[rows], soft_labels, self.targets[rows])
+
+
+def open_folder(path, flag):
+    """Scan an image folder with one sub-folder per class, classes in the order of sorted names.
+
+    Returns:
+        torchvision ImageFolder; `.samples` is a list of (path, class).
+
+    Raises:
+        InputError: names `flag` and what is missing.
+    """
+    if not path or not os.path.isdir(path):
+        raise InputError(f"{flag} {path} is not a folder; give a folder with one sub-folder of images per class")
+    try:
+        return ImageFolder(path)
+    except FileNotFoundError as error:
+        problem = str(error).split(". ")[0].replace("\n", " ")
+        raise InputError(f"{flag} {path}: {problem}; every sub-folder must hold the images of one class") from None
+
+
+def load_rgb(path):
+    """Decode an image file to a PIL RGB image, or raise InputError with its path."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:
+        raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+
+
+class ViewDataset(Dataset):
+    """Views of a training folder, one per position; the patched fetcher loads each batch's labels first.
+
+    Args:
+        samples: list of (path, class).
+        source: a label store or `DrawnViews`: `read(epoch, batch)`, `num_images`, `batch_size`.
+        input_size: S.
+    """
+
+    mode = "fkd_load"  # what a PyTorch edited by hand for the reference code looks for
+
+    def __init__(self, samples, source, input_size):
+        self.samples, self.source, self.input_size = samples, source, input_size
+        self.labels = None
+
+    def locate(self, position):
+        """Return (epoch, batch, slot) of a position."""
+        epoch, place = divmod(position, self.source.num_images)
+        return epoch, *divmod(place, self.source.batch_size)
+
+    def load_batch_config(self, position):
+        """Load the labels of the batch that starts at `position`; return what applies to it as a whole."""
+        epoch, batch, _ = self.locate(position)
+        self.labels = self.source.read(epoch, batch)
+        return self.labels.mix_index, self.labels.mix_lam, self.labels.mix_bbox, self.labels.logits
+
+    def __getitem__(self, position):
+        """Return (view uint8 [S, S, 3], class, coords float32 [4], flip, image index)."""
+        slot = self.locate(position)[2]
+        index = int(self.labels.index[slot])
+        path, target = self.samples[index]
+        image = load_rgb(path)
+        width, height = image.size
+        box, flip = self.labels.view(slot, (height, width))
+        view = replay_view(image, box, flip, self.input_size)
+        coords = torch.tensor([box[0] / height, box[1] / width, box[2] / height, box[3] / width])
+        return view, target, coords, flip, index
+
+
+class Positions:
+    """Batch sampler over `epochs` (a range): lists of positions, one list per stored batch."""
+
+    def __init__(self, epochs, num_images, batch_size):
+        self.epochs, self.num_images, self.batch_size = epochs, num_images, batch_size
+
+    def __iter__(self):
+        for epoch in self.epochs:
+            first, last = epoch * self.num_images, (epoch + 1) * self.num_images
+            for start in range(first, last, self.batch_size):
+                yield list(range(start, min(start + self.batch_size, last)))
+
+    def __len__(self):
+        return len(self.epochs) * -(-self.num_images // self.batch_size)
+
+
+def start_worker(_worker_id):
+    """Prepare a worker process: patch its PyTorch; leave Ctrl-C to the parent, which ends the workers."""
+    fetch_patch.apply()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def view_loader(dataset, epochs, workers, device, context=None):
+    """Return a DataLoader over all batches of `epochs` (a range) of a `ViewDataset`.
+
+    Each item is `((views, targets, coords, flips, index), mix_index, mix_lam, mix_bbox, logits)`.
+    """
+    fetch_patch.apply()
+    return DataLoader(
+        dataset,
+        batch_sampler=Positions(epochs, dataset.source.num_images, dataset.source.batch_size),
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        multiprocessing_context=context if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # keeps the loader away from the global random state
+    )
+
+
+def guarded(loader):
+    """Iterate a DataLoader; the death of a worker becomes an InputError with the remedy."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a data loading worker died, most often for want of memory or of /dev/shm; lower -j/--workers"
+        ) from error
+
+
+class WorkerBatches:
+    """Training batches from worker processes, copied to the device one step ahead of the model.
+
+    Args:
+        dataset: `ViewDataset`.
+        epochs: range of epochs that will be asked for, in order.
+        normalise: `Normalise` on the device.
+        workers: number of processes; 0 decodes in this process.
+        device: torch.device.
+        context: multiprocessing start method; None takes Python's default.
+    """
+
+    def __init__(self, dataset, epochs, normalise, workers, device, context=None):
+        self.batches_per_epoch = dataset.source.batches_per_epoch
+        self.normalise, self.device = normalise, device
+        self.stream = map(self.prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
+        if device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
+            self.stream = BackgroundGenerator(self.stream, max_prefetch=1)
+
+    def prepare(self, item):
+        """Copy one loader item to the device, normalise and mix it: a `Batch`."""
+        (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
+        images = self.normalise(views.to(self.device, non_blocking=True))
+        soft_labels = None if logits is None else logits.to(self.device, non_blocking=True).float()
+        targets = targets.to(self.device, non_blocking=True)
+        return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets)
+
+    def epoch(self, _epoch):
+        """Yield the batches of the next epoch."""
+        for _ in range(self.batches_per_epoch):
+            yield next(self.stream)
+
+
+class CentreCrops(Dataset):
+    """Validation images: shorter side to `S * 256 / 224`, then the centre S x S."""
+
+    def __init__(self, samples, input_size):
+        self.samples, self.input_size = samples, input_size
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, item):
+        path, target = self.samples[item]
+        image = TF.resize(load_rgb(path), round(self.input_size * 256 / 224))
+        return TF.pil_to_tensor(TF.center_crop(image, self.input_size)).permute(1, 2, 0), target
+
+
+class ValidationBatches:
+    """Validation images in file order; decoded once and kept where they fit in memory.
+
+    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is
+    independent of --batch-size, since it does not change the result.
+    """
+
+    def __init__(self, samples, input_size, normalise, workers, device, batch_size=None):
+        self.device, self.normalise = device, normalise
+        dataset = CentreCrops(samples, input_size)
+        self.loader = DataLoader(
+            dataset,
+            batch_size=batch_size or (512 if device.type == "cuda" else 64),
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        self.keep = keep_where(len(samples) * input_size**2 * 3, device)
+        self.kept = []
+
+    def __len__(self):
+        return len(self.loader)
+
+    def decoded(self):
+        """Yield (images uint8 [B, S, S, 3], targets), from memory after the first complete pass."""
+        if self.kept:
+            yield from self.kept
+            return
+        kept = []
+        for images, targets in guarded(self.loader):
+            if self.keep is not None:
+                images, targets = images.to(self.keep), targets.to(self.keep)
+                kept.append((images, targets))
+            yield images, targets
+        self.kept = kept
+
+    def __iter__(self):
+        for images, targets in self.decoded():
+            images = self.normalise(images.to(self.device, non_blocking=True))
+            yield images, targets.to(self.device, non_blocking=True)
+
+
+def keep_where(num_bytes, device):
+    """Return the device on which `num_bytes` of images can stay: the GPU, the host, or None."""
+    if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 3:
+        return device
+    return torch.device("cpu") if num_bytes < free_host_memory() / 3 else None
+
+
+def free_host_memory():
+    """Bytes of memory that this process may still take; a container's limit counts where it is lower."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return free

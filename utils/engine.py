@@ -1,0 +1,117 @@
+"""Train for one epoch, evaluate: the only place that steps an optimizer."""
+
+import torch
+from torch.nn import functional as F
+
+from utils.errors import InputError
+from utils.metrics import MetricSums
+
+
+class Precision:
+    """One code path for fp32, bf16 and fp16: autocast and loss scaling that are off where not needed.
+
+    fp32 by name is laid out NCHW, as in the reference, and reproduces its figures; all else is
+    channels-last, which is faster.
+
+    Args:
+        name: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 on CUDA and on CPUs with native bf16.
+        device: torch.device.
+    """
+
+    def __init__(self, name, device):
+        self.memory_format = torch.contiguous_format if name == "fp32" else torch.channels_last
+        if name == "auto":
+            name = "bf16" if has_fast_bf16(device) else "fp32"
+        if name == "fp16" and device.type != "cuda":
+            raise InputError("--precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
+        self.name, self.device = name, device
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # its home moved in PyTorch 2.3
+        self.scaler = scaler(enabled=name == "fp16")
+
+    def __str__(self):
+        return f"{self.name} {'NCHW' if self.memory_format == torch.contiguous_format else 'channels-last'}"
+
+    def autocast(self):
+        """Context in which a model runs in this precision."""
+        if self.name == "fp32":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=False)
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def has_fast_bf16(device):
+    """Whether bf16 arithmetic is native: on CUDA devices that say so, on CPUs with bf16 instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def pick_device(name):
+    """Return the torch.device of --device {auto,cpu,cuda}."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_optimizer(model, sgd, lr, weight_decay, momentum=0.0):
+    """Return AdamW, or SGD; weight decay only on `*weight` parameters of two or more dimensions."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        (decayed if name.endswith("weight") and parameter.dim() > 1 else plain).append(parameter)
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    if sgd:
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    try:
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    except RuntimeError:  # on the CPU, PyTorch has it from 2.4 on
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+
+
+def set_lr(optimizer, lr):
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums):
+    """One optimizer step on a `Batch`, in micro-batches of `micro_batch` rows.
+
+    Micro-batch i weighs n_i / N, so that a short last batch still is one true mean.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    for micro in batch.split(micro_batch):
+        with precision.autocast():
+            outputs = model(micro.images)  # [n_i, C]
+        outputs = outputs.float()
+        loss = loss_fn(outputs, micro.soft_labels, micro.targets)
+        precision.scaler.scale(loss * (len(micro) / len(batch))).backward()
+        sums.add(loss, outputs, micro.targets)
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+
+
+def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch):
+    """Train on every `Batch` of an epoch; return its `Metrics`, read from the device once."""
+    model.train()
+    sums = MetricSums(precision.device)
+    for batch in batches:
+        train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums)
+    return sums.result()
+
+
+@torch.no_grad()
+def evaluate(model, batches, precision):
+    """Return `Metrics` of the model on (images, targets) batches; the loss is cross-entropy."""
+    model.eval()
+    sums = MetricSums(precision.device)
+    for images, targets in batches:
+        with precision.autocast():
+            outputs = model(images)
+        outputs = outputs.float()
+        sums.add(F.cross_entropy(outputs, targets), outputs, targets)
+    return sums.result()

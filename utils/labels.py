@@ -1,0 +1,320 @@
+"""The label store: FKD soft labels on disk, in whatever dialect, as one `BatchLabels` per batch.
+
+Dialects (`epoch_{e}/batch_{b}.tar`, each a `torch.save` zip of one list in spite of its name):
+
+* `sre2l`, 6 items: coords, flip, mix_index, mix_lam, mix_bbox, logits. Which image each row is
+  follows from the sampler of the reference code, replayed by `ReferenceOrder`.
+* `prism`, 7 items (PRISM, G-VBSM): the same, then index.
+
+Shapes: B images in a batch, N images in an epoch, C classes.
+"""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import RandomSampler
+
+from utils.archive import load_archive
+from utils.augment import ViewPolicy
+from utils.errors import InputError
+from utils.files import atomic_file
+
+EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
+BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
+
+
+@dataclass(frozen=True)
+class BatchLabels:
+    """What a teacher saw and answered for one batch.
+
+    Attributes:
+        coords: float32 [B, 4], crops as fractions (top/H, left/W, height/H, width/W).
+        flip: bool [B], flipped left to right after the crop.
+        mix_index: int64 [B], the row that each row is mixed with, or None.
+        mix_lam: mixing ratio in [0, 1], or None.
+        mix_bbox: (y1, x1, y2, x2) in pixels of the replayed view, rows first, or None.
+        logits: float16 or float32 [B, C], the teacher's raw answers.
+        index: int64 [B], which image of the sorted image folder each row is, or None where the
+            dialect does not say (a store fills it in).
+    """
+
+    coords: torch.Tensor
+    flip: torch.Tensor
+    mix_index: torch.Tensor | None
+    mix_lam: float | None
+    mix_bbox: tuple | None
+    logits: torch.Tensor
+    index: torch.Tensor | None = None
+
+    def __len__(self):
+        return len(self.flip)
+
+    @property
+    def mix_type(self):
+        """`cutmix`, `mixup` or `none`: the data says which."""
+        if self.mix_bbox is not None:
+            return "cutmix"
+        return "none" if self.mix_lam is None else "mixup"
+
+    def view(self, slot, image_size):
+        """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
+        height, width = image_size
+        top, left, crop_height, crop_width = self.coords[slot].tolist()
+        box = (round(top * height), round(left * width), round(crop_height * height), round(crop_width * width))
+        return box, bool(self.flip[slot])
+
+
+def parse_items(items, source):
+    """Turn the list of a 6- or 7-item batch file into `BatchLabels`, checking every item.
+
+    Raises:
+        InputError: an item is missing, of the wrong type or shape, or out of range; names `source`.
+    """
+
+    def require(condition, problem):
+        if not condition:
+            raise InputError(f"{source} is not a usable label file: {problem}; get it again or run relabel_FKD.py")
+
+    require(isinstance(items, list) and len(items) in (6, 7), "it is not a list of 6 or 7 items")
+    coords, flip, mix_index, mix_lam, mix_bbox, logits, *rest = items
+    index = rest[0] if rest else None
+
+    def require_tensor(name, value, dtypes, *shape):
+        require(isinstance(value, torch.Tensor), f"{name} is not a tensor")
+        require(value.dtype in dtypes, f"{name} has dtype {value.dtype}")
+        fits = value.dim() == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, value.shape, strict=True)
+        )
+        require(fits, f"{name} has shape {list(value.shape)}")
+
+    require_tensor("flip", flip, [torch.bool], None)
+    rows = len(flip)
+    require(rows > 0, "it holds no rows")
+    require_tensor("coords", coords, [torch.float32], rows, 4)
+    require_tensor("logits", logits, [torch.float16, torch.float32], rows, None)
+    require(logits.isfinite().all(), "its logits are not all finite")
+    inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
+    require(inside.all() and (coords[:, 2:] > 0).all(), "its crop coords are not fractions of an image")
+    require((coords[:, :2] + coords[:, 2:] <= 1 + 1e-4).all(), "a crop reaches outside its image")
+
+    if mix_index is not None:
+        require_tensor("mix_index", mix_index, [torch.int64], rows)
+        require(((mix_index >= 0) & (mix_index < rows)).all(), "mix_index points outside the batch")
+    if mix_lam is not None:
+        require(isinstance(mix_lam, float) and 0 <= mix_lam <= 1, f"mix_lam is {mix_lam!r:.40}")
+    if mix_bbox is not None:
+        four = isinstance(mix_bbox, list | tuple) and len(mix_bbox) == 4
+        require(four and all(type(n) is int for n in mix_bbox), "mix_bbox is not four integers")
+        y1, x1, y2, x2 = mix_bbox
+        require(0 <= y1 <= y2 and 0 <= x1 <= x2, f"mix_bbox {list(mix_bbox)} is not a box")
+    if mix_lam is not None or mix_bbox is not None:
+        require(mix_index is not None and mix_lam is not None, "a mixed batch lacks mix_index or mix_lam")
+    if index is not None:
+        require_tensor("index", index, [torch.int64], rows)
+        require((index >= 0).all(), "index is negative")
+    return BatchLabels(
+        coords, flip, mix_index, mix_lam, tuple(mix_bbox) if mix_bbox is not None else None, logits, index
+    )
+
+
+class ReferenceOrder:
+    """The image order that SRe2L's code implies for labels without an index.
+
+    One `RandomSampler` over N images, its generator seeded with --fkd_seed, is iterated once per
+    epoch from epoch 0; each pass advances the generator. Any epoch can be asked for, in any order.
+    """
+
+    def __init__(self, num_images, seed):
+        self.num_images = num_images
+        self.states = [torch.Generator().manual_seed(seed).get_state()]  # before each epoch
+        self.epoch, self.order = None, None
+
+    def __call__(self, epoch):
+        """Return int64 [N], the images in the order in which `epoch` visits them."""
+        if epoch == self.epoch:
+            return self.order
+        generator = torch.Generator()
+        for e in range(min(epoch, len(self.states) - 1), epoch + 1):
+            generator.set_state(self.states[e])
+            order = list(RandomSampler(range(self.num_images), generator=generator))
+            if e + 1 == len(self.states):
+                self.states.append(generator.get_state())
+        self.epoch, self.order = epoch, torch.tensor(order)
+        return self.order
+
+
+class TarStore:
+    """A folder of `epoch_{e}/batch_{b}.tar` files in the 6- or 7-item dialect.
+
+    Attributes: `path`, `dialect` (`sre2l` or `prism`), `epochs` (stored without a gap from 0),
+    `batches_per_epoch`, `batch_size`, `num_images`, `num_classes`, `mix_type`.
+
+    Args:
+        path: the folder given as --fkd-path.
+        fkd_seed: seed of the image order where the labels have no index.
+
+    Raises:
+        InputError: not a label folder, or its first epoch cannot be used.
+    """
+
+    def __init__(self, path, fkd_seed=42):
+        self.path = Path(path)
+        self.fkd_seed = fkd_seed
+        stored = {int(m[1]) for m in map(EPOCH_FOLDER.fullmatch, os.listdir(self.path)) if m}
+        self.epochs = next(e for e in range(len(stored) + 1) if e not in stored)
+        batches = self._batch_numbers(0) if self.epochs else set()
+        if 0 not in batches:
+            raise InputError(
+                f"--fkd-path {self.path} holds no epoch_0/batch_0.tar; give the folder that holds epoch_0, epoch_1, …"
+            )
+        self.batches_per_epoch = max(batches) + 1
+        first = self._load(0, 0)
+        last = first if self.batches_per_epoch == 1 else self._load(0, max(batches))
+        self.dialect = "sre2l" if first.index is None else "prism"
+        self.batch_size, self.num_classes = first.logits.shape
+        self.num_images = self.batch_size * max(batches) + len(last)
+        self.mix_type = first.mix_type
+        self.logits_dtype = first.logits.dtype
+        self.order = ReferenceOrder(self.num_images, fkd_seed)
+
+    def file(self, epoch, batch):
+        """Return the path of one batch file."""
+        return self.path / f"epoch_{epoch}" / f"batch_{batch}.tar"
+
+    def _batch_numbers(self, epoch):
+        names = os.listdir(self.path / f"epoch_{epoch}")
+        return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
+
+    def _load(self, epoch, batch):
+        path = self.file(epoch, batch)
+        return parse_items(load_archive(path), path)
+
+    def check_complete(self, epochs):
+        """Raise InputError for the first batch file that `epochs` (an iterable) needs and that is missing."""
+        for epoch in epochs:
+            missing = set(range(self.batches_per_epoch)) - self._batch_numbers(epoch)
+            if missing:
+                raise InputError(
+                    f"{self.file(epoch, min(missing))} is missing ({len(missing)} of {self.batches_per_epoch} "
+                    "batch files of this epoch); copy the labels again or run relabel_FKD.py"
+                )
+
+    def rows(self, batch):
+        """Number of images in batch `batch`; the last one of an epoch may be shorter."""
+        return min(self.batch_size, self.num_images - batch * self.batch_size)
+
+    def read(self, epoch, batch):
+        """Return the `BatchLabels` of one batch, `index` filled in.
+
+        Raises:
+            InputError: the file is missing, damaged, or disagrees with the rest of the store.
+        """
+        labels = self._load(epoch, batch)
+        stated = (self.rows(batch), self.num_classes, self.mix_type, self.dialect == "prism")
+        found = (len(labels), labels.logits.shape[1], labels.mix_type, labels.index is not None)
+        if found != stated:
+            raise InputError(
+                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, has "
+                f"index) is {found}, expected {stated}; the folder mixes two label sets, so make them again"
+            )
+        if labels.index is None:
+            start = batch * self.batch_size
+            index = self.order(epoch)[start : start + len(labels)]
+            return BatchLabels(**{**vars(labels), "index": index})
+        if labels.index.max() >= self.num_images:
+            raise InputError(
+                f"{self.file(epoch, batch)} names image {labels.index.max().item()}, but the labels cover "
+                f"{self.num_images} images; the file belongs to another label set"
+            )
+        return labels
+
+    def provenance(self):
+        """Return what summary.json says about these labels."""
+        keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
+        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
+
+
+def open_labels(path, fkd_seed=42):
+    """Open a label folder of any dialect (see `TarStore`).
+
+    Raises:
+        InputError: no such folder, or no labels in it.
+    """
+    if not os.path.isdir(path):
+        raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds epoch_0, epoch_1, …")
+    return TarStore(path, fkd_seed)
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    """Views of one batch that are still to be drawn: what `BatchLabels` is before a teacher saw it."""
+
+    policy: ViewPolicy
+    draws: np.ndarray  # float64 [B, CROP_DRAWS]
+    index: torch.Tensor  # int64 [B]
+    mix_index: torch.Tensor | None
+    mix_lam: float | None
+    mix_bbox: tuple | None
+    logits: None = None
+
+    def view(self, slot, image_size):
+        """As `BatchLabels.view`."""
+        return self.policy.crop_from(self.draws[slot], image_size)
+
+
+class DrawnViews:
+    """A store that draws its views instead of reading them; relabel and naive KD share it.
+
+    Args:
+        policy: how to draw.
+        num_images: N.
+        batch_size: images in a batch.
+    """
+
+    def __init__(self, policy, num_images, batch_size):
+        self.policy, self.num_images, self.batch_size = policy, num_images, batch_size
+        self.batches_per_epoch = math.ceil(num_images / batch_size)
+        self.order = ReferenceOrder(num_images, policy.seed)
+
+    def read(self, epoch, batch):
+        """Return the `DrawnBatch` of (epoch, batch), the same whenever and wherever it is asked for."""
+        index = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        draws = self.policy.draw_crops(epoch, batch, len(index))
+        return DrawnBatch(self.policy, draws, index, *self.policy.draw_mix(epoch, batch, len(index)))
+
+
+class TarWriter:
+    """Writes `epoch_{e}/batch_{b}.tar` files in the 7-item dialect; a file exists whole or not at all.
+
+    Args:
+        path: folder to write to; made if it does not exist.
+        use_fp16: store logits as float16.
+
+    Raises:
+        InputError: the folder holds other files, or cannot be written.
+    """
+
+    def __init__(self, path, use_fp16=True):
+        self.path = Path(path)
+        self.dtype = torch.float16 if use_fp16 else torch.float32
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--fkd-path {path} cannot be made ({error.strerror}); give another folder") from None
+        if any(self.path.iterdir()):
+            raise InputError(f"--fkd-path {path} is not empty; give a new folder, or delete the labels in it")
+
+    def write(self, epoch, batch, labels):
+        """Write one batch of `BatchLabels`."""
+        items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
+        items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
+        items += [labels.logits.to(self.dtype), labels.index]
+        folder = self.path / f"epoch_{epoch}"
+        folder.mkdir(exist_ok=True)
+        with atomic_file(folder / f"batch_{batch}.tar") as temporary:
+            torch.save(items, temporary)
