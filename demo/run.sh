@@ -8,8 +8,8 @@ rm -rf "$work"
 
 PYTHON=${PYTHON:-python3}
 TRAIN_DIR=$work/distilled VAL_DIR=$work/val FKD_PATH=$work/labels
-EPOCHS=150 BATCH_SIZE=20 ACCUMULATION=1 INPUT_SIZE=32 WORKERS=2
-export PYTHON TRAIN_DIR VAL_DIR FKD_PATH EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE WORKERS
+EPOCHS=100 INPUT_SIZE=32 WORKERS=2
+export PYTHON TRAIN_DIR VAL_DIR FKD_PATH EPOCHS INPUT_SIZE WORKERS
 
 echo "== 1/5 images"
 "$PYTHON" demo/prepare_data.py "$work"
@@ -19,13 +19,13 @@ echo "== 2/5 teacher"
 
 echo "== 3/5 FKD labels"
 "$PYTHON" relabel_FKD.py --data "$TRAIN_DIR" -a resnet18 --checkpoint "$work/teacher.pth" \
-    -b "$BATCH_SIZE" --epochs "$EPOCHS" --input-size "$INPUT_SIZE" -j "$WORKERS" \
-    --min-scale-crops 0.25 --mix-type cutmix --use-fp16 --fkd-path "$FKD_PATH"
+    -b 50 --epochs "$EPOCHS" --input-size "$INPUT_SIZE" -j "$WORKERS" \
+    --min-scale-crops 0.5 --hflip 0 --mix-type cutmix --use-fp16 --fkd-path "$FKD_PATH"
 
 echo "== 4/5 student on FKD labels"
-OUTPUT_DIR=$work/student_fkd sh train_FKD_10_r18.sh --adamw-lr 0.002 --eval-every 50
+OUTPUT_DIR=$work/student_fkd sh train_FKD_10_r18.sh
 
 echo "== 5/5 student on hard labels"
-OUTPUT_DIR=$work/student_hard LOSS_TYPE=ce sh train_FKD_10_r18.sh --adamw-lr 0.002 --eval-every 50
+OUTPUT_DIR=$work/student_hard LOSS_TYPE=ce sh train_FKD_10_r18.sh
 
 "$PYTHON" demo/table.py "$work"
