@@ -376,11 +376,13 @@ class TarWriter:
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):
-            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
-            items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
-            items.append(labels.logits.to(self.dtype))
+            mix_bbox = None if labels.mix_bbox is None else list(labels.mix_bbox)
+            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, mix_bbox]
+            items += [labels.logits.to(self.dtype), labels.index]
+            # a slice would be saved with all of the epoch that it is a slice of
+            items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-                torch.save([*items, labels.index] if self.with_index else items, temporary)
+                torch.save(items if self.with_index else items[:6], temporary)
 
 
 if __name__ == "__main__":
