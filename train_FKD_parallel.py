@@ -153,7 +153,7 @@ def finish_epoch(row, progress, args, folder, tracker, model, optimizer, scaler,
     progress.epoch = row["epoch"] + 1
     progress.history.append(row)
     progress.seconds = seconds
-    improved = row["val_top1"] is not None and row["val_top1"] > (progress.best_top1 or 0)
+    improved = row["val_top1"] is not None and (progress.best_top1 is None or row["val_top1"] > progress.best_top1)
     if improved:
         progress.best_top1, progress.best_epoch = row["val_top1"], row["epoch"]
     log.info(tracking.describe_epoch(row, args.epochs))
