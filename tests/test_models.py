@@ -47,7 +47,7 @@ def test_small_stem():
     model.layer1.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert shapes == [(1, 64, 32, 32)]
-    with pytest.raises(InputError, match="--stem small .*mobilenet_v2"):
+    with pytest.raises(InputError, match=r"--stem small .*mobilenet_v2"):
         build_model("mobilenet_v2", 10, "small")
 
 

@@ -1,5 +1,6 @@
 """Learning-rate factors: values worked out by hand, endpoints, and that they never rise."""
 
+import itertools
 import math
 
 import pytest
@@ -45,7 +46,7 @@ def test_every_schedule_starts_at_one_and_falls(schedule, epochs):
     """Every trained epoch has a positive rate."""
     factors = [lr_factor(schedule, epoch, epochs) for epoch in range(epochs)]
     assert factors[0] == 1
-    assert all(a > b > 0 for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(factors))
 
 
 def test_an_unknown_schedule():
