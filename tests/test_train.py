@@ -7,6 +7,7 @@ import torch
 from conftest import EPOCHS, make_labels, read_run, run
 
 import train_FKD_parallel
+from utils.run import Run
 from utils.tracking import COLUMNS, RUN_FILES
 
 
@@ -63,25 +64,24 @@ def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_pa
     assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
 
 
-class StopAfter:
-    """Ends a run as Ctrl-C would, right after an epoch was recorded."""
+def stop_after(monkeypatch, epoch):
+    """End a run as Ctrl-C would, right after `epoch` was recorded."""
+    finish = Run.finish_epoch
 
-    def __init__(self, monkeypatch, epoch):
-        self.finish, self.epoch = train_FKD_parallel.finish_epoch, epoch
-        monkeypatch.setattr(train_FKD_parallel, "finish_epoch", self)
-        monkeypatch.setattr(train_FKD_parallel, "CHECKPOINT_SECONDS", -1)
-
-    def __call__(self, row, *rest):
-        self.finish(row, *rest)
-        if row["epoch"] == self.epoch:
+    def finish_and_stop(self, row):
+        finish(self, row)
+        if row["epoch"] == epoch:
             raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "finish_epoch", finish_and_stop)
+    monkeypatch.setattr("utils.run.CHECKPOINT_SECONDS", -1)
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     """Bit-identical weights and losses, whichever epoch was the last before the stop."""
     with pytest.MonkeyPatch.context() as patch:
-        StopAfter(patch, epoch)
+        stop_after(patch, epoch)
         assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run")).code == 130
     assert torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=True)["epoch"] == epoch + 1
 
@@ -175,7 +175,7 @@ def test_flags_have_an_effect(two_epochs):
 )
 def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
     """The lr column, with a training step that costs nothing."""
-    monkeypatch.setattr(train_FKD_parallel, "train_one_epoch", only_count)
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
     rows = tiny.train_run(tmp_path / "run", **flags).rows
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
@@ -189,7 +189,7 @@ def only_count(model, batches, loss_fn, optimizer, precision, micro_batch):
 
 def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
     """A fresh student, the later labels, the later rates."""
-    monkeypatch.setattr(train_FKD_parallel, "train_one_epoch", only_count)
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
     rows = tiny.train_run(tmp_path / "run", start_epoch=1).rows
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[0]["lr"] == pytest.approx(2e-3 / 3)
@@ -197,7 +197,7 @@ def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
 
 def test_eval_every(tiny, tmp_path, monkeypatch):
     """Every so many epochs and at the end; cells are empty elsewhere."""
-    monkeypatch.setattr(train_FKD_parallel, "train_one_epoch", only_count)
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
     labels = make_labels(tmp_path / "labels", epochs=6)
     done = tiny.train_run(tmp_path / "run", fkd_path=labels, epochs=6, eval_every=2)
     assert [row["epoch"] for row in done.rows if row["val_top1"] is not None] == [0, 2, 4, 5]
@@ -212,7 +212,7 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
         seen.append(micro_batch)
         return only_count(model, batches, loss_fn, optimizer, precision, micro_batch)
 
-    monkeypatch.setattr(train_FKD_parallel, "train_one_epoch", note)
+    monkeypatch.setattr("utils.run.train_one_epoch", note)
     labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
     flags = {"fkd_path": labels, "batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 1, "mix_type": "mixup"}
     done = tiny.train_run(tmp_path / "run", **flags)

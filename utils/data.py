@@ -7,7 +7,8 @@ epoch. So one iterator serves the whole run: workers stay alive and prefetch acr
 
 import os
 import signal
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
-from utils.augment import mix, replay_view
+from utils.augment import fractions, mix, replay_view
 from utils.errors import InputError
 
 
@@ -64,6 +65,17 @@ def open_folder(path, flag):
         raise InputError(f"{flag} {path}: {problem}; every sub-folder must hold the images of one class") from None
 
 
+def first_images(samples, per_class):
+    """Keep the first `per_class` images of each class (IPC) of a list of (path, class); None keeps all."""
+    seen = Counter()
+    kept = []
+    for path, target in samples:
+        seen[target] += 1
+        if per_class is None or seen[target] <= per_class:
+            kept.append((path, target))
+    return kept
+
+
 def load_rgb(path):
     """Decode an image file to a PIL RGB image, or raise InputError with its path."""
     try:
@@ -105,11 +117,9 @@ class ViewDataset(Dataset):
         index = int(self.labels.index[slot])
         path, target = self.samples[index]
         image = load_rgb(path)
-        width, height = image.size
-        box, flip = self.labels.view(slot, (height, width))
-        view = replay_view(image, box, flip, self.input_size)
-        coords = torch.tensor([box[0] / height, box[1] / width, box[2] / height, box[3] / width])
-        return view, target, coords, flip, index
+        size = image.height, image.width
+        box, flip = self.labels.view(slot, size)
+        return replay_view(image, box, flip, self.input_size), target, fractions(box, size), flip, index
 
 
 class Positions:
@@ -194,6 +204,24 @@ class WorkerBatches:
         """Yield the batches of the next epoch."""
         for _ in range(self.batches_per_epoch):
             yield next(self.stream)
+
+
+class LiveTeacher:
+    """Batches whose soft labels a teacher answers as they pass (naive KD).
+
+    Args:
+        batches: batches without soft labels, as `WorkerBatches` of `DrawnViews`.
+        teacher: images [B, 3, S, S] -> logits float32 [B, C].
+    """
+
+    def __init__(self, batches, teacher):
+        self.batches, self.teacher = batches, teacher
+        self.batches_per_epoch = batches.batches_per_epoch
+
+    def epoch(self, epoch):
+        """Yield the batches of an epoch, answered."""
+        for batch in self.batches.epoch(epoch):
+            yield replace(batch, soft_labels=self.teacher(batch.images))
 
 
 class CentreCrops(Dataset):

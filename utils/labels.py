@@ -5,6 +5,12 @@ Dialects (`epoch_{e}/batch_{b}.tar`, each a `torch.save` zip of one list in spit
 * `sre2l`, 6 items: coords, flip, mix_index, mix_lam, mix_bbox, logits. Which image each row is
   follows from the sampler of the reference code, replayed by `ReferenceOrder`.
 * `prism`, 7 items (PRISM, G-VBSM): the same, then index.
+* `packed`, ours: utils/packed.py.
+
+    python -m utils.labels info PATH           what is in a label folder
+    python -m utils.labels pack SRC DST        .tar files -> packed
+    python -m utils.labels unpack SRC DST      packed -> .tar files that other repositories read
+    python -m utils.labels verify PATH         read and check everything
 
 Shapes: B images in a batch, N images in an epoch, C classes.
 """
@@ -12,6 +18,7 @@ Shapes: B images in a batch, N images in an epoch, C classes.
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +27,7 @@ import torch
 from torch.utils.data import RandomSampler
 
 from utils.archive import load_archive
-from utils.augment import ViewPolicy
+from utils.augment import ViewPolicy, fractions
 from utils.errors import InputError
 from utils.files import atomic_file
 
@@ -77,6 +84,11 @@ def to_pixels(start, length, size):
     return min(round(start * size), size - length), length
 
 
+def all_finite(tensor):
+    """Whether every value is finite; in numpy, which does not wake PyTorch's threads for so little."""
+    return bool(np.isfinite(tensor.numpy()).all())
+
+
 def parse_items(items, source):
     """Turn the list of a 6- or 7-item batch file into `BatchLabels`, checking every item.
 
@@ -106,7 +118,7 @@ def parse_items(items, source):
     require_tensor("coords", coords, [torch.float32], rows, 4)
     require_tensor("logits", logits, [torch.float16, torch.float32], rows, None)
     require(logits.shape[1] > 0, "logits have no classes")
-    require(logits.isfinite().all(), "its logits are not all finite")
+    require(all_finite(logits), "its logits are not all finite")
     inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
     require(inside.all() and (coords[:, 2:] > 0).all(), "its crop coords are not fractions of an image")
     require((coords[:, :2] + coords[:, 2:] <= 1 + 1e-4).all(), "a crop reaches outside its image")
@@ -157,6 +169,37 @@ class ReferenceOrder:
         return self.order
 
 
+class ReusedLabels:
+    """A label store trained on for more epochs than it holds: stored epochs are visited again.
+
+    The first pass is in order; each later pass visits all stored epochs in an order shuffled with
+    (seed, pass). Everything else is the store's own.
+    """
+
+    def __init__(self, store, seed):
+        self.store, self.seed = store, seed
+
+    def __getattr__(self, name):
+        if name == "store":  # not there yet while a worker unpickles this
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def stored_epoch(self, epoch):
+        """The stored epoch that training epoch `epoch` replays."""
+        turn, place = divmod(epoch, self.store.epochs)
+        if turn == 0:
+            return place
+        return int(np.random.default_rng((self.seed, turn)).permutation(self.store.epochs)[place])
+
+    def read(self, epoch, batch):
+        """As `TarStore.read`."""
+        return self.store.read(self.stored_epoch(epoch), batch)
+
+    def file(self, epoch, batch):
+        """As `TarStore.file`."""
+        return self.store.file(self.stored_epoch(epoch), batch)
+
+
 class TarStore:
     """A folder of `epoch_{e}/batch_{b}.tar` files in the 6- or 7-item dialect.
 
@@ -189,6 +232,7 @@ class TarStore:
         self.num_images = self.batch_size * max(batches) + len(last)
         self.mix_type = first.mix_type
         self.logits_dtype = first.logits.dtype
+        self.keep_topk = self.num_classes
         self.order = ReferenceOrder(self.num_images, fkd_seed)
 
     def file(self, epoch, batch):
@@ -248,14 +292,26 @@ class TarStore:
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
 
 
-def open_labels(path, fkd_seed=42):
-    """Open a label folder of any dialect (see `TarStore`).
+def open_labels(path, fkd_seed=42, temperature=1.0, verify=False):
+    """Open a label folder of any dialect: a `PackedStore` where there is a manifest, else a `TarStore`.
+
+    Args:
+        path: the folder given as --fkd-path.
+        fkd_seed: seed of the image order where the labels have no index.
+        temperature: of the loss; used where only the largest logits were stored.
+        verify: compare packed files with their digests when they are opened.
 
     Raises:
         InputError: no such folder, or no labels in it.
     """
     if not os.path.isdir(path):
-        raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds epoch_0, epoch_1, …")
+        raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds the labels")
+    if os.path.exists(os.path.join(path, "manifest.json")):
+        from utils.packed import PackedStore
+
+        return PackedStore(path, fkd_seed, temperature, verify)
+    if verify:
+        raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
     return TarStore(path, fkd_seed)
 
 
@@ -274,6 +330,13 @@ class DrawnBatch:
     def view(self, slot, image_size):
         """As `BatchLabels.view`."""
         return self.policy.crop_from(self.draws[slot], image_size)
+
+    def labelled(self, logits, image_sizes):
+        """Return the `BatchLabels` of these views, given the logits [B, C] and each row's image size (H, W)."""
+        views = [self.view(slot, size) for slot, size in enumerate(image_sizes)]
+        coords = torch.stack([fractions(box, size) for (box, _), size in zip(views, image_sizes, strict=True)])
+        flip = torch.tensor([flip for _, flip in views])
+        return BatchLabels(coords, flip, self.mix_index, self.mix_lam, self.mix_bbox, logits, self.index)
 
 
 class DrawnViews:
@@ -298,32 +361,45 @@ class DrawnViews:
 
 
 class TarWriter:
-    """Writes `epoch_{e}/batch_{b}.tar` files in the 7-item dialect; a file exists whole or not at all.
+    """Writes `epoch_{e}/batch_{b}.tar` files; a file exists whole or not at all.
 
     Args:
         path: folder to write to; made if it does not exist.
-        use_fp16: store logits as float16.
+        dtype: of the logits, float16 or float32.
+        with_index: write the index, the seventh item.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
 
-    def __init__(self, path, use_fp16=True):
-        self.path = Path(path)
-        self.dtype = torch.float16 if use_fp16 else torch.float32
+    def __init__(self, path, dtype=torch.float16, with_index=True):
+        self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--fkd-path {path} cannot be made ({error.strerror}); give another folder") from None
+            raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
         if any(self.path.iterdir()):
-            raise InputError(f"--fkd-path {path} is not empty; give a new folder, or delete the labels in it")
+            raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
 
-    def write(self, epoch, batch, labels):
-        """Write one batch of `BatchLabels`."""
-        items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
-        items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
-        items += [labels.logits.to(self.dtype), labels.index]
+    def missing(self, epochs):
+        """Epochs that are still to be written: all, since a started folder is refused."""
+        return list(range(epochs))
+
+    def write(self, epoch, batches):
+        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
-        with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-            torch.save(items, temporary)
+        for batch, labels in enumerate(batches):
+            mix_bbox = None if labels.mix_bbox is None else list(labels.mix_bbox)
+            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, mix_bbox]
+            items += [labels.logits.to(self.dtype), labels.index]
+            # a slice would be saved with all of the epoch that it is a slice of
+            items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
+            with atomic_file(folder / f"batch_{batch}.tar") as temporary:
+                torch.save(items if self.with_index else items[:6], temporary)
+
+
+if __name__ == "__main__":
+    from utils.label_tools import main
+
+    sys.exit(main())
