@@ -20,11 +20,12 @@ import time
 from utils import arguments, preflight, tracking
 from utils.augment import Normalise
 from utils.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
-from utils.data import ValidationBatches, ViewDataset, WorkerBatches
+from utils.data import ValidationBatches, ViewDataset
 from utils.engine import Precision, build_optimizer, evaluate, pick_device, set_lr, train_one_epoch
 from utils.errors import run_script
 from utils.losses import build_loss
 from utils.models import build_student
+from utils.resident import build_batches
 from utils.schedules import lr_factor
 from utils.tracking import log
 
@@ -88,7 +89,8 @@ def main(argv=None):
     folder.claim(arguments.public(args))
     normalise = Normalise(args.mean, args.std, device, precision.memory_format)
     epochs = range(progress.epoch, args.epochs)
-    batches = WorkerBatches(ViewDataset(train.samples, store, args.input_size), epochs, normalise, args.workers, device)
+    views = ViewDataset(train.samples, store, args.input_size)
+    batches = build_batches(args.loader, views, epochs, normalise, args.workers, device)
     validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, device)
     tracker = tracking.start_tracker(
         *(args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output_dir, arguments.public(args)),
