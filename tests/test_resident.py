@@ -183,7 +183,7 @@ def test_auto_keeps_what_fits_and_says_so(folder, monkeypatch, caplog):
     assert "workers" in caplog.messages[-1]
     assert isinstance(resident.build_batches("resident", *arguments), resident.ResidentBatches)
     monkeypatch.setattr(resident, "free_host_memory", lambda: needed)
-    with pytest.raises(InputError, match="--loader resident.*--loader workers"):
+    with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):
         resident.build_batches("resident", *arguments)
     assert isinstance(resident.build_batches("workers", *arguments), WorkerBatches)
 
