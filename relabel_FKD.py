@@ -1,16 +1,21 @@
-"""Write FKD soft labels: show a teacher every view that students will be trained on, and store its answers.
+"""Write FKD soft labels: show teachers every view that students will be trained on, store their answers.
 
     python relabel_FKD.py --data DISTILLED -a resnet18 --checkpoint TEACHER.pth -b 50 --epochs 300 \
         --mix-type cutmix --use-fp16 --fkd-path LABELS
 
-Views are drawn as a pure function of (--fkd-seed, epoch, batch): the number of workers does not
-matter, and a second call writes the same files. Images are visited in the order that the reference's
-sampler gives, and each row also stores its image index (the 7-item dialect of PRISM and G-VBSM).
+    python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers, its ensemble rule
+    python relabel_FKD.py … --bits 8 --keep-topk 100 --views drawn      smaller labels
+    python relabel_FKD.py … --format tar                         files that SRe2L's and PRISM's code reads
+
+Views are a pure function of (--fkd-seed, epoch, batch): the number of workers does not matter, and a
+call that was killed goes on at the first unfinished epoch and ends with the same bytes. Images are
+visited in the order of the reference's sampler.
 """
 
 import sys
 
 import torch
+from PIL import Image
 
 from utils import arguments, tracking
 from utils.augment import Normalise, mix
@@ -18,56 +23,87 @@ from utils.data import ViewDataset, guarded, open_folder, view_loader
 from utils.engine import Precision, pick_device
 from utils.errors import InputError, run_script
 from utils.labels import BatchLabels, DrawnViews, TarWriter
-from utils.models import build_teacher
+from utils.packed import Codec, PackedWriter, digest_of_names, make_manifest
+from utils.teachers import Ensemble, choose
 from utils.tracking import log
 
 
 def parse(argv):
     """Parse the command line."""
-    parser = arguments.Parser("Write FKD soft labels with a teacher.")
+    parser = arguments.Parser("Write FKD soft labels with one teacher or several.")
     arguments.add_relabel_arguments(parser)
     arguments.add_device_arguments(parser)
-    return parser.parse_args(argv)
+    return arguments.settle_relabel(parser.parse_args(argv))
 
 
 def main(argv=None):
     """Run the phases: parse, preflight, build, loop."""
     args = parse(argv)
     tracking.start_log()
-    device = pick_device(args.device)
-    precision = Precision(args.precision, device)
+
+    # preflight
+    precision = Precision(args.precision, pick_device(args.device))
     folder = open_folder(args.data, "--data")
-    policy = arguments.view_policy(args)
-    views = DrawnViews(policy, len(folder.samples), args.batch_size)
-    writer = TarWriter(args.fkd_path, args.use_fp16)
+    views = DrawnViews(arguments.view_policy(args), len(folder.samples), args.batch_size)
+    names, files, rule = choose(args)
 
-    teacher = build_teacher(args.arch, args.checkpoint, args.stem)
-    teacher = teacher.to(device, memory_format=precision.memory_format)
-    normalise = Normalise(args.mean, args.std, device, precision.memory_format)
+    # build
+    teachers = Ensemble(names, files, rule, precision, args.stem)
+    normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(folder.samples, views, args.input_size)
-    loader = view_loader(dataset, range(args.epochs), args.workers, device)
-
-    total = args.epochs * views.batches_per_epoch
-    bar = tracking.progress_bar(guarded(loader), "relabel", total, not args.no_progress)
-    for number, item in enumerate(bar):
-        epoch, batch = divmod(number, views.batches_per_epoch)
-        writer.write(epoch, batch, answer(item, teacher, normalise, precision))
+    num_classes = teachers(normalise(torch.zeros(1, args.input_size, args.input_size, 3))).shape[1]
+    writer = open_writer(args, folder, views, teachers, precision, num_classes)
+    todo = writer.missing(args.epochs)
     log.info(
-        "%d images x %d epochs of %s labels in %s", len(folder.samples), args.epochs, policy.mix_type, args.fkd_path
+        "relabel %d images x %d of %d epochs with %s on %s in %s",
+        *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
     )
 
+    # loop
+    loader = view_loader(dataset, todo, args.workers, precision.device)
+    items = iter(tracking.progress_bar(guarded(loader), "relabel", len(loader), not args.no_progress))
+    for epoch in todo:
+        batches = (next(items) for _ in range(views.batches_per_epoch))
+        writer.write(epoch, [answer(item, teachers, normalise, precision.device) for item in batches])
+    log.info("labels of %d epochs in %s", args.epochs, args.fkd_path)
 
-@torch.no_grad()
-def answer(item, teacher, normalise, precision):
-    """Mix the views of one loader item and ask the teacher: the `BatchLabels` to store."""
+
+def open_writer(args, folder, views, teachers, precision, num_classes):
+    """Return the writer of --format; a started packed store is continued if its settings are the same."""
+    if args.format == "tar":
+        return TarWriter(args.fkd_path, torch.float16 if args.bits == 16 else torch.float32)
+    settings = {
+        "teachers": teachers.described,
+        "ensemble": teachers.rule,
+        "stem": args.stem,
+        "arithmetic": str(precision),
+        "mean": list(args.mean),
+        "std": list(args.std),
+        "class_names": digest_of_names(folder.classes),
+    }
+    codec = Codec(args.bits, args.keep_topk, args.views)
+    shape = views.num_images, num_classes, args.batch_size, args.epochs, views.policy.mix_type
+    manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)
+    return PackedWriter(args.fkd_path, manifest, image_sizes(folder.samples) if args.views == "drawn" else None)
+
+
+def image_sizes(samples):
+    """Read (H, W) of every image from its header: int32 [N, 2]."""
+    sizes = []
+    for path, _ in samples:
+        try:
+            with Image.open(path) as image:
+                sizes.append((image.height, image.width))
+        except OSError as error:
+            raise InputError(f"{path} cannot be decoded ({error}); replace the image") from None
+    return torch.tensor(sizes, dtype=torch.int32)
+
+
+def answer(item, teachers, normalise, device):
+    """Mix the views of one loader item and ask the teachers: the `BatchLabels` to store."""
     (views, _, coords, flips, index), mix_index, mix_lam, mix_bbox, _ = item
-    images = mix(normalise(views.to(precision.device)), mix_index, mix_lam, mix_bbox)
-    with precision.autocast():
-        logits = teacher(images)
-    logits = logits.float().cpu()
-    if not logits.isfinite().all():
-        raise InputError("--arch: the teacher's answers are not finite; check its weights, or use --precision fp32")
-    return BatchLabels(coords, flips, mix_index, mix_lam, mix_bbox, logits, index)
+    logits = teachers(mix(normalise(views.to(device)), mix_index, mix_lam, mix_bbox))
+    return BatchLabels(coords, flips, mix_index, mix_lam, mix_bbox, logits.cpu(), index)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(work):
     precision = Precision("auto", device)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     train, val = (open_folder(f"{work}/{part}", "work folder") for part in ("train", "val"))
-    policy = ViewPolicy(0, SIDE, 0.5, 1.0, "none", 0.8, 1.0)
+    policy = ViewPolicy(0, SIDE, 0.5, 1.0, "none", 0.8, 1.0, hflip=0)
     views = DrawnViews(policy, len(train.samples), BATCH_SIZE)
     dataset = ViewDataset(train.samples, views, SIDE)
     batches = build_batches("resident", dataset, range(EPOCHS), normalise, workers=0, device=device)

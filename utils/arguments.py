@@ -9,15 +9,15 @@ from utils.augment import IMAGENET_MEAN, IMAGENET_STD, ViewPolicy
 from utils.errors import InputError
 from utils.losses import LOSS_TYPES
 from utils.schedules import SCHEDULES
+from utils.teachers import PRESETS, RULES
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, with near names for a mistyped flag."""
 
-    def __init__(self, description):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def __init__(self, description=None, **options):
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, allow_abbrev=False, formatter_class=formatter, **options)
 
     def error(self, message):
         raise InputError(f"{message}{self._hint(message)}; see --help")
@@ -84,6 +84,7 @@ def add_view_arguments(group):
     group.add_argument("--mix-type", choices=["mixup", "cutmix", "None"], help="how a batch is mixed (default: not)")
     group.add_argument("--mixup", type=POSITIVE, default=0.8, help="alpha of mixup's Beta(alpha, alpha)")
     group.add_argument("--cutmix", type=POSITIVE, default=1.0, help="alpha of cutmix's Beta(alpha, alpha)")
+    group.add_argument("--hflip", type=number(float, 0, 1), default=0.5, help="probability of a left-right flip")
     group.add_argument("--fkd-seed", "--fkd_seed", type=NATURAL, default=42, help="seed of image order and views")
 
 
@@ -95,22 +96,65 @@ def view_policy(args):
         )
     mix_type = (args.mix_type or "none").lower()
     scales = args.min_scale_crops, args.max_scale_crops
-    return ViewPolicy(args.fkd_seed, args.input_size, *scales, mix_type, args.mixup, args.cutmix)
+    return ViewPolicy(args.fkd_seed, args.input_size, *scales, mix_type, args.mixup, args.cutmix, args.hflip)
 
 
 def add_relabel_arguments(parser):
     """Flags of relabel_FKD.py, named as in the reference's relabel code."""
-    group = parser.add_argument_group("relabel")
-    group.add_argument("--data", help="distilled images, one sub-folder per class")
-    group.add_argument("-a", "--arch", default="resnet18", help="teacher, a torchvision or timm model name")
-    group.add_argument("--checkpoint", help="file with the teacher's weights (default: the library's pretrained ones)")
+    group = parser.add_argument_group("teachers")
+    group.add_argument(
+        "-a", "--arch", action="append", help="torchvision or timm model; repeat for an ensemble (default: resnet18)"
+    )
+    group.add_argument(
+        "--checkpoint", action="append", help="weights of each --arch in turn (default: the library's pretrained ones)"
+    )
+    group.add_argument("--preset", choices=PRESETS, help="the teachers and ensemble rule of PRISM for this student")
+    group.add_argument("--candidate-number", type=COUNT, default=4, help="take so many teachers of --preset")
+    group.add_argument("--ensemble", choices=RULES, help="how answers are combined (default: mean, or the preset's)")
     group.add_argument("--stem", choices=["standard", "small"], default="standard", help="small: 3x3/1 ResNet stem")
+    group = parser.add_argument_group("labels")
+    group.add_argument("--data", help="distilled images, one sub-folder per class")
+    group.add_argument("--fkd-path", required=True, help="folder to write the labels to")
     group.add_argument("-b", "--batch-size", type=COUNT, default=256, help="images per batch, in training as well")
     group.add_argument("--epochs", type=COUNT, default=300, help="epochs of views to label")
-    group.add_argument("--fkd-path", required=True, help="folder to write the labels to")
-    group.add_argument("--use-fp16", action="store_true", help="store logits in half precision")
+    group.add_argument("--format", choices=["packed", "tar"], default="packed", help="tar: the 7-item files of PRISM")
+    group.add_argument("--use-fp16", action="store_true", help="store logits in half precision; the same as --bits 16")
+    group.add_argument(
+        "--views",
+        choices=["stored", "drawn"],
+        default="stored",
+        help="drawn: leave crops to be drawn again from the seed",
+    )
+    add_codec_arguments(group)
+    group = parser.add_argument_group("views")
     add_image_arguments(group)
     add_view_arguments(group)
+
+
+def add_codec_arguments(group):
+    """How packed labels are stored."""
+    group.add_argument(
+        "--bits",
+        type=int,
+        choices=[32, 16, 8, 4],
+        help="bits per stored value; 8 and 4 quantise (default: 32, or as given)",
+    )
+    group.add_argument("--keep-topk", type=COUNT, help="store only the k largest logits of an image (default: all)")
+
+
+def settle_relabel(args):
+    """Check relabel_FKD.py's flags against each other; return `args`.
+
+    Raises:
+        InputError: names the flags that do not go together.
+    """
+    if args.use_fp16 and args.bits not in (None, 16):
+        raise InputError(f"--use-fp16 contradicts --bits {args.bits}; give one of them")
+    args.bits = args.bits or (16 if args.use_fp16 else 32)
+    small = args.bits < 16 or args.keep_topk or args.views == "drawn"
+    if args.format == "tar" and small:
+        raise InputError("--format tar cannot hold --bits 8 or 4, --keep-topk or --views drawn; use --format packed")
+    return args
 
 
 def add_label_arguments(parser):
@@ -127,6 +171,10 @@ def add_label_arguments(parser):
         default=42,
         help="seed of the image order, for labels without an index",
     )
+    group.add_argument(
+        "--reuse-labels", action="store_true", help="train more --epochs than are stored, revisiting them"
+    )
+    group.add_argument("--verify-labels", action="store_true", help="compare packed label files with their digests")
 
 
 def add_model_arguments(parser):

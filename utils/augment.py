@@ -40,6 +40,13 @@ def replay_view(image, box, flip, size):
     return torch.from_numpy(np.array(view))
 
 
+def fractions(box, image_size):
+    """Turn a crop in pixels into coords: float32 [4], (top/H, left/W, height/H, width/W)."""
+    height, width = image_size
+    top, left, crop_height, crop_width = box
+    return torch.tensor([top / height, left / width, crop_height / height, crop_width / width])
+
+
 class Normalise:
     """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in `memory_format`, minus mean over std per channel."""
 
@@ -83,6 +90,7 @@ class ViewPolicy:
     mix_type: str  # cutmix, mixup or none
     mixup_alpha: float
     cutmix_alpha: float
+    hflip: float = 0.5  # probability of a flip
 
     def draw_crops(self, epoch, batch, rows):
         """Draw uniform numbers [rows, CROP_DRAWS] for one batch; `crop_from` turns a row into a crop."""
@@ -111,7 +119,7 @@ class ViewPolicy:
             image_size: (H, W) in pixels.
         """
         height, width = image_size
-        flip = bool(draws[2] < 0.5)
+        flip = bool(draws[2] < self.hflip)
         for u_area, u_ratio in zip(draws[3::2], draws[4::2], strict=True):
             area = height * width * (self.min_scale + (self.max_scale - self.min_scale) * u_area)
             aspect = (3 / 4) ** (1 - 2 * u_ratio)

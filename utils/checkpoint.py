@@ -13,7 +13,7 @@ from utils.files import atomic_file
 RESULT_ARGUMENTS = (
     "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
     "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
-    "fkd_seed seed input_size mean std precision arithmetic"
+    "fkd_seed reuse_labels seed input_size mean std precision arithmetic"
 ).split()
 
 

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
-from utils.augment import mix, replay_view
+from utils.augment import fractions, mix, replay_view
 from utils.errors import InputError
 
 
@@ -113,11 +113,9 @@ class ViewDataset(Dataset):
         index = int(self.labels.index[slot])
         path, target = self.samples[index]
         image = load_rgb(path)
-        width, height = image.size
-        box, flip = self.labels.view(slot, (height, width))
-        view = replay_view(image, box, flip, self.input_size)
-        coords = torch.tensor([box[0] / height, box[1] / width, box[2] / height, box[3] / width])
-        return view, target, coords, flip, index
+        size = image.height, image.width
+        box, flip = self.labels.view(slot, size)
+        return replay_view(image, box, flip, self.input_size), target, fractions(box, size), flip, index
 
 
 class Positions:

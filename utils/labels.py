@@ -5,6 +5,12 @@ Dialects (`epoch_{e}/batch_{b}.tar`, each a `torch.save` zip of one list in spit
 * `sre2l`, 6 items: coords, flip, mix_index, mix_lam, mix_bbox, logits. Which image each row is
   follows from the sampler of the reference code, replayed by `ReferenceOrder`.
 * `prism`, 7 items (PRISM, G-VBSM): the same, then index.
+* `packed`, ours: utils/packed.py.
+
+    python -m utils.labels info PATH           what is in a label folder
+    python -m utils.labels pack SRC DST        .tar files -> packed
+    python -m utils.labels unpack SRC DST      packed -> .tar files that other repositories read
+    python -m utils.labels verify PATH         read and check everything
 
 Shapes: B images in a batch, N images in an epoch, C classes.
 """
@@ -12,6 +18,7 @@ Shapes: B images in a batch, N images in an epoch, C classes.
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +27,7 @@ import torch
 from torch.utils.data import RandomSampler
 
 from utils.archive import load_archive
-from utils.augment import ViewPolicy
+from utils.augment import ViewPolicy, fractions
 from utils.errors import InputError
 from utils.files import atomic_file
 
@@ -156,6 +163,37 @@ class ReferenceOrder:
         return self.order
 
 
+class ReusedLabels:
+    """A label store trained on for more epochs than it holds: stored epochs are visited again.
+
+    The first pass is in order; each later pass visits all stored epochs in an order shuffled with
+    (seed, pass). Everything else is the store's own.
+    """
+
+    def __init__(self, store, seed):
+        self.store, self.seed = store, seed
+
+    def __getattr__(self, name):
+        if name == "store":  # not there yet while a worker unpickles this
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def stored_epoch(self, epoch):
+        """The stored epoch that training epoch `epoch` replays."""
+        turn, place = divmod(epoch, self.store.epochs)
+        if turn == 0:
+            return place
+        return int(np.random.default_rng((self.seed, turn)).permutation(self.store.epochs)[place])
+
+    def read(self, epoch, batch):
+        """As `TarStore.read`."""
+        return self.store.read(self.stored_epoch(epoch), batch)
+
+    def file(self, epoch, batch):
+        """As `TarStore.file`."""
+        return self.store.file(self.stored_epoch(epoch), batch)
+
+
 class TarStore:
     """A folder of `epoch_{e}/batch_{b}.tar` files in the 6- or 7-item dialect.
 
@@ -188,6 +226,7 @@ class TarStore:
         self.num_images = self.batch_size * max(batches) + len(last)
         self.mix_type = first.mix_type
         self.logits_dtype = first.logits.dtype
+        self.keep_topk = self.num_classes
         self.order = ReferenceOrder(self.num_images, fkd_seed)
 
     def file(self, epoch, batch):
@@ -247,14 +286,26 @@ class TarStore:
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
 
 
-def open_labels(path, fkd_seed=42):
-    """Open a label folder of any dialect (see `TarStore`).
+def open_labels(path, fkd_seed=42, temperature=1.0, verify=False):
+    """Open a label folder of any dialect: a `PackedStore` where there is a manifest, else a `TarStore`.
+
+    Args:
+        path: the folder given as --fkd-path.
+        fkd_seed: seed of the image order where the labels have no index.
+        temperature: of the loss; used where only the largest logits were stored.
+        verify: compare packed files with their digests when they are opened.
 
     Raises:
         InputError: no such folder, or no labels in it.
     """
     if not os.path.isdir(path):
-        raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds epoch_0, epoch_1, …")
+        raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds the labels")
+    if os.path.exists(os.path.join(path, "manifest.json")):
+        from utils.packed import PackedStore
+
+        return PackedStore(path, fkd_seed, temperature, verify)
+    if verify:
+        raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
     return TarStore(path, fkd_seed)
 
 
@@ -279,6 +330,13 @@ class DrawnBatch:
         boxes, flips = zip(*map(self.policy.crop_from, self.draws, image_sizes.tolist()), strict=True)
         return torch.tensor(boxes), torch.tensor(flips)
 
+    def labelled(self, logits, image_sizes):
+        """Return the `BatchLabels` of these views, given the logits [B, C] and each row's image size (H, W)."""
+        views = [self.view(slot, size) for slot, size in enumerate(image_sizes)]
+        coords = torch.stack([fractions(box, size) for (box, _), size in zip(views, image_sizes, strict=True)])
+        flip = torch.tensor([flip for _, flip in views])
+        return BatchLabels(coords, flip, self.mix_index, self.mix_lam, self.mix_bbox, logits, self.index)
+
 
 class DrawnViews:
     """A store that draws its views instead of reading them; relabel and naive KD share it.
@@ -302,32 +360,43 @@ class DrawnViews:
 
 
 class TarWriter:
-    """Writes `epoch_{e}/batch_{b}.tar` files in the 7-item dialect; a file exists whole or not at all.
+    """Writes `epoch_{e}/batch_{b}.tar` files; a file exists whole or not at all.
 
     Args:
         path: folder to write to; made if it does not exist.
-        use_fp16: store logits as float16.
+        dtype: of the logits, float16 or float32.
+        with_index: write the index, the seventh item.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
 
-    def __init__(self, path, use_fp16=True):
-        self.path = Path(path)
-        self.dtype = torch.float16 if use_fp16 else torch.float32
+    def __init__(self, path, dtype=torch.float16, with_index=True):
+        self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--fkd-path {path} cannot be made ({error.strerror}); give another folder") from None
+            raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
         if any(self.path.iterdir()):
-            raise InputError(f"--fkd-path {path} is not empty; give a new folder, or delete the labels in it")
+            raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
 
-    def write(self, epoch, batch, labels):
-        """Write one batch of `BatchLabels`."""
-        items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
-        items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
-        items += [labels.logits.to(self.dtype), labels.index]
+    def missing(self, epochs):
+        """Epochs that are still to be written: all, since a started folder is refused."""
+        return list(range(epochs))
+
+    def write(self, epoch, batches):
+        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
-        with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-            torch.save(items, temporary)
+        for batch, labels in enumerate(batches):
+            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
+            items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
+            items.append(labels.logits.to(self.dtype))
+            with atomic_file(folder / f"batch_{batch}.tar") as temporary:
+                torch.save([*items, labels.index] if self.with_index else items, temporary)
+
+
+if __name__ == "__main__":
+    from utils.label_tools import main
+
+    sys.exit(main())

@@ -4,7 +4,7 @@ import torch
 
 from utils.data import open_folder
 from utils.errors import InputError
-from utils.labels import open_labels
+from utils.labels import ReusedLabels, open_labels
 from utils.tracking import log
 
 SAMPLED_BATCHES = 8
@@ -82,7 +82,13 @@ def check_labels(args, train):
         raise InputError(f"--mix-type {args.mix_type} disagrees with {where}, which are {store.mix_type}; leave it out")
     if args.keep_topk and args.keep_topk > store.num_classes:
         raise InputError(f"--keep-topk {args.keep_topk} is more than the {store.num_classes} classes of {where}")
-    store.check_complete(range(args.start_epoch, args.epochs))
+    if store.keep_topk < store.num_classes:
+        args.keep_topk = min(args.keep_topk or store.num_classes, store.keep_topk)
+    if args.reuse_labels:
+        store = ReusedLabels(store, args.fkd_seed)
+        store.check_complete(range(store.epochs))
+    else:
+        store.check_complete(range(args.start_epoch, args.epochs))
     return store
 
 

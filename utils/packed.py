@@ -1,0 +1,441 @@
+"""Packed labels: one safetensors file per epoch and one `manifest.json`; no pickle anywhere.
+
+Layout of a folder (N images, C classes, k columns stored per image, n batches per epoch):
+
+    manifest.json             what the labels are, and a digest of every epoch file
+    images.safetensors        sizes i32 [N, 2] (H, W); only where views are drawn
+    epoch_0000.safetensors    one file per epoch, rows in the order of training:
+        coords f32 [N, 4], flip bool [N], index i32 [N]            where views are stored
+        mix_index i32 [N], mix_lam f64 [n], mix_bbox i32 [n, 4]    as far as the mix type needs them
+        logits f16 or f32 [N, k]                                   bits 16 or 32
+        levels u8 [N, ceil(k bits / 8)], low f32 [k], step f32 [k] bits 8 or 4: low + step * level
+        classes i32 [N, k], rest f32 [N, 2]                        k < C: class ids; mean and variance of the others
+
+Three independent savings (`Codec`): fewer bits per value, the k largest logits only, and *drawn*
+views: what relabel_FKD.py drew is a pure function of (seed, epoch, batch), so crops, flips and mixes
+need not be stored, only the image sizes, once. A digest of known draws guards against a library
+that would draw differently.
+
+Every file is written to a temporary name, fsynced and renamed: an epoch exists whole or not at all.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from utils.augment import ViewPolicy
+from utils.errors import InputError
+from utils.files import atomic_file, write_json
+from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, parse_items
+
+FORMAT, VERSION = "fkd-packed", 1
+MANIFEST, IMAGES = "manifest.json", "images.safetensors"
+EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How labels are stored.
+
+    Attributes:
+        bits: per value: 32 or 16 (floats), 8 or 4 (levels between a column's lowest and highest value).
+        keep_topk: logits kept per image, or None for all.
+        views: `stored`, or `drawn` (redrawn from the manifest's policy).
+    """
+
+    bits: int = 16
+    keep_topk: int | None = None
+    views: str = "stored"
+
+    def encode(self, logits):
+        """Turn float logits [N, C] into the tensors of an epoch file."""
+        tensors, values = {}, logits.float()
+        if self.keep_topk and self.keep_topk < logits.shape[1]:
+            values, classes = values.topk(self.keep_topk, dim=1)
+            others = logits.float().scatter(1, classes, float("nan"))  # [N, C], the kept ones masked
+            mean = others.nanmean(dim=1)
+            variance = (others - mean[:, None]).square().nanmean(dim=1)
+            tensors = {"classes": classes.int(), "rest": torch.stack([mean, variance], dim=1)}
+        if self.bits >= 16:
+            return tensors | {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
+        low, high = values.min(dim=0).values, values.max(dim=0).values
+        step = (high - low).clamp_min(1e-6) / (2**self.bits - 1)
+        levels = ((values - low) / step).round().to(torch.uint8)
+        return tensors | {"levels": pack_nibbles(levels) if self.bits == 4 else levels, "low": low, "step": step}
+
+    def decode(self, tensors, rows, num_classes, temperature):
+        """Return logits [B, C] of the slice `rows`; classes that were not kept get one common value.
+
+        That value gives them the mass that they had together at `temperature`, up to the second
+        moment of their logits: mean + variance / (2 T).
+        """
+        if self.bits >= 16:
+            values = tensors["logits"][rows]
+        else:
+            levels = tensors["levels"][rows]
+            low = tensors["low"]
+            levels = unpack_nibbles(levels, len(low)) if self.bits == 4 else levels
+            values = low + tensors["step"] * levels
+        if "classes" not in tensors:
+            return values
+        mean, variance = tensors["rest"][rows].unbind(dim=1)
+        absent = (mean + variance / (2 * temperature))[:, None].expand(-1, num_classes)
+        return absent.scatter(1, tensors["classes"][rows].long(), values.float())
+
+
+def pack_nibbles(levels):
+    """Pack uint8 levels [N, k] below 16 into [N, ceil(k / 2)], the even column in the high half."""
+    padded = torch.nn.functional.pad(levels, (0, levels.shape[1] % 2))
+    return padded[:, 0::2] * 16 + padded[:, 1::2]
+
+
+def unpack_nibbles(packed, columns):
+    """Undo `pack_nibbles`."""
+    return torch.stack([packed // 16, packed % 16], dim=2).flatten(1)[:, :columns]
+
+
+def digest_of(path):
+    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_names(names):
+    """Digest of class folder names in order: labels made for another order have another."""
+    return hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+
+
+def digest_of_draws(policy):
+    """Digest of known draws of a policy: equal only where the library still draws the same views."""
+    mix_index, mix_lam, mix_bbox = policy.draw_mix(1, 2, 16)
+    boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
+    drawn = [boxes, None if mix_index is None else mix_index.tolist(), mix_lam, mix_bbox]
+    return hashlib.blake2b(repr(drawn).encode(), digest_size=16).hexdigest()
+
+
+def make_manifest(codec, num_images, num_classes, batch_size, epochs, mix_type, has_index, settings, policy=None):
+    """Return the manifest of a store that is to be written; `settings` says who made the labels, and how."""
+    drawn = codec.views == "drawn"
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "num_images": num_images,
+        "num_classes": num_classes,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "mix_type": mix_type,
+        "has_index": has_index,
+        "codec": asdict(codec),
+        "policy": asdict(policy) if policy else None,
+        "draws": digest_of_draws(policy) if drawn else None,
+        "settings": settings,
+        "digests": {},
+    }
+
+
+class PackedWriter:
+    """Writes a packed store epoch by epoch; one that was interrupted goes on where it stopped.
+
+    Args:
+        path: the folder; made if it does not exist.
+        manifest: from `make_manifest`.
+        sizes: int32 [N, 2] image sizes (H, W), for drawn views.
+
+    Raises:
+        InputError: the folder holds something else, or a store with other settings (which are named).
+    """
+
+    def __init__(self, path, manifest, sizes=None):
+        self.path, self.manifest = Path(path), manifest
+        self.codec = Codec(**manifest["codec"])
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
+        if (self.path / MANIFEST).exists():
+            stored = read_manifest(self.path)
+            refuse_differences(path, stored, manifest)
+            self.manifest = stored
+        elif any(not name.startswith(".") for name in os.listdir(self.path)):
+            raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
+        if sizes is not None:
+            self._save(IMAGES, {"sizes": sizes.int()})
+        self._finish_interrupted()
+
+    def _finish_interrupted(self):
+        """Enter epochs whose file was renamed right before a kill; drop temporary files."""
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+        for epoch in range(self.manifest["epochs"]):
+            name = epoch_name(epoch)
+            if name not in self.manifest["digests"] and (self.path / name).exists():
+                self.manifest["digests"][name] = digest_of(self.path / name)
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def _save(self, name, tensors):
+        with atomic_file(self.path / name) as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+
+    def missing(self, epochs):
+        """Those of `epochs` epochs that are still to be written, in order."""
+        return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
+
+    def write(self, epoch, batches):
+        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
+        tensors = self.codec.encode(torch.cat([labels.logits for labels in batches]))  # [N, C]
+        if self.codec.views == "stored":
+            tensors["coords"] = torch.cat([labels.coords for labels in batches])
+            tensors["flip"] = torch.cat([labels.flip for labels in batches])
+            if self.manifest["has_index"]:
+                tensors["index"] = torch.cat([labels.index for labels in batches]).int()
+            tensors |= self._mixes(batches)
+        name = epoch_name(epoch)
+        self._save(name, tensors)
+        self.manifest["digests"][name] = digest_of(self.path / name)
+        self.manifest["digests"] = dict(sorted(self.manifest["digests"].items()))
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def _mixes(self, batches):
+        tensors = {}
+        if batches[0].mix_index is not None:
+            tensors["mix_index"] = torch.cat([labels.mix_index for labels in batches]).int()
+        if batches[0].mix_lam is not None:
+            tensors["mix_lam"] = torch.tensor([labels.mix_lam for labels in batches], dtype=torch.float64)
+        if batches[0].mix_bbox is not None:
+            tensors["mix_bbox"] = torch.tensor([labels.mix_bbox for labels in batches], dtype=torch.int32)
+        return tensors
+
+
+def epoch_name(epoch):
+    """File name of an epoch."""
+    return f"epoch_{epoch:04d}.safetensors"
+
+
+def refuse_differences(path, stored, wanted):
+    """Raise InputError naming every setting in which two manifests differ (digests aside)."""
+
+    def flat(manifest):
+        plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "digests"}))
+        nested = {key: value for key, value in plain.items() if isinstance(value, dict)}
+        return {k: v for k, v in plain.items() if k not in nested} | {
+            name: value for part in nested.values() for name, value in part.items()
+        }
+
+    old, new = flat(stored), flat(wanted)
+    differences = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    if differences:
+        raise InputError(
+            f"{path} holds labels made with other settings: {'; '.join(differences)}; use the same, or another folder"
+        )
+
+
+def read_manifest(path):
+    """Read and check manifest.json.
+
+    Raises:
+        InputError: unreadable, of another format or a newer version, or its figures are impossible.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); copy the labels again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise InputError(f"{file} is not a {FORMAT} manifest of version {VERSION}; the labels need another program")
+    counts = [manifest.get(key) for key in ("num_images", "num_classes", "batch_size", "epochs")]
+    codec, digests = manifest.get("codec"), manifest.get("digests")
+    sound = (
+        all(type(n) is int and 0 < n < 2**31 for n in counts)
+        and manifest.get("mix_type") in ("cutmix", "mixup", "none")
+        and isinstance(manifest.get("has_index"), bool)
+        and isinstance(digests, dict)
+        and all(EPOCH_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in digests.items())
+        and isinstance(codec, dict)
+        and codec.keys() == asdict(Codec()).keys()
+        and codec["bits"] in (4, 8, 16, 32)
+        and codec["keep_topk"] in (None, *range(1, manifest["num_classes"] + 1))
+        and codec["views"] in ("stored", "drawn")
+    )
+    if not sound:
+        raise InputError(f"{file} states impossible figures; copy the labels again")
+    return manifest
+
+
+class PackedStore:
+    """Reads a packed folder; the interface of `TarStore`.
+
+    Args:
+        path: the folder given as --fkd-path.
+        fkd_seed: seed of the image order where the labels have no index.
+        temperature: T at which classes that were not kept have the mass that they had together.
+        verify: compare each epoch file with its digest when it is opened.
+
+    Raises:
+        InputError: the manifest or a needed file cannot be used.
+    """
+
+    dialect = "packed"
+
+    def __init__(self, path, fkd_seed=42, temperature=1.0, verify=False):
+        self.path, self.fkd_seed, self.temperature, self.verify = Path(path), fkd_seed, temperature, verify
+        self.manifest = manifest = read_manifest(path)
+        self.codec = Codec(**manifest["codec"])
+        self.num_images, self.num_classes = manifest["num_images"], manifest["num_classes"]
+        self.batch_size, self.mix_type = manifest["batch_size"], manifest["mix_type"]
+        self.batches_per_epoch = math.ceil(self.num_images / self.batch_size)
+        self.keep_topk = min(self.codec.keep_topk or self.num_classes, self.num_classes)
+        stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(path)) if m}
+        self.epochs = next(e for e in range(len(stored) + 1) if e not in stored)
+        if not self.epochs:
+            raise InputError(f"{self.path} holds no {epoch_name(0)}; run relabel_FKD.py again to finish the labels")
+        self.order = ReferenceOrder(self.num_images, fkd_seed)
+        self.views, self.sizes = self._open_drawn() if self.codec.views == "drawn" else (None, None)
+        self.opened, self.tensors = None, None
+
+    def __getstate__(self):
+        return self.__dict__ | {"opened": None, "tensors": None}  # a worker maps the files itself
+
+    def _open_drawn(self):
+        try:
+            policy = ViewPolicy(**self.manifest["policy"])
+            same = digest_of_draws(policy) == self.manifest["draws"]
+        except (TypeError, ValueError):
+            raise InputError(f"{self.path / MANIFEST} lacks the policy of its drawn views; copy it again") from None
+        if not same:
+            raise InputError(
+                f"{self.path} leaves its views to be drawn again, and this numpy {np.__version__} draws others than "
+                "the one that made it; use that numpy, or relabel with --views stored"
+            )
+        sizes = self._load(IMAGES, {"sizes"})["sizes"]
+        if sizes.shape != (self.num_images, 2) or (sizes < 1).any():
+            raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
+        return DrawnViews(policy, self.num_images, self.batch_size), sizes.tolist()
+
+    def file(self, epoch, _batch=None):
+        """Path of the file that holds an epoch."""
+        return self.path / epoch_name(epoch)
+
+    def check_complete(self, epochs):
+        """Raise InputError for the first epoch file of `epochs` that is missing."""
+        for epoch in epochs:
+            if not self.file(epoch).is_file():
+                raise InputError(f"{self.file(epoch)} is missing; copy the labels again or run relabel_FKD.py")
+
+    def rows(self, batch):
+        """Number of images in batch `batch`; the last one of an epoch may be shorter."""
+        return min(self.batch_size, self.num_images - batch * self.batch_size)
+
+    def _load(self, name, expected):
+        path = self.path / name
+        try:
+            with safe_open(path, "pt") as file:
+                if set(file.keys()) != expected:
+                    raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
+                return {key: file.get_tensor(key) for key in expected}
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
+
+    def _expected(self):
+        """Tensors of an epoch file: name -> (dtype, shape)."""
+        images, batches, columns = self.num_images, self.batches_per_epoch, self.keep_topk
+        expected = {}
+        if self.codec.bits >= 16:
+            expected["logits"] = torch.float16 if self.codec.bits == 16 else torch.float32, (images, columns)
+        else:
+            expected["levels"] = torch.uint8, (images, math.ceil(columns * self.codec.bits / 8))
+            expected |= dict.fromkeys(("low", "step"), (torch.float32, (columns,)))
+        if columns < self.num_classes:
+            expected |= {"classes": (torch.int32, (images, columns)), "rest": (torch.float32, (images, 2))}
+        if self.codec.views == "stored":
+            expected |= {"coords": (torch.float32, (images, 4)), "flip": (torch.bool, (images,))}
+            if self.manifest["has_index"]:
+                expected["index"] = torch.int32, (images,)
+            if self.mix_type != "none":
+                expected |= {"mix_index": (torch.int32, (images,)), "mix_lam": (torch.float64, (batches,))}
+            if self.mix_type == "cutmix":
+                expected["mix_bbox"] = torch.int32, (batches, 4)
+        return expected
+
+    def open(self, epoch):
+        """Map an epoch's file and check it whole; the last one opened stays open."""
+        if epoch == self.opened:
+            return self.tensors
+        path, expected = self.file(epoch), self._expected()
+        if self.verify and digest_of(path) != self.manifest["digests"].get(path.name):
+            raise InputError(f"{path} does not match its digest in {MANIFEST}; copy the labels again")
+        tensors = self._load(path.name, set(expected))
+        for name, (dtype, shape) in expected.items():
+            if tensors[name].dtype != dtype or tuple(tensors[name].shape) != shape:
+                found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
+                raise InputError(f"{path}: {name} is {found}, not {dtype} {list(shape)}; copy the labels again")
+        self._check_values(path, tensors)
+        self.opened, self.tensors = epoch, tensors
+        return tensors
+
+    def _check_values(self, path, tensors):
+        """Raise InputError where an epoch's values are impossible."""
+
+        def within(name, low, high):
+            return name not in tensors or bool(((tensors[name] >= low) & (tensors[name] <= high)).all())
+
+        sound = {
+            "non-finite values": all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()),
+            "image index": within("index", 0, self.num_images - 1),
+            "class ids": within("classes", 0, self.num_classes - 1),
+            "mixing ratios": within("mix_lam", 0, 1),
+            "crop coords": within("coords", 0, 1 + 1e-4),
+        }
+        wrong = [name for name, fine in sound.items() if not fine]
+        if wrong:
+            raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
+
+    def read(self, epoch, batch):
+        """Return the `BatchLabels` of one batch, `index` filled in.
+
+        Raises:
+            InputError: the epoch's file is missing or damaged.
+        """
+        tensors = self.open(epoch)
+        start = batch * self.batch_size
+        rows = slice(start, start + self.rows(batch))
+        logits = self.codec.decode(tensors, rows, self.num_classes, self.temperature)
+        if self.views is not None:
+            return self._redraw(epoch, batch, logits)
+        index = tensors["index"][rows].long() if "index" in tensors else self.order(epoch)[rows]
+        mix_index = mix_lam = mix_bbox = None
+        if self.mix_type != "none":
+            mix_index, mix_lam = tensors["mix_index"][rows].long(), tensors["mix_lam"][batch].item()
+        if self.mix_type == "cutmix":
+            mix_bbox = tuple(tensors["mix_bbox"][batch].tolist())
+        return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix_index, mix_lam, mix_bbox, logits, index)
+
+    def _redraw(self, epoch, batch, logits):
+        drawn = self.views.read(epoch, batch)
+        return drawn.labelled(logits, [self.sizes[i] for i in drawn.index.tolist()])
+
+    def check(self, epoch):
+        """Check every batch of an epoch as strictly as a label file from a stranger."""
+        for batch in range(self.batches_per_epoch):
+            labels = self.read(epoch, batch)
+            parse_items(
+                [*list(vars(labels).values())[:4], labels.mix_bbox, labels.logits, labels.index], self.file(epoch)
+            )
+
+    def provenance(self):
+        """Return what summary.json says about these labels."""
+        keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
+        described = {key: self.manifest[key] for key in ("codec", "policy", "settings")}
+        digest = digest_of(self.path / MANIFEST)
+        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys} | described | {"digest": digest}
