@@ -88,14 +88,6 @@ def all_finite(tensor):
     """Whether every value is finite; in numpy, which does not wake PyTorch's threads for so little."""
     return bool(np.isfinite(tensor.numpy()).all())
 
-    def views(self, image_sizes):
-        """Return what `view` says of every row: (boxes int64 [B, 4], flips bool [B]).
-
-        Args:
-            image_sizes: int64 [B, 2], (H, W) of each row's image.
-        """
-        return (self.coords.double() * image_sizes.repeat(1, 2)).round().long(), self.flip
-
 
 def parse_items(items, source):
     """Turn the list of a 6- or 7-item batch file into `BatchLabels`, checking every item.
@@ -338,11 +330,6 @@ class DrawnBatch:
     def view(self, slot, image_size):
         """As `BatchLabels.view`."""
         return self.policy.crop_from(self.draws[slot], image_size)
-
-    def views(self, image_sizes):
-        """As `BatchLabels.views`."""
-        boxes, flips = zip(*map(self.policy.crop_from, self.draws, image_sizes.tolist()), strict=True)
-        return torch.tensor(boxes), torch.tensor(flips)
 
     def labelled(self, logits, image_sizes):
         """Return the `BatchLabels` of these views, given the logits [B, C] and each row's image size (H, W)."""
