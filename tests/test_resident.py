@@ -33,11 +33,8 @@ class Answered(DrawnViews):
 
     def read(self, epoch, batch):
         drawn = super().read(epoch, batch)
-        sizes = torch.tensor([SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
-        boxes, flips = drawn.views(sizes)
-        coords = (boxes / sizes.repeat(1, 2)).float()
-        logits = torch.randn(len(flips), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
-        return BatchLabels(coords, flips, drawn.mix_index, drawn.mix_lam, drawn.mix_bbox, logits, drawn.index)
+        logits = torch.randn(len(drawn.index), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
+        return drawn.labelled(logits, [SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
 
 
 def dataset_of(folder, mix_type, size=32, answered=True):
@@ -148,15 +145,6 @@ def test_half_precision_stays_within_one_level_of_pil():
 @needs_cuda
 def test_matrices_on_cuda_stay_within_one_level_of_pil():
     assert compare_with_pil("cuda")[0] <= 1
-
-
-def test_vectorised_boxes_equal_single_ones():
-    generator = torch.Generator().manual_seed(0)
-    coords = torch.rand(500, 4, generator=generator)
-    sizes = torch.randint(1, 600, (500, 2), generator=generator)
-    labels = BatchLabels(coords, torch.zeros(500, dtype=torch.bool), None, None, None, torch.zeros(500, 2))
-    boxes, _ = labels.views(sizes)
-    assert boxes.tolist() == [list(labels.view(slot, sizes[slot].tolist())[0]) for slot in range(500)]
 
 
 @pytest.mark.parametrize(
