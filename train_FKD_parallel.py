@@ -19,9 +19,10 @@ import time
 
 from utils import arguments, preflight, tracking
 from utils.augment import Normalise
-from utils.data import ValidationBatches, ViewDataset, WorkerBatches
+from utils.data import ValidationBatches, ViewDataset
 from utils.engine import Precision, pick_device
 from utils.errors import run_script
+from utils.resident import build_batches
 from utils.run import Run
 from utils.tracking import log
 
@@ -67,7 +68,7 @@ def main(argv=None):
     run.start()
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(train.samples, store, args.input_size)
-    batches = WorkerBatches(dataset, run.epochs, normalise, args.workers, precision.device)
+    batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
     validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
 
     run.fit(batches, validation)

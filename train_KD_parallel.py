@@ -12,10 +12,11 @@ import time
 
 from utils import arguments, preflight, tracking
 from utils.augment import Normalise
-from utils.data import LiveTeacher, ValidationBatches, ViewDataset, WorkerBatches, first_images
+from utils.data import LiveTeacher, ValidationBatches, ViewDataset, first_images
 from utils.engine import Precision, pick_device
 from utils.errors import run_script
 from utils.labels import DrawnViews
+from utils.resident import build_batches
 from utils.run import Run
 from utils.teachers import Ensemble
 from utils.tracking import log
@@ -65,7 +66,7 @@ def main(argv=None):
         return
     run.start()
     dataset = ViewDataset(samples, views, args.input_size)
-    batches = WorkerBatches(dataset, run.epochs, normalise, args.workers, precision.device)
+    batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
     validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
 
     run.fit(LiveTeacher(batches, teacher), validation)

@@ -14,11 +14,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy
-from utils.data import ValidationBatches, ViewDataset, WorkerBatches, open_folder
+from utils.data import ValidationBatches, ViewDataset, open_folder
 from utils.engine import Precision, build_optimizer, evaluate, pick_device, set_lr, train_one_epoch
 from utils.labels import DrawnViews
 from utils.losses import build_loss
 from utils.models import build_student
+from utils.resident import build_batches
 from utils.schedules import lr_factor
 
 EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
@@ -32,7 +33,8 @@ def main(work):
     train, val = (open_folder(f"{work}/{part}", "work folder") for part in ("train", "val"))
     policy = ViewPolicy(0, SIDE, 0.5, 1.0, "none", 0.8, 1.0, hflip=0)
     views = DrawnViews(policy, len(train.samples), BATCH_SIZE)
-    batches = WorkerBatches(ViewDataset(train.samples, views, SIDE), range(EPOCHS), normalise, 0, device)
+    dataset = ViewDataset(train.samples, views, SIDE)
+    batches = build_batches("resident", dataset, range(EPOCHS), normalise, workers=0, device=device)
 
     model = build_student("resnet18", len(train.classes), seed=0)
     model = model.to(device, memory_format=precision.memory_format)

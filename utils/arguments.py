@@ -58,7 +58,13 @@ def add_data_arguments(parser):
     group.add_argument("--train-dir", help="distilled images, one sub-folder per class")
     group.add_argument("--val-dir", help="validation images, one sub-folder per class")
     group.add_argument("--batch-size", type=COUNT, default=1024, help="images per optimizer step; that of the labels")
-    group.add_argument("--loader", choices=["auto", "workers"], default="auto", help="where training views come from")
+    group.add_argument(
+        "--loader",
+        choices=["auto", "workers", "resident"],
+        default="auto",
+        help="workers decode every epoch; resident: images are decoded once and stay in device (else host) memory; "
+        "auto: resident where they fit in half of what is free",
+    )
     add_image_arguments(group)
 
 

@@ -46,6 +46,14 @@ class Batch:
             soft_labels = None if self.soft_labels is None else self.soft_labels[rows]
             yield Batch(self.images[rows], soft_labels, self.targets[rows])
 
+    def tensors(self):
+        """Return all that differs from one step to the next; an item may be None."""
+        return self.images, self.soft_labels, self.targets
+
+    def like(self, tensors):
+        """Return the batch that other `tensors()` of the same shapes make."""
+        return Batch(*tensors)
+
 
 def open_folder(path, flag):
     """Scan an image folder with one sub-folder per class, classes in the order of sorted names.
@@ -270,8 +278,8 @@ class ValidationBatches:
             return
         kept = []
         for images, targets in guarded(self.loader):
-            if self.keep is not None:
-                images, targets = images.to(self.keep), targets.to(self.keep)
+            if self.keep is not None:  # copied: what workers hand over is shared memory, which is scarce
+                images, targets = images.to(self.keep, copy=True), targets.to(self.keep, copy=True)
                 kept.append((images, targets))
             yield images, targets
         self.kept = kept

@@ -1,5 +1,7 @@
 """Train for one epoch, evaluate: the only place that steps an optimizer."""
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
@@ -64,12 +66,11 @@ def build_optimizer(model, sgd, lr, weight_decay, momentum=0.0):
     for name, parameter in model.named_parameters():
         (decayed if name.endswith("weight") and parameter.dim() > 1 else plain).append(parameter)
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    if sgd:
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    try:
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
-    except RuntimeError:  # on the CPU, PyTorch has it from 2.4 on
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
+    try:  # on copies, since a constructor that fails leaves its defaults in the groups
+        return make([dict(group) for group in groups], lr=lr, weight_decay=weight_decay, fused=True)
+    except (RuntimeError, TypeError):  # PyTorch has it from 2.4 on for SGD and on the CPU
+        return make(groups, lr=lr, weight_decay=weight_decay)
 
 
 def set_lr(optimizer, lr):
@@ -95,12 +96,15 @@ def train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums):
     precision.scaler.update()
 
 
-def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch):
-    """Train on every `Batch` of an epoch; return its `Metrics`, read from the device once."""
+def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch, step=train_step):
+    """Train on every `Batch` of an epoch; return its `Metrics`, read from the device once.
+
+    `step` is `train_step`, or what `graphs.pick_step` makes of it.
+    """
     model.train()
     sums = MetricSums(precision.device)
     for batch in batches:
-        train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums)
+        step(model, batch, loss_fn, optimizer, precision, micro_batch, sums)
     return sums.result()
 
 

@@ -70,10 +70,18 @@ class BatchLabels:
 
     def view(self, slot, image_size):
         """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
-        height, width = image_size
         top, left, crop_height, crop_width = self.coords[slot].tolist()
-        box = (round(top * height), round(left * width), round(crop_height * height), round(crop_width * width))
-        return box, bool(self.flip[slot])
+        (top, crop_height), (left, crop_width) = (
+            to_pixels(start, length, size)
+            for start, length, size in zip((top, left), (crop_height, crop_width), image_size, strict=True)
+        )
+        return (top, left, crop_height, crop_width), bool(self.flip[slot])
+
+
+def to_pixels(start, length, size):
+    """Turn fractions of `size` pixels into (start, length) in pixels: at least one, none outside."""
+    length = min(max(round(length * size), 1), size)
+    return min(round(start * size), size - length), length
 
 
 def all_finite(tensor):
@@ -109,6 +117,7 @@ def parse_items(items, source):
     require(rows > 0, "it holds no rows")
     require_tensor("coords", coords, [torch.float32], rows, 4)
     require_tensor("logits", logits, [torch.float16, torch.float32], rows, None)
+    require(logits.shape[1] > 0, "logits have no classes")
     require(all_finite(logits), "its logits are not all finite")
     inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
     require(inside.all() and (coords[:, 2:] > 0).all(), "its crop coords are not fractions of an image")

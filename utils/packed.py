@@ -286,6 +286,11 @@ def unpack_small(tensors):
     return ready
 
 
+def boxes_are_sound(boxes):
+    """Whether all (y1, x1, y2, x2) of int32 [n, 4] have their corners in order and none is negative."""
+    return bool(((boxes[:, :2] >= 0) & (boxes[:, 2:] >= boxes[:, :2])).all())
+
+
 class PackedStore:
     """Reads a packed folder; the interface of `TarStore`.
 
@@ -409,10 +414,17 @@ class PackedStore:
             "class ids": within("classes", 0, self.num_classes - 1),
             "mixing ratios": within("mix_lam", 0, 1),
             "crop coords": within("coords", 0, 1 + 1e-4),
+            "mix partners": within("mix_index", 0, self._last_slots()),
+            "mix boxes": "mix_bbox" not in tensors or boxes_are_sound(tensors["mix_bbox"]),
         }
         wrong = [name for name, fine in sound.items() if not fine]
         if wrong:
             raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
+
+    def _last_slots(self):
+        """The highest slot of each row's batch: int64 [N]."""
+        starts = torch.arange(self.num_images) // self.batch_size * self.batch_size
+        return (self.num_images - starts).clamp_max(self.batch_size) - 1
 
     def read(self, epoch, batch):
         """Return the `BatchLabels` of one batch, `index` filled in.

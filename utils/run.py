@@ -5,6 +5,7 @@ import time
 from utils import arguments, tracking
 from utils.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.engine import build_optimizer, evaluate, set_lr, train_one_epoch
+from utils.graphs import pick_step
 from utils.losses import build_loss
 from utils.models import build_student
 from utils.schedules import lr_factor
@@ -35,6 +36,7 @@ class Run:
         weight_decay = args.weight_decay if args.sgd else args.adamw_weight_decay
         self.optimizer = build_optimizer(self.model, args.sgd, self.base_lr, weight_decay, args.momentum)
         self.loss_fn = build_loss(args.loss_type, args.temperature, args.ce_weight, args.keep_topk)
+        self.step = pick_step(self.model, precision)
         self.progress = self._resume() if args.resume is not None else Progress(epoch=args.start_epoch)
         self.seconds_before = self.progress.seconds
         self.tracker = tracking.NoTracker()
@@ -81,7 +83,7 @@ class Run:
             batches.epoch(epoch), f"epoch {epoch}", batches.batches_per_epoch, not args.no_progress
         )
         micro_batch = args.batch_size // args.gradient_accumulation_steps
-        metrics = train_one_epoch(self.model, bar, self.loss_fn, self.optimizer, self.precision, micro_batch)
+        metrics = train_one_epoch(self.model, bar, self.loss_fn, self.optimizer, self.precision, micro_batch, self.step)
         seconds = time.time() - started
         return dict.fromkeys(tracking.COLUMNS) | {
             "epoch": epoch,

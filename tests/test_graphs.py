@@ -1,0 +1,148 @@
+"""The recorded step equals the eager one. Without CUDA, recording is replaced by calling again."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from utils import graphs
+from utils.data import Batch
+from utils.engine import Precision, build_optimizer, set_lr, train_one_epoch, train_step
+from utils.losses import build_loss
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
+
+
+def batches_on(device, sizes=(8, 8, 8, 3)):
+    generator = torch.Generator().manual_seed(1)
+    for size in sizes:
+        images = torch.randn(size, 3, 8, 8, generator=generator)
+        logits = torch.randn(size, 6, generator=generator)
+        yield Batch(images.to(device), logits.to(device), torch.arange(size, device=device) % 6)
+
+
+def train(step, device, sgd, model=None, epochs=3):
+    """Train a few epochs at falling rates; return (weights, metrics of each epoch, optimizer)."""
+    precision = Precision("fp32", device)
+    model = (model or small_model()).to(device)
+    optimizer = build_optimizer(model, sgd, 0.05, 0.01, momentum=0.9)
+    history = []
+    for epoch in range(epochs):
+        set_lr(optimizer, 0.05 / (epoch + 1))
+        loss_fn = build_loss("mse_gt", ce_weight=0.1)
+        history.append(train_one_epoch(model, batches_on(device), loss_fn, optimizer, precision, 4, step))
+    return copy.deepcopy(model.state_dict()), history, optimizer
+
+
+def assert_equal_training(step, device, sgd, **tolerance):
+    eager, recorded = train(train_step, device, sgd), train(step, device, sgd)
+    for name, value in eager[0].items():
+        torch.testing.assert_close(recorded[0][name], value, **tolerance)
+    for a, b in zip(eager[1], recorded[1], strict=True):
+        assert b.samples == a.samples == 27
+        assert b.loss == pytest.approx(a.loss, rel=1e-4)
+        assert (b.top1, b.top5) == (a.top1, a.top5)
+    assert all(type(group["lr"]) is float for group in recorded[2].param_groups)
+    assert not any(group.get("capturable") for group in recorded[2].param_groups)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Stand-ins for the two functions that need CUDA; lists the shapes that were replayed."""
+    replayed = []
+
+    def record(step):
+        def replay():
+            replayed.append(True)
+            step()
+
+        return replay
+
+    def warm_up(step, _device):
+        for _ in range(graphs.WARM_UP_STEPS):
+            step()
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "warm_up", warm_up)
+    return replayed
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+def test_fed_step_equals_eager_step(recording, sgd):
+    """Warm-up leaves no trace, batches and rates arrive in the fixed tensors, the short batch is eager."""
+    step = graphs.GraphedStep()
+    assert_equal_training(step, CPU, sgd, rtol=1e-5, atol=1e-6)
+    assert len(recording) == 9  # three full batches in each of three epochs
+    assert [rate.item() for rate in step.rates] == pytest.approx([0.05 / 3] * 2)
+    assert torch.equal(step.inputs[0], list(batches_on(CPU))[2].images)
+
+
+def test_resumed_optimizer_state_survives_recording(recording):
+    model = small_model()
+    _, _, optimizer = train(train_step, CPU, False, model, epochs=1)
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    weights, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    batch = next(batches_on(CPU))
+    graphs.GraphedStep().record(model, batch, build_loss("ce"), optimizer, Precision("fp32", CPU), 4)
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, before[number][key])
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog):
+    def refuse(_step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "record", refuse)
+    graphs.log.propagate = True
+    caplog.set_level("INFO", logger="validator")
+    assert_equal_training(graphs.GraphedStep(), CPU, False, rtol=1e-5, atol=1e-6)
+    assert "eager" in caplog.text
+    assert "not permitted" in caplog.text
+
+
+def test_no_graph_on_the_cpu():
+    assert graphs.pick_step(small_model(), Precision("fp32", CPU)) is train_step
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("sgd", [True, False])
+def test_graph_equals_eager_on_cuda(sgd):
+    step = graphs.GraphedStep()
+    assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
+    assert step.replay is not None
+    assert not step.failed
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_no_graph_with_loss_scaling():
+    assert graphs.pick_step(small_model(), Precision("fp16", torch.device("cuda"))) is train_step
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_model_that_waits_for_the_device_trains_eagerly():
+    class Waits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small_model()
+
+        def forward(self, images):
+            images.sum().item()
+            return self.inner(images)
+
+    step = graphs.GraphedStep()
+    _, history, _ = train(step, torch.device("cuda"), False, Waits())
+    assert step.failed
+    assert history[-1].loss < history[0].loss

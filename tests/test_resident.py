@@ -1,0 +1,190 @@
+"""Resident batches: equal to the workers' on the CPU; on the device within one level of 255 of PIL's."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils import resident
+from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy, mix, replay_view
+from utils.data import ViewDataset, WorkerBatches, open_folder
+from utils.errors import InputError
+from utils.labels import BatchLabels, DrawnViews
+
+CPU = torch.device("cpu")
+SIZES = [(37, 53), (64, 64), (20, 90), (71, 33), (16, 16), (48, 40), (90, 25)]  # (H, W)
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven noisy images of unequal sizes in two classes."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(SIZES):
+        path = tmp_path / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return open_folder(tmp_path, "--train-dir")
+
+
+class Answered(DrawnViews):
+    """Drawn views with made-up answers: a label store in memory."""
+
+    def read(self, epoch, batch):
+        drawn = super().read(epoch, batch)
+        logits = torch.randn(len(drawn.index), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
+        return drawn.labelled(logits, [SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
+
+
+def dataset_of(folder, mix_type, size=32, answered=True):
+    source = (Answered if answered else DrawnViews)(ViewPolicy(3, size, 0.08, 1.0, mix_type, 0.8, 1.0), len(SIZES), 3)
+    source.file_numbers = torch.tensor([int(path.rsplit("/", 1)[1][:-4]) for path, _ in folder.samples])
+    return ViewDataset(folder.samples, source, size)
+
+
+def normalise_on(device):
+    return Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
+
+
+def run(kind, dataset, device=CPU, epochs=2):
+    batches = kind(dataset, range(epochs), normalise_on(device), 0, device)
+    return [batch for epoch in range(epochs) for batch in batches.epoch(epoch)]
+
+
+def levels(images):
+    """Pixel values from 0 to 255 of normalised images."""
+    std, mean = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN))
+    return (images.cpu() * std + mean) * 255
+
+
+def assert_alike(ours, theirs):
+    """Images within one level (mixing of two roundings included), everything else equal."""
+    assert len(ours) == len(theirs) == 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert (levels(a.images) - levels(b.images)).abs().max() <= 1.001
+        assert torch.equal(a.targets.cpu(), b.targets)
+        assert (a.soft_labels is None) == (b.soft_labels is None)
+        assert a.soft_labels is None or torch.equal(a.soft_labels.cpu(), b.soft_labels)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
+def test_host_batches_equal_the_workers(folder, mix_type, answered):
+    dataset = dataset_of(folder, mix_type, answered=answered)
+    for ours, theirs in zip(
+        run(resident.ResidentBatches, dataset),
+        run(WorkerBatches, dataset_of(folder, mix_type, answered=answered)),
+        strict=True,
+    ):
+        assert torch.equal(ours.images, theirs.images)
+        assert ours.images.stride() == theirs.images.stride()
+        assert torch.equal(ours.targets, theirs.targets)
+        assert (ours.soft_labels is None) if not answered else torch.equal(ours.soft_labels, theirs.soft_labels)
+
+
+@pytest.mark.parametrize("size", [24, 64])
+@pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
+def test_matrix_batches_are_alike_on_cpu_tensors(folder, mix_type, size):
+    for answered in (True, False):
+        dataset = dataset_of(folder, mix_type, size, answered)
+        assert_alike(run(resident.DeviceBatches, dataset), run(WorkerBatches, dataset))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
+def test_matrix_batches_are_alike_on_cuda(folder, mix_type):
+    dataset = dataset_of(folder, mix_type)
+    ours = run(resident.DeviceBatches, dataset, torch.device("cuda"))
+    assert ours[0].images.is_cuda
+    assert_alike(ours, run(WorkerBatches, dataset))
+
+
+def compare_with_pil(device, dtype=None, rounds=12):
+    """Largest difference from PIL over random boxes, sizes and flips, in levels; and the share of unequal values."""
+    rng = np.random.default_rng(1)
+    worst, unequal = 0, []
+    for size in (7, 32, 96):
+        for height, width in [(224, 224), (61, 97), (33, 20)]:
+            pixels = rng.integers(0, 256, (rounds, height, width, 3), dtype=np.uint8)
+            boxes, flips = [], rng.integers(0, 2, rounds)
+            for _ in range(rounds):
+                h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+                boxes.append((int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w))
+            wanted = torch.stack(
+                [
+                    replay_view(Image.fromarray(image), box, bool(flip), size)
+                    for image, box, flip in zip(pixels, boxes, flips, strict=True)
+                ]
+            )
+            images = torch.from_numpy(pixels).permute(0, 1, 3, 2).contiguous().to(device)
+            geometry = torch.tensor(boxes, device=device).unbind(1)
+            found = resident.resize_views(images, *geometry, torch.from_numpy(flips).to(device), size, dtype)
+            difference = (found.cpu().float() - wanted).abs()
+            worst = max(worst, difference.max().item())
+            unequal.append((difference > 0).float().mean().item())
+    return worst, np.mean(unequal)
+
+
+def test_matrices_stay_within_one_level_of_pil():
+    worst, unequal = compare_with_pil(CPU)
+    assert worst <= 1
+    assert unequal < 0.2
+
+
+def test_half_precision_stays_within_one_level_of_pil():
+    try:
+        torch.ones(1, 2, 2).half() @ torch.ones(1, 2, 2).half()
+    except RuntimeError:
+        pytest.skip("this PyTorch multiplies no float16 matrices on the CPU")
+    assert compare_with_pil(CPU, torch.float16, rounds=4)[0] <= 1
+
+
+@gpu
+@needs_cuda
+def test_matrices_on_cuda_stay_within_one_level_of_pil():
+    assert compare_with_pil("cuda")[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("lam", "box"), [(None, None), (0.3, None), (0.9, (2, 3, 7, 11)), (1.0, (0, 0, 0, 0)), (0.0, (0, 0, 12, 12))]
+)
+def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
+    images, partner = torch.randn(6, 3, 12, 12), torch.randperm(6)
+    labels = BatchLabels(torch.rand(6, 4), torch.zeros(6), partner, lam, box, torch.zeros(6, 2))
+    found = resident.mix_by_mask(images, partner, resident.mixing_of(labels))
+    torch.testing.assert_close(found, mix(images, partner, lam, box), rtol=0, atol=1e-6)
+
+
+def test_auto_keeps_what_fits_and_says_so(folder, monkeypatch, caplog):
+    resident.log.propagate = True
+    caplog.set_level("INFO", logger="validator")
+    dataset = dataset_of(folder, "none")
+    arguments = dataset, range(1), normalise_on(CPU), 0, CPU
+    needed = sum(h * w for h, w in SIZES) * resident.PIL_BYTES
+    monkeypatch.setattr(resident, "free_host_memory", lambda: 2 * needed + 1)
+    assert isinstance(resident.build_batches("auto", *arguments), resident.ResidentBatches)
+    assert "resident" in caplog.messages[-1]
+    monkeypatch.setattr(resident, "free_host_memory", lambda: 2 * needed)
+    assert isinstance(resident.build_batches("auto", *arguments), WorkerBatches)
+    assert "workers" in caplog.messages[-1]
+    assert isinstance(resident.build_batches("resident", *arguments), resident.ResidentBatches)
+    monkeypatch.setattr(resident, "free_host_memory", lambda: needed)
+    with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):
+        resident.build_batches("resident", *arguments)
+    assert isinstance(resident.build_batches("workers", *arguments), WorkerBatches)
+
+
+def test_a_broken_image_is_named(folder):
+    path = folder.samples[2][0]
+    with open(path, "wb") as file:
+        file.write(b"nothing")
+    with pytest.raises(InputError, match=path):
+        resident.build_batches("auto", dataset_of(folder, "none"), range(1), normalise_on(CPU), 0, CPU)
+
+
+def test_padded_estimate_on_a_device(folder):
+    cuda = torch.device("cuda")
+    assert resident.decoded_bytes(folder.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
+    assert resident.decoded_bytes(folder.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting
