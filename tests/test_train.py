@@ -180,7 +180,7 @@ def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
 
-def only_count(model, batches, loss_fn, optimizer, precision, micro_batch):
+def only_count(model, batches, *_):
     """Take the batches of an epoch without training."""
     from utils.metrics import Metrics
 
@@ -208,9 +208,9 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
     """--batch-size 4 in 2 steps is 2 rows at a time."""
     seen = []
 
-    def note(model, batches, loss_fn, optimizer, precision, micro_batch):
+    def note(model, batches, loss_fn, optimizer, precision, micro_batch, *_):
         seen.append(micro_batch)
-        return only_count(model, batches, loss_fn, optimizer, precision, micro_batch)
+        return only_count(model, batches)
 
     monkeypatch.setattr("utils.run.train_one_epoch", note)
     labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
