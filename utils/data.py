@@ -187,6 +187,14 @@ def guarded(loader):
         ) from error
 
 
+def prepare_batch(normalise, device, item):
+    """Copy one loader item to the device, normalise and mix it: a `Batch`."""
+    (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
+    images = normalise(views.to(device, non_blocking=True))
+    soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
+    return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets.to(device, non_blocking=True))
+
+
 class WorkerBatches:
     """Training batches from worker processes, copied to the device one step ahead of the model.
 
@@ -201,7 +209,9 @@ class WorkerBatches:
 
     def __init__(self, dataset, epochs, normalise, workers, device, context=None):
         self.batches_per_epoch = dataset.source.batches_per_epoch
-        self.normalise, self.device = normalise, device
+        self.device = device
+        # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
+        self.prepare = partial(prepare_batch, normalise, device)
         self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
         self.epochs, self.stream = epochs, None
 
@@ -212,14 +222,6 @@ class WorkerBatches:
         if self.device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
             stream = BackgroundGenerator(stream, max_prefetch=1)
         return stream
-
-    def prepare(self, item):
-        """Copy one loader item to the device, normalise and mix it: a `Batch`."""
-        (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-        images = self.normalise(views.to(self.device, non_blocking=True))
-        soft_labels = None if logits is None else logits.to(self.device, non_blocking=True).float()
-        targets = targets.to(self.device, non_blocking=True)
-        return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets)
 
     def epoch(self, epoch, first_batch=0):
         """Yield the batches of the next epoch, from `first_batch` on in the first one asked for."""
