@@ -14,7 +14,8 @@ RESULT_ARGUMENTS = (
     "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
     "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
     "fkd_seed reuse_labels seed input_size mean std precision arithmetic "
-    "teacher_model teacher_checkpoint ipc mixup cutmix min_scale_crops max_scale_crops hflip"
+    "labels train_images val_images ema_decay "
+    "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip"
 ).split()
 
 
@@ -94,11 +95,16 @@ def load_checkpoint(path, arguments):
     stored = state["arguments"]
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
-        differences = ", ".join(
-            f"--{name.replace('_', '-')} was {stored.get(name)} and is {arguments.get(name)}" for name in changed
-        )
+        differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)
         raise InputError(f"--resume {path}: {differences}; resume with the same settings, or start another run")
     return state
+
+
+def flag(name):
+    """How an error names an argument: a flag, or what one leads to."""
+    digests = {"labels": "digest of the labels", "train_images": "list of training images"}
+    digests |= {"val_images": "list of validation images", "teachers": "teacher"}
+    return digests.get(name) or f"--{name.replace('_', '-')}"
 
 
 def plain(value):

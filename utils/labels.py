@@ -29,7 +29,7 @@ from torch.utils.data import RandomSampler
 from utils.archive import load_archive
 from utils.augment import ViewPolicy, fractions
 from utils.errors import InputError
-from utils.files import atomic_file
+from utils.files import atomic_file, digest_of
 
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
@@ -214,6 +214,8 @@ class TarStore:
         InputError: not a label folder, or its first epoch cannot be used.
     """
 
+    class_names = None  # not stated by these dialects
+
     def __init__(self, path, fkd_seed=42):
         self.path = Path(path)
         self.fkd_seed = fkd_seed
@@ -290,6 +292,10 @@ class TarStore:
         """Return what summary.json says about these labels."""
         keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
+
+    def digest(self):
+        """Digest that tells label sets apart, wherever they lie: of the first batch file."""
+        return digest_of(self.file(0, 0))
 
 
 def open_labels(path, fkd_seed=42, temperature=1.0, verify=False):

@@ -19,7 +19,6 @@ that would draw differently.
 Every file is written to a temporary name, fsynced and renamed: an epoch exists whole or not at all.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -34,7 +33,7 @@ from safetensors.torch import save_file
 
 from utils.augment import ViewPolicy
 from utils.errors import InputError
-from utils.files import atomic_file, write_json
+from utils.files import atomic_file, digest_of, digest_of_text, write_json
 from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
 FORMAT, VERSION = "fkd-packed", 1
@@ -103,18 +102,9 @@ def unpack_nibbles(packed, columns):
     return torch.stack([packed // 16, packed % 16], dim=2).flatten(1)[:, :columns]
 
 
-def digest_of(path):
-    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def digest_of_names(names):
     """Digest of class folder names in order: labels made for another order have another."""
-    return hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+    return digest_of_text("\n".join(names))
 
 
 def digest_of_draws(policy):
@@ -122,7 +112,7 @@ def digest_of_draws(policy):
     mix_index, mix_lam, mix_bbox = policy.draw_mix(1, 2, 16)
     boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
     drawn = [boxes, None if mix_index is None else mix_index.tolist(), mix_lam, mix_bbox]
-    return hashlib.blake2b(repr(drawn).encode(), digest_size=16).hexdigest()
+    return digest_of_text(repr(drawn))
 
 
 def make_manifest(codec, num_images, num_classes, batch_size, epochs, mix_type, has_index, settings, policy=None):
@@ -457,6 +447,16 @@ class PackedStore:
             parse_items(
                 [*list(vars(labels).values())[:4], labels.mix_bbox, labels.logits, labels.index], self.file(epoch)
             )
+
+    @property
+    def class_names(self):
+        """Digest of the class folder names that the labels were made for, or None."""
+        return self.manifest["settings"].get("class_names")
+
+    def digest(self):
+        """Digest that tells label sets apart, wherever they lie; later epochs may still be in the making."""
+        stated = {key: value for key, value in self.manifest.items() if key != "digests"}
+        return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
     def provenance(self):
         """Return what summary.json says about these labels."""

@@ -3,8 +3,8 @@
 import torch
 
 from utils.errors import InputError
+from utils.files import digest_of
 from utils.models import build_teacher
-from utils.packed import digest_of
 
 # The teachers of PRISM's relabel code, in its order, and its ensemble rule for each student.
 PRESETS = {
