@@ -59,7 +59,7 @@ def test_args_json(whole_run, tiny):
 
 def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_path):
     """Two worker processes end with bit-identical weights."""
-    again = tiny.train_run(tmp_path / "run", workers=2, model="resnet18")
+    again = tiny.train_run(tmp_path / "run", loader="workers", workers=2, model="resnet18")
     assert same_weights(again.weights(), whole_run.weights())
     assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
 
@@ -185,7 +185,7 @@ def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
 
-def only_count(model, batches, loss_fn, optimizer, precision, micro_batch):
+def only_count(model, batches, *_):
     """Take the batches of an epoch without training."""
     from utils.metrics import Metrics
 
@@ -213,9 +213,9 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
     """--batch-size 4 in 2 steps is 2 rows at a time."""
     seen = []
 
-    def note(model, batches, loss_fn, optimizer, precision, micro_batch):
+    def note(model, batches, loss_fn, optimizer, precision, micro_batch, *_):
         seen.append(micro_batch)
-        return only_count(model, batches, loss_fn, optimizer, precision, micro_batch)
+        return only_count(model, batches)
 
     monkeypatch.setattr("utils.run.train_one_epoch", note)
     labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
