@@ -59,7 +59,7 @@ def test_args_json(whole_run, tiny):
 
 def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_path):
     """Two worker processes end with bit-identical weights."""
-    again = tiny.train_run(tmp_path / "run", workers=2)
+    again = tiny.train_run(tmp_path / "run", workers=2, model="resnet18")
     assert same_weights(again.weights(), whole_run.weights())
     assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
 
@@ -82,15 +82,17 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     """Bit-identical weights and losses, whichever epoch was the last before the stop."""
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, epoch)
-        assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run")).code == 130
+        assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18")).code == 130
     assert torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=True)["epoch"] == epoch + 1
 
-    wrong = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", resume=True, temperature=5, adamw_lr=0.1))
+    wrong = run(
+        train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18", resume=True, temperature=5, adamw_lr=0.1)
+    )
     assert wrong.code == 2
     assert "--temperature was 3.0 and is 5.0" in wrong.err
     assert "--adamw-lr was 0.001 and is 0.1" in wrong.err
 
-    resumed = tiny.train_run(tmp_path / "run", resume=True)
+    resumed = tiny.train_run(tmp_path / "run", model="resnet18", resume=True)
     assert same_weights(resumed.weights(), whole_run.weights())
     for column in ("epoch", "lr", "train_loss", "val_loss", "val_top1"):
         assert [row[column] for row in resumed.rows] == [row[column] for row in whole_run.rows], column
@@ -136,10 +138,11 @@ FLAGS = {
     "ce": {"loss_type": "ce"},
     "keep-topk": {"keep_topk": 1},
     "seed": {"seed": 1},
-    "stem": {"stem": "small"},
+    "model": {"model": "resnet18"},
+    "stem": {"model": "resnet18", "stem": "small"},
     "mean": {"mean": [0.5, 0.5, 0.5]},
     "start-epoch": {"start_epoch": 1},
-    "accumulation": {"gradient_accumulation_steps": 1, "precision": "bf16"},
+    "precision": {"precision": "bf16"},
 }
 
 
@@ -149,13 +152,15 @@ def two_epochs(tiny, tmp_path_factory):
 
     def loss(flags):
         flags = dict(flags)
+        patch.setattr("utils.tracking.draw_curves", lambda path, history: None)
         mean = flags.pop("mean", None)
         words = tiny.flags(tmp_path_factory.mktemp("flag") / "run", epochs=2, eval_every=9, **flags)
         result = run(train_FKD_parallel, *words, *(["--mean", *mean] if mean else []))
         assert result.code == 0, result.err
         return read_run(words[words.index("--output-dir") + 1]).rows[-1]["train_loss"]
 
-    return {name: loss(flags) for name, flags in {"none": {}, **FLAGS}.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        return {name: loss(flags) for name, flags in {"none": {}, **FLAGS}.items()}
 
 
 def test_flags_have_an_effect(two_epochs):

@@ -5,6 +5,7 @@ is slot `p % N % batch_size` of batch `p % N // batch_size` of epoch `p // N`, N
 epoch. So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
+import functools
 import os
 import signal
 from collections import Counter
@@ -181,6 +182,14 @@ def guarded(loader):
         ) from error
 
 
+def prepare_batch(normalise, device, item):
+    """Copy one loader item to the device, normalise and mix it: a `Batch`."""
+    (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
+    images = normalise(views.to(device, non_blocking=True))
+    soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
+    return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets.to(device, non_blocking=True))
+
+
 class WorkerBatches:
     """Training batches from worker processes, copied to the device one step ahead of the model.
 
@@ -195,18 +204,11 @@ class WorkerBatches:
 
     def __init__(self, dataset, epochs, normalise, workers, device, context=None):
         self.batches_per_epoch = dataset.source.batches_per_epoch
-        self.normalise, self.device = normalise, device
-        self.stream = map(self.prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
+        # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
+        prepare = functools.partial(prepare_batch, normalise, device)
+        self.stream = map(prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
         if device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
             self.stream = BackgroundGenerator(self.stream, max_prefetch=1)
-
-    def prepare(self, item):
-        """Copy one loader item to the device, normalise and mix it: a `Batch`."""
-        (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-        images = self.normalise(views.to(self.device, non_blocking=True))
-        soft_labels = None if logits is None else logits.to(self.device, non_blocking=True).float()
-        targets = targets.to(self.device, non_blocking=True)
-        return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets)
 
     def epoch(self, _epoch):
         """Yield the batches of the next epoch."""
