@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
-from utils.augment import fractions, mix, replay_view
+from utils.augment import finish_views, fractions, replay_view
 from utils.errors import InputError
 
 
@@ -191,10 +191,10 @@ class WorkerBatches:
     def prepare(self, item):
         """Copy one loader item to the device, normalise and mix it: a `Batch`."""
         (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-        images = self.normalise(views.to(self.device, non_blocking=True))
+        views = views.to(self.device, non_blocking=True)
         soft_labels = None if logits is None else logits.to(self.device, non_blocking=True).float()
         targets = targets.to(self.device, non_blocking=True)
-        return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets)
+        return Batch(finish_views(views, self.normalise, mix_index, mix_lam, mix_bbox), soft_labels, targets)
 
     def epoch(self, _epoch):
         """Yield the batches of the next epoch."""
