@@ -51,8 +51,7 @@ def main(argv=None):
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(folder.samples, views, args.input_size)
-    num_classes = teachers(normalise(torch.zeros(1, args.input_size, args.input_size, 3))).shape[1]
-    writer = open_writer(args, folder, views, teachers, precision, num_classes)
+    writer = open_writer(args, folder, views, teachers, precision)
     todo = writer.missing(args.epochs)
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
@@ -68,7 +67,7 @@ def main(argv=None):
     log.info("labels of %d epochs in %s", args.epochs, args.fkd_path)
 
 
-def open_writer(args, folder, views, teachers, precision, num_classes):
+def open_writer(args, folder, views, teachers, precision):
     """Return the writer of --format; a started packed store is continued if its settings are the same."""
     if args.format == "tar":
         return TarWriter(args.fkd_path, torch.float16 if args.bits == 16 else torch.float32)
@@ -82,7 +81,7 @@ def open_writer(args, folder, views, teachers, precision, num_classes):
         "class_names": digest_of_names(folder.classes),
     }
     codec = Codec(args.bits, args.keep_topk, args.views)
-    shape = views.num_images, num_classes, args.batch_size, args.epochs, views.policy.mix_type
+    shape = views.num_images, teachers.num_classes(args.input_size), args.batch_size, args.epochs, views.policy.mix_type
     manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)
     return PackedWriter(args.fkd_path, manifest, image_sizes(folder.samples) if args.views == "drawn" else None)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from utils import resident
 from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy, mix, replay_view
-from utils.data import ViewDataset, WorkerBatches, open_folder
+from utils.data import LiveTeacher, ViewDataset, WorkerBatches, open_folder
 from utils.errors import InputError
 from utils.labels import BatchLabels, DrawnViews
 
@@ -33,11 +33,8 @@ class Answered(DrawnViews):
 
     def read(self, epoch, batch):
         drawn = super().read(epoch, batch)
-        sizes = torch.tensor([SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
-        boxes, flips = drawn.views(sizes)
-        coords = (boxes / sizes.repeat(1, 2)).float()
-        logits = torch.randn(len(flips), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
-        return BatchLabels(coords, flips, drawn.mix_index, drawn.mix_lam, drawn.mix_bbox, logits, drawn.index)
+        logits = torch.randn(len(drawn.index), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
+        return drawn.labelled(logits, [SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
 
 
 def dataset_of(folder, mix_type, size=32, answered=True):
@@ -94,6 +91,13 @@ def test_matrix_batches_are_alike_on_cpu_tensors(folder, mix_type, size):
         assert_alike(run(resident.DeviceBatches, dataset), run(WorkerBatches, dataset))
 
 
+def test_a_live_teacher_answers_device_batches(folder):
+    batches = resident.DeviceBatches(dataset_of(folder, "mixup", answered=False), range(1), normalise_on(CPU), 0, CPU)
+    answered = list(LiveTeacher(batches, lambda images: images.mean(dim=(2, 3))).epoch(0))
+    assert [len(batch) for batch in answered] == [3, 3, 1]
+    assert all(torch.equal(batch.soft_labels, batch.images.mean(dim=(2, 3))) for batch in answered)
+
+
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
@@ -148,15 +152,6 @@ def test_half_precision_stays_within_one_level_of_pil():
 @needs_cuda
 def test_matrices_on_cuda_stay_within_one_level_of_pil():
     assert compare_with_pil("cuda")[0] <= 1
-
-
-def test_vectorised_boxes_equal_single_ones():
-    generator = torch.Generator().manual_seed(0)
-    coords = torch.rand(500, 4, generator=generator)
-    sizes = torch.randint(1, 600, (500, 2), generator=generator)
-    labels = BatchLabels(coords, torch.zeros(500, dtype=torch.bool), None, None, None, torch.zeros(500, 2))
-    boxes, _ = labels.views(sizes)
-    assert boxes.tolist() == [list(labels.view(slot, sizes[slot].tolist())[0]) for slot in range(500)]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,18 @@ def add_relabel_arguments(parser):
     add_view_arguments(group)
 
 
+def add_teacher_arguments(parser):
+    """The live teacher of naive KD, and the views that it is shown."""
+    group = parser.add_argument_group("live teacher")
+    group.add_argument("--teacher-model", default="resnet18", help="torchvision or timm model")
+    group.add_argument("--teacher-checkpoint", help="its weights (default: the library's pretrained ones)")
+    group.add_argument("--teacher-stem", choices=["standard", "small"], default="standard", help="as --stem")
+    group.add_argument(
+        "--IPC", dest="ipc", type=COUNT, help="use the first so many images of each class (default: all)"
+    )
+    add_view_arguments(group)
+
+
 def add_codec_arguments(group):
     """How packed labels are stored."""
     group.add_argument(

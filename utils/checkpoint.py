@@ -13,7 +13,8 @@ from utils.files import atomic_file
 RESULT_ARGUMENTS = (
     "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
     "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
-    "fkd_seed reuse_labels seed input_size mean std precision arithmetic"
+    "fkd_seed reuse_labels seed input_size mean std precision arithmetic "
+    "teacher_model teacher_checkpoint ipc mixup cutmix min_scale_crops max_scale_crops hflip"
 ).split()
 
 
@@ -60,7 +61,7 @@ def save_checkpoint(path, progress, model, optimizer, scaler, arguments):
         "scaler": scaler.state_dict(),
         "rng": rng_state(),
         "progress": dataclasses.asdict(progress),
-        "arguments": {name: arguments[name] for name in RESULT_ARGUMENTS},
+        "arguments": {name: arguments.get(name) for name in RESULT_ARGUMENTS},
     }
     with atomic_file(path) as temporary:
         torch.save(state, temporary)
@@ -85,10 +86,10 @@ def load_checkpoint(path, arguments):
     if not isinstance(state, dict) or not needed <= state.keys():
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
-    changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments[name])]
+    changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = ", ".join(
-            f"--{name.replace('_', '-')} was {stored.get(name)} and is {arguments[name]}" for name in changed
+            f"--{name.replace('_', '-')} was {stored.get(name)} and is {arguments.get(name)}" for name in changed
         )
         raise InputError(f"--resume {path}: {differences}; resume with the same settings, or start another run")
     return state

@@ -5,8 +5,10 @@ is slot `p % N % batch_size` of batch `p % N // batch_size` of epoch `p // N`, N
 epoch. So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
+import functools
 import os
 import signal
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +72,17 @@ def open_folder(path, flag):
     except FileNotFoundError as error:
         problem = str(error).split(". ")[0].replace("\n", " ")
         raise InputError(f"{flag} {path}: {problem}; every sub-folder must hold the images of one class") from None
+
+
+def first_images(samples, per_class):
+    """Keep the first `per_class` images of each class (IPC) of a list of (path, class); None keeps all."""
+    seen = Counter()
+    kept = []
+    for path, target in samples:
+        seen[target] += 1
+        if per_class is None or seen[target] <= per_class:
+            kept.append((path, target))
+    return kept
 
 
 def load_rgb(path):
@@ -169,6 +182,14 @@ def guarded(loader):
         ) from error
 
 
+def prepare_batch(normalise, device, item):
+    """Copy one loader item to the device, normalise and mix it: a `Batch`."""
+    (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
+    images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
+    soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
+    return Batch(images, soft_labels, targets.to(device, non_blocking=True))
+
+
 class WorkerBatches:
     """Training batches from worker processes, copied to the device one step ahead of the model.
 
@@ -183,23 +204,34 @@ class WorkerBatches:
 
     def __init__(self, dataset, epochs, normalise, workers, device, context=None):
         self.batches_per_epoch = dataset.source.batches_per_epoch
-        self.normalise, self.device = normalise, device
-        self.stream = map(self.prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
+        # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
+        prepare = functools.partial(prepare_batch, normalise, device)
+        self.stream = map(prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
         if device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
             self.stream = BackgroundGenerator(self.stream, max_prefetch=1)
-
-    def prepare(self, item):
-        """Copy one loader item to the device, normalise and mix it: a `Batch`."""
-        (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-        views = views.to(self.device, non_blocking=True)
-        soft_labels = None if logits is None else logits.to(self.device, non_blocking=True).float()
-        targets = targets.to(self.device, non_blocking=True)
-        return Batch(finish_views(views, self.normalise, mix_index, mix_lam, mix_bbox), soft_labels, targets)
 
     def epoch(self, _epoch):
         """Yield the batches of the next epoch."""
         for _ in range(self.batches_per_epoch):
             yield next(self.stream)
+
+
+class LiveTeacher:
+    """Batches whose soft labels a teacher answers as they pass (naive KD).
+
+    Args:
+        batches: batches without soft labels, as `WorkerBatches` of `DrawnViews`.
+        teacher: images [B, 3, S, S] -> logits float32 [B, C].
+    """
+
+    def __init__(self, batches, teacher):
+        self.batches, self.teacher = batches, teacher
+        self.batches_per_epoch = batches.batches_per_epoch
+
+    def epoch(self, epoch):
+        """Yield the batches of an epoch, answered."""
+        for batch in self.batches.epoch(epoch):
+            yield Batch(batch.images, self.teacher(batch.images), batch.targets)
 
 
 class CentreCrops(Dataset):

@@ -92,8 +92,8 @@ def unpack(args):
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         if items == 6 and not torch.equal(torch.cat([labels.index for labels in batches]), order(epoch)):
             raise InputError(
-                f"--items 6 cannot hold the image order of {args.source}: it is not that of --fkd-seed {args.fkd_seed}; "
-                "give the seed of relabelling, or use --items 7"
+                f"--items 6 cannot hold the image order of {args.source}: it is not that of --fkd-seed "
+                f"{args.fkd_seed}; give the seed of relabelling, or use --items 7"
             )
         writer.write(epoch, batches)
     print(f"unpacked {store.epochs} epochs of {store.num_images} images into {args.target}: {ratio(args)}")

@@ -70,18 +70,23 @@ class BatchLabels:
 
     def view(self, slot, image_size):
         """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
-        height, width = image_size
         top, left, crop_height, crop_width = self.coords[slot].tolist()
-        box = (round(top * height), round(left * width), round(crop_height * height), round(crop_width * width))
-        return box, bool(self.flip[slot])
+        (top, crop_height), (left, crop_width) = (
+            to_pixels(start, length, size)
+            for start, length, size in zip((top, left), (crop_height, crop_width), image_size, strict=True)
+        )
+        return (top, left, crop_height, crop_width), bool(self.flip[slot])
 
-    def views(self, image_sizes):
-        """Return what `view` says of every row: (boxes int64 [B, 4], flips bool [B]).
 
-        Args:
-            image_sizes: int64 [B, 2], (H, W) of each row's image.
-        """
-        return (self.coords.double() * image_sizes.repeat(1, 2)).round().long(), self.flip
+def to_pixels(start, length, size):
+    """Turn fractions of `size` pixels into (start, length) in pixels: at least one, none outside."""
+    length = min(max(round(length * size), 1), size)
+    return min(round(start * size), size - length), length
+
+
+def all_finite(tensor):
+    """Whether every value is finite; in numpy, which does not wake PyTorch's threads for so little."""
+    return bool(np.isfinite(tensor.numpy()).all())
 
 
 def parse_items(items, source):
@@ -112,7 +117,8 @@ def parse_items(items, source):
     require(rows > 0, "it holds no rows")
     require_tensor("coords", coords, [torch.float32], rows, 4)
     require_tensor("logits", logits, [torch.float16, torch.float32], rows, None)
-    require(logits.isfinite().all(), "its logits are not all finite")
+    require(logits.shape[1] > 0, "logits have no classes")
+    require(all_finite(logits), "its logits are not all finite")
     inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
     require(inside.all() and (coords[:, 2:] > 0).all(), "its crop coords are not fractions of an image")
     require((coords[:, :2] + coords[:, 2:] <= 1 + 1e-4).all(), "a crop reaches outside its image")
@@ -325,11 +331,6 @@ class DrawnBatch:
         """As `BatchLabels.view`."""
         return self.policy.crop_from(self.draws[slot], image_size)
 
-    def views(self, image_sizes):
-        """As `BatchLabels.views`."""
-        boxes, flips = zip(*map(self.policy.crop_from, self.draws, image_sizes.tolist()), strict=True)
-        return torch.tensor(boxes), torch.tensor(flips)
-
     def labelled(self, logits, image_sizes):
         """Return the `BatchLabels` of these views, given the logits [B, C] and each row's image size (H, W)."""
         views = [self.view(slot, size) for slot, size in enumerate(image_sizes)]
@@ -389,11 +390,13 @@ class TarWriter:
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):
-            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam]
-            items.append(None if labels.mix_bbox is None else list(labels.mix_bbox))
-            items.append(labels.logits.to(self.dtype))
+            mix_bbox = None if labels.mix_bbox is None else list(labels.mix_bbox)
+            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, mix_bbox]
+            items += [labels.logits.to(self.dtype), labels.index]
+            # a slice would be saved with all of the epoch that it is a slice of
+            items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-                torch.save([*items, labels.index] if self.with_index else items, temporary)
+                torch.save(items if self.with_index else items[:6], temporary)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def _build_timm(name, num_classes, pretrained, flag):
     import timm
 
     if not timm.is_model(name):
-        known = [*torchvision.models.list_models(module=torchvision.models), *timm.list_models()]
+        known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
         near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
         hint = (
             f"did you mean {listing(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"

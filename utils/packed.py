@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from utils.augment import ViewPolicy
 from utils.errors import InputError
 from utils.files import atomic_file, write_json
-from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, parse_items
+from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
 FORMAT, VERSION = "fkd-packed", 1
 MANIFEST, IMAGES = "manifest.json", "images.safetensors"
@@ -273,6 +273,24 @@ def read_manifest(path):
     return manifest
 
 
+def unpack_small(tensors):
+    """Turn what is small into what `read` returns, once per epoch: int64 indices, numbers, boxes."""
+    ready = dict(tensors)
+    for name in ("index", "mix_index"):
+        if name in ready:
+            ready[name] = ready[name].long()
+    if "mix_lam" in ready:
+        ready["mix_lam"] = ready["mix_lam"].tolist()
+    if "mix_bbox" in ready:
+        ready["mix_bbox"] = [tuple(box) for box in ready["mix_bbox"].tolist()]
+    return ready
+
+
+def boxes_are_sound(boxes):
+    """Whether all (y1, x1, y2, x2) of int32 [n, 4] have their corners in order and none is negative."""
+    return bool(((boxes[:, :2] >= 0) & (boxes[:, 2:] >= boxes[:, :2])).all())
+
+
 class PackedStore:
     """Reads a packed folder; the interface of `TarStore`.
 
@@ -381,8 +399,8 @@ class PackedStore:
                 found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
                 raise InputError(f"{path}: {name} is {found}, not {dtype} {list(shape)}; copy the labels again")
         self._check_values(path, tensors)
-        self.opened, self.tensors = epoch, tensors
-        return tensors
+        self.opened, self.tensors = epoch, unpack_small(tensors)
+        return self.tensors
 
     def _check_values(self, path, tensors):
         """Raise InputError where an epoch's values are impossible."""
@@ -391,15 +409,22 @@ class PackedStore:
             return name not in tensors or bool(((tensors[name] >= low) & (tensors[name] <= high)).all())
 
         sound = {
-            "non-finite values": all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()),
+            "non-finite values": all(all_finite(t) for t in tensors.values() if t.is_floating_point()),
             "image index": within("index", 0, self.num_images - 1),
             "class ids": within("classes", 0, self.num_classes - 1),
             "mixing ratios": within("mix_lam", 0, 1),
             "crop coords": within("coords", 0, 1 + 1e-4),
+            "mix partners": within("mix_index", 0, self._last_slots()),
+            "mix boxes": "mix_bbox" not in tensors or boxes_are_sound(tensors["mix_bbox"]),
         }
         wrong = [name for name, fine in sound.items() if not fine]
         if wrong:
             raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
+
+    def _last_slots(self):
+        """The highest slot of each row's batch: int64 [N]."""
+        starts = torch.arange(self.num_images) // self.batch_size * self.batch_size
+        return (self.num_images - starts).clamp_max(self.batch_size) - 1
 
     def read(self, epoch, batch):
         """Return the `BatchLabels` of one batch, `index` filled in.
@@ -413,12 +438,12 @@ class PackedStore:
         logits = self.codec.decode(tensors, rows, self.num_classes, self.temperature)
         if self.views is not None:
             return self._redraw(epoch, batch, logits)
-        index = tensors["index"][rows].long() if "index" in tensors else self.order(epoch)[rows]
+        index = tensors["index"][rows] if "index" in tensors else self.order(epoch)[rows]
         mix_index = mix_lam = mix_bbox = None
         if self.mix_type != "none":
-            mix_index, mix_lam = tensors["mix_index"][rows].long(), tensors["mix_lam"][batch].item()
+            mix_index, mix_lam = tensors["mix_index"][rows], tensors["mix_lam"][batch]
         if self.mix_type == "cutmix":
-            mix_bbox = tuple(tensors["mix_bbox"][batch].tolist())
+            mix_bbox = tensors["mix_bbox"][batch]
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix_index, mix_lam, mix_bbox, logits, index)
 
     def _redraw(self, epoch, batch, logits):

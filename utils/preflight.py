@@ -56,11 +56,12 @@ def check_labels(args, train):
     """
     if not args.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    store = open_labels(args.fkd_path, args.fkd_seed)
+    store = open_labels(args.fkd_path, args.fkd_seed, args.temperature, args.verify_labels)
     where = f"the labels in {args.fkd_path}"
-    if args.epochs > store.epochs:
+    if args.epochs > store.epochs and not args.reuse_labels:
         raise InputError(
-            f"--epochs {args.epochs} is more than the {store.epochs} epochs of {where}; lower it or relabel"
+            f"--epochs {args.epochs} is more than the {store.epochs} epochs of {where}; lower it, relabel, or add "
+            "--reuse-labels to visit stored epochs again"
         )
     if args.batch_size != store.batch_size:
         raise InputError(

@@ -255,9 +255,10 @@ def geometry_of(labels, sizes):
     Returns:
         int64 [B, 7] on the host: image index, top, left, height, width (pixels), flip, partner row.
     """
-    boxes, flips = labels.views(sizes[labels.index])
+    views = [labels.view(slot, size) for slot, size in enumerate(sizes[labels.index].tolist())]
+    boxes = torch.tensor([[*box, flip] for box, flip in views])  # [B, 5]
     partner = torch.arange(len(labels.index)) if labels.mix_index is None else labels.mix_index
-    return torch.cat([labels.index[:, None], boxes, flips[:, None].long(), partner[:, None]], dim=1)
+    return torch.cat([labels.index[:, None], boxes, partner[:, None]], dim=1)
 
 
 def mixing_of(labels):

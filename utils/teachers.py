@@ -77,6 +77,10 @@ class Ensemble:
         teachers = (build_teacher(name, file, stem, flag=flag) for name, file in zip(names, files, strict=True))
         self.teachers = [t.to(precision.device, memory_format=precision.memory_format) for t in teachers]
 
+    def num_classes(self, input_size):
+        """C, asked of the teachers with one black image of S x S pixels."""
+        return self(torch.zeros(1, 3, input_size, input_size, device=self.precision.device)).shape[1]
+
     @torch.no_grad()
     def __call__(self, images):
         """Return logits float32 [B, C] for images [B, 3, S, S].

@@ -1,0 +1,90 @@
+"""How small can labels get? Size against the student's accuracy, on the demo's data.
+
+    make demo && .venv/bin/python benchmarks/label_sizes.py --json sizes.json
+
+Each row relabels the demo's distilled images with other storage flags, then trains --seeds students for
+100 epochs on them (--reuse-labels where fewer epochs are stored), and prints bytes on disk and the mean
+and standard deviation of the last epoch's top-1.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import relabel_FKD
+import train_FKD_parallel
+
+EPOCHS, SIDE, BATCH_SIZE = 100, 32, 50
+# name, storage flags of relabel_FKD.py, label epochs
+VARIANTS = [
+    ("full: f16, stored views", "--bits 16", 100),
+    ("1/4: 8 bits, drawn views", "--bits 8 --views drawn", 93),
+    ("1/4: f16, fewer epochs", "--bits 16", 24),
+    ("1/12: 8 bits, drawn views", "--bits 8 --views drawn", 30),
+    ("1/12: 4 bits, drawn views", "--bits 4 --views drawn", 48),
+    ("1/12: f16, fewer epochs", "--bits 16", 8),
+    ("1/40: 8 bits, drawn views", "--bits 8 --views drawn", 8),
+    ("1/40: 4 bits, drawn views", "--bits 4 --views drawn", 12),
+    ("1/40: f16, fewer epochs", "--bits 16", 2),
+]
+
+
+def relabel(work, flags, epochs, target):
+    """Write labels with the demo's settings; return their bytes on disk."""
+    command = f"--data {work}/distilled --checkpoint {work}/teacher.pth -b {BATCH_SIZE} --epochs {epochs}"
+    command += (
+        f" --input-size {SIDE} --min-scale-crops 0.5 --hflip 0 --mix-type cutmix -j 0 --fkd-path {target} {flags}"
+    )
+    relabel_FKD.main([*command.split(), "--no-progress"])
+    return sum(file.stat().st_size for file in Path(target).iterdir())
+
+
+def train(work, labels, seed, output):
+    """Train one student with the recipe of the launchers; return the last epoch's top-1 in percent."""
+    command = f"--train-dir {work}/distilled --val-dir {work}/val --fkd-path {labels} --epochs {EPOCHS}"
+    command += (
+        f" --batch-size {BATCH_SIZE} --gradient-accumulation-steps 2 --input-size {SIDE} --cos -j 0 --seed {seed}"
+    )
+    command += f" --loss-type mse_gt --ce-weight 0.1 --reuse-labels --eval-every 1000 --output-dir {output} --overwrite"
+    train_FKD_parallel.main([*command.split(), "--no-progress"])
+    return json.loads((Path(output) / "summary.json").read_text())["last"]["top1"]
+
+
+def main():
+    """Measure every variant and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", default="demo/work", help="what the demo wrote")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--only", default="", help="measure the variants whose name contains this, and the full one's size"
+    )
+    parser.add_argument("--json", help="also write the rows here")
+    args = parser.parse_args()
+    rows, full = [], None
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (name, flags, epochs) in enumerate(VARIANTS):
+            labels = f"{scratch}/labels{number}"
+            size = relabel(args.work, flags, epochs, labels)
+            full = full or size
+            if args.only not in name:
+                continue
+            top1 = [train(args.work, labels, seed, f"{scratch}/run") for seed in range(args.seeds)]
+            rows.append({"name": name, "epochs": epochs, "bytes": size, "share": size / full, "top1": top1})
+            if args.json:
+                Path(args.json).write_text(json.dumps(rows, indent=2))
+    print("\nlabels                      label epochs    bytes   full / bytes   top-1, mean ± std")
+    for row in rows:
+        spread = statistics.stdev(row["top1"]) if args.seeds > 1 else 0.0
+        print(
+            f"{row['name']:<28}{row['epochs']:>12}{row['bytes']:>9}{1 / row['share']:>15.1f}"
+            f"{statistics.mean(row['top1']):>12.2f} ± {spread:.2f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Files from strangers: nothing outside the allow-list is called, no stated size is believed."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from utils.archive import WEIGHT_GLOBALS, load_archive
+from utils.errors import InputError
+
+
+def write_zip(path, pickled, records=None, compression=zipfile.ZIP_STORED):
+    """Write an archive in the layout of `torch.save` with any data.pkl."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for name, data in (records or {}).items():
+            archive.writestr(f"archive/data/{name}", data)
+    return path
+
+
+def refused(path, *words):
+    """Assert that the file is refused in one sentence that names it, and return the sentence."""
+    with pytest.raises(InputError) as caught:
+        load_archive(path)
+    sentence = str(caught.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+    return sentence
+
+
+class Call:
+    """Pickles to a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_shell_command_in_a_label_file_does_not_run(protocol, tmp_path):
+    """`os.system` (pickled under its home module) is named in the refusal, and has not run."""
+    import os
+
+    trace = tmp_path / "ran"
+    payload = pickle.dumps([Call(os.system, f"touch {trace}")], protocol=protocol)
+    path = tmp_path / "batch_0.tar"
+    assert "refused" in refused(write_zip(path, payload), "system")
+    assert not trace.exists()
+    pickle.loads(payload)  # the command would have run
+    assert trace.exists()
+
+
+def test_torch_save_of_a_command_is_refused(tmp_path):
+    """The same through `torch.save` itself, as an attacker would write it."""
+    import os
+
+    trace, path = tmp_path / "ran", tmp_path / "batch_0.tar"
+    torch.save([Call(os.system, f"touch {trace}")], path)
+    refused(path, "refused", "system")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93X\x01\x00\x00\x001\x85R.",
+        b"\x80\x02cbuiltins\ngetattr\n.",
+        b"\x80\x02c__builtin__\neval\n.",
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n.",
+        b"\x80\x04\x8c\x0ctorch._utils\x8c\x0b__dict__.os\x93.",
+        b"\x80\x02ctorch\nload\n.",
+        b"\x80\x02cutils.archive\nload_archive\n.",
+    ],
+)
+def test_names_outside_the_list_are_refused(pickled, tmp_path):
+    """Whatever opcode names it."""
+    refused(write_zip(tmp_path / "f", pickled), "refused")
+
+
+def test_a_numpy_object_scalar_is_refused(tmp_path):
+    """A numpy dtype `O` holds pickles of its own."""
+    pickled = pickle.dumps(np.float64(1), protocol=2).replace(b"f8", b"O8")
+    refused(write_zip(tmp_path / "f", pickled), "refused", "O8")
+
+
+@pytest.mark.parametrize("opcode", "BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER EXT1 EXT2 EXT4 INST OBJ".split())
+def test_removed_opcodes(opcode, tmp_path):
+    """Opcodes that allocate what a file merely states, or go round the allow-list, do not exist."""
+    pickled = b"\x80\x05(" + getattr(pickle, opcode) + (2**40).to_bytes(8, "little") + b"os\nsystem\n."
+    refused(write_zip(tmp_path / "f", pickled), "damaged")
+
+
+def tensor_pickle(numel, offset, size, stride, key="0"):
+    """Return a data.pkl with one float32 tensor made as stated."""
+
+    class Storage:
+        """Pickled by its persistent id."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, key, "cpu", numel) if isinstance(value, Storage) else None
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, size, stride, False, {})
+
+    import io
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump(Tensor())
+    return buffer.getvalue()
+
+
+def test_a_true_tensor_is_read(tmp_path):
+    """What the next test breaks is readable as long as it is true."""
+    data = np.arange(8, dtype=np.float32)
+    path = write_zip(tmp_path / "f", tensor_pickle(8, 2, (2, 3), (3, 1)), {"0": data.tobytes()})
+    assert load_archive(path).tolist() == [[2, 3, 4], [5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("numel", "offset", "size", "stride"),
+    [
+        (16, 0, (16,), (1,)),  # storage longer than its record
+        (4, 0, (4,), (1,)),  # and shorter
+        (8, 0, (9,), (1,)),  # tensor longer than its storage
+        (8, 1, (8,), (1,)),
+        (8, 0, (2, 2), (7, 7)),
+        (8, 0, (2**40,), (0,)),
+        (8, 0, (2**40, 2**40), (0, 0)),
+        (8, 0, (-1,), (1,)),
+        (8, -1, (2,), (1,)),
+        (8, 7, (2,), (-1,)),
+        (8, 0, (2, 4), (1,)),
+        (8, 0, (2.0,), (1,)),
+        (8, 0, ("2",), (1,)),
+        (-8, 0, (1,), (1,)),
+    ],
+)
+def test_tensors_lie_inside_their_records(numel, offset, size, stride, tmp_path):
+    """Sizes, strides, offsets and storage lengths are checked against the bytes that are there."""
+    path = write_zip(tmp_path / "f", tensor_pickle(numel, offset, size, stride), {"0": bytes(32)})
+    refused(path, "damaged")
+
+
+@pytest.mark.parametrize("key", ["1", "../data.pkl"])
+def test_a_missing_record(key, tmp_path):
+    """A storage without a record of its own cannot be read."""
+    refused(write_zip(tmp_path / "f", tensor_pickle(8, 0, (8,), (1,), key), {"0": bytes(32)}), "damaged")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file(share, tmp_path):
+    """A copy that stopped early is called damaged."""
+    path = tmp_path / "batch_0.tar"
+    torch.save([torch.zeros(100, 10)], path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path, "damaged")
+
+
+def test_other_archives(tmp_path):
+    """Compressed records (a possible zip bomb), no data.pkl, no zip at all, no file, a folder."""
+    zeros = tensor_pickle(10**6, 0, (10**6,), (1,)), {"0": bytes(4 * 10**6)}
+    refused(write_zip(tmp_path / "bomb", *zeros, zipfile.ZIP_DEFLATED), "damaged", "compressed")
+    with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
+        archive.writestr("a/readme", "nothing")
+    refused(tmp_path / "empty", "damaged", "data.pkl")
+    (tmp_path / "text").write_text("not a zip")
+    refused(tmp_path / "text", "damaged")
+    refused(tmp_path / "none", "cannot be read")
+    refused(tmp_path, "cannot be read")
+
+
+def test_flipped_bytes_are_noticed(tmp_path):
+    """The zip's checksums are checked."""
+    path = tmp_path / "batch_0.tar"
+    torch.save(torch.full((64,), 1.5), path)
+    path.write_bytes(path.read_bytes().replace(torch.full((2,), 1.5).numpy().tobytes(), b"\0" * 8, 1))
+    refused(path, "damaged")
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool".split(),
+)
+def test_dtypes_round_trip(dtype, tmp_path):
+    """Every storage type of the list, also as a shared, offset, transposed and an empty view."""
+    base = torch.arange(12).view(3, 4).to(getattr(torch, dtype))
+    saved = {"whole": base, "part": base[1:], "turned": base.t(), "empty": base[:0], "number": base[2, 3]}
+    torch.save(saved, tmp_path / "f")
+    loaded = load_archive(tmp_path / "f")
+    assert loaded.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_a_checkpoint_round_trips(tmp_path):
+    """State dicts of a module and an optimizer, parameters, and plain Python values."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    state = {
+        "state_dict": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "parameter": model[0].weight,
+        "rest": [1, 2.5, None, True, "text", (1, 2), 2**70, b"bytes"],
+    }
+    torch.save(state, tmp_path / "f")
+    loaded = load_archive(tmp_path / "f", WEIGHT_GLOBALS)
+    assert loaded["rest"] == state["rest"]
+    assert torch.equal(loaded["parameter"], model[0].weight)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded["state_dict"][name], tensor)
+    torch.testing.assert_close(loaded["optimizer"], state["optimizer"], rtol=0, atol=0)
+    refused(tmp_path / "f", "_rebuild_parameter")  # label files have no parameters

@@ -1,0 +1,133 @@
+"""The step: accumulation is one true mean, weight decay where it belongs, nothing lost in a split."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from utils.data import Batch
+from utils.engine import Precision, build_optimizer, evaluate, train_one_epoch, train_step
+from utils.errors import InputError
+from utils.losses import LOSS_TYPES, build_loss
+from utils.metrics import MetricSums
+from utils.models import build_student
+
+CPU = torch.device("cpu")
+FP32 = Precision("fp32", CPU)
+
+
+class NoStep:
+    """Stands in for an optimizer that leaves the gradients as they are."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def zero_grad(self, set_to_none):
+        self.model.zero_grad(set_to_none=set_to_none)
+
+    def step(self):
+        pass
+
+
+def random_batch(rows, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, 3, 4, 4, generator=generator)
+    return Batch(images, torch.randn(rows, classes, generator=generator), torch.arange(rows) % classes)
+
+
+@pytest.mark.parametrize("loss_type", sorted(set(LOSS_TYPES) - {"dist"}))  # dist correlates over the micro-batch
+@pytest.mark.parametrize(("rows", "micro"), [(8, 4), (8, 2), (8, 8), (7, 4), (3, 2), (1, 4)])
+def test_accumulation_is_one_true_mean(loss_type, rows, micro):
+    """Gradients and reported loss of a split batch are those of the whole one, also where it is short."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4))
+    loss_fn = build_loss(loss_type, 2.0, 0.1, keep_topk=3)
+    batch = random_batch(rows)
+    model.zero_grad()
+    expected_loss = loss_fn(model(batch.images), batch.soft_labels, batch.targets)
+    expected = torch.autograd.grad(expected_loss, list(model.parameters()))
+
+    sums = MetricSums(CPU)
+    train_step(model, batch, loss_fn, NoStep(model), FP32, micro, sums)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert sums.result().samples == rows
+    assert sums.result().loss == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(1, 60), st.booleans())
+def test_split_loses_and_repeats_nothing(rows, size, labelled):
+    """Micro-batches put together again are the batch, in order, none larger than asked for."""
+    numbers = torch.arange(rows)
+    batch = Batch(numbers.view(rows, 1), numbers.view(rows, 1) if labelled else None, numbers)
+    pieces = list(batch.split(size))
+    assert all(0 < len(piece) <= size for piece in pieces)
+    assert torch.equal(torch.cat([piece.targets for piece in pieces]), numbers)
+    assert torch.equal(torch.cat([piece.images for piece in pieces])[:, 0], numbers)
+    for piece in pieces:
+        assert piece.soft_labels is None if not labelled else torch.equal(piece.soft_labels, piece.images)
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+def test_weight_decay_groups(sgd):
+    """Only convolution and linear weights decay: no bias, no batch norm; every parameter is in one group."""
+    model = build_student("resnet18", 5, 0)
+    optimizer = build_optimizer(model, sgd, lr=0.1, weight_decay=0.5, momentum=0.9)
+    assert isinstance(optimizer, torch.optim.SGD if sgd else torch.optim.AdamW)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == sum(len(group["params"]) for group in optimizer.param_groups)
+    modules = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert {name for name, p in model.named_parameters() if decay[id(p)] == 0.5} == modules
+    assert {name for name, p in model.named_parameters() if decay[id(p)] == 0} == dict(
+        model.named_parameters()
+    ).keys() - modules
+    if sgd:
+        assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_an_epoch_learns_and_evaluation_leaves_no_trace():
+    """Training lowers the loss on what it is shown; evaluating changes no weight and no statistic."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    optimizer = build_optimizer(model, sgd=False, lr=0.01, weight_decay=0.0)
+    batches = [random_batch(8, seed=1), random_batch(5, seed=2)]
+    losses = [train_one_epoch(model, batches, build_loss("kl"), optimizer, FP32, 4).loss for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics = evaluate(model, [(batch.images, batch.targets) for batch in batches], FP32)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        outputs = torch.cat([model(batch.images) for batch in batches])
+    targets = torch.cat([batch.targets for batch in batches])
+    assert metrics.loss == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-5)
+    assert metrics.top1 == pytest.approx(100 * (outputs.argmax(1) == targets).double().mean().item())
+
+
+def test_precision_on_the_cpu():
+    """bf16 computes in bf16, fp32 does not, fp16 is refused by flag."""
+    linear, images = nn.Linear(4, 2), torch.zeros(1, 4)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with Precision(name, CPU).autocast():
+            assert linear(images).dtype == dtype
+    assert Precision("auto", CPU).name in ("fp32", "bf16")
+    with pytest.raises(InputError, match="--precision fp16"):
+        Precision("fp16", CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_step_on_cuda(name):
+    """Each precision steps on the GPU, close to the CPU's fp32 step."""
+    steps = []
+    for precision in (FP32, Precision(name, torch.device("cuda"))):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).to(precision.device)
+        optimizer = build_optimizer(model, sgd=True, lr=0.1, weight_decay=0.0)
+        batch = random_batch(8)
+        batch = Batch(*(getattr(batch, part).to(precision.device) for part in ("images", "soft_labels", "targets")))
+        train_one_epoch(model, [batch], build_loss("kl"), optimizer, precision, 4)
+        steps.append(model[3].weight.detach().cpu())
+    torch.testing.assert_close(*steps, rtol=0.05, atol=2e-3)

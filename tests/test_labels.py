@@ -1,0 +1,256 @@
+"""Label files in and out: dialects, what is refused, image order, round trips."""
+
+import shutil
+import zipfile
+
+import pytest
+import torch
+from conftest import REFERENCE, make_labels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import RandomSampler
+
+from utils.archive import load_archive
+from utils.errors import InputError
+from utils.labels import BatchLabels, ReferenceOrder, TarStore, TarWriter, open_labels, parse_items
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect", "mix_type"),
+    [
+        ("sre2l_cutmix", "sre2l", "cutmix"),
+        ("sre2l_mixup", "sre2l", "mixup"),
+        ("sre2l_none", "sre2l", "none"),
+        ("prism_cutmix", "prism", "cutmix"),
+    ],
+)
+def test_reference_labels(name, dialect, mix_type):
+    """Files of the reference code are told apart by their content; the last batch is short."""
+    store = open_labels(REFERENCE / name)
+    assert (store.dialect, store.mix_type) == (dialect, mix_type)
+    sizes = (store.epochs, store.batches_per_epoch, store.batch_size, store.num_images, store.num_classes)
+    assert sizes == (2, 3, 8, 20, 1000)
+    for epoch in range(2):
+        batches = [store.read(epoch, batch) for batch in range(3)]
+        assert [len(labels) for labels in batches] == [8, 8, 4]
+        assert sorted(torch.cat([labels.index for labels in batches]).tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpy_1_and_2_pickles(module, tmp_path):
+    """The box's numpy integers read the same under the module names of numpy 1 and numpy 2."""
+    source = REFERENCE / "sre2l_cutmix" / "epoch_0" / "batch_0.tar"
+    expected = load_archive(source)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(tmp_path / "f", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("data.pkl"):
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                data = data.replace(b"numpy.core.multiarray", module.encode())
+                assert module.encode() in data
+            new.writestr(name, data)
+    labels = parse_items(load_archive(tmp_path / "f"), "f")
+    assert labels.mix_bbox == tuple(expected[4])
+    assert all(type(n) is int for n in labels.mix_bbox)
+    assert torch.equal(labels.logits, expected[5])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(0, 6), min_size=1, max_size=8))
+def test_reference_order_is_the_sampler_iterated(num_images, seed, epochs):
+    """Epoch e is the (e+1)-th pass of one RandomSampler, in whatever order epochs are asked for."""
+    sampler = RandomSampler(range(num_images), generator=torch.Generator().manual_seed(seed))
+    passes = [list(sampler) for _ in range(7)]
+    order = ReferenceOrder(num_images, seed)
+    for epoch in epochs:
+        assert order(epoch).tolist() == passes[epoch]
+
+
+def usable(**changed):
+    """Items of a good cutmix batch of 3 rows and 4 classes, some of them replaced."""
+    items = {
+        "coords": torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 3),
+        "flip": torch.tensor([True, False, True]),
+        "mix_index": torch.tensor([2, 1, 0]),
+        "mix_lam": 0.5,
+        "mix_bbox": [0, 0, 4, 4],
+        "logits": torch.zeros(3, 4, dtype=torch.float16),
+        "index": torch.tensor([0, 1, 2]),
+    } | changed
+    return list(items.values())
+
+
+def row(*values):
+    """Coords of 3 rows, the second as given."""
+    return torch.tensor([[0.0, 0.0, 1.0, 1.0], list(values), [0.0, 0.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("item", "value", "named"),
+    [
+        ("coords", None, "coords"),
+        ("coords", torch.zeros(3, 4), "coords"),  # empty crops
+        ("coords", torch.zeros(3, 3), "coords"),
+        ("coords", torch.zeros(2, 4), "coords"),
+        ("coords", torch.zeros(3, 4, dtype=torch.float64), "coords"),
+        ("coords", row(-0.1, 0, 0.5, 0.5), "coords"),
+        ("coords", row(0, 0, 1.5, 0.5), "coords"),
+        ("coords", row(0, 0, float("nan"), 0.5), "coords"),
+        ("coords", row(0.6, 0, 0.5, 0.5), "crop reaches outside"),
+        ("flip", torch.ones(3), "flip"),
+        ("flip", torch.ones(0, dtype=torch.bool), "no rows"),
+        ("flip", [True] * 3, "flip"),
+        ("mix_index", torch.tensor([0, 1, 3]), "mix_index"),
+        ("mix_index", torch.tensor([0, -1, 2]), "mix_index"),
+        ("mix_index", torch.tensor([0.0, 1.0, 2.0]), "mix_index"),
+        ("mix_index", torch.tensor([0, 1]), "mix_index"),
+        ("mix_index", None, "mix_index"),
+        ("mix_lam", 1.5, "mix_lam"),
+        ("mix_lam", -0.1, "mix_lam"),
+        ("mix_lam", float("nan"), "mix_lam"),
+        ("mix_lam", "0.5", "mix_lam"),
+        ("mix_lam", None, "mix_lam"),
+        ("mix_bbox", [0, 0, 4], "mix_bbox"),
+        ("mix_bbox", [0, 0, 4.0, 4], "mix_bbox"),
+        ("mix_bbox", [-1, 0, 4, 4], "mix_bbox"),
+        ("mix_bbox", [5, 0, 4, 4], "mix_bbox"),
+        ("mix_bbox", 7, "mix_bbox"),
+        ("logits", torch.zeros(2, 4), "logits"),
+        ("logits", torch.zeros(3), "logits"),
+        ("logits", torch.zeros(3, 0), "logits"),
+        ("logits", torch.zeros(3, 4, dtype=torch.int64), "logits"),
+        ("logits", torch.full((3, 4), float("nan")), "logits"),
+        ("logits", torch.full((3, 4), float("inf")), "logits"),
+        ("index", torch.tensor([0, -1, 2]), "index"),
+        ("index", torch.tensor([0, 1]), "index"),
+        ("index", torch.tensor([0, 1, 2], dtype=torch.int32), "index"),
+    ],
+)
+def test_an_unusable_item_is_named(item, value, named):
+    """One sentence with the file and the item that is wrong."""
+    parse_items(usable(), "FILE")
+    with pytest.raises(InputError, match=r"^FILE is not a usable label file: .*" + named):
+        parse_items(usable(**{item: value}), "FILE")
+
+
+@pytest.mark.parametrize("items", [{}, [], usable()[:5], [*usable(), 1], None, torch.zeros(6)])
+def test_something_else_than_a_batch(items):
+    """Lists of another length, and other things than lists."""
+    with pytest.raises(InputError, match=r"FILE .* not a list of 6 or 7"):
+        parse_items(items, "FILE")
+
+
+def test_mix_type_is_in_the_data():
+    """Box: cutmix; ratio alone: mixup; neither: none."""
+    assert parse_items(usable(), "").mix_type == "cutmix"
+    assert parse_items(usable(mix_bbox=None), "").mix_type == "mixup"
+    assert parse_items(usable(mix_bbox=None, mix_lam=None, mix_index=None), "").mix_type == "none"
+
+
+@pytest.mark.parametrize("coords", [(0.5, 0.5, 1e-6, 1e-6), (1.0, 1.0, 1e-6, 1e-6)])
+def test_a_tiny_crop_is_still_a_crop(coords):
+    """A crop that rounds to no pixel would be an image without pixels."""
+    (top, left, height, width), _ = parse_items(usable(coords=row(*coords)), "").view(1, (36, 44))
+    assert height > 0 < width
+    assert 0 <= top <= 36 - height
+    assert 0 <= left <= 44 - width
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A folder of labels that a test may break: 12 images, batches of 5, 5 and 2, 2 epochs."""
+    return make_labels(tmp_path / "labels", epochs=2)
+
+
+def rewrite(path, **changed):
+    """Replace items of one batch file."""
+    names = "coords flip mix_index mix_lam mix_bbox logits index".split()
+    items = dict(zip(names, load_archive(path), strict=True)) | changed
+    torch.save(list(items.values()), path)
+
+
+def test_stores_that_mix_label_sets(labels):
+    """A batch that disagrees with the first one is refused, and named."""
+    store = TarStore(labels)
+    path = store.file(1, 1)
+    good = path.read_bytes()
+    rows_of_4 = {name: value[:4] for name, value in zip("abc", load_archive(path)[:3], strict=True)}
+    for changed in (
+        {"logits": torch.zeros(5, 4)},
+        {"mix_bbox": None},
+        {"coords": rows_of_4["a"], "flip": rows_of_4["b"], "mix_index": torch.arange(4)}
+        | {"logits": torch.zeros(4, 3), "index": torch.arange(4)},
+    ):
+        rewrite(path, **changed)
+        with pytest.raises(InputError, match=r"epoch_1.batch_1\.tar disagrees"):
+            store.read(1, 1)
+        path.write_bytes(good)
+    rewrite(path, index=torch.tensor([0, 1, 2, 3, 12]))
+    with pytest.raises(InputError, match=r"batch_1\.tar names image 12, but the labels cover 12"):
+        store.read(1, 1)
+
+
+def test_incomplete_stores(labels):
+    """A gap ends the stored epochs, a missing batch is named, an empty folder is no store."""
+    store = TarStore(labels)
+    store.check_complete(range(2))
+    store.file(1, 1).unlink()
+    store.check_complete(range(1))
+    with pytest.raises(InputError, match=r"epoch_1.batch_1\.tar is missing \(1 of 3"):
+        store.check_complete(range(2))
+    (labels / "epoch_1").rename(labels / "epoch_2")
+    assert TarStore(labels).epochs == 1
+    shutil.rmtree(labels / "epoch_0")
+    for path, problem in ((labels, "holds no epoch_0/batch_0.tar"), (labels / "none", "is not a folder")):
+        with pytest.raises(InputError, match=problem):
+            open_labels(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_logits_dtype(dtype, tmp_path):
+    """Logits are stored in half or single precision and read back as they are."""
+    assert TarStore(make_labels(tmp_path / "l", epochs=1, dtype=dtype)).logits_dtype == dtype
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_what_is_written_is_read(tmp_path_factory, data):
+    """TarWriter then TarStore gives every field back, whatever the sizes and the mixing."""
+    batch_size, batches, classes = (data.draw(st.integers(1, 6)) for _ in range(3))
+    images = batch_size * batches - data.draw(st.integers(0, batch_size - 1))
+    mix_type = data.draw(st.sampled_from(["none", "mixup", "cutmix"]))
+    seed = data.draw(st.integers(0, 2**30))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(images, generator=generator)
+    written = []
+    for index in order.split(batch_size):
+        rows = len(index)
+        corner = torch.rand(rows, 2, generator=generator) * 0.5
+        written.append(
+            BatchLabels(
+                coords=torch.cat([corner, corner / 2 + 0.1], dim=1),
+                flip=torch.rand(rows, generator=generator) < 0.5,
+                mix_index=None if mix_type == "none" else torch.randperm(rows, generator=generator),
+                mix_lam=None if mix_type == "none" else data.draw(st.floats(0, 1)),
+                mix_bbox=(1, 2, 30, 31) if mix_type == "cutmix" else None,
+                logits=torch.randn(rows, classes, generator=generator),
+                index=index,
+            )
+        )
+    folder = tmp_path_factory.mktemp("round") / "labels"
+    TarWriter(folder, torch.float32).write(0, written)
+    store = open_labels(folder)
+    assert (store.batches_per_epoch, store.batch_size, store.num_images) == (batches, min(batch_size, images), images)
+    for batch, labels in enumerate(written):
+        for name, value in vars(store.read(0, batch)).items():
+            expected = getattr(labels, name)
+            same = torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected
+            assert same, name
+
+
+def test_the_writer_refuses_a_folder_in_use(tmp_path):
+    """Labels are not mixed with what is there already."""
+    (tmp_path / "file").write_text("")
+    for path, problem in ((tmp_path, "is not empty"), (tmp_path / "file", "cannot be made")):
+        with pytest.raises(InputError, match=f"{path} {problem}"):
+            TarWriter(path)

@@ -1,0 +1,84 @@
+"""The launchers in POSIX sh: the recipe, the environment, trailing arguments."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCHERS = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Return a function that runs a launcher with a Python that prints its arguments, one a line."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+
+    def call(launcher, *arguments, **environment):
+        settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub)} | environment
+        command = ["sh", str(ROOT / launcher), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return call
+
+
+def values(words):
+    """Flags with their values; a flag without one has None."""
+    words = words[1:]
+    pairs = zip(words, [*words[1:], "-"], strict=True)
+    return {word: None if value.startswith("-") else value for word, value in pairs if word.startswith("-")}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_syntax(launcher):
+    """`sh -n`."""
+    subprocess.run(["sh", "-n", str(ROOT / launcher)], check=True)
+
+
+@pytest.mark.parametrize(("launcher", "model"), zip(LAUNCHERS[1:], ["resnet18", "resnet50", "resnet101"], strict=True))
+def test_the_recipe(launcher, model, launch):
+    """The defaults, and that the main script's own parser takes them."""
+    import train_FKD_parallel
+
+    words = launch(launcher)
+    assert words[0] == str(ROOT / "train_FKD_parallel.py")
+    flags = values(words)
+    expected = {
+        **{"--model": model, "--batch-size": "50", "--gradient-accumulation-steps": "2", "--cos": None},
+        **{"--loss-type": "mse_gt", "--ce-weight": "0.1", "-j": "4", "-T": "20", "--mix-type": "cutmix"},
+        **{"--epochs": "300", "--wandb-mode": "disabled"},
+    }
+    assert {flag: flags.get(flag, "missing") for flag in expected} == expected
+    args = train_FKD_parallel.parse(words[1:])
+    assert (args.schedule, args.temperature, args.workers, args.sgd) == ("cos", 20.0, 4, False)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_environment_overrides_every_setting(launcher, launch):
+    """Also values with spaces in them."""
+    settings = {
+        **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
+        **{"FKD_PATH": "--fkd-path=/labels", "OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=7"},
+        **{"BATCH_SIZE": "--batch-size=8", "ACCUMULATION": "--gradient-accumulation-steps=4"},
+        **{"INPUT_SIZE": "--input-size=32", "WORKERS": "-j=0", "SEED": "--seed=3", "LOSS_TYPE": "--loss-type=kl"},
+        **{"CE_WEIGHT": "--ce-weight=0.2", "TEMPERATURE": "-T=4", "MIX_TYPE": "--mix-type=mixup"},
+        **{"WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
+    }
+    expected = dict(setting.split("=") for setting in settings.values())
+    flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
+    assert flags == expected | {"--cos": None}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_trailing_arguments_come_last(launcher, launch):
+    """So that argparse lets them win; quoting survives."""
+    words = launch(launcher, "--epochs", "5", "--output-dir", "a b", "--resume")
+    assert words[-5:] == ["--epochs", "5", "--output-dir", "a b", "--resume"]
+    import train_FKD_parallel
+
+    assert train_FKD_parallel.parse(words[1:]).epochs == 5

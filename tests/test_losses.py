@@ -1,0 +1,112 @@
+"""Losses against sums written out in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.errors import InputError
+from utils.losses import build_loss, keep_top_probabilities
+
+generator = torch.Generator().manual_seed(0)
+OUTPUTS, LOGITS = (3 * torch.randn(6, 7, generator=generator) for _ in range(2))
+TARGETS = torch.tensor([0, 1, 2, 3, 4, 6])
+
+
+def softmax(x):
+    x = np.exp(np.asarray(x, dtype=np.float64))
+    return x / x.sum(axis=1, keepdims=True)
+
+
+def cross_entropy():
+    return -np.log(softmax(OUTPUTS)[range(6), TARGETS]).mean()
+
+
+def soft(temperature):
+    return softmax(OUTPUTS / temperature), softmax(LOGITS / temperature)
+
+
+def value(*args, **options):
+    return build_loss(*args, **options)(OUTPUTS, LOGITS, TARGETS).item()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 20.0])
+def test_kl(temperature):
+    """Batch mean of sum p (log p - log q), without T squared."""
+    q, p = soft(temperature)
+    assert value("kl", temperature) == pytest.approx((p * (np.log(p) - np.log(q))).sum(axis=1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist(temperature):
+    """T² (2 (1 - mean row correlation) + 2 (1 - mean column correlation))."""
+    q, p = soft(temperature)
+    inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
+    intra = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
+    assert value("dist", temperature) == pytest.approx(temperature**2 * 2 * (2 - inter - intra), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "power"), [("mse_gt", 2), ("mae_gt", 1)])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_regression_to_logits(name, power, weight):
+    """Mean over rows and classes, plus weighted cross-entropy; the temperature plays no part."""
+    distance = (np.abs(OUTPUTS.numpy() - LOGITS.numpy()) ** power).mean()
+    assert value(name, 20.0, ce_weight=weight) == pytest.approx(distance + weight * cross_entropy(), rel=1e-5)
+
+
+def test_ce_ignores_the_soft_labels():
+    """Hard labels only, also where there are no soft ones."""
+    loss = build_loss("ce", keep_topk=2)
+    assert loss(OUTPUTS, None, TARGETS).item() == pytest.approx(cross_entropy(), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 5), st.integers(2, 9), st.integers(1, 10), st.integers(0, 99))
+def test_keep_topk_moves_mass_and_loses_none(rows, classes, k, seed):
+    """The k largest stay as they are; the rest of the mass is shared evenly by the others."""
+    p = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)).double().softmax(dim=1)
+    kept = keep_top_probabilities(p, k)
+    torch.testing.assert_close(kept.sum(dim=1), torch.ones(rows).double())
+    if k >= classes:
+        assert torch.equal(kept, p)
+        return
+    for before, after in zip(p.tolist(), kept.tolist(), strict=True):
+        order = sorted(range(classes), key=lambda c: -before[c])
+        assert [after[c] for c in order[:k]] == [before[c] for c in order[:k]]
+        share = sum(before[c] for c in order[k:]) / (classes - k)
+        assert [after[c] for c in order[k:]] == pytest.approx([share] * (classes - k))
+
+
+@pytest.mark.parametrize("name", ["kl", "dist"])
+def test_keep_topk_of_probabilities(name):
+    """The loss to the kept probabilities is the loss to logits that have them."""
+    kept = keep_top_probabilities((LOGITS / 2).softmax(dim=1), 3)
+    expected = build_loss(name, 2.0)(OUTPUTS, 2 * kept.log(), TARGETS).item()
+    assert value(name, 2.0, keep_topk=3) == pytest.approx(expected, rel=1e-4)
+    assert value(name, 2.0, keep_topk=3) != pytest.approx(value(name, 2.0), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "power"), [("mse_gt", 2), ("mae_gt", 1)])
+def test_keep_topk_of_logits(name, power):
+    """The distance is the mean over the kept logits only; cross-entropy is over all classes."""
+    z, o = LOGITS.numpy(), OUTPUTS.numpy()
+    kept = np.argsort(-z, axis=1)[:, :3]
+    distance = (np.abs(np.take_along_axis(o, kept, 1) - np.take_along_axis(z, kept, 1)) ** power).mean()
+    assert value(name, ce_weight=0.1, keep_topk=3) == pytest.approx(distance + 0.1 * cross_entropy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kl", "dist", "mse_gt", "mae_gt"])
+def test_no_loss_and_no_gradient_at_the_teacher(name):
+    """A student that answers as the teacher has nothing to learn from it."""
+    outputs = LOGITS.clone().requires_grad_()
+    loss = build_loss(name, 2.0)(outputs, LOGITS, TARGETS)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert outputs.grad.abs().max() < 1e-5
+
+
+def test_an_unknown_loss_is_refused():
+    """With the names that exist."""
+    with pytest.raises(InputError, match=r"--loss-type l2 .*mse_gt"):
+        build_loss("l2")

@@ -1,0 +1,322 @@
+"""Packed labels: the same tensors as the files they came from, smaller forms, and damage that is noticed."""
+
+import json
+
+import pytest
+import torch
+from conftest import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train_FKD_parallel
+from utils import label_tools
+from utils.augment import ViewPolicy
+from utils.errors import InputError
+from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, ReusedLabels, TarWriter, open_labels
+from utils.packed import Codec, PackedStore, PackedWriter, make_manifest, pack_nibbles, unpack_nibbles
+
+TENSORS = ("coords", "flip", "mix_index", "logits", "index")
+
+
+def tool(*argv):
+    """Run `python -m utils.labels` in this process; return its exit code."""
+    return label_tools.main([str(word) for word in argv])
+
+
+def assert_same(a, b):
+    """Two `BatchLabels` are equal, tensors to the bit and dtype."""
+    for name in TENSORS:
+        left, right = getattr(a, name), getattr(b, name)
+        assert (left is None) == (right is None), name
+        assert left is None or (left.dtype == right.dtype and torch.equal(left, right)), name
+    assert (a.mix_lam, a.mix_bbox) == (b.mix_lam, b.mix_bbox)
+
+
+def assert_same_stores(a, b):
+    """Two stores hold the same batches."""
+    assert (a.epochs, a.batches_per_epoch) == (b.epochs, b.batches_per_epoch)
+    for epoch in range(a.epochs):
+        for batch in range(a.batches_per_epoch):
+            assert_same(a.read(epoch, batch), b.read(epoch, batch))
+
+
+def drawn_epoch(views, epoch, classes, dtype=torch.float16):
+    """Draw one epoch of labels with random logits: a list of `BatchLabels`."""
+    generator = torch.Generator().manual_seed(epoch)
+    batches = [views.read(epoch, batch) for batch in range(views.batches_per_epoch)]
+    return [
+        drawn.labelled(
+            (4 * torch.randn(len(drawn.index), classes, generator=generator)).to(dtype), [IMAGE_SIZE] * len(drawn.index)
+        )
+        for drawn in batches
+    ]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    images=st.integers(1, 13),
+    batch_size=st.integers(1, 6),
+    classes=st.integers(1, 9),
+    mix_type=st.sampled_from(["cutmix", "mixup", "none"]),
+    with_index=st.booleans(),
+    dtype=st.sampled_from([torch.float16, torch.float32]),
+)
+def test_tar_packed_tar_gives_equal_tensors(images, batch_size, classes, mix_type, with_index, dtype, tmp_path_factory):
+    root = tmp_path_factory.mktemp("round")
+    views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, mix_type, 0.8, 1.0), images, batch_size)
+    writer = TarWriter(root / "tar", dtype, with_index)
+    for epoch in range(2):
+        writer.write(epoch, drawn_epoch(views, epoch, classes, dtype))
+    assert tool("pack", root / "tar", root / "packed") == 0
+    assert tool("unpack", root / "packed", root / "again") == 0
+    tar, packed, again = (open_labels(root / name) for name in ("tar", "packed", "again"))
+    assert (packed.dialect, again.dialect) == ("packed", tar.dialect)
+    assert_same_stores(tar, packed)
+    assert_same_stores(tar, again)
+
+
+@pytest.mark.parametrize("name", ["sre2l_cutmix", "sre2l_mixup", "prism_cutmix", "sre2l_none"])
+def test_reference_labels_round_trip(name, tmp_path):
+    assert tool("pack", REFERENCE / name, tmp_path / "packed") == 0
+    assert tool("unpack", tmp_path / "packed", tmp_path / "tar") == 0
+    assert_same_stores(open_labels(REFERENCE / name), open_labels(tmp_path / "packed"))
+    assert_same_stores(open_labels(REFERENCE / name), open_labels(tmp_path / "tar"))
+
+
+@pytest.mark.parametrize("name", ["sre2l_cutmix", "prism_cutmix"])
+def test_training_on_packed_reference_labels_gives_the_same_losses_to_the_bit(name, tmp_path):
+    tool("pack", REFERENCE / name, tmp_path / "packed")
+    losses = []
+    for number, labels in enumerate((REFERENCE / name, tmp_path / "packed")):
+        words = f"--train-dir {REFERENCE}/train --val-dir {REFERENCE}/val --fkd-path {labels} --input-size 224"
+        words += f" --batch-size 8 --epochs 2 -j 0 --precision fp32 --device cpu --output-dir {tmp_path}/run{number}"
+        assert run(train_FKD_parallel, *words.split()).code == 0
+        losses.append([row["train_loss"] for row in read_run(tmp_path / f"run{number}").rows])
+    assert losses[0] == losses[1]
+
+
+def test_unpacked_six_items_have_the_order_of_the_reference_sampler(tiny, tmp_path):
+    """And rows whose order is another cannot become six items."""
+    assert tool("pack", tiny.labels, tmp_path / "packed") == 0
+    assert tool("unpack", tmp_path / "packed", tmp_path / "six", "--items", 6) == 0
+    six = open_labels(tmp_path / "six")
+    assert six.dialect == "sre2l"
+    generator = torch.Generator().manual_seed(42)
+    sampler = torch.utils.data.RandomSampler(range(six.num_images), generator=generator)
+    for epoch in range(six.epochs):
+        index = torch.cat([six.read(epoch, batch).index for batch in range(six.batches_per_epoch)])
+        stored = [open_labels(tiny.labels).read(epoch, batch).index for batch in range(six.batches_per_epoch)]
+        assert index.tolist() == list(sampler) == torch.cat(stored).tolist()
+    assert tool("unpack", tmp_path / "packed", tmp_path / "other", "--items", 6, "--fkd-seed", 7) == 2
+
+
+def make_store(path, codec, classes=12, images=10, epochs=2, mix_type="cutmix"):
+    """Write a packed store of random labels; return (store, the labels that went in by epoch)."""
+    policy = ViewPolicy(3, SIDE, 0.08, 1.0, mix_type, 0.8, 1.0)
+    views = DrawnViews(policy, images, 4)
+    manifest = make_manifest(codec, images, classes, 4, epochs, mix_type, codec.views == "stored", {}, policy)
+    sizes = torch.tensor([IMAGE_SIZE] * images) if codec.views == "drawn" else None
+    writer = PackedWriter(path, manifest, sizes)
+    written = [drawn_epoch(views, epoch, classes, torch.float32) for epoch in range(epochs)]
+    for epoch, batches in enumerate(written):
+        writer.write(epoch, batches)
+    return PackedStore(path), written
+
+
+@pytest.mark.parametrize("mix_type", ["cutmix", "mixup", "none"])
+def test_drawn_views_are_the_stored_ones(mix_type, tmp_path):
+    store, written = make_store(tmp_path / "drawn", Codec(32, None, "drawn"), mix_type=mix_type)
+    for epoch, batches in enumerate(written):
+        for batch, labels in enumerate(batches):
+            assert_same(store.read(epoch, batch), labels)
+
+
+def test_a_library_that_draws_other_views_is_noticed(tmp_path):
+    make_store(tmp_path / "drawn", Codec(16, None, "drawn"))
+    manifest = json.loads((tmp_path / "drawn/manifest.json").read_text())
+    (tmp_path / "drawn/manifest.json").write_text(json.dumps(manifest | {"draws": "0" * 32}))
+    with pytest.raises(InputError, match="draws others"):
+        PackedStore(tmp_path / "drawn")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("keep_topk", [None, 5])
+def test_quantised_values_are_within_half_a_step(bits, keep_topk, tmp_path):
+    store, written = make_store(tmp_path / "small", Codec(bits, keep_topk))
+    for epoch, batches in enumerate(written):
+        half = store.open(epoch)["step"].max().item() / 2
+        for batch, labels in enumerate(batches):
+            got = store.read(epoch, batch).logits
+            rows = labels.logits.topk(keep_topk or 12, dim=1)
+            assert (got.gather(1, rows.indices) - rows.values).abs().max() <= half + 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_classes_that_were_not_kept_share_about_their_mass(temperature, tmp_path):
+    """The total mass of the absent classes is right to second order, at any temperature."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 400, generator=generator)
+    codec = Codec(32, 20)
+    restored = codec.decode(codec.encode(logits), slice(0, 6), 400, temperature)
+    kept = logits.topk(20, dim=1).indices
+    absent = torch.ones_like(logits, dtype=torch.bool).scatter(1, kept, False)
+    true = (torch.softmax(logits / temperature, dim=1) * absent).sum(dim=1)
+    got = (torch.softmax(restored / temperature, dim=1) * absent).sum(dim=1)
+    torch.testing.assert_close(got, true, rtol=0.06, atol=0)
+    assert all(len(row[mask].unique()) == 1 for row, mask in zip(restored, absent, strict=True))
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(1, 9), data=st.data())
+def test_nibbles_round_trip(rows, columns, data):
+    flat = data.draw(st.lists(st.integers(0, 15), min_size=rows * columns, max_size=rows * columns))
+    levels = torch.tensor(flat, dtype=torch.uint8).view(rows, columns)
+    packed = pack_nibbles(levels)
+    assert packed.shape == (rows, (columns + 1) // 2)
+    assert torch.equal(unpack_nibbles(packed, columns), levels)
+
+
+def test_a_started_store_goes_on_and_other_settings_are_named(tmp_path):
+    policy = ViewPolicy(3, SIDE, 0.08, 1.0, "none", 0.8, 1.0)
+    views = DrawnViews(policy, 5, 2)
+
+    def writer(codec=None, seed=1):
+        return PackedWriter(tmp_path, make_manifest(codec or Codec(), 5, 3, 2, 3, "none", True, {"seed": seed}))
+
+    writer().write(0, drawn_epoch(views, 0, 3))
+    again = writer()
+    assert again.missing(3) == [1, 2]
+    with pytest.raises(InputError, match="seed is 1, not 2"):
+        writer(seed=2)
+    with pytest.raises(InputError, match="bits is 16, not 8"):
+        writer(Codec(8))
+    for epoch in (1, 2):
+        again.write(epoch, drawn_epoch(views, epoch, 3))
+    assert tool("verify", tmp_path) == 0
+
+
+def test_a_flipped_bit_anywhere_is_caught_by_verify(tmp_path):
+    make_store(tmp_path / "store", Codec(8), epochs=1)
+    file = tmp_path / "store/epoch_0000.safetensors"
+    whole = file.read_bytes()
+    assert tool("verify", tmp_path / "store") == 0
+    for position in range(0, len(whole), max(1, len(whole) // 60)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        file.write_bytes(damaged)
+        assert tool("verify", tmp_path / "store") == 2, position
+    file.write_bytes(whole)
+    assert tool("verify", tmp_path / "store") == 0
+
+
+def damage(store, name, value):
+    """Overwrite the first value of a tensor in the first epoch file, as a flipped bit would."""
+    from safetensors.torch import load_file, save_file
+
+    file = store / "epoch_0000.safetensors"
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("logits", float("nan"), "non-finite"),
+        ("index", 99, "image index"),
+        ("index", -1, "image index"),
+        ("mix_index", 99, "mix"),
+        ("mix_index", -1, "mix"),
+        ("mix_bbox", -5, "box"),
+        ("mix_lam", 1.5, "mixing ratios"),
+        ("coords", float("inf"), "non-finite"),
+        ("coords", 1.5, "coords"),
+    ],
+)
+def test_impossible_values_name_the_file(name, value, problem, tmp_path):
+    store, _ = make_store(tmp_path / "store", Codec(16))
+    damage(store.path, name, value)
+    with pytest.raises(InputError, match=problem) as error:
+        PackedStore(store.path).read(0, 0)
+    assert "epoch_0000.safetensors" in str(error.value)
+
+
+def test_undetectable_damage_is_found_with_verify_labels(tiny, tmp_path):
+    tool("pack", tiny.labels, tmp_path / "packed")
+    damage(tmp_path / "packed", "logits", 0.125)
+    flags = tiny.flags(tmp_path / "run", fkd_path=tmp_path / "packed", verify_labels=True)
+    result = run(train_FKD_parallel, *flags)
+    assert result.code == 2
+    assert "epoch_0000.safetensors does not match its digest" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_truncated_and_missing_files_are_named(tmp_path):
+    store, _ = make_store(tmp_path / "store", Codec(16))
+    file = tmp_path / "store/epoch_0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"epoch_0001\.safetensors is damaged"):
+        store.read(1, 0)
+    file.unlink()
+    with pytest.raises(InputError, match=r"epoch_0001\.safetensors is missing"):
+        store.check_complete(range(2))
+    assert tool("verify", tmp_path / "store") == 2
+
+
+def test_kept_logits_limit_the_loss(tiny, tmp_path):
+    """With 2 of 3 logits stored, mse_gt averages over 2, as --keep-topk 2 does on full labels."""
+    tool("pack", tiny.labels, tmp_path / "top2", "--keep-topk", 2)
+    stored = tiny.train_run(tmp_path / "stored", fkd_path=tmp_path / "top2", loss_type="mse_gt")
+    asked = tiny.train_run(tmp_path / "asked", keep_topk=2, loss_type="mse_gt")
+    full = tiny.train_run(tmp_path / "full", loss_type="mse_gt")
+    assert [row["train_loss"] for row in stored.rows] == [row["train_loss"] for row in asked.rows]
+    assert stored.rows[0]["train_loss"] != full.rows[0]["train_loss"]
+
+
+class Counting:
+    """A store of `epochs` epochs whose `read` returns what was asked for."""
+
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def read(self, epoch, batch):
+        return epoch, batch
+
+
+@given(stored=st.integers(1, 12), seed=st.integers(0, 99))
+def test_reused_labels_visit_every_stored_epoch_once_a_pass(stored, seed):
+    reused = ReusedLabels(Counting(stored), seed)
+    for turn in range(3):
+        visited = [reused.read(turn * stored + place, 7) for place in range(stored)]
+        assert sorted(visited) == [(epoch, 7) for epoch in range(stored)]
+        assert turn > 0 or visited == [(epoch, 7) for epoch in range(stored)]
+
+
+def test_more_epochs_than_stored_need_reuse_labels(tiny, tmp_path):
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "no", epochs=5))
+    assert result.code == 2
+    assert "--reuse-labels" in result.err
+    assert len(tiny.train_run(tmp_path / "yes", epochs=5, reuse_labels=True).rows) == 5
+
+
+def test_provenance_is_in_the_summary(tiny, tmp_path):
+    tool("pack", tiny.labels, tmp_path / "packed")
+    labels = tiny.train_run(tmp_path / "run", fkd_path=tmp_path / "packed", epochs=1).summary["labels"]
+    assert labels["dialect"] == "packed"
+    assert labels["settings"] == {"packed_from": "prism"}
+    assert len(labels["digest"]) == 32
+
+
+def test_reference_order_is_needed_for_labels_without_index(tmp_path):
+    """A six-item set packed keeps no index; the order still follows --fkd_seed."""
+    tool("pack", REFERENCE / "sre2l_cutmix", tmp_path / "packed")
+    store = open_labels(tmp_path / "packed", fkd_seed=9)
+    assert store.read(1, 0).index.tolist() == ReferenceOrder(20, 9)(1)[:8].tolist()
+
+
+def test_info_says_what_is_there(tiny, capsys, tmp_path):
+    assert tool("info", make_labels(tmp_path / "labels", epochs=1)) == 0
+    assert "prism" in capsys.readouterr().out
+
+
+def test_labels_are_plain_batches():
+    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix_lam", "mix_bbox"}

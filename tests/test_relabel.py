@@ -1,0 +1,134 @@
+"""relabel_FKD.py with a tiny teacher: what it writes is what the teacher answers to the replayed views."""
+
+import pytest
+import torch
+from conftest import SIDE, make_images, run
+
+import relabel_FKD
+from utils.archive import load_archive
+from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.data import ViewDataset, WorkerBatches, open_folder
+from utils.labels import open_labels
+from utils.models import build_student, build_teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A ResNet-18 of 3 classes in a file, with the batch statistics of real activations."""
+    model = build_student("resnet18", 3, 5)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, SIDE, SIDE))
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def flags(data, teacher, output, *more, epochs=2):
+    words = [
+        "--format",
+        "tar",
+        "--data",
+        data,
+        "-a",
+        "resnet18",
+        "--checkpoint",
+        teacher,
+        "-b",
+        5,
+        "--epochs",
+        epochs,
+        "-j",
+        0,
+    ]
+    return [*words, "--input-size", SIDE, "--fkd-path", output, "--device", "cpu", "--precision", "fp32", *more]
+
+
+def written(folder):
+    """Every batch file's items, by name."""
+    return {str(path.relative_to(folder)): load_archive(path) for path in sorted(folder.glob("*/*"))}
+
+
+@pytest.mark.parametrize(
+    ("more", "dtype"),
+    [
+        (["--mix-type", "cutmix", "--use-fp16"], torch.float16),
+        (["--mix-type", "mixup"], torch.float32),
+        (["--mix-type", "None"], torch.float32),
+    ],
+)
+def test_replayed_views_get_the_stored_answers(more, dtype, tiny, teacher, tmp_path):
+    """Views replayed from the files, mixed, and shown to the teacher again."""
+    result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels", *more))
+    assert result.code == 0, result.err
+    files = written(tmp_path / "labels")
+    assert list(files) == [f"epoch_{epoch}/batch_{batch}.tar" for epoch in range(2) for batch in range(3)]
+    assert all(len(items) == 7 and items[5].dtype == dtype for items in files.values())
+
+    store = open_labels(tmp_path / "labels")
+    assert (store.num_images, store.num_classes, store.batch_size, store.epochs) == (12, 3, 5, 2)
+    assert store.mix_type == more[1].lower()
+    dataset = ViewDataset(open_folder(tiny.train, "--data").samples, store, SIDE)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU, torch.contiguous_format)
+    batches = WorkerBatches(dataset, range(2), normalise, 0, CPU)
+    model = build_teacher("resnet18", teacher)
+    for epoch in range(2):
+        for batch in batches.epoch(epoch):
+            answers = model(batch.images)
+            torch.testing.assert_close(batch.soft_labels, answers, rtol=2e-3, atol=2e-3)
+            assert answers.std(dim=0).max() > 0.02  # the views matter
+
+
+def test_workers_do_not_matter_but_the_seed_does(tiny, teacher, tmp_path):
+    """The same items with none and two worker processes; other views with another seed."""
+    cutmix = ["--mix-type", "cutmix"]
+    runs = {"a": [*cutmix, "-j", 0], "b": [*cutmix, "-j", 2], "c": [*cutmix, "--fkd-seed", 7]}
+    for name, more in runs.items():
+        assert run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / name, *more)).code == 0
+    a, b, c = (written(tmp_path / name) for name in runs)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for name in a:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert not torch.equal(a[name][0], c[name][0])
+
+
+def test_crop_scales_are_respected(tiny, teacher, tmp_path):
+    """Crops of at least half the area, at most 0.6 of it (up to rounding to pixels)."""
+    more = ["--min-scale-crops", 0.5, "--max-scale-crops", 0.6]
+    assert run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "l", *more, epochs=1)).code == 0
+    coords = torch.cat([items[0] for items in written(tmp_path / "l").values()])
+    area = coords[:, 2] * coords[:, 3]
+    assert area.min() > 0.45
+    assert area.max() < 0.65
+
+
+def test_bad_input(tiny, teacher, tmp_path):
+    """One line that names the flag or the file; nothing is written over."""
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "notes.txt").write_text("mine")
+    other = tmp_path / "other.pth"
+    torch.save(build_student("resnet34", 3, 0).state_dict(), other)
+    broken = make_images(tmp_path / "broken")
+    (broken / "class_1" / "2.png").write_bytes(b"not an image")
+    for words, named in (
+        (flags(tiny.train, teacher, labels), str(labels)),
+        (flags(tmp_path / "none", teacher, tmp_path / "x"), "--data"),
+        (flags(tiny.train, tmp_path / "none.pth", tmp_path / "x"), "none.pth"),
+        (flags(tiny.train, other, tmp_path / "y"), "other.pth"),
+        (
+            [word if word != "resnet18" else "resnet19" for word in flags(tiny.train, teacher, tmp_path / "z")],
+            "resnet18",
+        ),
+        (flags(tiny.train, teacher, tmp_path / "x", "--min-scale-crops", 0.9, "--max-scale-crops", 0.5), "--max-scale"),
+        (flags(broken, teacher, tmp_path / "p"), "2.png"),
+        (flags(broken, teacher, tmp_path / "q", "-j", 2), "2.png"),
+    ):
+        result = run(relabel_FKD, *words)
+        assert result.code == 2
+        assert result.err.startswith("error: ")
+        assert len(result.err.splitlines()) == 1
+        assert named in result.err
+    assert (labels / "notes.txt").read_text() == "mine"

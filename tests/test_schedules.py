@@ -1,0 +1,55 @@
+"""Learning-rate factors: values worked out by hand, endpoints, and that they never rise."""
+
+import itertools
+import math
+
+import pytest
+
+from utils.schedules import SCHEDULES, lr_factor
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epoch", "epochs", "factor"),
+    [
+        ("linear", 0, 300, 1),
+        ("linear", 75, 300, 0.75),
+        ("linear", 299, 300, 1 / 300),
+        ("cos", 0, 300, 1),
+        ("cos", 100, 300, 0.75),
+        ("cos", 150, 300, 0.5),
+        ("cos", 300, 300, 0),
+        ("smoothed", 0, 300, 1),
+        ("smoothed", 150, 300, 0.5 * (1 + math.sqrt(0.5))),
+        ("smoothed", 300, 300, 0.5),
+        ("prism", 0, 300, 1),
+        ("prism", 250, 300, 0.75),
+        ("prism", 251, 300, 0.75 * 49 / 300),
+        ("prism", 300, 300, 0),
+    ],
+)
+def test_values(schedule, epoch, epochs, factor):
+    """The formulas of the docstring at points where they are easy."""
+    assert lr_factor(schedule, epoch, epochs) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_smoothing_1_is_the_cosine(epochs):
+    """And a larger s ends higher."""
+    for epoch in range(epochs):
+        assert lr_factor("smoothed", epoch, epochs, 1.0) == pytest.approx(lr_factor("cos", epoch, epochs))
+    assert lr_factor("smoothed", epochs, epochs, 3.0) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("epochs", [1, 7, 300])
+def test_every_schedule_starts_at_one_and_falls(schedule, epochs):
+    """Every trained epoch has a positive rate."""
+    factors = [lr_factor(schedule, epoch, epochs) for epoch in range(epochs)]
+    assert factors[0] == 1
+    assert all(a > b > 0 for a, b in itertools.pairwise(factors))
+
+
+def test_an_unknown_schedule():
+    """Not silently something else."""
+    with pytest.raises(ValueError, match="warmup"):
+        lr_factor("warmup", 0, 1)

@@ -1,0 +1,233 @@
+"""The main script on the tiny set: what it leaves, what flags change, and resuming."""
+
+import json
+
+import pytest
+import torch
+from conftest import EPOCHS, make_labels, read_run, run
+
+import train_FKD_parallel
+from utils.run import Run
+from utils.tracking import COLUMNS, RUN_FILES
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_a_run_leaves(whole_run, tiny):
+    """Every file, the columns of metrics.csv, and a checkpoint whose reference keys are filled."""
+    assert {path.name for path in whole_run.path.iterdir()} == set(RUN_FILES)
+    assert list(whole_run.rows[0]) == list(COLUMNS)
+    assert [row["epoch"] for row in whole_run.rows] == [0, 1, 2]
+    assert all(value is not None for row in whole_run.rows for value in row.values())
+    assert [row["lr"] for row in whole_run.rows] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert all(row["train_top5"] == 100 for row in whole_run.rows)  # of 3 classes
+    checkpoint = torch.load(whole_run.path / "checkpoint.pth.tar", weights_only=True)
+    assert {"epoch", "state_dict", "best_acc1", "optimizer"} <= checkpoint.keys()
+    assert checkpoint["epoch"] == EPOCHS
+    assert (whole_run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "epoch   2/3" in (whole_run.path / "train.log").read_text()
+
+
+def test_the_summary_agrees_with_the_metrics(whole_run):
+    """`last` is the last row and `best` the best one; provenance and versions are there."""
+    summary, rows = whole_run.summary, whole_run.rows
+    best = max(rows, key=lambda row: row["val_top1"])
+    for part, row in (("last", rows[-1]), ("best", best)):
+        for key in ("epoch", "top1", "top5", "loss"):
+            assert summary[part][key] == pytest.approx(row["epoch" if key == "epoch" else f"val_{key}"], rel=1e-6)
+    assert "validation" in summary["best"]["note"]
+    assert summary["epochs_done"] == EPOCHS
+    assert summary["seconds"] > sum(row["train_seconds"] for row in rows)
+    labels = summary["labels"]
+    assert (labels["dialect"], labels["mix_type"], labels["num_images"], labels["epochs"]) == ("prism", "cutmix", 12, 3)
+    assert summary["versions"]["torch"] == torch.__version__
+    best_weights = torch.load(whole_run.path / "model_best.pth.tar", weights_only=True)
+    assert best_weights["epoch"] == best["epoch"] + 1
+
+
+def test_args_json(whole_run, tiny):
+    """Every argument, as settled, but no key."""
+    args = json.loads((whole_run.path / "args.json").read_text())
+    assert args == whole_run.summary["args"]
+    assert "wandb_api_key" not in args
+    assert args["batch_size"] == 5
+    assert (args["mix_type"], args["schedule"], args["fkd_seed"]) == ("cutmix", "linear", 42)
+    assert args["train_dir"] == str(tiny.train)
+
+
+def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_path):
+    """Two worker processes end with bit-identical weights."""
+    again = tiny.train_run(tmp_path / "run", workers=2, model="resnet18")
+    assert same_weights(again.weights(), whole_run.weights())
+    assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
+
+
+def stop_after(monkeypatch, epoch):
+    """End a run as Ctrl-C would, right after `epoch` was recorded."""
+    finish = Run.finish_epoch
+
+    def finish_and_stop(self, row):
+        finish(self, row)
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "finish_epoch", finish_and_stop)
+    monkeypatch.setattr("utils.run.CHECKPOINT_SECONDS", -1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
+    """Bit-identical weights and losses, whichever epoch was the last before the stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, epoch)
+        assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18")).code == 130
+    assert torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=True)["epoch"] == epoch + 1
+
+    wrong = run(
+        train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18", resume=True, temperature=5, adamw_lr=0.1)
+    )
+    assert wrong.code == 2
+    assert "--temperature was 3.0 and is 5.0" in wrong.err
+    assert "--adamw-lr was 0.001 and is 0.1" in wrong.err
+
+    resumed = tiny.train_run(tmp_path / "run", model="resnet18", resume=True)
+    assert same_weights(resumed.weights(), whole_run.weights())
+    for column in ("epoch", "lr", "train_loss", "val_loss", "val_top1"):
+        assert [row[column] for row in resumed.rows] == [row[column] for row in whole_run.rows], column
+    assert {k: v for k, v in resumed.summary["best"].items() if k != "loss"} == {
+        k: v for k, v in whole_run.summary["best"].items() if k != "loss"
+    }
+
+
+def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):
+    """Refused untouched; --overwrite starts anew and leaves nothing of the old run."""
+    tiny.train_run(tmp_path, epochs=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    refused = run(train_FKD_parallel, *tiny.flags(tmp_path))
+    assert refused.code == 2
+    assert "--resume" in refused.err
+    assert "--overwrite" in refused.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = tiny.train_run(tmp_path, epochs=1, overwrite=True)
+    assert len(again.rows) == again.summary["epochs_done"] == 1
+    assert "epoch   1/2" not in (tmp_path / "train.log").read_text()
+
+
+def test_a_dry_run_writes_nothing(tiny, tmp_path):
+    """Preflight only; bad input still fails."""
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True))
+    assert result.code == 0
+    assert "12 images, 3 classes" in result.out
+    assert not (tmp_path / "run").exists()
+    assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True, epochs=9)).code == 2
+
+
+FLAGS = {
+    "sgd": {"sgd": True, "learning_rate": 0.05},
+    "sgd, momentum": {"sgd": True, "learning_rate": 0.05, "momentum": 0.1},
+    "sgd, weight decay": {"sgd": True, "learning_rate": 0.05, "weight_decay": 5},
+    "adamw-lr": {"adamw_lr": 0.01},
+    "adamw-weight-decay": {"adamw_weight_decay": 50},
+    "temperature": {"temperature": 1},
+    "dist": {"loss_type": "dist"},
+    "mse_gt": {"loss_type": "mse_gt"},
+    "mse_gt, ce-weight": {"loss_type": "mse_gt", "ce_weight": 0.9},
+    "mae_gt": {"loss_type": "mae_gt"},
+    "ce": {"loss_type": "ce"},
+    "keep-topk": {"keep_topk": 1},
+    "seed": {"seed": 1},
+    "model": {"model": "resnet18"},
+    "stem": {"model": "resnet18", "stem": "small"},
+    "mean": {"mean": [0.5, 0.5, 0.5]},
+    "start-epoch": {"start_epoch": 1},
+    "precision": {"precision": "bf16"},
+}
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny, tmp_path_factory):
+    """Training loss of the second epoch for each set of flags, and for none."""
+
+    def loss(flags):
+        flags = dict(flags)
+        patch.setattr("utils.tracking.draw_curves", lambda path, history: None)
+        mean = flags.pop("mean", None)
+        words = tiny.flags(tmp_path_factory.mktemp("flag") / "run", epochs=2, eval_every=9, **flags)
+        result = run(train_FKD_parallel, *words, *(["--mean", *mean] if mean else []))
+        assert result.code == 0, result.err
+        return read_run(words[words.index("--output-dir") + 1]).rows[-1]["train_loss"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        return {name: loss(flags) for name, flags in {"none": {}, **FLAGS}.items()}
+
+
+def test_flags_have_an_effect(two_epochs):
+    """No two of these sets of flags train alike."""
+    assert len(set(two_epochs.values())) == len(FLAGS) + 1, two_epochs
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates"),
+    [
+        ({}, [1, 2 / 3, 1 / 3]),
+        ({"cos": True}, [1, 0.75, 0.25]),
+        ({"schedule": "cos"}, [1, 0.75, 0.25]),
+        ({"schedule": "smoothed", "smoothing": 1}, [1, 0.75, 0.25]),
+        ({"schedule": "prism", "adamw_lr": 0.01}, [10, 10 * 0.9567727288, 10 * 0.8345653032]),
+    ],
+)
+def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
+    """The lr column, with a training step that costs nothing."""
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
+    rows = tiny.train_run(tmp_path / "run", **flags).rows
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
+
+
+def only_count(model, batches, loss_fn, optimizer, precision, micro_batch):
+    """Take the batches of an epoch without training."""
+    from utils.metrics import Metrics
+
+    return Metrics(0.0, 0.0, 0.0, sum(len(batch) for batch in batches))
+
+
+def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
+    """A fresh student, the later labels, the later rates."""
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
+    rows = tiny.train_run(tmp_path / "run", start_epoch=1).rows
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["lr"] == pytest.approx(2e-3 / 3)
+
+
+def test_eval_every(tiny, tmp_path, monkeypatch):
+    """Every so many epochs and at the end; cells are empty elsewhere."""
+    monkeypatch.setattr("utils.run.train_one_epoch", only_count)
+    labels = make_labels(tmp_path / "labels", epochs=6)
+    done = tiny.train_run(tmp_path / "run", fkd_path=labels, epochs=6, eval_every=2)
+    assert [row["epoch"] for row in done.rows if row["val_top1"] is not None] == [0, 2, 4, 5]
+    assert done.rows[1]["val_loss"] is done.rows[1]["val_seconds"] is None
+
+
+def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
+    """--batch-size 4 in 2 steps is 2 rows at a time."""
+    seen = []
+
+    def note(model, batches, loss_fn, optimizer, precision, micro_batch):
+        seen.append(micro_batch)
+        return only_count(model, batches, loss_fn, optimizer, precision, micro_batch)
+
+    monkeypatch.setattr("utils.run.train_one_epoch", note)
+    labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
+    flags = {"fkd_path": labels, "batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 1, "mix_type": "mixup"}
+    done = tiny.train_run(tmp_path / "run", **flags)
+    assert seen == [2]
+    assert done.summary["labels"]["mix_type"] == "mixup"
+
+
+@pytest.mark.gpu
+def test_a_run_on_cuda(tiny, tmp_path):
+    """The defaults of a GPU, from the command line to the summary."""
+    done = tiny.train_run(tmp_path / "run", device="cuda", precision="auto", workers=2)
+    assert done.summary["args"]["arithmetic"].startswith(("bf16", "fp32"))
+    assert done.summary["epochs_done"] == EPOCHS
