@@ -9,7 +9,7 @@ import functools
 import os
 import signal
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
-from utils.augment import fractions, mix, replay_view
+from utils.augment import finish_views, fractions, replay_view
 from utils.errors import InputError
 
 
@@ -185,9 +185,9 @@ def guarded(loader):
 def prepare_batch(normalise, device, item):
     """Copy one loader item to the device, normalise and mix it: a `Batch`."""
     (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-    images = normalise(views.to(device, non_blocking=True))
+    images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
     soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
-    return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets.to(device, non_blocking=True))
+    return Batch(images, soft_labels, targets.to(device, non_blocking=True))
 
 
 class WorkerBatches:
@@ -231,7 +231,7 @@ class LiveTeacher:
     def epoch(self, epoch):
         """Yield the batches of an epoch, answered."""
         for batch in self.batches.epoch(epoch):
-            yield replace(batch, soft_labels=self.teacher(batch.images))
+            yield Batch(batch.images, self.teacher(batch.images), batch.targets)
 
 
 class CentreCrops(Dataset):
