@@ -143,3 +143,20 @@ def test_start_methods_give_the_same_batches(tiny):
     assert not torch.equal(alone[0].images, alone[3].images)  # the epochs differ
     for context in ("fork", "spawn", "forkserver"):
         assert_same(alone, batches_of(tiny, 2, context))
+
+
+def test_workers_end_at_once(tiny):
+    """A source that is dropped before its end takes its workers with it, without waiting for the collector."""
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        dataset = ViewDataset(open_folder(tiny.train, "--train-dir").samples, open_labels(tiny.labels), SIDE)
+        source = WorkerBatches(dataset, range(2), Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU), 0, CPU)
+        next(source.epoch(0))
+        freed = weakref.ref(source)
+        del source
+        assert freed() is None
+    finally:
+        gc.enable()

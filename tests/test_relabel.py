@@ -27,7 +27,22 @@ def teacher(tmp_path_factory):
 
 
 def flags(data, teacher, output, *more, epochs=2):
-    words = ["--data", data, "-a", "resnet18", "--checkpoint", teacher, "-b", 5, "--epochs", epochs, "-j", 0]
+    words = [
+        "--format",
+        "tar",
+        "--data",
+        data,
+        "-a",
+        "resnet18",
+        "--checkpoint",
+        teacher,
+        "-b",
+        5,
+        "--epochs",
+        epochs,
+        "-j",
+        0,
+    ]
     return [*words, "--input-size", SIDE, "--fkd-path", output, "--device", "cpu", "--precision", "fp32", *more]
 
 
@@ -99,11 +114,14 @@ def test_bad_input(tiny, teacher, tmp_path):
     broken = make_images(tmp_path / "broken")
     (broken / "class_1" / "2.png").write_bytes(b"not an image")
     for words, named in (
-        (flags(tiny.train, teacher, labels), "--fkd-path"),
+        (flags(tiny.train, teacher, labels), str(labels)),
         (flags(tmp_path / "none", teacher, tmp_path / "x"), "--data"),
         (flags(tiny.train, tmp_path / "none.pth", tmp_path / "x"), "none.pth"),
         (flags(tiny.train, other, tmp_path / "y"), "other.pth"),
-        (flags(tiny.train, teacher, tmp_path / "z", "-a", "resnet19"), "resnet18"),
+        (
+            [word if word != "resnet18" else "resnet19" for word in flags(tiny.train, teacher, tmp_path / "z")],
+            "resnet18",
+        ),
         (flags(tiny.train, teacher, tmp_path / "x", "--min-scale-crops", 0.9, "--max-scale-crops", 0.5), "--max-scale"),
         (flags(broken, teacher, tmp_path / "p"), "2.png"),
         (flags(broken, teacher, tmp_path / "q", "-j", 2), "2.png"),

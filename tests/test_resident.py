@@ -7,7 +7,7 @@ from PIL import Image
 
 from utils import resident
 from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy, mix, replay_view
-from utils.data import ViewDataset, WorkerBatches, open_folder
+from utils.data import LiveTeacher, ViewDataset, WorkerBatches, open_folder
 from utils.errors import InputError
 from utils.labels import BatchLabels, DrawnViews
 
@@ -89,6 +89,13 @@ def test_matrix_batches_are_alike_on_cpu_tensors(folder, mix_type, size):
     for answered in (True, False):
         dataset = dataset_of(folder, mix_type, size, answered)
         assert_alike(run(resident.DeviceBatches, dataset), run(WorkerBatches, dataset))
+
+
+def test_a_live_teacher_answers_device_batches(folder):
+    batches = resident.DeviceBatches(dataset_of(folder, "mixup", answered=False), range(1), normalise_on(CPU), 0, CPU)
+    answered = list(LiveTeacher(batches, lambda images: images.mean(dim=(2, 3))).epoch(0))
+    assert [len(batch) for batch in answered] == [3, 3, 1]
+    assert all(torch.equal(batch.soft_labels, batch.images.mean(dim=(2, 3))) for batch in answered)
 
 
 @gpu

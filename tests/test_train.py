@@ -59,7 +59,7 @@ def test_args_json(whole_run, tiny):
 
 def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_path):
     """Two worker processes end with bit-identical weights."""
-    again = tiny.train_run(tmp_path / "run", workers=2, model="resnet18")
+    again = tiny.train_run(tmp_path / "run", loader="workers", workers=2, model="resnet18")
     assert same_weights(again.weights(), whole_run.weights())
     assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
 

@@ -41,7 +41,8 @@ def test_a_mode_needs_a_project(mode):
 
 def test_offline_is_announced_in_one_line(caplog, monkeypatch):
     """Only where a key was looked for and not found."""
-    monkeypatch.setattr("utils.tracking.log.propagate", True)
+    monkeypatch.setattr("utils.tracking.log.handlers", [caplog.handler])
+    monkeypatch.setattr("utils.tracking.log.propagate", False)
     caplog.set_level("INFO", logger="validator")
     wandb_mode("p", "offline", None)
     assert not caplog.records

@@ -28,7 +28,7 @@ def truncated_batch(tmp_path, tiny):
 def broken_image(tmp_path, tiny, workers=0):
     train = make_images(tmp_path / "train")
     (train / "class_2" / "3.png").write_bytes(b"\x89PNG broken")
-    return {"train_dir": train, "workers": workers}, ["class_2/3.png", "decoded"]
+    return {"train_dir": train, "workers": workers, "loader": "workers"}, ["class_2/3.png", "decoded"]
 
 
 def empty_class(tmp_path, tiny):

@@ -52,19 +52,34 @@ class Normalise:
 
     def __init__(self, mean, std, device, memory_format=torch.channels_last):
         self.memory_format = memory_format
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
     def __call__(self, images):
-        images = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
-        return images.div_(255).sub_(self.mean).div_(self.std)
+        batch, height, width, channels = images.shape
+        # whole rows of interleaved channels: a CPU does little with three numbers at a time
+        mean, std = self.mean.repeat(width), self.std.repeat(width)
+        rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
+        rows.div_(255).sub_(mean).div_(std)
+        images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=self.memory_format)
+
+
+def finish_views(views, normalise, mix_index, mix_lam, mix_bbox):
+    """Normalise and mix the views of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
+
+    Cutmix moves whole pixels, so it is done before normalising, on a quarter of the memory.
+    """
+    if mix_bbox is None:
+        return mix(normalise(views), mix_index, mix_lam, mix_bbox)
+    mixed = mix(views.permute(0, 3, 1, 2), mix_index, mix_lam, mix_bbox)
+    return normalise(mixed.permute(0, 2, 3, 1))
 
 
 def mix(images, mix_index, mix_lam, mix_bbox):
     """Mix a whole batch as stored, before it is split into micro-batches.
 
     Args:
-        images: float [B, 3, S, S], normalised.
+        images: [B, 3, S, S].
         mix_index: int64 [B] partner rows, or None for no mixing.
         mix_lam: weight of the row itself (mixup).
         mix_bbox: (y1, x1, y2, x2), rows first: the pixels that come from the partner (cutmix).

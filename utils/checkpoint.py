@@ -45,6 +45,23 @@ class Progress:
     wandb_id: str | None = None
 
 
+def checked(progress):
+    """Return a `Progress` as read from a file, or raise ValueError where it is impossible."""
+    counts = progress.epoch, progress.batch, progress.samples
+    number = int, float
+    sound = (
+        all(type(n) is int and n >= 0 for n in counts)
+        and len(progress.sums) == 3
+        and all(isinstance(value, number) for value in (*progress.sums, progress.epoch_seconds, progress.seconds))
+        and all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in progress.history)
+        and isinstance(progress.best_top1, (*number, type(None)))
+        and isinstance(progress.wandb_id, (str, type(None)))
+    )
+    if not sound:
+        raise ValueError("impossible progress")
+    return progress
+
+
 def rng_state():
     """Return the random states that training draws from (dropout, stochastic depth)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -90,7 +107,7 @@ def load_checkpoint(path, arguments):
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
-    if not isinstance(state, dict) or not needed <= state.keys():
+    if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
@@ -109,7 +126,7 @@ def flag(name):
 
 def plain(value):
     """A value as it comes back from a checkpoint: tuples and lists compare equal."""
-    return list(value) if isinstance(value, list | tuple) else value
+    return repr(list(value) if isinstance(value, list | tuple) else value)
 
 
 def restore(state, model, optimizer, scaler):
@@ -123,7 +140,7 @@ def restore(state, model, optimizer, scaler):
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         restore_rng(state["rng"])
-        return Progress(**state["progress"])
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        return checked(Progress(**state["progress"]))
+    except Exception as error:  # whatever a damaged or foreign state leads PyTorch to
         reason = " ".join(str(error).split())
         raise InputError(f"--resume: the checkpoint does not fit this run ({reason:.200}); start another run") from None

@@ -7,7 +7,7 @@ epoch. So one iterator serves the whole run: workers stay alive and prefetch acr
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
-from utils.augment import fractions, mix, replay_view
+from utils.augment import finish_views, fractions, replay_view
 from utils.errors import InputError
 from utils.signals import prepare_worker
 
@@ -89,6 +89,8 @@ def load_rgb(path):
     """Decode an image file to a PIL RGB image, or raise InputError with its path."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it claims {image.width} x {image.height} pixels")
             return image.convert("RGB")
     except Exception as error:
         raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
@@ -190,9 +192,9 @@ def guarded(loader):
 def prepare_batch(normalise, device, item):
     """Copy one loader item to the device, normalise and mix it: a `Batch`."""
     (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-    images = normalise(views.to(device, non_blocking=True))
+    images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
     soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
-    return Batch(mix(images, mix_index, mix_lam, mix_bbox), soft_labels, targets.to(device, non_blocking=True))
+    return Batch(images, soft_labels, targets.to(device, non_blocking=True))
 
 
 class WorkerBatches:
@@ -245,7 +247,7 @@ class LiveTeacher:
     def epoch(self, epoch, first_batch=0):
         """Yield the batches of an epoch, answered."""
         for batch in self.batches.epoch(epoch, first_batch):
-            yield replace(batch, soft_labels=self.teacher(batch.images))
+            yield Batch(batch.images, self.teacher(batch.images), batch.targets)
 
 
 class CentreCrops(Dataset):

@@ -226,7 +226,10 @@ class TarStore:
             raise InputError(
                 f"--fkd-path {self.path} holds no epoch_0/batch_0.tar; give the folder that holds epoch_0, epoch_1, …"
             )
-        self.batches_per_epoch = max(batches) + 1
+        missing = next(batch for batch in range(len(batches) + 1) if batch not in batches)
+        if missing < len(batches):
+            raise InputError(f"{self.file(0, missing)} is missing; copy the labels again or run relabel_FKD.py")
+        self.batches_per_epoch = len(batches)
         first = self._load(0, 0)
         last = first if self.batches_per_epoch == 1 else self._load(0, max(batches))
         self.dialect = "sre2l" if first.index is None else "prism"
@@ -242,7 +245,12 @@ class TarStore:
         return self.path / f"epoch_{epoch}" / f"batch_{batch}.tar"
 
     def _batch_numbers(self, epoch):
-        names = os.listdir(self.path / f"epoch_{epoch}")
+        try:
+            names = os.listdir(self.path / f"epoch_{epoch}")
+        except OSError as error:
+            raise InputError(
+                f"{self.path / f'epoch_{epoch}'} cannot be read ({error.strerror}); copy the labels again"
+            ) from None
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def _load(self, epoch, batch):

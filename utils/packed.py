@@ -37,6 +37,7 @@ from utils.files import atomic_file, digest_of, digest_of_text, write_json
 from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
 FORMAT, VERSION = "fkd-packed", 1
+MAX_MANIFEST_BYTES = 64 * 2**20
 MANIFEST, IMAGES = "manifest.json", "images.safetensors"
 EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
 
@@ -239,8 +240,10 @@ def read_manifest(path):
     """
     file = Path(path) / MANIFEST
     try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError("it is absurdly long")
         manifest = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the labels again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise InputError(f"{file} is not a {FORMAT} manifest of version {VERSION}; the labels need another program")
@@ -255,8 +258,10 @@ def read_manifest(path):
         and isinstance(codec, dict)
         and codec.keys() == asdict(Codec()).keys()
         and codec["bits"] in (4, 8, 16, 32)
-        and codec["keep_topk"] in (None, *range(1, manifest["num_classes"] + 1))
+        and (codec["keep_topk"] is None or codec["keep_topk"] in range(1, manifest["num_classes"] + 1))
         and codec["views"] in ("stored", "drawn")
+        and isinstance(manifest.get("settings"), dict)
+        and (manifest.get("policy") is None or isinstance(manifest["policy"], dict))
     )
     if not sound:
         raise InputError(f"{file} states impossible figures; copy the labels again")
@@ -319,7 +324,7 @@ class PackedStore:
         try:
             policy = ViewPolicy(**self.manifest["policy"])
             same = digest_of_draws(policy) == self.manifest["draws"]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, ArithmeticError, MemoryError):
             raise InputError(f"{self.path / MANIFEST} lacks the policy of its drawn views; copy it again") from None
         if not same:
             raise InputError(

@@ -21,7 +21,7 @@ from PIL import Image
 from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
-from utils.augment import mix, replay_view
+from utils.augment import finish_views, replay_view
 from utils.data import Batch, WorkerBatches, free_host_memory, load_rgb
 from utils.errors import InputError
 from utils.tracking import log
@@ -134,7 +134,8 @@ class ResidentBatches:
         """Return one `Batch`."""
         labels = self.source.read(epoch, batch)
         views = torch.stack(list(self.pool.map(partial(self.view, labels), range(len(labels.index)))))
-        images = mix(self.normalise(views.to(self.device)), labels.mix_index, labels.mix_lam, labels.mix_bbox)
+        mixing = labels.mix_index, labels.mix_lam, labels.mix_bbox
+        images = finish_views(views.to(self.device), self.normalise, *mixing)
         soft_labels = None if labels.logits is None else labels.logits.to(self.device).float()
         return Batch(images, soft_labels, self.targets[labels.index].to(self.device))
 

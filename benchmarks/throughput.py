@@ -1,0 +1,460 @@
+"""Images per second of training: the reference's way, this project's loaders, and the ceiling, in one run.
+
+    python benchmarks/throughput.py --quick                   a CPU, minutes
+    python benchmarks/throughput.py --quick --data-only       loaders alone, no model
+    python benchmarks/throughput.py -j 16 --json OUT.json     a GPU: 10,000 images, three students
+
+Rows: `reference-like` does what the reference code does (worker processes decode and normalise one
+float image at a time, `torch.load` of batch files, fp32 NCHW, unfused AdamW, `.item()` after every
+micro-batch); `workers` and `resident` are the loaders of this project; `ceiling` is this project's step
+on one batch that is in place already. Each row is a process of its own. On the CPU all are alive at
+once and take turns, so that whatever else the machine does falls on all of them; figures are medians
+over --rounds. Images (noisy JPEG files) and labels (cutmix, logits at random) are made in a temporary
+folder.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from itertools import cycle, islice
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as TF
+
+import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
+from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy
+from utils.data import Batch, ValidationBatches, ViewDataset, WorkerBatches
+from utils.engine import Precision, build_optimizer, evaluate, pick_device
+from utils.graphs import pick_step
+from utils.labels import DrawnViews, TarWriter, open_labels
+from utils.losses import build_loss
+from utils.metrics import MetricSums
+from utils.models import build_student
+from utils.resident import build_batches
+from utils.tracking import versions
+
+CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
+SETTLE = 1.0  # seconds between turns, for the processes of the row before to fill their queues
+TRAINING = ("reference-like", "workers", "resident", "ceiling")
+
+
+# Data made for the measurement
+
+
+def make_images(folder, count):
+    """Write `count` JPEG files of SIDE x SIDE pixels, photo-like in size, in CLASSES class folders."""
+    rng = np.random.default_rng(0)
+    for number in range(CLASSES):
+        (folder / f"new{number:03d}").mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+        pixels = np.asarray(coarse) + rng.normal(0, 8, (SIDE, SIDE, 3))
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"new{number % CLASSES:03d}" / f"{number:05d}.jpg", quality=90)
+
+
+class EveryClass(Dataset):
+    """The samples of a folder tree of which most class folders may be empty."""
+
+    def __init__(self, folder):
+        paths = sorted(folder.glob("*/*.jpg"))
+        self.samples = [(str(path), int(path.parent.name[3:])) for path in paths]
+
+
+def make_labels(folder, count, batch_size, epochs):
+    """Write `epochs` epochs of cutmix labels with logits at random."""
+    views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, "cutmix", 0.8, 1.0), count, batch_size)
+    writer = TarWriter(folder)
+    for epoch in range(epochs):
+        drawn = [views.read(epoch, batch) for batch in range(views.batches_per_epoch)]
+        answers = [torch.randn(len(one.index), CLASSES) for one in drawn]
+        writer.write(epoch, [a.labelled(b, [(SIDE, SIDE)] * len(b)) for a, b in zip(drawn, answers, strict=True)])
+
+
+# The reference's way
+
+
+class ReferenceDataset(Dataset):
+    """One float image at a time: decode, crop, resize, flip, to float, normalise, in the worker."""
+
+    def __init__(self, samples, labels, batch_size):
+        self.samples, self.labels, self.batch_size = samples, labels, batch_size
+        self.batch = None
+
+    def __getitem__(self, position):
+        epoch, place = divmod(position, len(self.samples))
+        batch, slot = divmod(place, self.batch_size)
+        if slot == 0:
+            self.batch = torch.load(f"{self.labels}/epoch_{epoch}/batch_{batch}.tar", weights_only=True)
+        coords, flip, *_, index = self.batch
+        path, target = self.samples[index[slot]]
+        with open(path, "rb") as file:
+            image = Image.open(file).convert("RGB")
+        top, left, height, width = (round(c * SIDE) for c in coords[slot].tolist())
+        image = TF.resized_crop(image, top, left, height, width, [SIDE, SIDE])
+        image = TF.hflip(image) if flip[slot] else image
+        return TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD), target
+
+    def collate(self, rows):
+        """Collate images and classes, and add what the batch file says."""
+        images, targets = torch.utils.data.default_collate(rows)
+        return images, targets, *self.batch[2:6]
+
+
+class Positions:
+    """Lists of positions, batch by batch, over the stored epochs again and again."""
+
+    def __init__(self, count, batch_size, epochs):
+        self.count, self.batch_size, self.epochs = count, batch_size, epochs
+
+    def __iter__(self):
+        for epoch in cycle(range(self.epochs)):
+            last = (epoch + 1) * self.count
+            for start in range(epoch * self.count, last, self.batch_size):
+                yield list(range(start, min(start + self.batch_size, last)))
+
+
+def reference_batches(samples, setting):
+    """Endless batches of a plain DataLoader; kinder than the reference, its workers live on between epochs."""
+    dataset = ReferenceDataset(samples, setting["labels"], setting["batch_size"])
+    positions = Positions(len(samples), setting["batch_size"], setting["epochs"])
+    workers, pin = setting["reference_workers"], setting["device"] == "cuda"
+    loader = DataLoader(
+        dataset, batch_sampler=positions, num_workers=workers, collate_fn=dataset.collate, pin_memory=pin
+    )
+    return iter(loader)
+
+
+def reference_cutmix(images, mix_index, box):
+    """Mix a whole float batch."""
+    y1, x1, y2, x2 = box
+    mixed = images.clone()
+    mixed[:, :, y1:y2, x1:x2] = images[mix_index.to(images.device), :, y1:y2, x1:x2]
+    return mixed
+
+
+class ReferenceStep:
+    """fp32 NCHW, AdamW unfused, `.item()` of loss and hits after every micro-batch, cutmix on the device."""
+
+    def __init__(self, model, device, micro_batch):
+        self.model = build_student(model, CLASSES, 0).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.01)
+        self.device, self.micro_batch = device, micro_batch
+        self.loss, self.hits = 0.0, 0.0
+
+    def __call__(self, item):
+        images, targets, mix_index, _, box, logits = item
+        images, targets = images.to(self.device), targets.to(self.device)
+        mixed = reference_cutmix(images, mix_index, box)
+        logits = logits.to(self.device).float()
+        self.optimizer.zero_grad()
+        for start in range(0, len(mixed), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            outputs = self.model(mixed[rows])
+            loss = torch.nn.functional.mse_loss(outputs, logits[rows])
+            loss = loss + 0.1 * torch.nn.functional.cross_entropy(outputs, targets[rows])
+            (loss * len(outputs) / len(mixed)).backward()
+            self.loss += loss.item()
+            top = outputs.topk(5).indices == targets[rows, None]
+            self.hits += top[:, 0].sum().item() + top.any(dim=1).sum().item()
+        self.optimizer.step()
+        return len(images)
+
+
+# This project's way
+
+
+class OwnStep:
+    """The step of engine.py, or its CUDA graph."""
+
+    def __init__(self, model, precision, micro_batch):
+        model = build_student(model, CLASSES, 0).to(precision.device, memory_format=precision.memory_format)
+        self.model, self.precision, self.micro_batch = model.train(), precision, micro_batch
+        self.optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)
+        self.loss_fn = build_loss("mse_gt", ce_weight=0.1)
+        self.step, self.sums = pick_step(model, precision), MetricSums(precision.device)
+
+    def __call__(self, batch):
+        self.step(self.model, batch, self.loss_fn, self.optimizer, self.precision, self.micro_batch, self.sums)
+        return len(batch)
+
+
+class Repeated:
+    """A label store whose epochs start again after the last, so that any number of steps can be run."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getattr__(self, name):
+        if name == "store":  # not there yet while a worker unpickles this object
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def read(self, epoch, batch):
+        """As the store's, of epoch modulo the stored epochs."""
+        return self.store.read(epoch % self.store.epochs, batch)
+
+
+def own_batches(loader, samples, setting, precision):
+    """Endless batches of one of this project's loaders."""
+    store = Repeated(open_labels(setting["labels"]))
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
+    dataset, epochs = ViewDataset(samples, store, SIDE), range(ENDLESS)
+    if loader == "workers":
+        batches = WorkerBatches(dataset, epochs, normalise, setting["workers"], precision.device)
+    else:
+        batches = build_batches("resident", dataset, epochs, normalise, setting["workers"], precision.device)
+    for epoch in epochs:
+        yield from batches.epoch(epoch)
+
+
+def one_batch(batch_size, precision):
+    """The same batch in place, again and again."""
+    images = torch.randn(batch_size, 3, SIDE, SIDE, device=precision.device)
+    logits = torch.randn(batch_size, CLASSES, device=precision.device)
+    targets = torch.randint(CLASSES, (batch_size,), device=precision.device)
+    return cycle([Batch(images.contiguous(memory_format=precision.memory_format), logits, targets)])
+
+
+def count_rows(batch):
+    """Stand-in for a step where only the data are measured: a batch that is ready for the model."""
+    if isinstance(batch, Batch):
+        return len(batch.images)
+    images, _, mix_index, _, box, _ = batch
+    return len(reference_cutmix(images, mix_index, box))
+
+
+def build_row(name, setting):
+    """Return (endless batches, step) of one row."""
+    device = pick_device(setting["device"])
+    precision = Precision("auto", device)
+    samples = EveryClass(Path(setting["images"])).samples
+    micro_batch = setting["batch_size"] // setting["accumulation"]
+    if name == "reference-like":
+        step = ReferenceStep(setting["model"], device, micro_batch) if setting["model"] else count_rows
+        return reference_batches(samples, setting), step
+    step = OwnStep(setting["model"], precision, micro_batch) if setting["model"] else count_rows
+    if name == "ceiling":
+        return one_batch(setting["batch_size"], precision), step
+    return own_batches(name, samples, setting, precision), step
+
+
+# Measuring
+
+
+def serve(name, setting, pipe):
+    """Child process: build a row, then run as many steps as the pipe asks for; None ends it."""
+    batches, step = build_row(name, setting)
+    cuda = setting["device"] == "cuda"
+    while (steps := pipe.recv()) is not None:
+        if not setting["model"]:  # what was prefetched while other rows had their turn does not count
+            for _ in islice(batches, 2 * max(setting["workers"], setting["reference_workers"])):
+                pass
+        if cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        images = sum(step(batch) for batch in islice(batches, steps))
+        if cuda:
+            torch.cuda.synchronize()
+        pipe.send((images / (time.perf_counter() - started), torch.cuda.max_memory_allocated() if cuda else None))
+
+
+class Row:
+    """One row of the table, in a process of its own."""
+
+    def __init__(self, name, setting):
+        self.name, self.rates, self.host, self.device = name, [], 0, None
+        spins = "300000" if name == "reference-like" else "0"  # OpenMP's default; what utils/__init__.py asks for
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        os.environ["GOMP_SPINCOUNT"] = spins
+        self.process = context.Process(target=serve, args=(name, setting, theirs))
+        self.process.start()
+
+    def run(self, steps, measured=True):
+        """Run some steps; keep their rate and the memory in use meanwhile."""
+        self.pipe.send(steps)
+        while not self.pipe.poll(0.5):
+            if not self.process.is_alive():
+                raise RuntimeError(f"the row {self.name} died; its error is above")
+            self.host = max(self.host, tree_memory(self.process.pid))
+        rate, self.device = self.pipe.recv()
+        if measured:
+            self.rates.append(rate)
+
+    def close(self):
+        """End the process."""
+        with suppress(OSError):  # the process died
+            self.pipe.send(None)
+        self.process.join()
+
+    def figures(self):
+        """The row as it is printed and written."""
+        return {
+            "name": self.name,
+            "images_per_second": statistics.median(self.rates),
+            "rounds": self.rates,
+            "peak_host_bytes": self.host,
+            "peak_device_bytes": self.device,
+        }
+
+
+def tree_memory(pid):
+    """Bytes of memory of a process and its children; what they share counts once (Linux's PSS)."""
+    try:
+        pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        rollups = [Path(f"/proc/{p}/smaps_rollup").read_text() for p in pids]
+    except OSError:  # a worker that just ended, or not Linux
+        return 0
+    return sum(1024 * int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def measure(names, setting, rounds, steps, warm_up):
+    """Run all rows; return their figures."""
+    if setting["device"] == "cuda":  # one after the other: device memory is for one row
+        return [one for name in names for one in take_turns([name], setting, rounds, steps, warm_up)]
+    return take_turns(names, setting, rounds, steps, warm_up)
+
+
+def take_turns(names, setting, rounds, steps, warm_up):
+    """Run rows in turns, all alive at once."""
+    rows = [Row(name, setting) for name in names]
+    try:
+        for row in rows:
+            row.run(warm_up, measured=False)
+        for row in rows * rounds:
+            time.sleep(SETTLE)
+            row.run(steps)
+    finally:
+        for row in rows:
+            row.close()
+    return [row.figures() for row in rows]
+
+
+def measure_evaluation(setting, batches):
+    """Images per second of the first evaluation (decoding) and of the next (from memory)."""
+    device = pick_device(setting["device"])
+    precision = Precision("auto", device)
+    model = build_student(setting["model"], CLASSES, 0).to(device, memory_format=precision.memory_format)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
+    samples = EveryClass(Path(setting["images"])).samples[:batches]
+    validation = ValidationBatches(samples, SIDE, normalise, setting["workers"], device)
+    rates = []
+    for _ in range(2):
+        started = time.perf_counter()
+        metrics = evaluate(model, validation, precision)
+        rates.append(metrics.samples / (time.perf_counter() - started))
+    return [
+        {"name": "evaluation, first", "images_per_second": rates[0]},
+        {"name": "evaluation, kept", "images_per_second": rates[1]},
+    ]
+
+
+def ratios_of(rows, data_only):
+    """The ratios that the issue of speed is judged by."""
+    rate = {row["name"]: row["images_per_second"] for row in rows}
+    if data_only:
+        return {"loader_vs_reference_like": rate["workers"] / rate["reference-like"]}
+    return {
+        "resident_vs_reference_like": rate["resident"] / rate["reference-like"],
+        "resident_vs_ceiling": rate["resident"] / rate["ceiling"],
+        "workers_vs_reference_like": rate["workers"] / rate["reference-like"],
+    }
+
+
+def show(title, rows, ratios):
+    """Print one table."""
+    print(f"\n{title}")
+    for row in rows:
+        memory = [
+            f"{kind} {row[key] / 2**30:.2f} GiB"
+            for kind, key in (("host", "peak_host_bytes"), ("device", "peak_device_bytes"))
+            if row.get(key)
+        ]
+        spread = f"  ({min(row['rounds']):.1f} to {max(row['rounds']):.1f})" if "rounds" in row else ""
+        print(f"  {row['name']:<18}{row['images_per_second']:>10.1f} images/s{spread}  {', '.join(memory)}")
+    for name, value in ratios.items():
+        print(f"  {name:<28}{value:>8.3f}")
+    sys.stdout.flush()
+
+
+def parse(argv):
+    """Parse the command line and fill in what --quick sets."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few images, resnet18 at 50/2, few steps: for a CPU")
+    parser.add_argument("--data-only", action="store_true", help="compare the loaders without a model")
+    parser.add_argument("--json", metavar="OUT", help="also write rows and ratios to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each row; the median is given")
+    parser.add_argument("--steps", type=int, help="optimizer steps in a turn (default: 3 with --quick, else 200)")
+    parser.add_argument("--warm-up", type=int, help="steps before the first turn (default: 1 with --quick, else 20)")
+    parser.add_argument("--images", type=int, help="training images (default: 300 with --quick, else 10000)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of labels")
+    parser.add_argument("--models", nargs="+", help="students (default: resnet18; without --quick also 50 and 101)")
+    parser.add_argument("--settings", nargs="+", help="batch size/accumulation (default: 50/2; also 1024/1)")
+    parser.add_argument("-j", "--workers", type=int, default=2, help="processes of this project's workers row")
+    parser.add_argument("--reference-workers", type=int, default=4, help="processes of the reference-like row")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    args = parser.parse_args(argv)
+    quick = args.quick
+    args.steps = args.steps or ((10 if args.data_only else 3) if quick else 200)
+    args.warm_up = args.warm_up or (1 if quick else 20)
+    args.images = args.images or (300 if quick else 10000)
+    args.models = (
+        [None] if args.data_only else args.models or ["resnet18"] + ([] if quick else ["resnet50", "resnet101"])
+    )
+    args.settings = args.settings or (["50/2"] if quick or args.data_only else ["50/2", "1024/1"])
+    args.device = pick_device(args.device).type
+    return args
+
+
+def main(argv=None):
+    """Make the data, measure every setting, print, write."""
+    args = parse(argv)
+    result = {"command": [Path(__file__).name, *(argv or sys.argv[1:])], "versions": versions(), "device": args.device}
+    result["threads"], result["rows"], result["ratios"] = torch.get_num_threads(), [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_images(Path(folder) / "images", args.images)
+        for pair in args.settings:
+            batch_size, accumulation = map(int, pair.split("/"))
+            labels = Path(folder) / f"labels_{batch_size}"
+            make_labels(labels, args.images, batch_size, args.epochs)
+            for model in args.models:
+                setting = {
+                    "model": model,
+                    "batch_size": batch_size,
+                    "accumulation": accumulation,
+                    "epochs": args.epochs,
+                    "workers": args.workers,
+                    "reference_workers": args.reference_workers,
+                    "device": args.device,
+                    "images": f"{folder}/images",
+                    "labels": str(labels),
+                }
+                names = TRAINING[:3] if args.data_only else TRAINING
+                rows = measure(names, setting, args.rounds, args.steps, args.warm_up)
+                ratios = ratios_of(rows, args.data_only)
+                if model:
+                    rows += measure_evaluation(setting, min(args.images, 100 if args.quick else 50000))
+                case = f"{model or 'data only'} {pair}"
+                show(f"{case} on {args.device}, medians of {args.rounds}", rows, ratios)
+                result["rows"] += [row | {"case": case} for row in rows]
+                result["ratios"] = result["ratios"] or ratios  # those of the first case are the headline
+                result.setdefault("ratios_by_case", {})[case] = ratios
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A run's memory does not grow with its epochs."""
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy
+from utils.data import ValidationBatches, ViewDataset, WorkerBatches, open_folder
+from utils.engine import Precision, build_optimizer, evaluate, train_one_epoch
+from utils.labels import DrawnViews
+from utils.losses import build_loss
+from utils.resident import DeviceBatches, ResidentBatches
+
+CPU = torch.device("cpu")
+EPOCHS, SETTLED = 30, 10
+ALLOWED = 6 * 2**20  # bytes between epoch 10 and 30; one leaked batch per epoch would be 25 MB
+
+
+def resident_bytes():
+    """Memory of this process (Linux)."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        path = tmp_path / f"class_{number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(path)
+    return open_folder(tmp_path, "--train-dir")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("kind", [WorkerBatches, ResidentBatches, DeviceBatches])
+def test_memory_stays_level_over_epochs(folder, kind):
+    """Thirty epochs of training and evaluation; each batch of images is 1.3 MB."""
+    precision = Precision("fp32", CPU)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)
+    views = DrawnViews(ViewPolicy(0, 120, 0.5, 1.0, "cutmix", 0.8, 1.0), 16, 8)
+    batches = kind(ViewDataset(folder.samples, views, 120), range(EPOCHS), normalise, 0, CPU)
+    validation = ValidationBatches(folder.samples, 120, normalise, 0, CPU)
+    memory = []
+    for epoch in range(EPOCHS):
+        train_one_epoch(model, batches.epoch(epoch), build_loss("ce"), optimizer, precision, 8)
+        evaluate(model, validation, precision)
+        memory.append(resident_bytes())
+    assert memory[-1] - memory[SETTLED] < ALLOWED
