@@ -323,7 +323,7 @@ class PackedStore:
     def _open_drawn(self):
         try:
             policy = ViewPolicy(**self.manifest["policy"])
-            same = digest_of_draws(policy) == self.manifest["draws"]
+            same = digest_of_draws(policy) == self.manifest.get("draws")
         except (TypeError, ValueError, ArithmeticError, MemoryError):
             raise InputError(f"{self.path / MANIFEST} lacks the policy of its drawn views; copy it again") from None
         if not same:
