@@ -194,7 +194,8 @@ def check_run(run, num_images, num_classes, input_size):
     check_student(run.model, args, smallest_micro_batch(num_images, args), num_classes, input_size, precision)
     size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
     # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
-    check_disk(args.output_dir, 2 * size * (4 if not args.sgd else 3), "checkpoints need")
+    present = sum(run.folder.file(name).stat().st_size for name in run.folder.previous)
+    check_disk(args.output_dir, 2 * size * (3 if args.sgd else 4) - present, "checkpoints need")
     batches = -(-num_images // args.batch_size)
     steps = args.gradient_accumulation_steps
     log.info(
