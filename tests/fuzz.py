@@ -255,13 +255,14 @@ class Corpus:
         path.write_bytes(data)
         try:
             read(path)
+            return False
         except InputError as error:
-            assert "\n" not in str(error), f"more than one line: {error}"
-            assert path.name in str(error) or path.parent.name in str(error) or "--resume" in str(error), str(error)
-            return True
+            sentence = str(error)
         finally:
             path.write_bytes(self.sound[name])
-        return False
+        assert "\n" not in sentence, f"more than one line: {sentence}"
+        assert any(word in sentence for word in (path.name, path.parent.name, "--resume")), sentence
+        return True
 
 
 def fuzz(count, seed, folder):

@@ -261,7 +261,7 @@ def read_manifest(path):
         and (codec["keep_topk"] is None or codec["keep_topk"] in range(1, manifest["num_classes"] + 1))
         and codec["views"] in ("stored", "drawn")
         and isinstance(manifest.get("settings"), dict)
-        and (manifest.get("policy") is None or isinstance(manifest["policy"], dict))
+        and isinstance(manifest.get("policy", ...), dict if codec["views"] == "drawn" else dict | None)
     )
     if not sound:
         raise InputError(f"{file} states impossible figures; copy the labels again")
