@@ -128,6 +128,7 @@ def add_relabel_arguments(parser):
         help="drawn: leave crops to be drawn again from the seed",
     )
     add_codec_arguments(group)
+    group.add_argument("--dry-run", action="store_true", help="check everything, draw views.png beside the labels")
     group = parser.add_argument_group("views")
     add_image_arguments(group)
     add_view_arguments(group)

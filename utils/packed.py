@@ -56,6 +56,13 @@ class Codec:
     keep_topk: int | None = None
     views: str = "stored"
 
+    def bytes_per_image(self, num_classes):
+        """Size of what is stored for one image in one epoch, to a few bytes."""
+        kept = min(self.keep_topk or num_classes, num_classes)
+        return (
+            kept * self.bits / 8 + (4 * kept + 8 if kept < num_classes else 0) + (21 if self.views == "stored" else 0)
+        )
+
     def encode(self, logits):
         """Turn float logits [N, C] into the tensors of an epoch file."""
         tensors, values = {}, logits.float()
