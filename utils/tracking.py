@@ -26,7 +26,7 @@ COLUMNS = (
     "epoch lr train_loss train_top1 train_top5 train_seconds train_images_per_second "
     "val_loss val_top1 val_top5 val_seconds"
 ).split()
-INIT_SECONDS = 15  # what an unreachable W&B may cost a run
+INIT_SECONDS, FINISH_SECONDS = 15, 60  # what an unreachable W&B may cost a run at its start and its end
 CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curves.png", "train.log")
 
@@ -238,6 +238,8 @@ class WandbTracker:
     def __init__(self, project, mode, folder, config, run_id):
         import wandb
 
+        limits = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+        known = getattr(wandb.Settings, "model_fields", {})  # old versions have not all of them
         self.run = wandb.init(
             project=project,
             name=Path(folder).name,
@@ -246,7 +248,7 @@ class WandbTracker:
             mode=mode,
             dir=str(folder),
             config=config,
-            settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS),
+            settings=wandb.Settings(console="off", silent=True, **{k: v for k, v in limits.items() if k in known}),
         )
         self.run_id = self.run.id
 
