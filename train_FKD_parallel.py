@@ -65,14 +65,14 @@ def main(argv=None):
     if args.dry_run:
         log.info("dry run: everything is in place, nothing was trained")
         return
-    run.start()
-    normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
-    dataset = ViewDataset(train.samples, store, args.input_size)
-    batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
-    validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
+    with run.session():
+        normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
+        dataset = ViewDataset(train.samples, store, args.input_size)
+        batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
+        validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
 
-    run.fit(batches, validation)
-    run.report(store.provenance(), len(train.samples))
+        run.fit(batches, validation, store.file)
+        run.report(store.provenance(), len(train.samples))
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def main(argv=None):
     if args.dry_run:
         log.info("dry run: everything is in place, nothing was trained")
         return
-    run.start()
-    dataset = ViewDataset(samples, views, args.input_size)
-    batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
-    validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
+    with run.session():
+        dataset = ViewDataset(samples, views, args.input_size)
+        batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
+        validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
 
-    run.fit(LiveTeacher(batches, teacher), validation)
-    run.report({"dialect": "live teacher", "teachers": teacher.described, "policy": vars(policy)}, len(samples))
+        run.fit(LiveTeacher(batches, teacher), validation)
+        run.report({"dialect": "live teacher", "teachers": teacher.described, "policy": vars(policy)}, len(samples))
 
 
 if __name__ == "__main__":

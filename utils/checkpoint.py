@@ -23,7 +23,9 @@ class Progress:
     """How far a run has come; persisted in full.
 
     Attributes:
-        epoch: next epoch to train.
+        epoch: epoch in training, or the next one.
+        batch: batches of it that are done.
+        sums, samples, epoch_seconds: `MetricSums` and time of those batches.
         history: one dict per trained epoch, with the columns of metrics.csv.
         best_top1, best_epoch: the best evaluation so far, in percent; None before the first.
         seconds: wall-clock time spent, summed over resumed pieces.
@@ -31,6 +33,10 @@ class Progress:
     """
 
     epoch: int = 0
+    batch: int = 0
+    sums: list = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    samples: int = 0
+    epoch_seconds: float = 0.0
     history: list = field(default_factory=list)
     best_top1: float | None = None
     best_epoch: int | None = None

@@ -5,11 +5,10 @@ is slot `p % N % batch_size` of batch `p % N // batch_size` of epoch `p // N`, N
 epoch. So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
-import functools
 import os
-import signal
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
@@ -21,6 +20,7 @@ from torchvision.transforms import functional as TF
 from patches import fetch_patch
 from utils.augment import finish_views, fractions, replay_view
 from utils.errors import InputError
+from utils.signals import prepare_worker
 
 
 @dataclass(frozen=True)
@@ -132,36 +132,41 @@ class ViewDataset(Dataset):
 
 
 class Positions:
-    """Batch sampler over `epochs` (a range): lists of positions, one list per stored batch."""
+    """Batch sampler over `epochs` (a sequence): lists of positions, one list per stored batch.
 
-    def __init__(self, epochs, num_images, batch_size):
-        self.epochs, self.num_images, self.batch_size = epochs, num_images, batch_size
+    The first `first_batch` batches of the first epoch are left out.
+    """
+
+    def __init__(self, epochs, num_images, batch_size, first_batch=0):
+        self.epochs, self.num_images, self.batch_size, self.first_batch = epochs, num_images, batch_size, first_batch
 
     def __iter__(self):
+        skipped = self.first_batch * self.batch_size
         for epoch in self.epochs:
             first, last = epoch * self.num_images, (epoch + 1) * self.num_images
-            for start in range(first, last, self.batch_size):
+            for start in range(first + skipped, last, self.batch_size):
                 yield list(range(start, min(start + self.batch_size, last)))
+            skipped = 0
 
     def __len__(self):
-        return len(self.epochs) * -(-self.num_images // self.batch_size)
+        return len(self.epochs) * -(-self.num_images // self.batch_size) - self.first_batch
 
 
 def start_worker(_worker_id):
-    """Prepare a worker process: patch its PyTorch; leave Ctrl-C to the parent, which ends the workers."""
+    """Prepare a worker process: patch its PyTorch; leave signals to the parent, and end with it."""
     fetch_patch.apply()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_worker()
 
 
-def view_loader(dataset, epochs, workers, device, context=None):
-    """Return a DataLoader over all batches of `epochs` (a range) of a `ViewDataset`.
+def view_loader(dataset, epochs, workers, device, context=None, first_batch=0):
+    """Return a DataLoader over the batches of `epochs` of a `ViewDataset`, from `first_batch` of the first one on.
 
     Each item is `((views, targets, coords, flips, index), mix_index, mix_lam, mix_bbox, logits)`.
     """
     fetch_patch.apply()
     return DataLoader(
         dataset,
-        batch_sampler=Positions(epochs, dataset.source.num_images, dataset.source.batch_size),
+        batch_sampler=Positions(epochs, dataset.source.num_images, dataset.source.batch_size, first_batch),
         num_workers=workers,
         worker_init_fn=start_worker,
         multiprocessing_context=context if workers else None,
@@ -204,15 +209,24 @@ class WorkerBatches:
 
     def __init__(self, dataset, epochs, normalise, workers, device, context=None):
         self.batches_per_epoch = dataset.source.batches_per_epoch
+        self.device = device
         # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
-        prepare = functools.partial(prepare_batch, normalise, device)
-        self.stream = map(prepare, guarded(view_loader(dataset, epochs, workers, device, context)))
-        if device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
-            self.stream = BackgroundGenerator(self.stream, max_prefetch=1)
+        self.prepare = partial(prepare_batch, normalise, device)
+        self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
+        self.epochs, self.stream = epochs, None
 
-    def epoch(self, _epoch):
-        """Yield the batches of the next epoch."""
-        for _ in range(self.batches_per_epoch):
+    def start(self, epoch, first_batch):
+        """Start the workers at a batch of an epoch; they run on to the end of the last epoch."""
+        loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
+        stream = map(self.prepare, guarded(loader))
+        if self.device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
+            stream = BackgroundGenerator(stream, max_prefetch=1)
+        return stream
+
+    def epoch(self, epoch, first_batch=0):
+        """Yield the batches of the next epoch, from `first_batch` on in the first one asked for."""
+        self.stream = self.stream or self.start(epoch, first_batch)
+        for _ in range(first_batch, self.batches_per_epoch):
             yield next(self.stream)
 
 
@@ -228,9 +242,9 @@ class LiveTeacher:
         self.batches, self.teacher = batches, teacher
         self.batches_per_epoch = batches.batches_per_epoch
 
-    def epoch(self, epoch):
+    def epoch(self, epoch, first_batch=0):
         """Yield the batches of an epoch, answered."""
-        for batch in self.batches.epoch(epoch):
+        for batch in self.batches.epoch(epoch, first_batch):
             yield Batch(batch.images, self.teacher(batch.images), batch.targets)
 
 

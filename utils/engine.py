@@ -96,15 +96,16 @@ def train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums):
     precision.scaler.update()
 
 
-def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch, step=train_step):
+def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch, step=train_step, sums=None):
     """Train on every `Batch` of an epoch; return its `Metrics`, read from the device once.
 
-    `step` is `train_step`, or what `graphs.pick_step` makes of it.
+    `step` is `train_step`, or what `graphs.pick_step` makes of it; `sums` are those to add to.
     """
     model.train()
-    sums = MetricSums(precision.device)
+    sums = sums or MetricSums(precision.device)
     for batch in batches:
         step(model, batch, loss_fn, optimizer, precision, micro_batch, sums)
+        sums.end_batch()
     return sums.result()
 
 

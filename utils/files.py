@@ -1,9 +1,12 @@
-"""Files that exist whole or not at all."""
+"""Files that exist whole or not at all, and folders that one process works in at a time."""
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import platform
+import time
 from pathlib import Path
 
 from utils.errors import InputError
@@ -24,15 +27,26 @@ def atomic_file(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
-        if number is None and "write" not in str(error) and "PytorchStreamWriter" not in str(error):
+    except Exception as error:
+        reason = why_unwritable(error)
+        if reason is None:
             raise
-        reason = "the disk is full" if number == errno.ENOSPC or number is None else os.strerror(number)
-        raise InputError(f"{path} cannot be written ({reason}); free some space or choose another folder") from error
+        raise InputError(f"{path} cannot be written ({reason}); free some space or choose another folder") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def why_unwritable(error):
+    """Why a write failed, or None where the error is of another kind.
+
+    `torch.save` and safetensors report a failed write as exceptions of their own, without a number.
+    """
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return "the disk is full" if full else error.strerror or str(error)
+    words = "PytorchStreamWriter", "inline_container", "No space left", "os error"
+    return "the disk is full, or fails" if any(word in str(error) for word in words) else None
 
 
 def sync_folder(folder):
@@ -54,3 +68,51 @@ def write_text(path, text):
 def write_json(path, value):
     """Write a JSON file atomically, two-space indented."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+class FolderLock:
+    """Keeps a second process out of a folder: `.lock` in it, locked as long as this process lives.
+
+    The operating system lets go of the lock whatever ends the process, so a file that was left
+    behind is stale and is taken over. Not inherited by worker processes.
+
+    Raises:
+        InputError: another process holds the folder; names its pid, host and start.
+    """
+
+    def __init__(self, folder):
+        self.path = Path(folder) / ".lock"
+        self.file = self._locked()
+        while not self._is_current():  # its owner removed it in between
+            self.file.close()
+            self.file = self._locked()
+        self.file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.file.write(f"process {os.getpid()} on host {platform.node()}, started {started}\n")
+        self.file.flush()
+
+    def _locked(self):
+        file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), "r+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                with file:
+                    holder = file.read(200).strip() or "another process"
+                raise InputError(
+                    f"--output-dir {self.path.parent} is in use by {holder}; wait for it, or give another folder"
+                ) from None
+            # else a file system without locks: go on without
+        return file
+
+    def _is_current(self):
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def release(self):
+        """Remove the file and let go."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self.file.close()

@@ -20,11 +20,13 @@ class MetricSums:
 
     Args:
         device: where the sums live.
+        sums, samples: of an earlier part of the same pass.
     """
 
-    def __init__(self, device):
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        self.samples = 0
+    def __init__(self, device, sums=(0, 0, 0), samples=0):
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+        self.samples = samples
+        self.losses = []  # sum of the loss after each batch
 
     @torch.no_grad()
     def add(self, loss, outputs, targets):
@@ -34,6 +36,15 @@ class MetricSums:
         rows = len(targets)
         self.sums += torch.stack([loss.detach().double() * rows, hits[:, 0].sum(), hits.any(dim=1).sum()])
         self.samples += rows
+
+    def end_batch(self):
+        """Note that a batch is complete."""
+        self.losses.append(self.sums[0].clone())
+
+    def first_non_finite(self):
+        """Number of the first batch, of those noted, after which the loss is not finite; None if there is none."""
+        finite = torch.stack(self.losses).isfinite().tolist() if self.losses else []
+        return finite.index(False) if False in finite else None
 
     def result(self):
         """Read the sums once and return `Metrics`."""

@@ -131,9 +131,9 @@ class ResidentBatches:
         soft_labels = None if labels.logits is None else labels.logits.to(self.device).float()
         return Batch(images, soft_labels, self.targets[labels.index].to(self.device))
 
-    def epoch(self, epoch):
-        """Yield the batches of `epoch`."""
-        return (self.read(epoch, batch) for batch in range(self.batches_per_epoch))
+    def epoch(self, epoch, first_batch=0):
+        """Yield the batches of `epoch`, from `first_batch` on."""
+        return (self.read(epoch, batch) for batch in range(first_batch, self.batches_per_epoch))
 
 
 class DeviceBatches:
@@ -165,11 +165,11 @@ class DeviceBatches:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def epoch(self, _epoch):
-        """Yield the batches of the next epoch."""
+    def epoch(self, _epoch, first_batch=0):
+        """Yield the batches of the next epoch, from `first_batch` on."""
         geometry, mixing, logits, sizes = next(self.uploads)
-        start = 0
-        for batch, size in enumerate(sizes):
+        start = sum(sizes[:first_batch])
+        for batch, size in enumerate(sizes[first_batch:], start=first_batch):
             rows = slice(start, start + size)
             yield DeviceBatch(self.gallery, geometry[rows], mixing[batch], None if logits is None else logits[rows])
             start += size

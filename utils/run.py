@@ -1,14 +1,21 @@
 """One student's training run: what the validation scripts share once their batches are ready."""
 
+import contextlib
+import signal
 import time
+
+import torch
 
 from utils import arguments, tracking
 from utils.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.engine import build_optimizer, evaluate, set_lr, train_one_epoch
+from utils.errors import InputError, Interrupted
 from utils.graphs import pick_step
 from utils.losses import build_loss
+from utils.metrics import MetricSums
 from utils.models import build_student
 from utils.schedules import lr_factor
+from utils.signals import StopSignals, end_workers
 from utils.tracking import log
 
 CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
@@ -20,7 +27,7 @@ class Run:
     Args:
         args: settled arguments.
         num_classes: outputs of the student.
-        folder: `RunFolder`; claimed by `start`.
+        folder: `RunFolder`; claimed by `session`.
         precision: `Precision` on the run's device.
 
     Raises:
@@ -39,13 +46,14 @@ class Run:
         self.step = pick_step(self.model, precision)
         self.progress = self._resume() if args.resume is not None else Progress(epoch=args.start_epoch)
         self.seconds_before = self.progress.seconds
+        self.signals = StopSignals()
         self.tracker = tracking.NoTracker()
 
     def _resume(self):
         path = self.args.resume or self.folder.file(tracking.CHECKPOINT)
         state = load_checkpoint(path, vars(self.args))
         progress = restore(state, self.model, self.optimizer, self.precision.scaler)
-        log.info("resumed from %s after epoch %d", path, progress.epoch - 1)
+        log.info("resumed from %s at epoch %d, batch %d", path, progress.epoch, progress.batch)
         return progress
 
     @property
@@ -53,38 +61,58 @@ class Run:
         """The epochs that are left, as a range."""
         return range(self.progress.epoch, self.args.epochs)
 
-    def start(self):
-        """Claim the folder and start W&B."""
+    @contextlib.contextmanager
+    def session(self):
+        """Own the folder, log to W&B, and note signals, until the block ends; then leave nothing behind."""
         args, public = self.args, arguments.public(self.args)
-        self.folder.claim(public)
         where = (args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output_dir)
-        self.tracker = tracking.start_tracker(*where, public, self.progress.wandb_id)
-        self.progress.wandb_id = self.tracker.run_id
+        with self.folder.claimed(public), self.signals:
+            self.tracker = tracking.start_tracker(*where, public, self.progress.wandb_id)
+            self.progress.wandb_id = self.tracker.run_id
+            try:
+                yield
+            except BaseException:
+                end_workers()
+                raise
+            finally:
+                self.tracker.finish()
 
-    def fit(self, batches, validation):
+    def fit(self, batches, validation, label_file=None):
         """Train the epochs that are left; evaluate every --eval-every epochs and after the last.
 
         Args:
-            batches: `epoch(e)` yields the `Batch`es of epoch e, `batches_per_epoch` of them.
+            batches: `epoch(e, first_batch)` yields the `Batch`es of epoch e, `batches_per_epoch` of them.
             validation: iterable of (images, targets).
+            label_file: (epoch, batch) -> file of its soft labels; for errors.
+
+        Raises:
+            InputError: the training diverged; the checkpoint is as it was before that epoch.
+            Interrupted: a signal asked for a stop; the state is saved.
         """
         for epoch in self.epochs:
-            row = self.train_epoch(epoch, batches)
+            row = self.train_epoch(epoch, batches, label_file)
             if epoch % self.args.eval_every == 0 or epoch == self.args.epochs - 1:
                 row |= self.evaluate(validation)
             self.finish_epoch(row)
 
-    def train_epoch(self, epoch, batches):
-        """Train one epoch; return its row of metrics.csv."""
-        args, started = self.args, time.time()
+    def train_epoch(self, epoch, batches, label_file=None):
+        """Train one epoch, or what is left of it; return its row of metrics.csv."""
+        args, progress, started = self.args, self.progress, time.time()
         lr = self.base_lr * lr_factor(args.schedule, epoch, args.epochs, args.smoothing)
         set_lr(self.optimizer, lr)
-        bar = tracking.progress_bar(
-            batches.epoch(epoch), f"epoch {epoch}", batches.batches_per_epoch, not args.no_progress
-        )
+        stream = self.signals.until_stop(batches.epoch(epoch, progress.batch))
+        left = batches.batches_per_epoch - progress.batch
+        bar = tracking.progress_bar(stream, f"epoch {epoch}", left, not args.no_progress)
         micro_batch = args.batch_size // args.gradient_accumulation_steps
-        metrics = train_one_epoch(self.model, bar, self.loss_fn, self.optimizer, self.precision, micro_batch, self.step)
-        seconds = time.time() - started
+        sums = MetricSums(self.precision.device, progress.sums, progress.samples)
+        metrics = train_one_epoch(
+            self.model, bar, self.loss_fn, self.optimizer, self.precision, micro_batch, self.step, sums
+        )
+        self.refuse_divergence(epoch, sums, label_file)
+        seconds = progress.epoch_seconds + time.time() - started
+        progress.batch += len(sums.losses)
+        progress.sums, progress.samples, progress.epoch_seconds = sums.sums.tolist(), sums.samples, seconds
+        self.stop_if_asked()
         return dict.fromkeys(tracking.COLUMNS) | {
             "epoch": epoch,
             "lr": lr,
@@ -98,8 +126,10 @@ class Run:
     def evaluate(self, validation):
         """Evaluate on the validation set; return its columns of metrics.csv."""
         started = time.time()
-        bar = tracking.progress_bar(validation, "validation", len(validation), not self.args.no_progress)
+        stream = self.signals.until_stop(validation)
+        bar = tracking.progress_bar(stream, "validation", len(validation), not self.args.no_progress)
         metrics = evaluate(self.model, bar, self.precision)
+        self.stop_if_asked()  # before a part of the validation set becomes a figure
         return {
             "val_loss": metrics.loss,
             "val_top1": metrics.top1,
@@ -110,9 +140,10 @@ class Run:
     def finish_epoch(self, row):
         """Record an epoch: progress, log, best so far, checkpoint, metrics.csv, W&B."""
         progress = self.progress
-        progress.epoch = row["epoch"] + 1
+        fresh = Progress()
+        progress.batch, progress.sums, progress.samples = fresh.batch, fresh.sums, fresh.samples
+        progress.epoch, progress.epoch_seconds = row["epoch"] + 1, fresh.epoch_seconds
         progress.history.append(row)
-        progress.seconds = self.seconds_before + time.time() - self.started
         log.info(tracking.describe_epoch(row, self.args.epochs))
         if row["val_top1"] is not None and (progress.best_top1 is None or row["val_top1"] > progress.best_top1):
             progress.best_top1, progress.best_epoch = row["val_top1"], row["epoch"]
@@ -122,18 +153,57 @@ class Run:
         self.folder.write_metrics(progress.history)
         self.tracker.log(row)
 
+    def refuse_divergence(self, epoch, sums, label_file):
+        """Raise InputError where the loss of a batch, or a weight after the last one, is not finite."""
+        bad = sums.first_non_finite()
+        finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
+        if bad is None and finite:
+            return
+        what = "the student's weights are" if bad is None else "the loss is"
+        batch = self.progress.batch + (len(sums.losses) - 1 if bad is None else bad)
+        labels = f" (labels: {label_file(epoch, batch)})" if label_file else ""
+        first_step = batch == 0 and epoch == self.args.start_epoch and bad is not None
+        raise InputError(
+            f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {self.likely_cause(first_step)}"
+        )
+
+    def likely_cause(self, first_step):
+        """Why training diverged, most likely, and what to do about it."""
+        if first_step:
+            return "no step was taken yet, so look for extreme values in the labels, --mean or --std"
+        rate = "-lr/--learning-rate" if self.args.sgd else "--adamw-lr"
+        precision = "or give --precision bf16, " if self.precision.name == "fp16" else ""
+        where = self.folder.file(tracking.CHECKPOINT)
+        kept = f"{where} is from before this epoch" if where.exists() else "no checkpoint was written yet"
+        return f"most likely the learning rate is too high: lower {rate}, {precision}and start again ({kept})"
+
+    def stop_if_asked(self):
+        """Where a signal asked for it, save and raise Interrupted."""
+        number = self.signals.received
+        if number is None:
+            return
+        self.save()
+        progress = self.progress
+        raise Interrupted(
+            f"{signal.Signals(number).name} in epoch {progress.epoch} after {progress.batch} batches; the state is "
+            "saved, and the same command with --resume continues",
+            128 + number,
+        )
+
     def save(self):
         """Write the checkpoint from which --resume continues."""
+        self.progress.seconds = self.seconds_before + time.time() - self.started
         path = self.folder.file(tracking.CHECKPOINT)
         save_checkpoint(path, self.progress, self.model, self.optimizer, self.precision.scaler, vars(self.args))
 
     def report(self, labels, num_train):
-        """Write summary.json and curves.png, print the headline, close W&B.
+        """Write summary.json and curves.png, print the headline.
 
         Args:
             labels: where the soft labels came from, for summary.json.
             num_train: training images per epoch.
         """
+        self.progress.seconds = self.seconds_before + time.time() - self.started
         summary = tracking.summarise(self.progress, arguments.public(self.args), labels, num_train)
         self.folder.write_metrics(self.progress.history)
         self.folder.write_summary(summary)
@@ -142,4 +212,3 @@ class Run:
         log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
         log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
         log.info("results in %s", self.folder.path)
-        self.tracker.finish()

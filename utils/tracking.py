@@ -18,7 +18,7 @@ import torchvision
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import atomic_file, write_json, write_text
+from utils.files import FolderLock, atomic_file, write_json, write_text
 
 log = logging.getLogger("validator")
 
@@ -39,7 +39,7 @@ class RunFolder:
     """The --output-dir of one run.
 
     Args:
-        path: the folder; made when `claim` is called.
+        path: the folder; made when `claimed` is entered.
         overwrite: replace a run that is there.
         resume: continue a run that is there.
 
@@ -68,18 +68,47 @@ class RunFolder:
         path = self.file(CHECKPOINT)
         return time.time() - path.stat().st_mtime if path.exists() else float("inf")
 
-    def claim(self, public_arguments):
-        """Make the folder, remove a run that is to be overwritten, open train.log, write args.json."""
+    @contextlib.contextmanager
+    def claimed(self, public_arguments):
+        """Own the folder until the block ends: make it, lock it, remove a run that is to be overwritten,
+        open train.log, write args.json.
+
+        Raises:
+            InputError: another process owns it, or it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.previous if self.fresh else []:
-                self.file(name).unlink()
-            handler = logging.FileHandler(self.file("train.log"))
+            lock = FolderLock(self.path)
         except OSError as error:
             raise InputError(f"--output-dir {self.path} cannot be written ({error.strerror}); give another") from None
+        try:
+            self.remove_leftovers()
+            with self.log_file():
+                write_json(self.file("args.json"), public_arguments)
+                yield
+        finally:
+            lock.release()
+
+    def remove_leftovers(self):
+        """Remove a run that is to be overwritten, and temporary files of one that was killed."""
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+        for name in self.previous if self.fresh else []:
+            self.file(name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def log_file(self):
+        """Write the log to train.log as well."""
+        handler = logging.FileHandler(self.file("train.log"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.handleError = lambda _record: None  # a full disk is reported once, by what matters
         log.addHandler(handler)
-        write_json(self.file("args.json"), public_arguments)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
 
     def write_metrics(self, history):
         """Write metrics.csv whole from the history, so that it always agrees with the checkpoint."""
