@@ -453,8 +453,9 @@ class TarWriter:
             items += [labels.logits.to(self.dtype), labels.index]
             # a slice would be saved with all of the epoch that it is a slice of
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
-            with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-                torch.save(items if self.with_index else items[:6], temporary)
+            # through an open file, since torch.save writes a file's name, which is a temporary one, into it
+            with atomic_file(folder / f"batch_{batch}.tar") as temporary, open(temporary, "wb") as file:
+                torch.save(items if self.with_index else items[:6], file)
 
     def finish(self):
         """Do nothing: there is no manifest."""
