@@ -6,6 +6,7 @@
     python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers, its ensemble rule
     python relabel_FKD.py … --bits 8 --keep-topk 100 --views drawn      smaller labels
     python relabel_FKD.py … --format tar                         files that SRe2L's and PRISM's code reads
+    torchrun --nproc_per_node 4 relabel_FKD.py …                 epochs shared out over processes, the same bytes
 
 Views are a pure function of (--fkd-seed, epoch, batch): the number of workers does not matter, and a
 call that was killed goes on at the first unfinished epoch and ends with the same bytes. Images are
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from utils import arguments, preflight, tracking
+from utils import arguments, distributed, preflight, tracking
 from utils.augment import Normalise, mix
 from utils.data import ViewDataset, guarded, open_folder, view_loader
 from utils.engine import Precision, pick_device
@@ -41,10 +42,12 @@ def parse(argv):
 def main(argv=None):
     """Run the phases: parse, preflight, build, loop."""
     args = parse(argv)
-    tracking.start_log()
+    world = distributed.start(args.device)
+    args.no_progress |= not world.is_first
+    tracking.start_log(world.is_first)
 
     # preflight
-    precision = Precision(args.precision, pick_device(args.device))
+    precision = Precision(args.precision, pick_device(args.device, world))
     folder = open_folder(args.data, "--data")
     preflight.warn_of_folder_order(folder.classes)
     preflight.check_images(folder.samples)
@@ -61,8 +64,8 @@ def main(argv=None):
         preview.draw(Path(f"{args.fkd_path}-views.png"), folder.classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
-    writer = open_writer(args, folder, views, teachers, precision)
-    todo = writer.missing(args.epochs)
+    writer = open_writer(args, folder, views, teachers, precision, world.is_first)
+    todo = world.from_first(writer.missing(args.epochs))
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
@@ -72,18 +75,26 @@ def main(argv=None):
     preflight.check_disk(args.fkd_path, size * len(folder.samples) * len(todo), "the labels need")
 
     # loop
+    todo = todo[world.rank :: world.size]
     loader = view_loader(dataset, todo, args.workers, precision.device)
     items = iter(tracking.progress_bar(guarded(loader), "relabel", len(loader), not args.no_progress))
     for epoch in todo:
         batches = (next(items) for _ in range(views.batches_per_epoch))
         writer.write(epoch, [answer(item, teachers, normalise, precision.device) for item in batches])
+    world.barrier()
+    if world.is_first:
+        writer.finish()
+    world.barrier()
     log.info("labels of %d epochs in %s", args.epochs, args.fkd_path)
 
 
-def open_writer(args, folder, views, teachers, precision):
-    """Return the writer of --format; a started packed store is continued if its settings are the same."""
+def open_writer(args, folder, views, teachers, precision, leads):
+    """Return the writer of --format; a started packed store is continued if its settings are the same.
+
+    Of several processes the one that `leads` prepares and checks the folder.
+    """
     if args.format == "tar":
-        return TarWriter(args.fkd_path, torch.float16 if args.bits == 16 else torch.float32)
+        return TarWriter(args.fkd_path, torch.float16 if args.bits == 16 else torch.float32, leads=leads)
     settings = {
         "teachers": teachers.described,
         "ensemble": teachers.rule,
@@ -96,7 +107,8 @@ def open_writer(args, folder, views, teachers, precision):
     codec = Codec(args.bits, args.keep_topk, args.views)
     shape = views.num_images, teachers.num_classes(args.input_size), args.batch_size, args.epochs, views.policy.mix_type
     manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)
-    return PackedWriter(args.fkd_path, manifest, image_sizes(folder.samples) if args.views == "drawn" else None)
+    sizes = image_sizes(folder.samples) if args.views == "drawn" else None
+    return PackedWriter(args.fkd_path, manifest, sizes, leads)
 
 
 def image_sizes(samples):

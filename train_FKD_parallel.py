@@ -17,7 +17,7 @@ the headline. What a run leaves in --output-dir, and how each figure is computed
 import sys
 import time
 
-from utils import arguments, preflight, tracking
+from utils import arguments, distributed, preflight, tracking
 from utils.augment import Normalise
 from utils.data import ValidationBatches, ViewDataset
 from utils.engine import Precision, pick_device
@@ -47,12 +47,15 @@ def parse(argv):
 def main(argv=None):
     """Run the phases: parse, preflight, build, loop, report."""
     args = parse(argv)
-    tracking.start_log()
+    world = distributed.start(args.device)
+    args.processes = world.size
+    args.no_progress |= not world.is_first
+    tracking.start_log(world.is_first)
 
     # preflight
-    precision = Precision(args.precision, pick_device(args.device))
+    precision = Precision(args.precision, pick_device(args.device, world))
     args.arithmetic = str(precision)
-    folder = tracking.RunFolder(args.output_dir, args.overwrite, resume=args.resume is not None)
+    folder = tracking.RunFolder(args.output_dir, args.overwrite, resume=args.resume is not None, writes=world.is_first)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
     store = preflight.check_labels(args, train)
     args.mix_type = store.mix_type
@@ -64,18 +67,20 @@ def main(argv=None):
     preflight.report(args, train, val, store, samples)
 
     # build
-    run = Run(args, store.num_classes, folder, precision)
+    run = Run(args, store.num_classes, folder, precision, world)
     preflight.check_run(run, len(train.samples), store.num_classes, args.input_size)
-    dataset = ViewDataset(train.samples, store, args.input_size)
     if args.dry_run:
         pick_loader(args.loader, train.samples, args.workers, precision.device)
+        dataset = ViewDataset(train.samples, store, args.input_size)
         Preview(dataset, args.start_epoch).draw(folder.file(tracking.VIEWS), train.classes)
         log.info("dry run: everything is in place, nothing was trained; look at %s", folder.file(tracking.VIEWS))
         return
     with run.session():
         normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
+        dataset = ViewDataset(train.samples, run.shared(store), args.input_size)
         batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
-        validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
+        part = val.samples[world.rank :: world.size]
+        validation = ValidationBatches(part, args.input_size, normalise, args.workers, precision.device)
 
         run.fit(batches, validation, store.file)
         run.report(store.provenance(), len(train.samples))

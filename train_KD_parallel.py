@@ -10,7 +10,7 @@ draws the views that relabel_FKD.py would have stored, so both ways give the sam
 import sys
 import time
 
-from utils import arguments, preflight, tracking
+from utils import arguments, distributed, preflight, tracking
 from utils.augment import Normalise
 from utils.data import LiveTeacher, ValidationBatches, ViewDataset, first_images
 from utils.engine import Precision, pick_device
@@ -42,12 +42,15 @@ def parse(argv):
 def main(argv=None):
     """Run the phases: parse, preflight, build, loop, report."""
     args = parse(argv)
-    tracking.start_log()
+    world = distributed.start(args.device)
+    args.processes = world.size
+    args.no_progress |= not world.is_first
+    tracking.start_log(world.is_first)
 
     # preflight
-    precision = Precision(args.precision, pick_device(args.device))
+    precision = Precision(args.precision, pick_device(args.device, world))
     args.arithmetic = str(precision)
-    folder = tracking.RunFolder(args.output_dir, args.overwrite, resume=args.resume is not None)
+    folder = tracking.RunFolder(args.output_dir, args.overwrite, resume=args.resume is not None, writes=world.is_first)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
     samples = first_images(train.samples, args.ipc)
     policy = arguments.view_policy(args)
@@ -61,13 +64,12 @@ def main(argv=None):
     args.train_images = preflight.names_digest(args.train_dir, samples)
     args.val_images = preflight.names_digest(args.val_dir, val.samples)
     num_classes = teacher.num_classes(args.input_size)
-    dataset = ViewDataset(samples, views, args.input_size)
     log.info("train   %d images, %d classes (%s)", len(samples), len(train.classes), args.train_dir)
     log.info("val     %d images, %d classes (%s)", len(val.samples), len(val.classes), args.val_dir)
     log.info("teacher %s answers live on %s views", args.teacher_model, policy.mix_type)
-    preview = Preview(dataset, args.start_epoch, normalise, teacher)
+    preview = Preview(ViewDataset(samples, views, args.input_size), args.start_epoch, normalise, teacher)
     preflight.report_agreement(*preview.agreement(len(train.classes)))
-    run = Run(args, num_classes, folder, precision)
+    run = Run(args, num_classes, folder, precision, world)
     preflight.check_run(run, len(samples), num_classes, args.input_size)
     if args.dry_run:
         pick_loader(args.loader, samples, args.workers, precision.device)
@@ -75,8 +77,10 @@ def main(argv=None):
         log.info("dry run: everything is in place, nothing was trained; look at %s", folder.file(tracking.VIEWS))
         return
     with run.session():
+        dataset = ViewDataset(samples, run.shared(views), args.input_size)
         batches = build_batches(args.loader, dataset, run.epochs, normalise, args.workers, precision.device)
-        validation = ValidationBatches(val.samples, args.input_size, normalise, args.workers, precision.device)
+        part = val.samples[world.rank :: world.size]
+        validation = ValidationBatches(part, args.input_size, normalise, args.workers, precision.device)
 
         run.fit(LiveTeacher(batches, teacher), validation)
         run.report({"dialect": "live teacher", "teachers": teacher.described, "policy": vars(policy)}, len(samples))

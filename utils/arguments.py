@@ -200,6 +200,12 @@ def add_model_arguments(parser):
         "--stem", choices=["standard", "small"], default="standard", help="small: 3x3/1 ResNet stem, for 32 to 64 px"
     )
     group.add_argument("--seed", type=NATURAL, default=0, help="seed of the student's initial weights")
+    group.add_argument(
+        "--sync-bn",
+        action="store_true",
+        help="several processes: batch statistics of the whole micro-batch, as with one process (default: of the "
+        "rows of each process)",
+    )
 
 
 def add_loss_arguments(parser):

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 from PIL import Image
@@ -19,7 +20,9 @@ from torchvision.transforms import functional as TF
 
 from patches import fetch_patch
 from utils.augment import finish_views, fractions, replay_view
+from utils.distributed import processes_here
 from utils.errors import InputError
+from utils.labels import SharedLabels
 from utils.signals import prepare_worker
 
 
@@ -31,21 +34,40 @@ class Batch:
         images: float [B, 3, S, S], normalised.
         soft_labels: float32 [B, C], the teacher's logits; None where no teacher has answered.
         targets: int64 [B], folder classes.
+        parts: where several processes share a batch: (rows here, rows) of each of its micro-batches.
     """
 
     images: torch.Tensor
     soft_labels: torch.Tensor | None
     targets: torch.Tensor
+    parts: tuple | None = None
 
     def __len__(self):
         return len(self.targets)
 
+    @property
+    def whole(self):
+        """Rows of the batch over all processes."""
+        return len(self) if self.parts is None else sum(rows for _, rows in self.parts)
+
     def split(self, size):
-        """Yield micro-batches of `size` rows; the last may be shorter, none is dropped."""
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
+        """Yield micro-batches of `size` rows, or as `parts` says; the last may be shorter, none is dropped."""
+        rows = len(self)
+        parts = self.parts or [(n, n) for n in (min(size, rows - start) for start in range(0, rows, size))]
+        start = 0
+        for here, whole in parts:
+            rows = slice(start, start + here)
             soft_labels = None if self.soft_labels is None else self.soft_labels[rows]
-            yield Batch(self.images[rows], soft_labels, self.targets[rows])
+            yield Batch(self.images[rows], soft_labels, self.targets[rows], ((here, whole),))
+            start += here
+
+    def own(self, parts):
+        """Return the rows that `parts` counts, which come first; the others were there to be mixed in."""
+        if parts is None:
+            return self
+        here = sum(own for own, _ in parts)
+        soft_labels = None if self.soft_labels is None else self.soft_labels[:here]
+        return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def tensors(self):
         """Return all that differs from one step to the next; an item may be None."""
@@ -122,9 +144,18 @@ class ViewDataset(Dataset):
         self.labels = self.source.read(epoch, batch)
         return self.labels.mix_index, self.labels.mix_lam, self.labels.mix_bbox, self.labels.logits
 
+    def __getitems__(self, _positions):
+        """Return every view of the batch whose labels are loaded."""
+        return [self.view(slot) for slot in range(len(self.labels.index))]
+
     def __getitem__(self, position):
+        """Return one view, for a PyTorch edited by hand that asks for one at a time."""
+        if isinstance(self.source, SharedLabels):
+            raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
+        return self.view(self.locate(position)[2])
+
+    def view(self, slot):
         """Return (view uint8 [S, S, 3], class, coords float32 [4], flip, image index)."""
-        slot = self.locate(position)[2]
         index = int(self.labels.index[slot])
         path, target = self.samples[index]
         image = load_rgb(path)
@@ -189,12 +220,17 @@ def guarded(loader):
         ) from error
 
 
-def prepare_batch(normalise, device, item):
+def parts_of(source, batch):
+    """`Batch.parts` of batch `batch` of an epoch; None where this process has all rows."""
+    return source.parts(batch) if isinstance(source, SharedLabels) else None
+
+
+def prepare_batch(normalise, device, item, parts):
     """Copy one loader item to the device, normalise and mix it: a `Batch`."""
     (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
     images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
     soft_labels = None if logits is None else logits.to(device, non_blocking=True).float()
-    return Batch(images, soft_labels, targets.to(device, non_blocking=True))
+    return Batch(images, soft_labels, targets.to(device, non_blocking=True)).own(parts)
 
 
 class WorkerBatches:
@@ -210,8 +246,8 @@ class WorkerBatches:
     """
 
     def __init__(self, dataset, epochs, normalise, workers, device, context=None):
-        self.batches_per_epoch = dataset.source.batches_per_epoch
-        self.device = device
+        self.source, self.device = dataset.source, device
+        self.batches_per_epoch = self.source.batches_per_epoch
         # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
         self.prepare = partial(prepare_batch, normalise, device)
         self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
@@ -220,7 +256,9 @@ class WorkerBatches:
     def start(self, epoch, first_batch):
         """Start the workers at a batch of an epoch; they run on to the end of the last epoch."""
         loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
-        stream = map(self.prepare, guarded(loader))
+        source, per_epoch = self.source, self.batches_per_epoch
+        parts = (parts_of(source, batch % per_epoch) for batch in count(first_batch))
+        stream = map(self.prepare, guarded(loader), parts)
         if self.device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
             stream = BackgroundGenerator(stream, max_prefetch=1)
         return stream
@@ -247,7 +285,7 @@ class LiveTeacher:
     def epoch(self, epoch, first_batch=0):
         """Yield the batches of an epoch, answered."""
         for batch in self.batches.epoch(epoch, first_batch):
-            yield Batch(batch.images, self.teacher(batch.images), batch.targets)
+            yield Batch(batch.images, self.teacher(batch.images), batch.targets, batch.parts)
 
 
 class CentreCrops(Dataset):
@@ -316,7 +354,10 @@ def keep_where(num_bytes, device):
 
 
 def free_host_memory():
-    """Bytes of memory that this process may still take; a container's limit counts where it is lower."""
+    """Bytes of memory that this process may still take; a container's limit counts where it is lower.
+
+    Processes of one run on one machine share what is free evenly.
+    """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo") as file:
@@ -325,4 +366,4 @@ def free_host_memory():
             free = min(free, int(limit.read()) - int(used.read()))
     except (OSError, StopIteration, ValueError):
         pass
-    return free
+    return free // processes_here()

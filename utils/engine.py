@@ -1,10 +1,12 @@
 """Train for one epoch, evaluate: the only place that steps an optimizer."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from utils.distributed import ALONE, World, share
 from utils.errors import InputError
 from utils.metrics import MetricSums
 
@@ -53,11 +55,13 @@ def has_fast_bf16(device):
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
 
-def pick_device(name):
-    """Return the torch.device of --device {auto,cpu,cuda}."""
+def pick_device(name, world=ALONE):
+    """Return the torch.device of --device {auto,cpu,cuda}: of several processes each has a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.local_rank) if world.size > 1 else torch.device("cuda")
 
 
 def build_optimizer(model, sgd, lr, weight_decay, momentum=0.0):
@@ -96,22 +100,88 @@ def train_step(model, batch, loss_fn, optimizer, precision, micro_batch, sums):
     precision.scaler.update()
 
 
-def train_one_epoch(model, batches, loss_fn, optimizer, precision, micro_batch, step=train_step, sums=None):
+@dataclass(frozen=True)
+class SharedStep:
+    """`train_step` by one of several processes; the update is that of one process with all the rows.
+
+    Attributes:
+        world: `World`.
+        join_always: run the model also on an empty share, since its batch statistics are everybody's.
+        whole_loss: the loss is not a mean over rows (dist): it is computed of all ranks' outputs.
+    """
+
+    world: World
+    join_always: bool
+    whole_loss: bool
+
+    def __call__(self, model, batch, loss_fn, optimizer, precision, micro_batch, sums):
+        """One optimizer step on this rank's rows; each weighs one N-th of the whole batch."""
+        optimizer.zero_grad(set_to_none=True)
+        for micro in batch.split(micro_batch):
+            if not (len(micro) or self.join_always or self.whole_loss):
+                continue
+            with precision.autocast():
+                outputs = model(micro.images)  # [own, C]
+            outputs = outputs.float()
+            loss, rows = self.loss(loss_fn, outputs, micro)
+            precision.scaler.scale(loss * (rows / batch.whole)).backward()
+            sums.add(loss, outputs, micro.targets)
+        sum_gradients(model, self.world)
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
+
+    def loss(self, loss_fn, outputs, micro):
+        """Return (loss of a micro-batch, rows that it is the mean of)."""
+        if self.whole_loss:
+            tensors = outputs, micro.soft_labels, micro.targets
+            return loss_fn(*(self.join(tensor, micro.whole) for tensor in tensors)), micro.whole
+        if not len(micro):
+            return outputs.sum(), 0
+        return loss_fn(outputs, micro.soft_labels, micro.targets), len(micro)
+
+    def join(self, tensor, rows):
+        """Put this rank's rows [own, …] among those of the others [rows, …], which are constants here."""
+        own = share(rows, self.world.rank, self.world.size)
+        whole = tensor.new_zeros(rows, *tensor.shape[1:])
+        whole[own.start : own.stop] = tensor.detach()
+        self.world.sum_(whole)
+        return torch.cat([whole[: own.start], tensor, whole[own.stop :]])
+
+
+def sum_gradients(model, world):
+    """Sum the gradients over ranks, in one piece."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:  # this rank had no rows
+            parameter.grad = torch.zeros_like(parameter)
+    total = world.sum_(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+    for parameter, piece in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(piece.view(parameter.shape))
+
+
+def train_one_epoch(
+    model, batches, loss_fn, optimizer, precision, micro_batch, step=train_step, sums=None, world=ALONE
+):
     """Train on every `Batch` of an epoch; return its `Metrics`, read from the device once.
 
-    `step` is `train_step`, or what `graphs.pick_step` makes of it; `sums` are those to add to.
+    `step` is `train_step`, or what `graphs.pick_step` makes of it; `sums` are those to add to; those of
+    all ranks of `world` are summed at the end.
     """
     model.train()
     sums = sums or MetricSums(precision.device)
     for batch in batches:
         step(model, batch, loss_fn, optimizer, precision, micro_batch, sums)
         sums.end_batch()
-    return sums.result()
+    return sums.sum_over(world).result()
 
 
 @torch.no_grad()
-def evaluate(model, batches, precision):
-    """Return `Metrics` of the model on (images, targets) batches; the loss is cross-entropy."""
+def evaluate(model, batches, precision, world=ALONE):
+    """Return `Metrics` of the model on the (images, targets) batches of all ranks; the loss is cross-entropy.
+
+    Every rank evaluates rank 0's model: where batch statistics differ between ranks, its are taken.
+    """
+    world.broadcast(model.buffers())
     model.eval()
     sums = MetricSums(precision.device)
     for images, targets in batches:
@@ -119,4 +189,4 @@ def evaluate(model, batches, precision):
             outputs = model(images)
         outputs = outputs.float()
         sums.add(F.cross_entropy(outputs, targets), outputs, targets)
-    return sums.result()
+    return sums.sum_over(world).result()

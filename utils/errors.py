@@ -30,21 +30,24 @@ def run_script(main, argv=None):
     """Call `main(argv)` and turn its end into a process exit code.
 
     0 done; 2 bad input; 128 + the signal's number where one ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
+    Of several processes one prints why the run ends.
     """
+    from utils import distributed
+
     if argv is None:
         hide_key()
     try:
         main(argv)
+        return 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        text, code = f"error: {error}", 2
     except Interrupted as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        return stop.exit_code
+        text, code = f"stopped: {stop}", stop.exit_code
     except KeyboardInterrupt:
-        print("stopped: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        text, code = "stopped: interrupted", 130
+    if distributed.may_speak():
+        print(text, file=sys.stderr, flush=True)
+    return code
 
 
 def hide_key():

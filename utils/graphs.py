@@ -10,22 +10,26 @@ from contextlib import contextmanager
 
 import torch
 
-from utils.engine import train_step
+from utils.distributed import ALONE
+from utils.engine import SharedStep, train_step
 from utils.metrics import MetricSums
+from utils.sync_bn import SyncBatchNorm
 from utils.tracking import log
 
 WARM_UP_STEPS = 3  # lets cuDNN and cuBLAS choose and allocate before the recording
 
 
-def pick_step(model, precision):
-    """Return what `train_one_epoch` should use as a step: a `GraphedStep` on CUDA, else `train_step`."""
+def pick_step(model, precision, world=ALONE, whole_loss=False):
+    """Return what `train_one_epoch` should use as a step: a `GraphedStep` on CUDA, else `train_step`.
+
+    Several processes take a `SharedStep`, which see for `whole_loss`.
+    """
+    if world.size > 1:
+        return SharedStep(world, any(isinstance(part, SyncBatchNorm) for part in model.modules()), whole_loss)
     if precision.device.type != "cuda":
         return train_step
     if precision.scaler.is_enabled():
         log.info("step    eager: the loss scaling of fp16 decides on the host")
-        return train_step
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        log.info("step    eager: gradients travel between processes")
         return train_step
     return GraphedStep()
 

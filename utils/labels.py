@@ -19,7 +19,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +198,61 @@ class ReusedLabels:
     def file(self, epoch, batch):
         """As `TarStore.file`."""
         return self.store.file(self.stored_epoch(epoch), batch)
+
+
+class SharedLabels:
+    """A label store of which each batch is cut down to what one rank needs. Everything else is the store's own.
+
+    Args:
+        store: label store or `DrawnViews`.
+        share: `distributed.Share`.
+    """
+
+    def __init__(self, store, share):
+        self.store, self.share = store, share
+
+    def __getattr__(self, name):
+        if name in ("store", "share"):  # not there yet while a worker unpickles this
+            raise AttributeError(name)
+        return getattr(self.store, name)
+
+    def read(self, epoch, batch):
+        """As `TarStore.read`, but `only` the rank's rows and their mix partners."""
+        labels = self.store.read(epoch, batch)
+        return only(self.share.rows(len(labels.index)), labels)
+
+    def parts(self, batch):
+        """Return ((own rows, rows), …) of the micro-batches of batch `batch` of an epoch."""
+        start = batch * self.store.batch_size
+        return self.share.parts(min(self.store.batch_size, self.store.num_images - start))
+
+
+def only(rows, labels):
+    """Cut a batch down to `rows`, followed by those of their mix partners that are not among them.
+
+    A batch is never empty: where `rows` is, one row stands in.
+
+    Args:
+        rows: int64 [own], in order.
+        labels: `BatchLabels` or `DrawnBatch`.
+
+    Returns:
+        the same kind, of K rows; `mix_index` int64 [K] is right for the own rows, and `logits` are
+        [own, C].
+    """
+    partners = rows if labels.mix_index is None else labels.mix_index[rows]
+    kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
+    kept = kept if len(kept) else torch.zeros(1, dtype=torch.int64)
+    changes = {name: getattr(labels, name)[kept] for name in ("coords", "flip", "index") if hasattr(labels, name)}
+    if hasattr(labels, "draws"):
+        changes["draws"] = labels.draws[kept.numpy()]
+    if labels.mix_index is not None:
+        place = torch.zeros(len(labels.index), dtype=torch.int64)
+        place[kept] = torch.arange(len(kept))
+        changes["mix_index"] = place[labels.mix_index[kept]]  # partners of partners are not there: any row will do
+    if labels.logits is not None:
+        changes["logits"] = labels.logits[rows]
+    return replace(labels, **changes)
 
 
 class TarStore:
@@ -381,13 +436,16 @@ class TarWriter:
         path: folder to write to; made if it does not exist.
         dtype: of the logits, float16 or float32.
         with_index: write the index, the seventh item.
+        leads: make and check the folder; False in a process that another one leads.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
 
-    def __init__(self, path, dtype=torch.float16, with_index=True):
+    def __init__(self, path, dtype=torch.float16, with_index=True, leads=True):
         self.path, self.dtype, self.with_index = Path(path), dtype, with_index
+        if not leads:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -409,8 +467,12 @@ class TarWriter:
             items += [labels.logits.to(self.dtype), labels.index]
             # a slice would be saved with all of the epoch that it is a slice of
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
-            with atomic_file(folder / f"batch_{batch}.tar") as temporary:
-                torch.save(items if self.with_index else items[:6], temporary)
+            # through an open file, since torch.save writes a file's name, which is a temporary one, into it
+            with atomic_file(folder / f"batch_{batch}.tar") as temporary, open(temporary, "wb") as file:
+                torch.save(items if self.with_index else items[:6], file)
+
+    def finish(self):
+        """Do nothing: there is no manifest."""
 
 
 if __name__ == "__main__":

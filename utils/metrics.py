@@ -46,6 +46,14 @@ class MetricSums:
         finite = torch.stack(self.losses).isfinite().tolist() if self.losses else []
         return finite.index(False) if False in finite else None
 
+    def sum_over(self, world):
+        """Add up what the ranks of a `World` have; all have the same number of batches."""
+        if world.size > 1:
+            own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
+            total = world.sum_(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
+            self.sums, self.samples, self.losses = total[:3], int(total[3]), list(total[4:])
+        return self
+
     def result(self):
         """Read the sums once and return `Metrics`."""
         loss, top1, top5 = (self.sums / self.samples).tolist()

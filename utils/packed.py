@@ -150,14 +150,18 @@ class PackedWriter:
         path: the folder; made if it does not exist.
         manifest: from `make_manifest`.
         sizes: int32 [N, 2] image sizes (H, W), for drawn views.
+        leads: make and check the folder and write the manifest; False in a process that another one
+            leads, which writes epoch files alone.
 
     Raises:
         InputError: the folder holds something else, or a store with other settings (which are named).
     """
 
-    def __init__(self, path, manifest, sizes=None):
-        self.path, self.manifest = Path(path), manifest
+    def __init__(self, path, manifest, sizes=None, leads=True):
+        self.path, self.manifest, self.leads = Path(path), manifest, leads
         self.codec = Codec(**manifest["codec"])
+        if not leads:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -170,17 +174,21 @@ class PackedWriter:
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
         if sizes is not None:
             self._save(IMAGES, {"sizes": sizes.int()})
-        self._finish_interrupted()
-
-    def _finish_interrupted(self):
-        """Enter epochs whose file was renamed right before a kill; drop temporary files."""
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
+        self.finish()
+
+    def finish(self):
+        """Enter epochs that other processes wrote, or whose file was renamed right before a kill."""
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
             if name not in self.manifest["digests"] and (self.path / name).exists():
-                self.manifest["digests"][name] = digest_of(self.path / name)
+                self._enter(name)
         write_json(self.path / MANIFEST, self.manifest)
+
+    def _enter(self, name):
+        self.manifest["digests"][name] = digest_of(self.path / name)
+        self.manifest["digests"] = dict(sorted(self.manifest["digests"].items()))
 
     def _save(self, name, tensors):
         with atomic_file(self.path / name) as temporary:
@@ -201,9 +209,9 @@ class PackedWriter:
             tensors |= self._mixes(batches)
         name = epoch_name(epoch)
         self._save(name, tensors)
-        self.manifest["digests"][name] = digest_of(self.path / name)
-        self.manifest["digests"] = dict(sorted(self.manifest["digests"].items()))
-        write_json(self.path / MANIFEST, self.manifest)
+        if self.leads:
+            self._enter(name)
+            write_json(self.path / MANIFEST, self.manifest)
 
     def _mixes(self, batches):
         tensors = {}

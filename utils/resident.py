@@ -22,7 +22,7 @@ from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
 from utils.augment import finish_views, replay_view
-from utils.data import Batch, WorkerBatches, free_host_memory, load_rgb
+from utils.data import Batch, WorkerBatches, free_host_memory, load_rgb, parts_of
 from utils.errors import InputError
 from utils.tracking import log
 
@@ -137,7 +137,8 @@ class ResidentBatches:
         mixing = labels.mix_index, labels.mix_lam, labels.mix_bbox
         images = finish_views(views.to(self.device), self.normalise, *mixing)
         soft_labels = None if labels.logits is None else labels.logits.to(self.device).float()
-        return Batch(images, soft_labels, self.targets[labels.index].to(self.device))
+        parts = parts_of(self.source, batch)
+        return Batch(images, soft_labels, self.targets[labels.index].to(self.device)).own(parts)
 
     def epoch(self, epoch, first_batch=0):
         """Yield the batches of `epoch`, from `first_batch` on."""
@@ -160,12 +161,15 @@ class DeviceBatches:
         self.uploads = BackgroundGenerator(map(self.upload, epochs), max_prefetch=1)
 
     def upload(self, epoch):
-        """Read the labels of one epoch and put them on the device: (geometry, mixing, logits, batch sizes)."""
+        """Read the labels of one epoch and put them on the device: one (geometry, mixing, logits) per batch."""
         labels = [self.source.read(epoch, batch) for batch in range(self.batches_per_epoch)]
         geometry = torch.cat([geometry_of(one, self.gallery.sizes) for one in labels])
         mixing = torch.stack([mixing_of(one) for one in labels])
-        logits = None if labels[0].logits is None else self.put(torch.cat([one.logits for one in labels]))
-        return self.put(geometry), self.put(mixing), logits, [len(one.index) for one in labels]
+        logits = [None] * len(labels)
+        if labels[0].logits is not None:
+            logits = self.put(torch.cat([one.logits for one in labels])).split([len(one.logits) for one in labels])
+        geometry = self.put(geometry).split([len(one.index) for one in labels])
+        return list(zip(geometry, self.put(mixing), logits, strict=True))
 
     def put(self, tensor):
         """Copy a tensor to the device without waiting for it."""
@@ -175,12 +179,8 @@ class DeviceBatches:
 
     def epoch(self, _epoch, first_batch=0):
         """Yield the batches of the next epoch, from `first_batch` on."""
-        geometry, mixing, logits, sizes = next(self.uploads)
-        start = sum(sizes[:first_batch])
-        for batch, size in enumerate(sizes[first_batch:], start=first_batch):
-            rows = slice(start, start + size)
-            yield DeviceBatch(self.gallery, geometry[rows], mixing[batch], None if logits is None else logits[rows])
-            start += size
+        for batch, tensors in enumerate(next(self.uploads)[first_batch:], start=first_batch):
+            yield DeviceBatch(self.gallery, *tensors, parts_of(self.source, batch))
 
 
 class Gallery:
@@ -223,8 +223,8 @@ class DeviceBatch(Batch):
     it holds the replay too.
     """
 
-    def __init__(self, gallery, geometry, mixing, logits):
-        vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, logits=logits)
+    def __init__(self, gallery, geometry, mixing, logits, parts=None):
+        vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, logits=logits, parts=parts)
 
     def tensors(self):
         """As `Batch.tensors`."""
@@ -232,15 +232,15 @@ class DeviceBatch(Batch):
 
     def like(self, tensors):
         """As `Batch.like`."""
-        return DeviceBatch(self.gallery, *tensors)
+        return DeviceBatch(self.gallery, *tensors, self.parts)
 
     def __len__(self):
-        return len(self.geometry)
+        return len(self.geometry) if self.parts is None else sum(own for own, _ in self.parts)
 
     @cached_property
     def images(self):
         """float32 [B, 3, S, S], normalised and mixed."""
-        return self.gallery.replay(self.geometry, self.mixing)
+        return self.gallery.replay(self.geometry, self.mixing)[: len(self)]
 
     @cached_property
     def soft_labels(self):
@@ -250,7 +250,7 @@ class DeviceBatch(Batch):
     @cached_property
     def targets(self):
         """int64 [B]."""
-        return self.gallery.targets[self.geometry[:, 0]]
+        return self.gallery.targets[self.geometry[: len(self), 0]]
 
 
 def geometry_of(labels, sizes):

@@ -8,14 +8,17 @@ import torch
 
 from utils import arguments, tracking
 from utils.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
+from utils.distributed import ALONE, Share
 from utils.engine import build_optimizer, evaluate, set_lr, train_one_epoch
 from utils.errors import InputError, Interrupted
 from utils.graphs import pick_step
+from utils.labels import SharedLabels
 from utils.losses import build_loss
 from utils.metrics import MetricSums
 from utils.models import build_student
 from utils.schedules import lr_factor
 from utils.signals import StopSignals, end_workers
+from utils.sync_bn import synchronise
 from utils.tracking import log
 
 CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
@@ -29,24 +32,29 @@ class Run:
         num_classes: outputs of the student.
         folder: `RunFolder`; claimed by `session`.
         precision: `Precision` on the run's device.
+        world: `World`; its first rank alone writes and logs.
 
     Raises:
         InputError: the model cannot be built, or --resume does not fit.
     """
 
-    def __init__(self, args, num_classes, folder, precision):
-        self.args, self.folder, self.precision = args, folder, precision
+    def __init__(self, args, num_classes, folder, precision, world=ALONE):
+        self.args, self.folder, self.precision, self.world = args, folder, precision, world
         self.started = time.time()
         model = build_student(args.model, num_classes, args.seed, args.stem)
         self.model = model.to(precision.device, memory_format=precision.memory_format)
+        if args.sync_bn and world.size > 1:
+            synchronise(self.model, world)
         self.base_lr = args.learning_rate if args.sgd else args.adamw_lr
         weight_decay = args.weight_decay if args.sgd else args.adamw_weight_decay
         self.optimizer = build_optimizer(self.model, args.sgd, self.base_lr, weight_decay, args.momentum)
         self.loss_fn = build_loss(args.loss_type, args.temperature, args.ce_weight, args.keep_topk)
-        self.step = pick_step(self.model, precision)
+        self.step = pick_step(self.model, precision, world, whole_loss=args.loss_type == "dist")
         self.progress = self._resume() if args.resume is not None else Progress(epoch=args.start_epoch)
         self.seconds_before = self.progress.seconds
-        self.signals = StopSignals()
+        if not world.is_first:  # other dropout masks than rank 0's
+            torch.manual_seed(hash((args.seed, world.rank, self.progress.epoch)) % 2**63)
+        self.signals = StopSignals(world.largest)
         self.tracker = tracking.NoTracker()
 
     def _resume(self):
@@ -55,6 +63,17 @@ class Run:
         progress = restore(state, self.model, self.optimizer, self.precision.scaler)
         log.info("resumed from %s at epoch %d, batch %d", path, progress.epoch, progress.batch)
         return progress
+
+    @property
+    def micro_batch(self):
+        """Images of a batch that go through the model at once, over all ranks."""
+        return self.args.batch_size // self.args.gradient_accumulation_steps
+
+    def shared(self, source):
+        """Return the part of a label store or of `DrawnViews` that this rank works on."""
+        if self.world.size == 1:
+            return source
+        return SharedLabels(source, Share(self.world.rank, self.world.size, self.micro_batch))
 
     @property
     def epochs(self):
@@ -66,8 +85,10 @@ class Run:
         """Own the folder, log to W&B, and note signals, until the block ends; then leave nothing behind."""
         args, public = self.args, arguments.public(self.args)
         where = (args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output_dir)
-        with self.folder.claimed(public), self.signals:
-            self.tracker = tracking.start_tracker(*where, public, self.progress.wandb_id)
+        first = self.world.is_first
+        with self.folder.claimed(public) if first else contextlib.nullcontext(), self.signals:
+            if first:
+                self.tracker = tracking.start_tracker(*where, public, self.progress.wandb_id)
             self.progress.wandb_id = self.tracker.run_id
             try:
                 yield
@@ -103,11 +124,10 @@ class Run:
         stream = self.signals.until_stop(batches.epoch(epoch, progress.batch))
         left = batches.batches_per_epoch - progress.batch
         bar = tracking.progress_bar(stream, f"epoch {epoch}", left, not args.no_progress)
-        micro_batch = args.batch_size // args.gradient_accumulation_steps
-        sums = MetricSums(self.precision.device, progress.sums, progress.samples)
-        metrics = train_one_epoch(
-            self.model, bar, self.loss_fn, self.optimizer, self.precision, micro_batch, self.step, sums
-        )
+        before = (progress.sums, progress.samples) if self.world.is_first else ()  # to be counted once
+        sums = MetricSums(self.precision.device, *before)
+        what = self.model, bar, self.loss_fn, self.optimizer, self.precision, self.micro_batch, self.step
+        metrics = train_one_epoch(*what, sums, self.world)
         self.refuse_divergence(epoch, sums, label_file)
         seconds = progress.epoch_seconds + time.time() - started
         progress.batch += len(sums.losses)
@@ -126,9 +146,10 @@ class Run:
     def evaluate(self, validation):
         """Evaluate on the validation set; return its columns of metrics.csv."""
         started = time.time()
-        stream = self.signals.until_stop(validation)
+        # ranks may have different numbers of batches, so several stop only after the last
+        stream = validation if self.world.size > 1 else self.signals.until_stop(validation)
         bar = tracking.progress_bar(stream, "validation", len(validation), not self.args.no_progress)
-        metrics = evaluate(self.model, bar, self.precision)
+        metrics = evaluate(self.model, bar, self.precision, self.world)
         self.stop_if_asked()  # before a part of the validation set becomes a figure
         return {
             "val_loss": metrics.loss,
@@ -144,6 +165,8 @@ class Run:
         progress.batch, progress.sums, progress.samples = fresh.batch, fresh.sums, fresh.samples
         progress.epoch, progress.epoch_seconds = row["epoch"] + 1, fresh.epoch_seconds
         progress.history.append(row)
+        if not self.world.is_first:
+            return
         log.info(tracking.describe_epoch(row, self.args.epochs))
         if row["val_top1"] is not None and (progress.best_top1 is None or row["val_top1"] > progress.best_top1):
             progress.best_top1, progress.best_epoch = row["val_top1"], row["epoch"]
@@ -179,10 +202,12 @@ class Run:
 
     def stop_if_asked(self):
         """Where a signal asked for it, save and raise Interrupted."""
-        number = self.signals.received
+        number = self.signals.agreed()
         if number is None:
             return
-        self.save()
+        if self.world.is_first:
+            self.save()
+        self.world.barrier()
         progress = self.progress
         raise Interrupted(
             f"{signal.Signals(number).name} in epoch {progress.epoch} after {progress.batch} batches; the state is "
@@ -203,6 +228,8 @@ class Run:
             labels: where the soft labels came from, for summary.json.
             num_train: training images per epoch.
         """
+        if not self.world.is_first:
+            return
         self.progress.seconds = self.seconds_before + time.time() - self.started
         summary = tracking.summarise(self.progress, arguments.public(self.args), labels, num_train)
         self.folder.write_metrics(self.progress.history)

@@ -18,12 +18,15 @@ class StopSignals:
 
     A second SIGINT ends the process at once.
 
+    Args:
+        largest: `World.largest`: ranks stop together, after the same batch.
+
     Attributes:
         received: number of the signal, or None.
     """
 
-    def __init__(self):
-        self.received, self.previous = None, {}
+    def __init__(self, largest=int):
+        self.received, self.previous, self.largest = None, {}, largest
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -43,8 +46,13 @@ class StopSignals:
         """Yield from `items`; end before the next one is fetched where a stop was asked for."""
         for item in items:
             yield item
-            if self.received is not None:
+            if self.agreed() is not None:
                 return
+
+    def agreed(self):
+        """Return the signal that any rank received, or None."""
+        self.received = self.largest(self.received or 0) or None
+        return self.received
 
 
 def prepare_worker():

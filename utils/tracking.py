@@ -43,17 +43,18 @@ class RunFolder:
         path: the folder; made when `claimed` is entered.
         overwrite: replace a run that is there.
         resume: continue a run that is there.
+        writes: this process is the one that writes; no other looks at what is there.
 
     Raises:
         InputError: the folder holds a run, and neither was asked for.
     """
 
-    def __init__(self, path, overwrite=False, resume=False):
+    def __init__(self, path, overwrite=False, resume=False, writes=True):
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output-dir {path} is a file; give a folder")
         self.previous = [name for name in RUN_FILES if (self.path / name).exists()]
-        if self.previous and not (overwrite or resume):
+        if self.previous and writes and not (overwrite or resume):
             raise InputError(
                 f"--output-dir {path} holds a run already; add --resume to continue it, --overwrite to replace it, "
                 "or give another folder"
@@ -129,12 +130,12 @@ class RunFolder:
         draw_curves(self.file("curves.png"), history)
 
 
-def start_log():
-    """Send the log to stdout; a handler of an earlier run in this process is closed."""
+def start_log(speaks=True):
+    """Send the log to stdout, or nowhere; a handler of an earlier run in this process is closed."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.addHandler(logging.StreamHandler(sys.stdout) if speaks else logging.NullHandler())
     log.setLevel(logging.INFO)
     log.propagate = False
 

@@ -1,0 +1,341 @@
+"""Several processes do what one does: weights, metrics, labels; and they end together."""
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from conftest import SIDE, make_images, make_labels, read_run, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train_FKD_parallel
+from utils import distributed, label_tools
+from utils.augment import ViewPolicy
+from utils.data import Batch
+from utils.distributed import Share, World, from_environment, share
+from utils.errors import InputError
+from utils.labels import DrawnViews, open_labels
+from utils.labels import only as cut_down
+from utils.models import build_student
+
+CLASSES, PER_CLASS, ROWS = 3, 6, 8  # batches of 8, 8 and 2; in halves, 3 ranks leave one without rows in the last
+MIXES = ("cutmix", "mixup", "none")
+EPOCHS = 2
+
+
+class Files:
+    """Images, a teacher, and random labels of every mix type in both formats."""
+
+    def __init__(self, root):
+        self.root, self.teacher = root, root / "teacher.pth"
+        self.train = make_images(root / "train", CLASSES, PER_CLASS)
+        self.val = make_images(root / "val", CLASSES, 5, seed=1)
+        model = build_student("shufflenet_v2_x0_5", CLASSES, 5)
+        with torch.no_grad():
+            model(torch.randn(32, 3, SIDE, SIDE))
+        torch.save(model.state_dict(), self.teacher)
+        for mix in MIXES:
+            make_labels(root / f"{mix}-tar", mix, EPOCHS, ROWS, CLASSES * PER_CLASS)
+            assert label_tools.main(["pack", str(root / f"{mix}-tar"), str(root / f"{mix}-packed")]) == 0
+
+    def relabel(self, target, *more, epochs=EPOCHS):
+        """Arguments of relabel_FKD.py."""
+        words = ["--data", self.train, "-a", "shufflenet_v2_x0_5", "--checkpoint", self.teacher, "-b", ROWS, "-j", 0]
+        words += ["--input-size", SIDE, "--epochs", epochs, "--precision", "fp32", "--device", "cpu"]
+        return [str(word) for word in [*words, "--fkd-path", target, *more]]
+
+    def training(self, target, *more, mix="cutmix", form="packed", epochs=EPOCHS):
+        """Arguments of train_FKD_parallel.py."""
+        words = ["--train-dir", self.train, "--val-dir", self.val, "--fkd-path", self.root / f"{mix}-{form}"]
+        words += ["--input-size", SIDE, "--batch-size", ROWS, "--epochs", epochs, "--eval-every", 1, "-j", 0]
+        words += ["--device", "cpu", "--precision", "fp32", "--sync-bn", "--output-dir", target]
+        return [str(word) for word in [*words, *more]]
+
+
+SGD = ["--sgd", "-lr", "0.1"]
+GRID = {  # name -> (mix type, format, flags)
+    f"{mix}-{form}-{loader}-{steps}": (mix, form, [*SGD, "--loader", loader, "--gradient-accumulation-steps", steps])
+    for mix, form, loader, steps in itertools.product(MIXES, ("tar", "packed"), ("workers", "resident"), (1, 2))
+}
+OTHERS = {
+    "processes": ("cutmix", "packed", [*SGD, "-j", 2, "--loader", "workers"]),
+    "adamw": ("cutmix", "packed", ["--gradient-accumulation-steps", 2]),
+    "mse_gt": ("mixup", "packed", [*SGD, "--loss-type", "mse_gt", "--keep-topk", 2]),
+    "dist": ("cutmix", "packed", [*SGD, "--loss-type", "dist", "--gradient-accumulation-steps", 2]),
+}
+CASES = GRID | OTHERS
+
+
+def kd_words(files, target):
+    """Arguments of train_KD_parallel.py."""
+    words = files.training(target, *SGD, "--mix-type", "cutmix", "--gradient-accumulation-steps", 2)
+    at = words.index("--fkd-path")
+    return (
+        words[:at]
+        + words[at + 2 :]
+        + ["--teacher-model", "shufflenet_v2_x0_5", "--teacher-checkpoint", str(files.teacher)]
+    )
+
+
+def jobs(files, target, names):
+    """What the ranks are to do: train every case, naive KD, and relabel in both formats."""
+    todo = []
+    for name in names:
+        mix, form, more = CASES[name]
+        todo.append(["train_FKD_parallel", *files.training(target / name, *more, mix=mix, form=form)])
+    todo.append(["train_KD_parallel", *kd_words(files, target / "kd")])
+    for form in ("tar", "packed"):
+        todo.append(["relabel_FKD", *files.relabel(target / form, "--mix-type", "cutmix", "--format", form, epochs=5)])
+    return todo
+
+
+def launch(processes, path, **environment):
+    """Start `ranks.py` in `processes` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    command = [*launcher, str(Path(ranks.__file__)), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the ranks: the arithmetic is too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return Files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def alone(files):
+    """The folder in which one process did every job."""
+    target = files.root / "alone"
+    with pytest.MonkeyPatch.context() as patch:
+        ranks.use_small_student(patch.setattr)
+        for script, *words in jobs(files, target, CASES):
+            result = run(ranks.SCRIPTS[script], *words)
+            assert result.code == 0, result.err
+    return target
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, files):
+    """(processes, folder in which they did the jobs, the names of the cases)."""
+    target = files.root / f"ranks{request.param}"
+    target.mkdir()
+    names = list(CASES) if request.param == 2 else [n for n in CASES if n.endswith("packed-resident-2") or n in OTHERS]
+    (target / "jobs.json").write_text(json.dumps(jobs(files, target, names)))
+    done = launch(request.param, target / "jobs.json")
+    assert done.returncode == 0, done.stderr
+    return request.param, target, names
+
+
+def difference(one, other):
+    """The largest difference between two runs' weights and statistics."""
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+def test_weights_and_metrics_are_those_of_one_process(alone, together):
+    """Weights within 1e-5; how many training and validation images were right, exactly."""
+    for name in [*together[2], "kd"]:
+        one, several = read_run(alone / name), read_run(together[1] / name)
+        assert difference(one.weights(), several.weights()) < 1e-5, name
+        for ours, theirs in zip(several.rows, one.rows, strict=True):
+            for column in ("val_top1", "val_top5", "train_top1", "train_top5", "lr"):
+                assert ours[column] == theirs[column], (name, column)
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5, abs=1e-6)
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
+        assert several.summary["args"]["processes"] == together[0]
+        moved = difference(one.weights(), ranks.small_student("", CLASSES, 0, "").state_dict())
+        assert moved > 1e-3, name
+
+
+def test_one_process_writes(together):
+    """The files of a run, once, and nothing left over."""
+    for name in together[2]:
+        log = (together[1] / name / "train.log").read_text()
+        assert log.count("epoch   1/2") == 1
+        assert not list((together[1] / name).glob(".*"))
+
+
+def test_relabelling_gives_the_same_bytes(alone, together):
+    for form in ("tar", "packed"):
+        found, wanted = (
+            {
+                path.relative_to(folder / form): path.read_bytes()
+                for path in (folder / form).rglob("*")
+                if path.is_file()
+            }
+            for folder in (alone, together[1])
+        )
+        assert found == wanted
+        assert len(found) == {"tar": 15, "packed": 6}[form]
+
+
+def test_each_rank_decodes_its_share_and_partners(files, together):
+    """Counted while training; without mixing there are no partners."""
+    processes, target, names = together
+    counts = [json.loads((target / f"decoded.{rank}.json").read_text()) for rank in range(processes)]
+    views = {mix: open_labels(files.root / f"{mix}-packed") for mix in MIXES}
+    for number, name in enumerate(names):
+        mix, _, more = CASES[name]
+        if "workers" not in more or "-j" in more:
+            continue
+        share_of = [Share(rank, processes, ROWS // more[-1]) for rank in range(processes)]
+        for rank in range(processes):
+            validation = len(range(rank, CLASSES * 5, processes))
+            wanted = 0
+            for epoch, batch in itertools.product(range(EPOCHS), range(3)):
+                labels = views[mix].read(epoch, batch)
+                own = set(share_of[rank].rows(len(labels)).tolist())
+                partners = set() if mix == "none" else {labels.mix_index[row].item() for row in own}
+                wanted += len(own | partners) or 1  # one row stands in where there is none
+            assert counts[rank][number] == wanted + validation, name
+        total = sum(count[number] for count in counts)
+        if mix == "none" and processes == 2:
+            assert total == EPOCHS * CLASSES * PER_CLASS + CLASSES * 5
+
+
+def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, monkeypatch):
+    """The first line of stderr says what happened; another number of processes continues."""
+    words = files.training(tmp_path / "run", *SGD, epochs=2)
+    monkeypatch.setattr("utils.run.CHECKPOINT_SECONDS", -1)
+    (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
+    done = launch(2, tmp_path / "jobs.json", DIE="1")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "another process" in errors[0]
+    assert done.stderr.index("error: ") <= done.stderr.find("Traceback") % len(done.stderr)
+    assert "epoch   0/2" in done.stdout
+
+    ranks.use_small_student(monkeypatch.setattr)
+    assert run(train_FKD_parallel, *words, "--resume").code == 0
+    assert run(train_FKD_parallel, *files.training(tmp_path / "whole", *SGD, epochs=2)).code == 0
+    resumed, whole = read_run(tmp_path / "run"), read_run(tmp_path / "whole")
+    assert "resumed" in (tmp_path / "run" / "train.log").read_text() or resumed.summary["epochs_done"] == 2
+    assert difference(resumed.weights(), whole.weights()) < 1e-5
+
+
+def test_bad_input_is_reported_once(files, tmp_path):
+    """Every process finds it; one says so, before the launcher's own lines."""
+    words = files.training(tmp_path / "run", "--loss-type", "kl")
+    words[words.index("--batch-size") + 1] = "9"
+    (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
+    done = launch(2, tmp_path / "jobs.json")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "--batch-size 9" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def set_environment(monkeypatch, **values):
+    for name in distributed.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+COMPLETE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_the_environment(monkeypatch):
+    """Unset is one process, set is a rank, and a size of one needs no connection."""
+    set_environment(monkeypatch)
+    assert from_environment() == World()
+    set_environment(monkeypatch, MASTER_ADDR="localhost")
+    assert from_environment() == World()
+    set_environment(monkeypatch, **COMPLETE)
+    assert from_environment() == World(1, 4, 1)
+    set_environment(monkeypatch, **COMPLETE | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    assert distributed.start("cpu") == World()
+
+
+@pytest.mark.parametrize("missing", distributed.VARIABLES)
+def test_a_half_set_environment_is_named(missing, monkeypatch, files, tmp_path):
+    set_environment(monkeypatch, **{name: value for name, value in COMPLETE.items() if name != missing})
+    with pytest.raises(InputError, match=f"but not {missing};"):
+        from_environment()
+    monkeypatch.setenv("RANK", "0") if missing != "RANK" else None
+    result = run(train_FKD_parallel, *files.training(tmp_path / "run"))
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert missing in result.err
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "4"}, {"RANK": "x"}, {"LOCAL_RANK": "-1"}])
+def test_impossible_ranks(wrong, monkeypatch):
+    set_environment(monkeypatch, **COMPLETE | wrong)
+    with pytest.raises(InputError, match="RANK"):
+        from_environment()
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 60))
+def test_shares_cover_every_row_once(rows, size, micro):
+    assert sorted(row for rank in range(size) for row in share(rows, rank, size)) == list(range(rows))
+    shares = [Share(rank, size, micro) for rank in range(size)]
+    owned = torch.cat([one.rows(rows) for one in shares])
+    assert sorted(owned.tolist()) == list(range(rows))
+    for one in shares:
+        parts = one.parts(rows)
+        assert sum(whole for _, whole in parts) == rows
+        assert sum(own for own, _ in parts) == len(one.rows(rows))
+        assert all(abs(own - whole / size) < 1 for own, whole in parts)
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.randoms(use_true_random=False), st.sampled_from(MIXES))
+def test_cut_down_batches_mix_as_the_whole(rows, size, rng, mix):
+    """Own rows and their partners are the same images, in every batch and for every rank."""
+    views = DrawnViews(ViewPolicy(rng.randrange(99), SIDE, 0.08, 1.0, mix, 0.8, 1.0), rows, rows)
+    drawn = views.read(0, 0)
+    for rank in range(size):
+        own = Share(rank, size, rng.randint(1, rows)).rows(rows)
+        part = cut_down(own, drawn)
+        assert len(set(part.index.tolist())) == len(part.index) > 0
+        assert torch.equal(part.index[: len(own)], drawn.index[own])
+        for slot in range(len(own)):
+            assert part.view(slot, (40, 50)) == drawn.view(own[slot], (40, 50))
+        if mix != "none":
+            partners = part.index[part.mix_index[: len(own)]]
+            assert torch.equal(partners, drawn.index[drawn.mix_index[own]])
+
+
+def test_split_follows_the_parts():
+    """Also where a micro-batch has no rows here."""
+    numbers = torch.arange(4)
+    batch = Batch(numbers, None, numbers, ((3, 6), (0, 1), (1, 2)))
+    assert batch.whole == 9
+    assert [(len(micro), micro.whole) for micro in batch.split(6)] == [(3, 6), (0, 1), (1, 2)]
+    assert torch.equal(torch.cat([micro.targets for micro in batch.split(6)]), numbers)
+
+
+def test_sync_bn_alone_is_batch_norm():
+    """Outputs, gradients and running statistics of PyTorch's, and the same state dict."""
+    from utils.sync_bn import SyncBatchNorm
+
+    torch.manual_seed(random.Random(0).randrange(99))
+    x = torch.randn(6, 5, 3, 4) * 2 + 1
+    theirs = torch.nn.BatchNorm2d(5)
+    torch.nn.init.normal_(theirs.weight)
+    ours = SyncBatchNorm(torch.nn.BatchNorm2d(5), World())
+    ours.load_state_dict(theirs.state_dict())
+    found = []
+    for layer in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        (layer(leaf).square() * torch.arange(4)).sum().backward()
+        found.append([leaf.grad, layer.weight.grad, layer.bias.grad, *layer.state_dict().values(), layer.eval()(x)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
