@@ -71,6 +71,9 @@ class World:
     local_rank: int = 0
     host: object = None
 
+    def __deepcopy__(self, _memo):
+        return self  # a copied module still belongs to the same processes
+
     @property
     def is_first(self):
         """Whether this process is the one that writes and logs."""
