@@ -28,12 +28,7 @@ def parse(argv):
     parser = arguments.Parser("Train a student on distilled images with a live teacher.")
     arguments.add_data_arguments(parser)
     arguments.add_teacher_arguments(parser)
-    arguments.add_model_arguments(parser)
-    arguments.add_loss_arguments(parser)
-    arguments.add_optimizer_arguments(parser)
-    arguments.add_run_arguments(parser)
-    arguments.add_device_arguments(parser)
-    arguments.add_wandb_arguments(parser)
+    arguments.add_training_arguments(parser)
     args = arguments.settle(parser.parse_args(argv))
     args.output_dir = args.output_dir or f"./save/kd-{args.model}-{time.strftime('%Y%m%d-%H%M%S')}"
     return args

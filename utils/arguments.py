@@ -274,6 +274,16 @@ def add_wandb_arguments(parser):
     )
 
 
+def add_training_arguments(parser):
+    """Everything that training a student has in common, wherever its soft labels come from."""
+    add_model_arguments(parser)
+    add_loss_arguments(parser)
+    add_optimizer_arguments(parser)
+    add_run_arguments(parser)
+    add_device_arguments(parser)
+    add_wandb_arguments(parser)
+
+
 def settle(args):
     """Check flags against each other and fill in what depends on others; return `args`.
 
