@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SCRIPTS := train.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh runs.sh demo/run.sh .ci/run
 
-.PHONY: help setup demo test lint clean
+OLDEST := .venv-oldest
+
+.PHONY: help setup demo test test-oldest fuzz lint clean
 
 help:
 	@echo "make demo   train on real embedded data, end to end"
 	@echo "make test   run the tests"
+	@echo "make test-oldest   run them on the oldest supported PyTorch, torchvision and numpy"
+	@echo "make fuzz   20,000 damaged files: each is read right or refused in one sentence"
 	@echo "make lint   ruff and shellcheck"
 	@echo "make setup  only install into $(VENV)"
 	@echo "make clean  remove $(VENV) and what the demo wrote"
@@ -29,10 +33,21 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q
 
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -q
+
+$(OLDEST)/.ready: requirements-oldest.txt requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt
+	@touch $@
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py 20000
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck $(SCRIPTS)
 
 clean:
-	rm -rf $(VENV) demo/work .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) demo/work .pytest_cache .ruff_cache .hypothesis

@@ -14,17 +14,19 @@ visited in the order of the reference's sampler.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from PIL import Image
 
-from utils import arguments, distributed, tracking
+from utils import arguments, distributed, preflight, tracking
 from utils.augment import Normalise, mix
 from utils.data import ViewDataset, guarded, open_folder, view_loader
 from utils.engine import Precision, pick_device
 from utils.errors import InputError, run_script
 from utils.labels import BatchLabels, DrawnViews, TarWriter
 from utils.packed import Codec, PackedWriter, digest_of_names, make_manifest
+from utils.preview import Preview
 from utils.teachers import Ensemble, choose
 from utils.tracking import log
 
@@ -47,6 +49,8 @@ def main(argv=None):
     # preflight
     precision = Precision(args.precision, pick_device(args.device, world))
     folder = open_folder(args.data, "--data")
+    preflight.warn_of_folder_order(folder.classes)
+    preflight.check_images(folder.samples)
     views = DrawnViews(arguments.view_policy(args), len(folder.samples), args.batch_size)
     names, files, rule = choose(args)
 
@@ -54,12 +58,21 @@ def main(argv=None):
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(folder.samples, views, args.input_size)
+    preview = Preview(dataset, 0, normalise, teachers)
+    preflight.report_agreement(*preview.agreement(len(folder.classes)))
+    if args.dry_run:
+        preview.draw(Path(f"{args.fkd_path}-views.png"), folder.classes)
+        log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
+        return
     writer = open_writer(args, folder, views, teachers, precision, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
     )
+
+    size = Codec(args.bits, args.keep_topk, args.views).bytes_per_image(preview.logits.shape[1])
+    preflight.check_disk(args.fkd_path, size * len(folder.samples) * len(todo), "the labels need")
 
     # loop
     todo = todo[world.rank :: world.size]

@@ -22,7 +22,8 @@ from utils.augment import Normalise
 from utils.data import ValidationBatches, ViewDataset
 from utils.engine import Precision, pick_device
 from utils.errors import run_script
-from utils.resident import build_batches
+from utils.preview import Preview
+from utils.resident import build_batches, pick_loader
 from utils.run import Run
 from utils.tracking import log
 
@@ -58,15 +59,21 @@ def main(argv=None):
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
     store = preflight.check_labels(args, train)
     args.mix_type = store.mix_type
+    args.labels = store.digest()
+    args.train_images = preflight.names_digest(args.train_dir, train.samples)
+    args.val_images = preflight.names_digest(args.val_dir, val.samples)
     samples = preflight.sample_labels(store, range(args.start_epoch, args.epochs))
     preflight.check_views(samples, args.input_size, args.fkd_path)
     preflight.report(args, train, val, store, samples)
 
     # build
     run = Run(args, store.num_classes, folder, precision, world)
-    log.info("run     %s on %s in %s, output in %s", args.model, precision.device, precision, args.output_dir)
+    preflight.check_run(run, len(train.samples), store.num_classes, args.input_size)
     if args.dry_run:
-        log.info("dry run: everything is in place, nothing was trained")
+        pick_loader(args.loader, train.samples, args.workers, precision.device)
+        dataset = ViewDataset(train.samples, store, args.input_size)
+        Preview(dataset, args.start_epoch).draw(folder.file(tracking.VIEWS), train.classes)
+        log.info("dry run: everything is in place, nothing was trained; look at %s", folder.file(tracking.VIEWS))
         return
     with run.session():
         normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)

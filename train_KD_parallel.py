@@ -16,7 +16,8 @@ from utils.data import LiveTeacher, ValidationBatches, ViewDataset, first_images
 from utils.engine import Precision, pick_device
 from utils.errors import run_script
 from utils.labels import DrawnViews
-from utils.resident import build_batches
+from utils.preview import Preview
+from utils.resident import build_batches, pick_loader
 from utils.run import Run
 from utils.teachers import Ensemble
 from utils.tracking import log
@@ -59,13 +60,21 @@ def main(argv=None):
     names, files = [args.teacher_model], [args.teacher_checkpoint]
     teacher = Ensemble(names, files, "mean", precision, args.teacher_stem, flag="--teacher-model")
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
-    run = Run(args, teacher.num_classes(args.input_size), folder, precision, world)
+    args.teachers = teacher.described
+    args.train_images = preflight.names_digest(args.train_dir, samples)
+    args.val_images = preflight.names_digest(args.val_dir, val.samples)
+    num_classes = teacher.num_classes(args.input_size)
     log.info("train   %d images, %d classes (%s)", len(samples), len(train.classes), args.train_dir)
     log.info("val     %d images, %d classes (%s)", len(val.samples), len(val.classes), args.val_dir)
     log.info("teacher %s answers live on %s views", args.teacher_model, policy.mix_type)
-    log.info("run     %s on %s in %s, output in %s", args.model, precision.device, precision, args.output_dir)
+    preview = Preview(ViewDataset(samples, views, args.input_size), args.start_epoch, normalise, teacher)
+    preflight.report_agreement(*preview.agreement(len(train.classes)))
+    run = Run(args, num_classes, folder, precision, world)
+    preflight.check_run(run, len(samples), num_classes, args.input_size)
     if args.dry_run:
-        log.info("dry run: everything is in place, nothing was trained")
+        pick_loader(args.loader, samples, args.workers, precision.device)
+        preview.draw(folder.file(tracking.VIEWS), train.classes)
+        log.info("dry run: everything is in place, nothing was trained; look at %s", folder.file(tracking.VIEWS))
         return
     with run.session():
         dataset = ViewDataset(samples, run.shared(views), args.input_size)

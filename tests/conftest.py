@@ -4,8 +4,11 @@ import contextlib
 import csv
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only slow tiny tensors down, most of all on a busy machine
 
 import numpy as np
 import pytest

@@ -56,6 +56,8 @@ def assert_equal_training(step, device, sgd, **tolerance):
 @pytest.fixture
 def recording(monkeypatch):
     """Stand-ins for the two functions that need CUDA; lists the shapes that were replayed."""
+    if not build_optimizer(torch.nn.Linear(1, 1), False, 0.1, 0).defaults["fused"]:
+        pytest.skip("this PyTorch's AdamW can be recorded on CUDA alone")
     replayed = []
 
     def record(step):

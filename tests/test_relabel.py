@@ -132,3 +132,22 @@ def test_bad_input(tiny, teacher, tmp_path):
         assert len(result.err.splitlines()) == 1
         assert named in result.err
     assert (labels / "notes.txt").read_text() == "mine"
+
+
+def test_a_dry_run_draws_and_writes_no_label(tiny, teacher, tmp_path):
+    """The picture lies beside the folder of the labels, which does not exist yet."""
+    result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels", "--dry-run"))
+    assert result.code == 0, result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["labels-views.png"]
+    assert "teacher agrees with the folders" in result.out
+
+
+def test_too_little_disk_for_labels(tiny, teacher, tmp_path, monkeypatch):
+    """Noticed before the first view is shown: 3 logits and 21 bytes of view per image and epoch."""
+    free = [12 * 2 * (3 * 4 + 21)]
+    monkeypatch.setattr("utils.preflight.shutil.disk_usage", lambda _: type("Usage", (), {"free": free[0] - 1}))
+    result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels"))
+    assert result.code == 2
+    assert "the labels need" in result.err
+    free[0] += 1
+    assert run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "more")).code == 0

@@ -158,9 +158,9 @@ def test_naive_kd_and_fkd_train_the_same_student(views, tiny, teachers, tmp_path
 
 def test_ipc_takes_the_first_images_of_each_class(tiny, teachers, tmp_path):
     words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1)
-    result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0], "--IPC", 2)
+    result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0], "--IPC", 3)
     assert result.code == 0, result.err
-    assert "6 images" in result.out
+    assert "9 images" in result.out
 
 
 def test_smaller_labels_train(tiny, teachers, tmp_path):

@@ -115,12 +115,12 @@ def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):
     assert "epoch   1/2" not in (tmp_path / "train.log").read_text()
 
 
-def test_a_dry_run_writes_nothing(tiny, tmp_path):
-    """Preflight only; bad input still fails."""
+def test_a_dry_run_trains_nothing(tiny, tmp_path):
+    """Preflight only, and a picture; bad input still fails."""
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True))
     assert result.code == 0
     assert "12 images, 3 classes" in result.out
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["views.png"]
     assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True, epochs=9)).code == 2
 
 

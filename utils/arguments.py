@@ -20,7 +20,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=formatter, **options)
 
     def error(self, message):
-        raise InputError(f"{message}{self._hint(message)}; see --help")
+        hint = self._hint(message)
+        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # a W&B key after a mistyped flag
+        raise InputError(f"{message}{hint}; see --help")
 
     def _hint(self, message):
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
@@ -126,6 +128,7 @@ def add_relabel_arguments(parser):
         help="drawn: leave crops to be drawn again from the seed",
     )
     add_codec_arguments(group)
+    group.add_argument("--dry-run", action="store_true", help="check everything, draw views.png beside the labels")
     group = parser.add_argument_group("views")
     add_image_arguments(group)
     add_view_arguments(group)
@@ -255,7 +258,7 @@ def add_run_arguments(parser):
     group.add_argument(
         "--resume", nargs="?", const="", metavar="PATH", help="continue from PATH, or from the run in --output-dir"
     )
-    group.add_argument("--dry-run", action="store_true", help="check everything, train nothing, write nothing")
+    group.add_argument("--dry-run", action="store_true", help="check everything, draw views.png, train nothing")
 
 
 def add_wandb_arguments(parser):

@@ -14,7 +14,8 @@ RESULT_ARGUMENTS = (
     "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
     "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
     "fkd_seed reuse_labels seed input_size mean std precision arithmetic "
-    "teacher_model teacher_checkpoint ipc mixup cutmix min_scale_crops max_scale_crops hflip"
+    "labels train_images val_images "
+    "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip"
 ).split()
 
 
@@ -42,6 +43,23 @@ class Progress:
     best_epoch: int | None = None
     seconds: float = 0.0
     wandb_id: str | None = None
+
+
+def checked(progress):
+    """Return a `Progress` as read from a file, or raise ValueError where it is impossible."""
+    counts = progress.epoch, progress.batch, progress.samples
+    number = int, float
+    sound = (
+        all(type(n) is int and n >= 0 for n in counts)
+        and len(progress.sums) == 3
+        and all(isinstance(value, number) for value in (*progress.sums, progress.epoch_seconds, progress.seconds))
+        and all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in progress.history)
+        and isinstance(progress.best_top1, (*number, type(None)))
+        and isinstance(progress.wandb_id, (str, type(None)))
+    )
+    if not sound:
+        raise ValueError("impossible progress")
+    return progress
 
 
 def rng_state():
@@ -89,21 +107,26 @@ def load_checkpoint(path, arguments):
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
-    if not isinstance(state, dict) or not needed <= state.keys():
+    if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
-        differences = ", ".join(
-            f"--{name.replace('_', '-')} was {stored.get(name)} and is {arguments.get(name)}" for name in changed
-        )
+        differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)
         raise InputError(f"--resume {path}: {differences}; resume with the same settings, or start another run")
     return state
 
 
+def flag(name):
+    """How an error names an argument: a flag, or what one leads to."""
+    digests = {"labels": "digest of the labels", "train_images": "list of training images"}
+    digests |= {"val_images": "list of validation images", "teachers": "teacher"}
+    return digests.get(name) or f"--{name.replace('_', '-')}"
+
+
 def plain(value):
     """A value as it comes back from a checkpoint: tuples and lists compare equal."""
-    return list(value) if isinstance(value, list | tuple) else value
+    return repr(list(value) if isinstance(value, list | tuple) else value)
 
 
 def restore(state, model, optimizer, scaler):
@@ -117,7 +140,7 @@ def restore(state, model, optimizer, scaler):
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         restore_rng(state["rng"])
-        return Progress(**state["progress"])
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        return checked(Progress(**state["progress"]))
+    except Exception as error:  # whatever a damaged or foreign state leads PyTorch to
         reason = " ".join(str(error).split())
         raise InputError(f"--resume: the checkpoint does not fit this run ({reason:.200}); start another run") from None

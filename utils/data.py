@@ -111,6 +111,8 @@ def load_rgb(path):
     """Decode an image file to a PIL RGB image, or raise InputError with its path."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it claims {image.width} x {image.height} pixels")
             return image.convert("RGB")
     except Exception as error:
         raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None

@@ -1,6 +1,9 @@
 """How the scripts end: exit codes, and errors that are one sentence."""
 
+import os
 import sys
+
+KEY_FLAG = "--wandb-api-key"
 
 
 class InputError(Exception):
@@ -24,12 +27,15 @@ class Interrupted(Exception):
 
 
 def run_script(main, argv=None):
-    """Call `main(argv)` and turn its end into a process exit code (DESIGN: 0, 2, 130 or 143).
+    """Call `main(argv)` and turn its end into a process exit code.
 
+    0 done; 2 bad input; 128 + the signal's number where one ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
     Of several processes one prints why the run ends.
     """
     from utils import distributed
 
+    if argv is None:
+        hide_key()
     try:
         main(argv)
         return 0
@@ -42,6 +48,26 @@ def run_script(main, argv=None):
     if distributed.may_speak():
         print(text, file=sys.stderr, flush=True)
     return code
+
+
+def hide_key():
+    """Start this process anew without a W&B key on its command line, which every user of the machine can read."""
+    key, words = take_key(sys.orig_argv[1:])
+    if key:
+        print(f"W&B: {KEY_FLAG} can be read by others on this machine; WANDB_API_KEY in the environment is safer")
+        sys.stdout.flush()
+        os.environ["WANDB_API_KEY"] = key
+        os.execv(sys.executable, [sys.executable, *words])
+
+
+def take_key(words):
+    """Split a command line into (the W&B key or None, the other words)."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{KEY_FLAG}="):
+            return word.partition("=")[2], words[:place] + words[place + 1 :]
+        if word == KEY_FLAG and place + 1 < len(words):
+            return words[place + 1], words[:place] + words[place + 2 :]
+    return None, words
 
 
 def listing(items, limit=5):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -68,6 +69,20 @@ def write_text(path, text):
 def write_json(path, value):
     """Write a JSON file atomically, two-space indented."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def digest_of(path):
+    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_text(text):
+    """Digest of a text, as `digest_of`."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class FolderLock:

@@ -29,7 +29,7 @@ from torch.utils.data import RandomSampler
 from utils.archive import load_archive
 from utils.augment import ViewPolicy, fractions
 from utils.errors import InputError
-from utils.files import atomic_file
+from utils.files import atomic_file, digest_of
 
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
@@ -269,6 +269,8 @@ class TarStore:
         InputError: not a label folder, or its first epoch cannot be used.
     """
 
+    class_names = None  # not stated by these dialects
+
     def __init__(self, path, fkd_seed=42):
         self.path = Path(path)
         self.fkd_seed = fkd_seed
@@ -279,7 +281,10 @@ class TarStore:
             raise InputError(
                 f"--fkd-path {self.path} holds no epoch_0/batch_0.tar; give the folder that holds epoch_0, epoch_1, …"
             )
-        self.batches_per_epoch = max(batches) + 1
+        missing = next(batch for batch in range(len(batches) + 1) if batch not in batches)
+        if missing < len(batches):
+            raise InputError(f"{self.file(0, missing)} is missing; copy the labels again or run relabel_FKD.py")
+        self.batches_per_epoch = len(batches)
         first = self._load(0, 0)
         last = first if self.batches_per_epoch == 1 else self._load(0, max(batches))
         self.dialect = "sre2l" if first.index is None else "prism"
@@ -295,7 +300,12 @@ class TarStore:
         return self.path / f"epoch_{epoch}" / f"batch_{batch}.tar"
 
     def _batch_numbers(self, epoch):
-        names = os.listdir(self.path / f"epoch_{epoch}")
+        try:
+            names = os.listdir(self.path / f"epoch_{epoch}")
+        except OSError as error:
+            raise InputError(
+                f"{self.path / f'epoch_{epoch}'} cannot be read ({error.strerror}); copy the labels again"
+            ) from None
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def _load(self, epoch, batch):
@@ -345,6 +355,10 @@ class TarStore:
         """Return what summary.json says about these labels."""
         keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
+
+    def digest(self):
+        """Digest that tells label sets apart, wherever they lie: of the first batch file."""
+        return digest_of(self.file(0, 0))
 
 
 def open_labels(path, fkd_seed=42, temperature=1.0, verify=False):

@@ -10,6 +10,8 @@ from torch import nn
 from utils.archive import WEIGHT_GLOBALS, load_archive
 from utils.errors import InputError, listing
 
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic number
+
 
 def build_model(name, num_classes, stem="standard", pretrained=False, flag="--model"):
     """Return a torchvision or timm classifier with `num_classes` outputs.
@@ -84,13 +86,31 @@ def load_weights(path):
             return load_file(path)
         except SafetensorError as error:
             raise InputError(f"{path} is not a readable safetensors file ({error}); copy it again") from None
-    state = load_archive(path, WEIGHT_GLOBALS)
+    state = load_legacy(path) if is_legacy(path) else load_archive(path, WEIGHT_GLOBALS)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def is_legacy(path):
+    """Whether a file is what `torch.save` wrote before PyTorch 1.6: pickles one after another, no zip."""
+    with open(path, "rb") as file:
+        return file.read(len(LEGACY_START)) == LEGACY_START
+
+
+def load_legacy(path):
+    """Read such a file; its pickles may only name tensors and plain containers."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}, an old torch.save file, is damaged or holds more than tensors ({reason:.150}); save it again "
+            "with a PyTorch since 1.6"
+        ) from None
 
 
 def classes_of(state):

@@ -19,7 +19,6 @@ that would draw differently.
 Every file is written to a temporary name, fsynced and renamed: an epoch exists whole or not at all.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -34,10 +33,11 @@ from safetensors.torch import save_file
 
 from utils.augment import ViewPolicy
 from utils.errors import InputError
-from utils.files import atomic_file, write_json
+from utils.files import atomic_file, digest_of, digest_of_text, write_json
 from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
 FORMAT, VERSION = "fkd-packed", 1
+MAX_MANIFEST_BYTES = 64 * 2**20
 MANIFEST, IMAGES = "manifest.json", "images.safetensors"
 EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
 
@@ -55,6 +55,13 @@ class Codec:
     bits: int = 16
     keep_topk: int | None = None
     views: str = "stored"
+
+    def bytes_per_image(self, num_classes):
+        """Size of what is stored for one image in one epoch, to a few bytes."""
+        kept = min(self.keep_topk or num_classes, num_classes)
+        return (
+            kept * self.bits / 8 + (4 * kept + 8 if kept < num_classes else 0) + (21 if self.views == "stored" else 0)
+        )
 
     def encode(self, logits):
         """Turn float logits [N, C] into the tensors of an epoch file."""
@@ -103,18 +110,9 @@ def unpack_nibbles(packed, columns):
     return torch.stack([packed // 16, packed % 16], dim=2).flatten(1)[:, :columns]
 
 
-def digest_of(path):
-    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def digest_of_names(names):
     """Digest of class folder names in order: labels made for another order have another."""
-    return hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+    return digest_of_text("\n".join(names))
 
 
 def digest_of_draws(policy):
@@ -122,7 +120,7 @@ def digest_of_draws(policy):
     mix_index, mix_lam, mix_bbox = policy.draw_mix(1, 2, 16)
     boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
     drawn = [boxes, None if mix_index is None else mix_index.tolist(), mix_lam, mix_bbox]
-    return hashlib.blake2b(repr(drawn).encode(), digest_size=16).hexdigest()
+    return digest_of_text(repr(drawn))
 
 
 def make_manifest(codec, num_images, num_classes, batch_size, epochs, mix_type, has_index, settings, policy=None):
@@ -257,8 +255,10 @@ def read_manifest(path):
     """
     file = Path(path) / MANIFEST
     try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError("it is absurdly long")
         manifest = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the labels again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise InputError(f"{file} is not a {FORMAT} manifest of version {VERSION}; the labels need another program")
@@ -273,8 +273,10 @@ def read_manifest(path):
         and isinstance(codec, dict)
         and codec.keys() == asdict(Codec()).keys()
         and codec["bits"] in (4, 8, 16, 32)
-        and codec["keep_topk"] in (None, *range(1, manifest["num_classes"] + 1))
+        and (codec["keep_topk"] is None or codec["keep_topk"] in range(1, manifest["num_classes"] + 1))
         and codec["views"] in ("stored", "drawn")
+        and isinstance(manifest.get("settings"), dict)
+        and isinstance(manifest.get("policy", ...), dict if codec["views"] == "drawn" else dict | None)
     )
     if not sound:
         raise InputError(f"{file} states impossible figures; copy the labels again")
@@ -336,8 +338,8 @@ class PackedStore:
     def _open_drawn(self):
         try:
             policy = ViewPolicy(**self.manifest["policy"])
-            same = digest_of_draws(policy) == self.manifest["draws"]
-        except (TypeError, ValueError):
+            same = digest_of_draws(policy) == self.manifest.get("draws")
+        except (TypeError, ValueError, ArithmeticError, MemoryError):
             raise InputError(f"{self.path / MANIFEST} lacks the policy of its drawn views; copy it again") from None
         if not same:
             raise InputError(
@@ -465,6 +467,16 @@ class PackedStore:
             parse_items(
                 [*list(vars(labels).values())[:4], labels.mix_bbox, labels.logits, labels.index], self.file(epoch)
             )
+
+    @property
+    def class_names(self):
+        """Digest of the class folder names that the labels were made for, or None."""
+        return self.manifest["settings"].get("class_names")
+
+    def digest(self):
+        """Digest that tells label sets apart, wherever they lie; later epochs may still be in the making."""
+        stated = {key: value for key, value in self.manifest.items() if key != "digests"}
+        return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
     def provenance(self):
         """Return what summary.json says about these labels."""

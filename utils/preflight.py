@@ -1,13 +1,20 @@
 """Every check that can fail before time is spent. Each failure names the flag or file and the remedy."""
 
+import copy
+import os
+import shutil
+
 import torch
 
-from utils.data import open_folder
+from utils.checkpoint import restore_rng, rng_state
+from utils.data import load_rgb, open_folder
 from utils.errors import InputError
 from utils.labels import ReusedLabels, open_labels
-from utils.tracking import log
+from utils.packed import digest_of_names
+from utils.tracking import RUN_FILES, log
 
 SAMPLED_BATCHES = 8
+SAMPLED_IMAGES = 16
 
 
 def check_folders(train_dir, val_dir):
@@ -23,7 +30,20 @@ def check_folders(train_dir, val_dir):
             f"{len(train.classes)}; both must hold the same classes"
         )
     warn_of_folder_order(train.classes)
+    check_images(train.samples)
+    check_images(val.samples)
     return train, val
+
+
+def check_images(samples):
+    """Decode a few images spread over a list of (path, class)."""
+    for path, _ in samples[:: max(1, len(samples) // SAMPLED_IMAGES)]:
+        load_rgb(path)
+
+
+def names_digest(root, samples):
+    """Digest of an image folder's relative file names, in order: a resumed run needs the same images."""
+    return digest_of_names([os.path.relpath(path, root) for path, _ in samples])
 
 
 def warn_of_folder_order(names):
@@ -121,16 +141,18 @@ def teacher_agreement(samples, targets, num_folders):
     Returns:
         (agreement, chance level) in [0, 1].
     """
-    hits = rows = two = 0
-    for labels in samples:
-        own = targets[labels.index]
-        partner = own if labels.mix_index is None else own[labels.mix_index]
-        answer = labels.logits.float().argmax(dim=1)
-        hits += ((answer == own) | (answer == partner)).sum().item()
-        two += (own != partner).sum().item()
-        rows += len(own)
-    chance = (1 + two / rows) / max(num_folders, labels.logits.shape[1])
-    return hits / rows, min(chance, 1.0)
+    own = [targets[labels.index] for labels in samples]
+    pairs = zip(own, samples, strict=True)
+    partners = [mine if labels.mix_index is None else mine[labels.mix_index] for mine, labels in pairs]
+    answers = torch.cat([labels.logits.float().argmax(dim=1) for labels in samples])
+    return agreement(answers, torch.cat(own), torch.cat(partners), max(num_folders, samples[0].logits.shape[1]))
+
+
+def agreement(answers, own, partners, num_classes):
+    """Share of answers int64 [n] that are one of two classes, and what chance would give: both in [0, 1]."""
+    hits = (answers == own) | (answers == partners)
+    chance = (1 + (own != partners).double().mean().item()) / num_classes
+    return hits.double().mean().item(), min(chance, 1.0)
 
 
 def report(args, train, val, store, samples):
@@ -142,13 +164,85 @@ def report(args, train, val, store, samples):
         *(store.dialect, store.mix_type, store.num_classes, store.epochs, store.batches_per_epoch, store.batch_size),
         args.fkd_path,
     )
-    targets = torch.tensor(train.targets)
-    agreement, chance = teacher_agreement(samples, targets, len(train.classes))
-    log.info(
-        "teacher agrees with the folders on %.1f%% of sampled views (chance: %.1f%%)", 100 * agreement, 100 * chance
-    )
-    if agreement < 2 * chance:
+    warn_of_class_names(store, train.classes)
+    report_agreement(*teacher_agreement(samples, torch.tensor(train.targets), len(train.classes)))
+
+
+def warn_of_class_names(store, names):
+    """Warn where packed labels say that they were made for other class folders, or another order of them."""
+    stated = store.class_names
+    if stated is not None and stated != digest_of_names(names):
+        log.warning(
+            "WARNING: the labels were made for class folders with other names or in another order than those of "
+            "--train-dir; classes are numbered in the order of sorted folder names"
+        )
+
+
+def report_agreement(share, chance):
+    """Log how often the teacher agrees with the folders; warn loudly where that is near chance."""
+    log.info("teacher agrees with the folders on %.1f%% of sampled views (chance: %.1f%%)", 100 * share, 100 * chance)
+    if share < chance + (1 - chance) / 10:
         log.warning(
             "WARNING: the teacher's answers hardly match the class folders. The labels were most likely made for "
             "another class order, image order or --fkd_seed, and the result would be meaningless"
+        )
+
+
+def check_run(run, num_images, num_classes, input_size):
+    """Check that a `Run` can train and save: one forward pass, free disk; log what it will do and write."""
+    args, precision = run.args, run.precision
+    check_student(run.model, args, smallest_micro_batch(num_images, args), num_classes, input_size, precision)
+    size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
+    # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
+    present = sum(run.folder.file(name).stat().st_size for name in run.folder.previous)
+    check_disk(args.output_dir, 2 * size * (3 if args.sgd else 4) - present, "checkpoints need")
+    batches = -(-num_images // args.batch_size)
+    steps = args.gradient_accumulation_steps
+    log.info(
+        "run     %s on %s in %s, %d epochs of %d batches of %d in %d micro-batches",
+        *(args.model, precision.device, precision, len(run.epochs), batches, args.batch_size, steps),
+    )
+    log.info("writes  %s to %s", ", ".join(RUN_FILES), args.output_dir)
+
+
+def smallest_micro_batch(num_images, args):
+    """Rows of the smallest micro-batch of an epoch: what is left over for the end of the last batch."""
+    micro = args.batch_size // args.gradient_accumulation_steps
+    last_batch = num_images % args.batch_size or args.batch_size
+    return last_batch % micro or micro
+
+
+def check_student(model, args, rows, num_classes, input_size, precision):
+    """Run a copy of the student forward, as in training, on the smallest micro-batch; nothing else changes."""
+    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
+    images = images.to(memory_format=precision.memory_format)
+    random_state = rng_state()
+    try:
+        with torch.no_grad(), precision.autocast():
+            outputs = copy.deepcopy(model).train()(images)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--model {args.model} cannot train on a micro-batch of {rows} at --input-size {input_size} "
+            f"({reason:.150}); change --gradient-accumulation-steps, the batch size of the labels, or the size"
+        ) from None
+    finally:
+        restore_rng(random_state)
+    shape = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if shape != [rows, num_classes]:
+        raise InputError(
+            f"--model {args.model} answers with {shape}, not with logits [{rows}, {num_classes}]; choose a classifier"
+        )
+
+
+def check_disk(folder, needed, purpose):
+    """Raise InputError where fewer than `needed` bytes are free where `folder` is, or will be."""
+    place = os.path.abspath(folder)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 1e6:.0f} MB of disk are free, and {purpose} {needed / 1e6:.0f} MB; free some space or "
+            "choose another folder"
         )

@@ -31,17 +31,26 @@ PIL_BYTES = 4  # per pixel of a decoded RGB image in PIL
 
 
 def build_batches(loader, dataset, epochs, normalise, workers, device):
-    """Return the training batches of --loader {auto,workers,resident}, and log which and why.
+    """Return the training batches of --loader {auto,workers,resident}.
 
     Args:
-        loader: `auto` takes resident where the decoded images fit in half of the free memory.
+        loader: as for `pick_loader`.
         dataset, epochs, normalise, workers, device: as for `WorkerBatches`.
 
     Raises:
         InputError: an image cannot be read, or `resident` was asked for and does not fit.
     """
+    make = pick_loader(loader, dataset.samples, workers, device)
+    return make(dataset, epochs, normalise, workers, device)
+
+
+def pick_loader(loader, samples, workers, device):
+    """Return the class of training batches for --loader {auto,workers,resident}, and log which and why.
+
+    `auto` takes resident where the decoded images fit in half of the free memory.
+    """
     free, place = free_memory(device)
-    needed = 0 if loader == "workers" else decoded_bytes(dataset.samples, device, limit=free)
+    needed = 0 if loader == "workers" else decoded_bytes(samples, device, limit=free)
     fits = needed < (free if loader == "resident" else free / 2)
     if loader == "resident" and not fits:
         raise InputError(
@@ -51,10 +60,9 @@ def build_batches(loader, dataset, epochs, normalise, workers, device):
     if loader == "workers" or not fits:
         reason = "as asked" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
         log.info("loader  workers: %s; %d processes (-j)", reason, workers)
-        return WorkerBatches(dataset, epochs, normalise, workers, device)
+        return WorkerBatches
     log.info("loader  resident: decoded images take %s of %s free %s memory", gigabytes(needed), gigabytes(free), place)
-    resident = DeviceBatches if device.type == "cuda" else ResidentBatches
-    return resident(dataset, epochs, normalise, workers, device)
+    return DeviceBatches if device.type == "cuda" else ResidentBatches
 
 
 def free_memory(device):

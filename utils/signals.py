@@ -75,7 +75,10 @@ def end_with_parent():
 
 def end_workers():
     """Kill the worker processes of this one, which nothing waits for any more."""
-    if children := multiprocessing.active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise
-        for child in children:
-            child.kill()
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)

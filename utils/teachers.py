@@ -3,8 +3,8 @@
 import torch
 
 from utils.errors import InputError
+from utils.files import digest_of
 from utils.models import build_teacher
-from utils.packed import digest_of
 
 # The teachers of PRISM's relabel code, in its order, and its ensemble rule for each student.
 PRESETS = {
@@ -70,12 +70,12 @@ class Ensemble:
 
     def __init__(self, names, files, rule, precision, stem="standard", flag="--arch"):
         self.rule, self.precision = rule, precision
+        teachers = (build_teacher(name, file, stem, flag=flag) for name, file in zip(names, files, strict=True))
+        self.teachers = [t.to(precision.device, memory_format=precision.memory_format) for t in teachers]
         self.described = [
             {"arch": name, "weights": digest_of(file) if file else "pretrained"}
             for name, file in zip(names, files, strict=True)
         ]
-        teachers = (build_teacher(name, file, stem, flag=flag) for name, file in zip(names, files, strict=True))
-        self.teachers = [t.to(precision.device, memory_format=precision.memory_format) for t in teachers]
 
     def num_classes(self, input_size):
         """C, asked of the teachers with one black image of S x S pixels."""

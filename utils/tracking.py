@@ -26,7 +26,8 @@ COLUMNS = (
     "epoch lr train_loss train_top1 train_top5 train_seconds train_images_per_second "
     "val_loss val_top1 val_top5 val_seconds"
 ).split()
-CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+INIT_SECONDS, FINISH_SECONDS = 15, 60  # what an unreachable W&B may cost a run at its start and its end
+CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curves.png", "train.log")
 
 
@@ -238,6 +239,8 @@ class WandbTracker:
     def __init__(self, project, mode, folder, config, run_id):
         import wandb
 
+        limits = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+        known = getattr(wandb.Settings, "model_fields", {})  # old versions have not all of them
         self.run = wandb.init(
             project=project,
             name=Path(folder).name,
@@ -246,7 +249,7 @@ class WandbTracker:
             mode=mode,
             dir=str(folder),
             config=config,
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, **{k: v for k, v in limits.items() if k in known}),
         )
         self.run_id = self.run.id
 
@@ -292,7 +295,6 @@ def start_tracker(project, mode, api_key, folder, config, run_id=None):
         return NoTracker()
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
-        sys.argv[:] = ["<key>" if argument == api_key else argument.replace(api_key, "<key>") for argument in sys.argv]
     try:
         return WandbTracker(project, mode, folder, config, run_id)
     except ImportError:

@@ -1,0 +1,309 @@
+"""Damage files in many ways and read them: each is read, or refused in one sentence.
+
+    python tests/fuzz.py 20000            all kinds of file, in turn; `make fuzz`
+    python tests/fuzz.py 500 --seed 7     another 500
+
+Case n of a seed is always the same. Nothing may hang (10 s a case), end in a traceback or a crash, or
+take memory (1 GB in all).
+"""
+
+import argparse
+import io
+import json
+import pickle
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils.archive import load_archive
+from utils.augment import ViewPolicy
+from utils.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from utils.data import load_rgb
+from utils.engine import build_optimizer
+from utils.errors import InputError
+from utils.labels import BatchLabels, DrawnViews, open_labels, parse_items
+from utils.models import load_weights
+from utils.packed import Codec, PackedWriter, make_manifest
+
+SECONDS = 10
+MEMORY = 2**30
+EXTREMES = [-1, 0, 1, 2**31 - 1, 2**31, 2**63 - 1, 2**64, 10**30, -1e308, float("nan"), float("inf"), 0.5]
+EXTREMES += ["", "../../etc/passwd", "x" * 10000, None, True, [], {}, [[]], {"a": 1}]
+
+
+def flip_bytes(rng, data):
+    """Change up to eight bytes."""
+    data = bytearray(data)
+    for place in rng.integers(len(data), size=rng.integers(1, 9)):
+        data[place] = rng.integers(256)
+    return bytes(data)
+
+
+def truncate(rng, data):
+    """Cut the end off."""
+    return data[: rng.integers(len(data))]
+
+
+def splice(rng, data):
+    """Remove, double or move a piece."""
+    start, end, to = sorted(rng.integers(len(data) + 1, size=3).tolist())
+    return [data[:start] + data[end:], data[:end] + data[start:], data[:start] + data[end:to] + data[start:end]][
+        rng.integers(3)
+    ]
+
+
+def overwrite_number(rng, data):
+    """Put an extreme number somewhere, in 4 or 8 bytes."""
+    number = struct.pack(*[("<I", 2**32 - 1), ("<q", -1), ("<Q", 2**63), ("<I", 0), ("<q", 2**40)][rng.integers(5)])
+    place = int(rng.integers(max(1, len(data) - len(number))))
+    return data[:place] + number + data[place + len(number) :]
+
+
+def near_the_end(rng, data):
+    """Damage the last 400 bytes, where a zip keeps its directory."""
+    return data[:-400] + ANYWHERE[rng.integers(len(ANYWHERE))](rng, data[-400:])
+
+
+ANYWHERE = [flip_bytes, truncate, splice, overwrite_number]
+
+
+def rewrite_zip(rng, data):
+    """Damage one record of a zip, and leave the zip itself sound."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        names = old.namelist()
+        chosen = names[rng.integers(len(names))] if rng.random() < 0.3 else names[0]  # the first is data.pkl
+        for name in names:
+            record = old.read(name)
+            if name == chosen and record:
+                record = (damage_pickle if name.endswith(".pkl") else flip_bytes)(rng, record)
+            compression = zipfile.ZIP_DEFLATED if rng.random() < 0.02 else zipfile.ZIP_STORED
+            new.writestr(zipfile.ZipInfo(name), record, compression)
+    return out.getvalue()
+
+
+OPCODES = [getattr(pickle, name) for name in pickle.__all__ if name.isupper() and len(name) > 1]
+OPCODES = [code for code in OPCODES if isinstance(code, bytes)]
+
+
+def damage_pickle(rng, data):
+    """Put opcodes into a pickle, or damage its bytes."""
+    if rng.random() < 0.5:
+        return ANYWHERE[rng.integers(len(ANYWHERE))](rng, data)
+    for place in sorted(rng.integers(len(data), size=rng.integers(1, 4)).tolist(), reverse=True):
+        opcode, skipped = OPCODES[rng.integers(len(OPCODES))], int(rng.integers(2))
+        data = data[:place] + opcode + data[place + skipped :]
+    return data
+
+
+def damage_json(rng, data):
+    """Replace, remove or add a value of a JSON object, at any depth."""
+    value = json.loads(data)
+    place = value
+    while True:
+        key = list(place)[rng.integers(len(place))]
+        if not isinstance(place[key], dict) or not place[key] or rng.random() < 0.3:
+            break
+        place = place[key]
+    new = EXTREMES[rng.integers(len(EXTREMES))]
+    change = rng.integers(4)
+    if change == 0:
+        del place[key]
+    elif change == 1:
+        place[f"{key}{new}"[:100]] = new
+    else:
+        place[key] = new
+    text = json.dumps(value)
+    if change == 3:
+        text = text.replace('"epochs"', '"epochs": ' + "[" * 20000 + ', "epochs"', 1)
+    return text.encode()
+
+
+def damage_header(rng, data):
+    """Change the JSON header of a safetensors file, and keep its length right."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    tensor = header[list(header)[rng.integers(len(header))]]
+    key = list(tensor)[rng.integers(len(tensor))]
+    if isinstance(tensor[key], list) and tensor[key] and rng.random() < 0.7:
+        tensor[key][rng.integers(len(tensor[key]))] = EXTREMES[rng.integers(len(EXTREMES))]
+    else:
+        types = ["F64", "F32", "F16", "I64", "I32", "BOOL", "U8", "F8_E4M3", "?"]
+        tensor[key] = types[rng.integers(len(types))] if key == "dtype" else EXTREMES[rng.integers(len(EXTREMES))]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+class Corpus:
+    """One sound file of each kind, and how it is read.
+
+    Args:
+        folder: where files are written.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+        self.optimizer = build_optimizer(self.model, False, 0.1, 0.1)
+        self.model(torch.randn(2, 4)).sum().backward()
+        self.optimizer.step()
+        self.scaler = torch.cuda.amp.GradScaler(enabled=False)
+        archive, generic = [*ANYWHERE, near_the_end, rewrite_zip, rewrite_zip, rewrite_zip], ANYWHERE
+        self.kinds = {
+            "batch_0.tar": (self.make_labels, self.read_labels, archive),
+            "checkpoint.pth.tar": (self.make_checkpoint, self.read_checkpoint, archive),
+            "weights.pth": (self.make_weights, load_weights, archive),
+            "old.pth": (self.make_old_weights, load_weights, [*generic, damage_pickle]),
+            "weights.safetensors": (self.make_safetensors, load_weights, [*generic, damage_header]),
+            "packed/epoch_0000.safetensors": (self.make_packed, self.read_packed, [*generic, damage_header]),
+            "packed/manifest.json": (self.make_packed, self.read_packed, [*generic, damage_json, damage_json]),
+            "drawn/manifest.json": (self.make_drawn, self.read_packed, [damage_json]),
+            "image.png": (self.make_image, load_rgb, generic),
+            "image.jpg": (self.make_image, load_rgb, generic),
+        }
+        self.sound = {}
+        for name, (make, read, _) in self.kinds.items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            make(path)
+            read(path)
+            self.sound[name] = path.read_bytes()
+
+    def labels(self, rows=3):
+        """A small batch of cutmix labels."""
+        coords = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * rows)
+        flip, logits = torch.zeros(rows, dtype=torch.bool), torch.randn(rows, 4)
+        return BatchLabels(coords, flip, torch.arange(rows), 0.5, (1, 2, 3, 4), logits, torch.arange(rows))
+
+    def make_labels(self, path):
+        """A 7-item file with a numpy number, as the reference writes it."""
+        items = list(vars(self.labels()).values())
+        torch.save([*items[:4], [np.int64(1), 2, 3, 4], *items[5:]], path)
+
+    def read_labels(self, path):
+        """As a store does."""
+        parse_items(load_archive(path), path)
+
+    def make_checkpoint(self, path):
+        """A checkpoint of a very small model."""
+        save_checkpoint(path, Progress(history=[{"epoch": 0}]), self.model, self.optimizer, self.scaler, {})
+
+    def read_checkpoint(self, path):
+        """As --resume does."""
+        restore(load_checkpoint(path, {}), self.model, self.optimizer, self.scaler)
+
+    def make_weights(self, path):
+        """A state dict."""
+        torch.save({"state_dict": self.model.state_dict()}, path)
+
+    def make_old_weights(self, path):
+        """A state dict from before PyTorch 1.6."""
+        torch.save(self.model.state_dict(), path, _use_new_zipfile_serialization=False)
+
+    def make_safetensors(self, path):
+        """A state dict in safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(self.model.state_dict(), path)
+
+    def make_packed(self, path):
+        """A packed store of one epoch, three images."""
+        self.write_packed(path.parent, Codec(8, 2))
+
+    def make_drawn(self, path):
+        """The same with views that are drawn again."""
+        self.write_packed(path.parent, Codec(16, None, "drawn"))
+
+    def write_packed(self, folder, codec):
+        """Write a packed store, unless it is there."""
+        if not (folder / "manifest.json").exists():
+            policy = ViewPolicy(42, 8, 0.1, 1.0, "cutmix", 0.8, 1.0)
+            manifest = make_manifest(codec, 3, 4, 3, 1, "cutmix", True, {"class_names": "0"}, policy)
+            sizes = torch.full((3, 2), 8) if codec.views == "drawn" else None
+            PackedWriter(folder, manifest, sizes).write(0, [self.labels()])
+
+    def read_packed(self, path):
+        """As training does: open, describe, read a batch of the first epoch and its views."""
+        store = open_labels(path.parent)
+        store.provenance(), store.digest(), store.class_names
+        if isinstance(store.views, DrawnViews) and store.num_images > 1000:
+            return
+        labels = store.read(0, 0)
+        labels.view(len(labels) - 1, (8, 8))
+
+    def make_image(self, path):
+        """A small image."""
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
+
+    def run_case(self, seed, number):
+        """Damage and read one file; return whether it was refused, or raise what it should not."""
+        rng = np.random.default_rng((seed, number))
+        name = list(self.kinds)[number % len(self.kinds)]
+        _, read, mutators = self.kinds[name]
+        data = mutators[rng.integers(len(mutators))](rng, self.sound[name])
+        path = self.folder / name
+        path.write_bytes(data)
+        try:
+            read(path)
+            return False
+        except InputError as error:
+            sentence = str(error)
+        finally:
+            path.write_bytes(self.sound[name])
+        assert "\n" not in sentence, f"more than one line: {sentence}"
+        assert any(word in sentence for word in (path.name, path.parent.name, "--resume")), sentence
+        return True
+
+
+def fuzz(count, seed, folder):
+    """Run `count` cases; return (number refused, list of (case, kind, error) that ended otherwise)."""
+
+    def too_long(*_):
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    corpus, refused, findings = Corpus(folder), 0, []
+    previous = signal.signal(signal.SIGALRM, too_long)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        for number in range(count):
+            signal.alarm(SECONDS)
+            try:
+                refused += corpus.run_case(seed, number)
+            except Exception as error:
+                kind = list(corpus.kinds)[number % len(corpus.kinds)]
+                findings.append((number, kind, f"{type(error).__name__}: {error}"[:300]))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if grown > MEMORY:
+        findings.append((count, "memory", f"{grown / 1e6:.0f} MB"))
+    return refused, findings
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        refused, findings = fuzz(args.count, args.seed, folder)
+    for finding in findings[:40]:
+        print(*finding)
+    print(f"{args.count} damaged files: {refused} refused, {len(findings)} unclear")
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Damaged files of every kind; the mutators are in fuzz.py, which `make fuzz` runs for longer."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_images, make_labels
+from fuzz import Corpus, fuzz
+
+from utils.data import load_rgb
+from utils.errors import InputError
+from utils.labels import open_labels
+from utils.models import load_weights
+
+
+def test_damaged_files(tmp_path):
+    """Each is read or refused in one sentence: no traceback, no hang, bounded memory."""
+    refused, findings = fuzz(600, 0, tmp_path)
+    assert not findings
+    assert refused > 300
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """Change keys of a sound packed store's manifest and open it."""
+    corpus = Corpus(tmp_path)
+
+    def changed(kind, **changes):
+        path = tmp_path / kind / "manifest.json"
+        manifest = json.loads(corpus.sound[f"{kind}/manifest.json"]) | changes
+        path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not ...}))
+        return lambda: corpus.read_packed(path)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("packed", {"num_classes": 2**31 - 1, "codec": {"bits": 8, "keep_topk": 2**40, "views": "stored"}}),
+        ("packed", {"num_images": 10**30}),
+        ("packed", {"num_images": 2**31 - 1}),
+        ("packed", {"settings": ...}),
+        ("packed", {"settings": []}),
+        ("packed", {"digests": {"../../epoch_0000.safetensors": ""}}),
+        ("drawn", {"draws": ...}),
+        ("drawn", {"policy": ...}),
+        ("drawn", {"policy": {"seed": -1}}),
+    ],
+)
+def test_impossible_manifests(kind, changes, packed):
+    """Refused by name, at once, without the memory that they ask for."""
+    with pytest.raises(InputError, match=r"manifest\.json|epoch_0000|drawn again"):
+        packed(kind, **changes)()
+
+
+def test_deeply_nested_and_overlong_manifests(packed, tmp_path, monkeypatch):
+    """Neither exhausts the stack or the memory."""
+    read = packed("packed")
+    path = tmp_path / "packed" / "manifest.json"
+    path.write_text("[" * 10**6)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        read()
+    monkeypatch.setattr("utils.packed.MAX_MANIFEST_BYTES", 1000)
+    path.write_text(" " * 1001)
+    with pytest.raises(InputError, match="absurdly long"):
+        read()
+
+
+def test_a_gap_before_a_batch_of_absurd_number(tmp_path):
+    """A file name does not decide how much memory is taken."""
+    labels = make_labels(tmp_path / "labels", epochs=1)
+    (labels / "epoch_0" / "batch_99999999999.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"batch_3\.tar is missing"):
+        open_labels(labels)
+
+
+def test_an_epoch_that_is_a_file(tmp_path):
+    """Not a folder: named, no traceback."""
+    labels = make_labels(tmp_path / "labels", epochs=1)
+    (labels / "epoch_1").write_text("")
+    with pytest.raises(InputError, match="epoch_1 cannot be read"):
+        open_labels(labels).check_complete(range(2))
+
+
+def test_an_image_of_absurd_size(tmp_path, monkeypatch):
+    """Refused by its header, before its pixels are decoded."""
+    path = make_images(tmp_path / "images", 1, 1) / "class_0" / "0.png"
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 44 * 36 - 1)
+    with pytest.raises(InputError, match=r"0\.png .*44 x 36 pixels"):
+        load_rgb(path)
+
+
+def test_weights_from_before_pytorch_1_6(tmp_path):
+    """Old files load; what could run code does not."""
+    weights = {"module.fc.weight": torch.randn(3, 2)}
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    loaded = load_weights(tmp_path / "old.pth")
+    assert torch.equal(loaded["fc.weight"], weights["module.fc.weight"])
+    torch.save({"a": torch.nn.Linear(1, 1)}, tmp_path / "evil.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"evil\.pth"):
+        load_weights(tmp_path / "evil.pth")

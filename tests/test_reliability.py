@@ -1,0 +1,252 @@
+"""What can go wrong besides the input: full disks, divergence, labels of another class order, slow checks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import SIDE, make_images, make_labels, run
+from PIL import Image
+from test_signals import signal_in_step
+
+import train_FKD_parallel
+import train_KD_parallel
+from utils import preflight
+from utils.data import open_folder
+from utils.errors import InputError, take_key
+from utils.files import atomic_file, write_text
+from utils.labels import open_labels
+from utils.models import build_model
+from utils.packed import Codec, PackedWriter, digest_of_names, make_manifest
+from utils.tracking import RUN_FILES
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB, where mounting one is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not allowed")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(small_disk, tiny, tmp_path):
+    """One line; the previous checkpoint loads, and the run continues from it elsewhere."""
+    output = small_disk / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(patch, signal.SIGTERM, 4)
+        assert run(train_FKD_parallel, *tiny.flags(output)).code == 143
+    before = (output / "checkpoint.pth.tar").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.preflight.check_disk", lambda *_: None)  # the disk fills up after preflight
+        signal_in_step(patch, signal.SIGTERM, 1)
+        fill(small_disk, leave=10**6)
+        full = run(train_FKD_parallel, *tiny.flags(output, resume=True))
+    assert full.code == 2
+    assert len(full.err.splitlines()) == 1, full.err
+    assert "checkpoint.pth.tar cannot be written (the disk is full" in full.err
+    assert (output / "checkpoint.pth.tar").read_bytes() == before
+    assert not list(output.glob(".*"))
+    (small_disk / "filler").unlink()
+    tiny.train_run(output, resume=True)
+
+
+def fill(place, leave):
+    """Leave so many bytes free."""
+    with open(place / "filler", "wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(place).free - leave)))
+
+
+def test_a_failed_write_leaves_the_old_file(small_disk):
+    """Text, torch.save and safetensors."""
+    from safetensors.torch import save_file
+
+    write_text(small_disk / "file", "old")
+    big = {"a": torch.rand(8 * 10**6)}
+    for write in (torch.save, save_file, lambda _, path: path.write_bytes(bytes(30 * 10**6))):
+        with (
+            pytest.raises(InputError, match=r"file cannot be written \(the disk is full"),
+            atomic_file(small_disk / "file") as temporary,
+        ):
+            write(big, temporary)
+        assert (small_disk / "file").read_text() == "old"
+        assert [path.name for path in small_disk.iterdir()] == ["file"]
+
+
+def test_errors_of_another_kind_are_not_called_full_disks(tmp_path):
+    """They pass through."""
+    with pytest.raises(RuntimeError, match="a bug"), atomic_file(tmp_path / "file"):
+        raise RuntimeError("a bug")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_disk_is_noticed_before_training(tiny, tmp_path, monkeypatch):
+    """In preflight, with both figures."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr("utils.preflight.shutil.disk_usage", lambda _: usage)
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "deep" / "run"))
+    assert result.code == 2
+    assert "1 MB of disk are free" in result.err
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("batch", [0, 4])
+def test_divergence(batch, tiny, tmp_path, monkeypatch):
+    """Epoch, batch, label file and likely cause in one line; the last good checkpoint is kept."""
+    labels = make_labels(tmp_path / "labels", dtype=torch.float32)
+    epoch, number = divmod(batch, 3)
+    path = labels / f"epoch_{epoch}" / f"batch_{number}.tar"
+    items = torch.load(path, weights_only=False)
+    items[5] = items[5] * 1e38
+    torch.save(items, path)
+    monkeypatch.setattr("utils.run.CHECKPOINT_SECONDS", -1)
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=labels, loss_type="mse_gt"))
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    for words in (f"batch {number} of epoch {epoch}", str(path), "extreme values" if batch == 0 else "--adamw-lr"):
+        assert words in result.err
+    checkpoint = tmp_path / "run" / "checkpoint.pth.tar"
+    assert checkpoint.exists() == (epoch == 1)
+    if epoch == 1:
+        state = torch.load(checkpoint, weights_only=True)
+        assert state["epoch"] == 1
+        assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_weights_that_overflow_in_the_last_step(tiny, tmp_path):
+    """The loss of every batch is finite, the weights are not: nothing is saved."""
+    result = run(
+        train_FKD_parallel, *tiny.flags(tmp_path / "run", sgd=True, learning_rate=3e38, epochs=1, batch_size=5)
+    )
+    assert result.code == 2
+    assert "-lr/--learning-rate" in result.err
+    assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
+
+
+def answered(tiny, folder, order):
+    """Labels whose teacher is right about class folders in `order`."""
+    labels = shutil.copytree(tiny.labels, folder)
+    targets = torch.tensor(open_folder(tiny.train, "--train-dir").targets)
+    for path in labels.glob("*/*.tar"):
+        items = torch.load(path, weights_only=False)
+        items[5] = torch.nn.functional.one_hot(torch.tensor(order)[targets[items[6]]], 3).half() * 9
+        items[2] = torch.arange(len(items[6]))  # mixed with itself, so that chance is one in three
+        torch.save(items, path)
+    return labels
+
+
+@pytest.mark.parametrize(("order", "warned"), [([0, 1, 2], False), ([1, 2, 0], True)])
+def test_shuffled_class_folders_are_noticed(order, warned, tiny, tmp_path):
+    """Before training, loudly; the right order is not warned about."""
+    labels = answered(tiny, tmp_path / "labels", order)
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=labels, dry_run=True))
+    assert result.code == 0
+    assert ("WARNING" in result.out) == warned
+    assert ("0.0%" if warned else "100.0%") in result.out
+
+
+@pytest.mark.parametrize("names", [["class_0", "class_1", "class_2"], ["class_2", "class_1", "class_0"]])
+def test_packed_labels_know_their_class_folders(names, tiny, tmp_path):
+    """A warning where the manifest was made for other folders or another order."""
+    store = open_labels(tiny.labels)
+    settings = {"class_names": digest_of_names(names)}
+    shape = store.num_images, store.num_classes, store.batch_size, store.epochs, store.mix_type, True
+    writer = PackedWriter(tmp_path / "labels", make_manifest(Codec(), *shape, settings))
+    for epoch in range(store.epochs):
+        writer.write(epoch, [store.read(epoch, batch) for batch in range(store.batches_per_epoch)])
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=tmp_path / "labels", dry_run=True))
+    assert result.code == 0, result.err
+    assert ("made for class folders with other names" in result.out) == (names[0] == "class_2")
+
+
+def test_views_of_a_live_teacher(tiny, tmp_path):
+    """naive KD: the same picture, with answers that exist nowhere yet."""
+    torch.save(build_model("shufflenet_v2_x0_5", 3).state_dict(), tmp_path / "teacher.pth")
+    teacher = {"teacher_model": "shufflenet_v2_x0_5", "teacher_checkpoint": tmp_path / "teacher.pth"}
+    flags = tiny.flags(tmp_path / "run", fkd_path=None, dry_run=True, mix_type="mixup", **teacher)
+    result = run(train_KD_parallel, *flags)
+    assert result.code == 0, result.err
+    assert Image.open(tmp_path / "run" / "views.png").size == (1200, 1300)
+    assert "teacher agrees with the folders" in result.out
+
+
+def test_checks_of_a_full_label_set_are_fast(tmp_path):
+    """300 epochs of 200 batch files: one listing per epoch, a few files read."""
+    small = make_labels(tmp_path / "small", epochs=1, batch_size=2, images=400)
+    labels = tmp_path / "labels"
+    shutil.copytree(small / "epoch_0", labels / "epoch_0")
+    for epoch in range(1, 300):
+        os.mkdir(labels / f"epoch_{epoch}")
+        for batch in range(200):
+            os.close(os.open(labels / f"epoch_{epoch}" / f"batch_{batch}.tar", os.O_CREAT))
+    started = time.perf_counter()
+    store = open_labels(labels)
+    store.check_complete(range(300))
+    preflight.sample_labels(store, range(1))
+    assert time.perf_counter() - started < 2
+    (labels / "epoch_299" / "batch_77.tar").unlink()
+    with pytest.raises(InputError, match=r"epoch_299/batch_77\.tar is missing"):
+        store.check_complete(range(300))
+
+
+def test_a_micro_batch_of_one_is_noticed(tiny, tmp_path):
+    """BatchNorm cannot train on one value per channel: said before training, whichever batch it is."""
+    train = make_images(tmp_path / "train", per_class=2, classes=3)
+    labels = make_labels(tmp_path / "labels", images=6)
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", train_dir=train, fkd_path=labels))
+    assert result.code == 2
+    assert f"micro-batch of 1 at --input-size {SIDE}" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_preflight_changes_nothing(tiny):
+    """Neither the random state nor the student."""
+    model = build_model("mobilenet_v2", 3)  # has dropout
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    arguments = type("Arguments", (), {"model": "mobilenet_v2"})
+    from utils.engine import Precision
+
+    preflight.check_student(model, arguments, 2, 3, SIDE, Precision("fp32", torch.device("cpu")))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_other_images_and_labels_are_refused_on_resume(tiny, tmp_path):
+    """Also where no flag changed: the folder's images, or the labels in it."""
+    train, labels = shutil.copytree(tiny.train, tmp_path / "train"), shutil.copytree(tiny.labels, tmp_path / "labels")
+    flags = {"train_dir": train, "fkd_path": labels}
+    tiny.train_run(tmp_path / "run", epochs=1, **flags)
+    os.rename(train / "class_0" / "0.png", train / "class_0" / "00.png")
+    shutil.copy(labels / "epoch_1" / "batch_0.tar", labels / "epoch_0" / "batch_0.tar")
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1, resume=True, **flags))
+    assert result.code == 2
+    assert "list of training images was" in result.err
+    assert "digest of the labels was" in result.err
+
+
+@pytest.mark.parametrize("words", [["--wandb-api-key", "K"], ["--wandb-api-key=K"]])
+def test_a_key_is_taken_off_the_command_line(words):
+    """Both ways of writing it."""
+    assert take_key(["-u", "script.py", *words, "--epochs", "3"]) == ("K", ["-u", "script.py", "--epochs", "3"])
+    assert take_key(["script.py", "--epochs", "3"]) == (None, ["script.py", "--epochs", "3"])
+
+
+def test_a_key_after_a_mistyped_flag_is_not_printed(tiny, tmp_path):
+    """The error names the flag alone."""
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"), "--wandb-api-kye", "5ec2e7" * 7)
+    assert "--wandb-api-kye" in result.err
+    assert "5ec2e7" not in result.err
+
+
+def test_what_a_dry_run_draws(tiny, tmp_path):
+    """One picture and nothing else."""
+    assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True)).code == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["views.png"]
+    assert "views.png" not in RUN_FILES

@@ -1,0 +1,168 @@
+"""Stopping by signal: the step finishes, the state is saved mid-epoch, no process stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run
+
+import train_FKD_parallel
+from utils.engine import train_step
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def signal_in_step(patch, number, step):
+    """Have the process receive a signal in the middle of its `step`-th optimizer step."""
+    left = [step]
+
+    def signalled(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        train_step(*arguments)
+
+    patch.setattr("utils.run.pick_step", lambda *_: signalled)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    """One complete run per precision."""
+    made = {}
+
+    def get(precision):
+        if precision not in made:
+            made[precision] = tiny.train_run(tmp_path_factory.mktemp("whole") / "run", precision=precision)
+        return made[precision]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("precision", "number", "step", "workers"),
+    [
+        ("fp32", signal.SIGINT, 1, 0),
+        ("fp32", signal.SIGTERM, 5, 2),
+        ("fp32", signal.SIGUSR1, 6, 0),  # the last step of an epoch
+        ("bf16", signal.SIGTERM, 4, 0),
+        ("bf16", signal.SIGINT, 9, 0),  # the last step of all
+    ],
+)
+def test_stop_and_resume_within_an_epoch(precision, number, step, workers, uninterrupted, tiny, tmp_path, monkeypatch):
+    """Exit code 128 + signal; resumed, the run ends bit-identical to an uninterrupted one."""
+    handler = signal.getsignal(number)
+    flags = {"precision": precision, "workers": workers, "loader": "workers" if workers else "auto"}
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(patch, number, step)
+        stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **flags))
+    assert stopped.code == 128 + number
+    assert stopped.err.startswith(
+        f"stopped: {number.name} in epoch {(step - 1) // 3} after {(step - 1) % 3 + 1} batches"
+    )
+    assert len(stopped.err.splitlines()) == 1
+    assert signal.getsignal(number) is handler
+    assert not (tmp_path / "run" / ".lock").exists()
+
+    whole, resumed = uninterrupted(precision), tiny.train_run(tmp_path / "run", resume=True, **flags)
+    weights, expected = resumed.weights(), whole.weights()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    for column in ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"):
+        assert [row[column] for row in resumed.rows] == [row[column] for row in whole.rows], column
+
+
+def test_a_stop_during_evaluation(uninterrupted, tiny, tmp_path):
+    """No figure comes from a part of the validation set; the evaluation is done again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.run.evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
+    assert stopped.code == 143, stopped.err
+    assert "after 3 batches" in stopped.err
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    resumed, whole = tiny.train_run(tmp_path / "run", resume=True), uninterrupted("fp32")
+    assert [row["val_loss"] for row in resumed.rows] == [row["val_loss"] for row in whole.rows]
+    assert [row["train_loss"] for row in resumed.rows] == [row["train_loss"] for row in whole.rows]
+
+
+def start(tiny, output, **changed):
+    """Start a run that would take long, with two workers; return it once it trains."""
+    flags = {"workers": 2, "loader": "workers", "epochs": 3000, "reuse_labels": True, "eval_every": 5000} | changed
+    command = [sys.executable, train_FKD_parallel.__file__, *tiny.flags(output, **flags)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (output / "metrics.csv").exists() or process.poll() is not None, 120)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def wait_for(condition, seconds):
+    """Wait until `condition()` holds; return whether it does."""
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return met
+
+
+def descendants(pid):
+    """Pids of the processes below `pid`."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid):
+    """Whether a process exists and is not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@LINUX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_behind(number, tiny, tmp_path):
+    """Within 5 s of a signal to the parent alone, it and its workers are gone, whatever the signal."""
+    process = start(tiny, tmp_path / "run")
+    family = [process.pid, *descendants(process.pid)]
+    assert len(family) >= 3
+    process.send_signal(number)
+    gone = wait_for(lambda: process.poll() is not None and not any(map(alive, family)), 5)
+    out, err = process.communicate(timeout=60)
+    assert gone, (out, err)
+    assert process.returncode == (143 if number == signal.SIGTERM else -number)
+    assert "Traceback" not in err
+
+
+@LINUX
+def test_a_signal_to_every_process(tiny, tmp_path):
+    """As Slurm and a terminal send it: workers leave it to their parent."""
+    process = start(tiny, tmp_path / "run")
+    for pid in [*descendants(process.pid), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, (out, err)
+    assert "--resume" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_two_runs_on_one_folder(tiny, tmp_path):
+    """The second is refused and told who is there; a lock that was left behind is taken over."""
+    output = tmp_path / "run"
+    process = start(tiny, output, workers=0)
+    try:
+        command = [sys.executable, train_FKD_parallel.__file__, *tiny.flags(output, overwrite=True)]
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert f"in use by process {process.pid} on host {os.uname().nodename}" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+    finally:
+        process.kill()
+        process.communicate()
+    assert (output / ".lock").exists()
+    tiny.train_run(output, overwrite=True, epochs=1)
+    assert not (output / ".lock").exists()
