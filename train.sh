@@ -4,6 +4,7 @@
 #   sh train.sh                                    the settings below
 #   MODEL=resnet50 TRAIN_DIR=… sh train.sh         settings from the environment
 #   sh train.sh --epochs 100 --resume              any flag of train_FKD_parallel.py, last word wins
+#   NPROC=4 sh train.sh                            four processes on this machine, one per GPU
 #
 # One optimizer step takes BATCH_SIZE images, in ACCUMULATION micro-batches: 50 = 2 x 25.
 set -eu
@@ -29,7 +30,8 @@ ce_weight=${CE_WEIGHT:-0.1}
 temperature=${TEMPERATURE:-20}                  # used by the losses kl and dist
 mix_type=${MIX_TYPE:-cutmix}
 
-exec "${PYTHON:-python3}" "$here/train_FKD_parallel.py" \
+nproc=${NPROC:-1}
+set -- "$here/train_FKD_parallel.py" \
     --model "$model" \
     --train-dir "$train_dir" \
     --val-dir "$val_dir" \
@@ -49,3 +51,5 @@ exec "${PYTHON:-python3}" "$here/train_FKD_parallel.py" \
     --wandb-mode "$wandb_mode" \
     --wandb-project "$wandb_project" \
     "$@"
+[ "$nproc" -eq 1 ] || set -- -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$@"
+exec "${PYTHON:-python3}" "$@"

@@ -74,6 +74,56 @@ def test_the_environment_overrides_every_setting(launcher, launch):
     assert flags == expected | {"--cos": None}
 
 
+def test_several_processes(launch):
+    """NPROC starts PyTorch's own launcher; the script and its flags follow."""
+    alone, words = (
+        launch("train_FKD_10_r18.sh", "--epochs", "5"),
+        launch("train_FKD_10_r18.sh", "--epochs", "5", NPROC="4"),
+    )
+    assert words[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    assert words[5:] == alone
+    assert launch("train.sh", NPROC="1") == launch("train.sh")
+
+
+def test_many_runs(tmp_path):
+    """Every combination once; a failure is named and stops nothing; a second call does what is left."""
+    stub = tmp_path / "python"
+    stub.write_text(
+        """#!/bin/sh
+echo "$CUDA_VISIBLE_DEVICES $*" >>"$NOTES"
+while [ "$1" != --output-dir ]; do shift; done
+case $2 in *$FAILS) echo "error: it is broken" >&2; exit 2 ;; esac
+echo {} >"$2/summary.json"
+"""
+    )
+    stub.chmod(0o755)
+    notes = tmp_path / "notes"
+    settings = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": str(stub),
+        "RUNS_DIR": str(tmp_path / "runs"),
+        "NOTES": str(notes),
+    }
+    settings |= {"MODELS": "resnet18 resnet50", "SEEDS": "0 1", "LABELS": "l/a l/b", "GPUS": "4 6"}
+
+    def call(fails):
+        command = ["sh", str(ROOT / "runs.sh"), "--epochs", "5"]
+        return subprocess.run(command, capture_output=True, text=True, env=settings | {"FAILS": fails}, cwd=tmp_path)
+
+    done = call("b/resnet50-seed0")
+    assert done.returncode != 0
+    assert "FAILED: b/resnet50-seed0" in done.stdout
+    assert "error: it is broken" in done.stdout
+    assert done.stdout.count("done: ") == 7
+    lines = notes.read_text().splitlines()
+    assert {line.split()[0] for line in lines} <= {"4", "6"}
+    assert len({line.split("--output-dir ")[1].split()[0] for line in lines}) == len(lines) == 8
+    assert all(line.endswith("--epochs 5") for line in lines)
+    again = call("nothing")
+    assert again.returncode == 0
+    assert (again.stdout.count("finished before: "), again.stdout.count("done: ")) == (7, 1)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_trailing_arguments_come_last(launcher, launch):
     """So that argparse lets them win; quoting survives."""

@@ -73,6 +73,13 @@ class Run:
         """Return the part of a label store or of `DrawnViews` that this rank works on."""
         if self.world.size == 1:
             return source
+        few = min(self.micro_batch, source.num_images) // self.world.size
+        if few < 8 and not self.args.sync_bn:
+            log.warning(
+                "warning: %d processes have %d images each of a micro-batch, few for batch statistics; consider "
+                "--sync-bn or fewer --gradient-accumulation-steps",
+                *(self.world.size, few),
+            )
         return SharedLabels(source, Share(self.world.rank, self.world.size, self.micro_batch))
 
     @property
