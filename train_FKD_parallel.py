@@ -67,7 +67,8 @@ def main(argv=None):
     if args.dry_run:
         pick_loader(args.loader, train.samples, args.workers, precision.device)
         dataset = ViewDataset(train.samples, store, args.input_size)
-        Preview(dataset, args.start_epoch).draw(folder.file(tracking.VIEWS), train.classes)
+        if world.is_first:
+            Preview(dataset, args.start_epoch).draw(folder.file(tracking.VIEWS), train.classes)
         log.info("dry run: everything is in place, nothing was trained; look at %s", folder.file(tracking.VIEWS))
         return
     with run.session():

@@ -191,7 +191,10 @@ def report_agreement(share, chance):
 def check_run(run, num_images, num_classes, input_size):
     """Check that a `Run` can train and save: one forward pass, free disk; log what it will do and write."""
     args, precision = run.args, run.precision
-    check_student(run.model, args, smallest_micro_batch(num_images, args), num_classes, input_size, precision)
+    rows = smallest_micro_batch(num_images, args)
+    if not args.sync_bn:  # each process has its own batch statistics
+        rows = max(rows // run.world.size, 1)
+    check_student(run.model, args, rows, num_classes, input_size, precision)
     size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
     # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
     present = sum(run.folder.file(name).stat().st_size for name in run.folder.previous)
@@ -225,6 +228,7 @@ def check_student(model, args, rows, num_classes, input_size, precision):
         raise InputError(
             f"--model {args.model} cannot train on a micro-batch of {rows} at --input-size {input_size} "
             f"({reason:.150}); change --gradient-accumulation-steps, the batch size of the labels, or the size"
+            + (", or add --sync-bn" if args.processes > 1 and not args.sync_bn else "")
         ) from None
     finally:
         restore_rng(random_state)
