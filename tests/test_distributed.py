@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_FKD_parallel
-from utils import distributed, label_tools
+from utils import distributed, label_tools, tracking
 from utils.augment import ViewPolicy
 from utils.data import Batch
 from utils.distributed import Share, World, from_environment, share
@@ -229,6 +229,13 @@ def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, 
     assert run(train_FKD_parallel, *files.training(tmp_path / "whole", *SGD, epochs=2)).code == 0
     resumed, whole = read_run(tmp_path / "run"), read_run(tmp_path / "whole")
     assert difference(resumed.weights(), whole.weights()) < 1e-5
+
+
+def test_only_one_process_looks_at_a_folder_that_is_to_be_overwritten(tmp_path):
+    """It may already be removing what the others would look at."""
+    (tmp_path / "metrics.csv").touch()
+    assert tracking.RunFolder(tmp_path, overwrite=True).previous == ["metrics.csv"]
+    assert tracking.RunFolder(tmp_path, writes=False).previous == []
 
 
 def test_bad_input_is_reported_once(files, tmp_path):

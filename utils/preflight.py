@@ -195,10 +195,8 @@ def check_run(run, num_images, num_classes, input_size):
     if not args.sync_bn:  # each process has its own batch statistics
         rows = max(rows // run.world.size, 1)
     check_student(run.model, args, rows, num_classes, input_size, precision)
-    size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
-    # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
-    present = sum(run.folder.file(name).stat().st_size for name in run.folder.previous)
-    check_disk(args.output_dir, 2 * size * (3 if args.sgd else 4) - present, "checkpoints need")
+    if run.world.is_first:
+        check_room(run)
     batches = -(-num_images // args.batch_size)
     steps = args.gradient_accumulation_steps
     log.info(
@@ -206,6 +204,15 @@ def check_run(run, num_images, num_classes, input_size):
         *(args.model, precision.device, precision, len(run.epochs), batches, args.batch_size, steps),
     )
     log.info("writes  %s to %s", ", ".join(RUN_FILES), args.output_dir)
+
+
+def check_room(run):
+    """Check that what a `Run` writes fits on its disk."""
+    size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
+    # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
+    present = sum(run.folder.file(name).stat().st_size for name in run.folder.previous)
+    needed = 2 * size * (3 if run.args.sgd else 4) - present
+    check_disk(run.args.output_dir, needed, "checkpoints need")
 
 
 def smallest_micro_batch(num_images, args):

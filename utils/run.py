@@ -93,6 +93,7 @@ class Run:
         args, public = self.args, arguments.public(self.args)
         where = (args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output_dir)
         first = self.world.is_first
+        self.world.barrier()  # nobody looks at what was there before any more
         with self.folder.claimed(public) if first else contextlib.nullcontext(), self.signals:
             if first:
                 self.tracker = tracking.start_tracker(*where, public, self.progress.wandb_id)

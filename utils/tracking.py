@@ -53,8 +53,8 @@ class RunFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--output-dir {path} is a file; give a folder")
-        self.previous = [name for name in RUN_FILES if (self.path / name).exists()]
-        if self.previous and writes and not (overwrite or resume):
+        self.previous = [name for name in RUN_FILES if writes and (self.path / name).exists()]
+        if self.previous and not (overwrite or resume):
             raise InputError(
                 f"--output-dir {path} holds a run already; add --resume to continue it, --overwrite to replace it, "
                 "or give another folder"
