@@ -90,6 +90,7 @@ def test_training_on_packed_reference_labels_gives_the_same_losses_to_the_bit(na
     for number, labels in enumerate((REFERENCE / name, tmp_path / "packed")):
         words = f"--train-dir {REFERENCE}/train --val-dir {REFERENCE}/val --fkd-path {labels} --input-size 224"
         words += f" --batch-size 8 --epochs 2 -j 0 --precision fp32 --device cpu --output-dir {tmp_path}/run{number}"
+        words += " --model shufflenet_v2_x0_5"
         assert run(train_FKD_parallel, *words.split()).code == 0
         losses.append([row["train_loss"] for row in read_run(tmp_path / f"run{number}").rows])
     assert losses[0] == losses[1]

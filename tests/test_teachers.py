@@ -20,6 +20,7 @@ from utils.models import build_student
 from utils.teachers import PRESETS, combine
 
 ROOT = Path(__file__).parents[1]
+STUDENT = "shufflenet_v2_x0_5"  # small weights: little to write and compare
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,8 @@ def test_other_arguments_are_refused_with_the_difference(tiny, teachers, tmp_pat
 @pytest.mark.parametrize("views", ["stored", "drawn"])
 def test_naive_kd_and_fkd_train_the_same_student(views, tiny, teachers, tmp_path):
     assert run(relabel_FKD, *relabel_words(tiny, teachers, tmp_path / "labels", "--views", views)).code == 0
-    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2)
-    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix")
+    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2, model=STUDENT)
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix", model=STUDENT)
     result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
     assert result.code == 0, result.err
     live = read_run(tmp_path / "kd")
