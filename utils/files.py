@@ -60,6 +60,14 @@ def sync_folder(folder):
             os.close(handle)
 
 
+def make_folder(path):
+    """Make a folder and those above it, or raise InputError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
+
+
 def write_text(path, text):
     """Write a text file atomically."""
     with atomic_file(path) as temporary:

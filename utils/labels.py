@@ -29,7 +29,7 @@ from torch.utils.data import RandomSampler
 from utils.archive import load_archive
 from utils.augment import ViewPolicy, fractions
 from utils.errors import InputError
-from utils.files import atomic_file, digest_of
+from utils.files import atomic_file, digest_of, make_folder
 
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
@@ -446,10 +446,7 @@ class TarWriter:
         self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         if not leads:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
+        make_folder(self.path)
         if any(self.path.iterdir()):
             raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
 

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 
 from utils.augment import ViewPolicy
 from utils.errors import InputError
-from utils.files import atomic_file, digest_of, digest_of_text, write_json
+from utils.files import atomic_file, digest_of, digest_of_text, make_folder, write_json
 from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
 FORMAT, VERSION = "fkd-packed", 1
@@ -162,10 +162,7 @@ class PackedWriter:
         self.codec = Codec(**manifest["codec"])
         if not leads:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}); give another folder") from None
+        make_folder(self.path)
         if (self.path / MANIFEST).exists():
             stored = read_manifest(self.path)
             refuse_differences(path, stored, manifest)
