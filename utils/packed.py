@@ -3,12 +3,12 @@
 Layout of a folder (N images, C classes, k columns stored per image, n batches per epoch):
 
     manifest.json             what the labels are, and a digest of every epoch file
-    images.safetensors        sizes i32 [N, 2] (H, W); only where views are drawn
+    images.safetensors        sizes i32 [N, 2] (H, W), or [1, 2] if all are equal; only where views are drawn
     epoch_0000.safetensors    one file per epoch, rows in the order of training:
         coords f32 [N, 4], flip bool [N], index i32 [N]            where views are stored
         mix_index i32 [N], mix_lam f64 [n], mix_bbox i32 [n, 4]    as far as the mix type needs them
         logits f16 or f32 [N, k]                                   bits 16 or 32
-        levels u8 [N, ceil(k bits / 8)], low f32 [k], step f32 [k] bits 8 or 4: low + step * level
+        levels u8 [N, ceil(k bits / 8)], range f32 [2, k]          bits 8 or 4: low + step * level
         classes i32 [N, k], rest f32 [N, 2]                        k < C: class ids; mean and variance of the others
 
 Three independent savings (`Codec`): fewer bits per value, the k largest logits only, and *drawn*
@@ -36,7 +36,7 @@ from utils.errors import InputError
 from utils.files import atomic_file, digest_of, digest_of_text, make_folder, write_json
 from utils.labels import BatchLabels, DrawnViews, ReferenceOrder, all_finite, parse_items
 
-FORMAT, VERSION = "fkd-packed", 1
+FORMAT, VERSION = "fkd-packed", 2
 MAX_MANIFEST_BYTES = 64 * 2**20
 MANIFEST, IMAGES = "manifest.json", "images.safetensors"
 EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
@@ -77,7 +77,8 @@ class Codec:
         low, high = values.min(dim=0).values, values.max(dim=0).values
         step = (high - low).clamp_min(1e-6) / (2**self.bits - 1)
         levels = ((values - low) / step).round().to(torch.uint8)
-        return tensors | {"levels": pack_nibbles(levels) if self.bits == 4 else levels, "low": low, "step": step}
+        levels = pack_nibbles(levels) if self.bits == 4 else levels
+        return tensors | {"levels": levels, "range": torch.stack([low, step])}
 
     def decode(self, tensors, rows, num_classes, temperature):
         """Return logits [B, C] of the slice `rows`; classes that were not kept get one common value.
@@ -88,10 +89,8 @@ class Codec:
         if self.bits >= 16:
             values = tensors["logits"][rows]
         else:
-            levels = tensors["levels"][rows]
-            low = tensors["low"]
-            levels = unpack_nibbles(levels, len(low)) if self.bits == 4 else levels
-            values = low + tensors["step"] * levels
+            levels, (low, step) = tensors["levels"][rows], tensors["range"]
+            values = low + step * (unpack_nibbles(levels, len(low)) if self.bits == 4 else levels)
         if "classes" not in tensors:
             return values
         mean, variance = tensors["rest"][rows].unbind(dim=1)
@@ -170,7 +169,8 @@ class PackedWriter:
         elif any(not name.startswith(".") for name in os.listdir(self.path)):
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
         if sizes is not None:
-            self._save(IMAGES, {"sizes": sizes.int()})
+            equal = bool((sizes == sizes[:1]).all())
+            self._save(IMAGES, {"sizes": sizes[:1].int() if equal else sizes.int()})
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         self.finish()
@@ -258,7 +258,10 @@ def read_manifest(path):
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); copy the labels again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise InputError(f"{file} is not a {FORMAT} manifest of version {VERSION}; the labels need another program")
+        raise InputError(
+            f"{file} is not a {FORMAT} manifest of version {VERSION}; make the labels again, or use the release that "
+            "made them"
+        )
     counts = [manifest.get(key) for key in ("num_images", "num_classes", "batch_size", "epochs")]
     codec, digests = manifest.get("codec"), manifest.get("digests")
     sound = (
@@ -344,7 +347,9 @@ class PackedStore:
                 "the one that made it; use that numpy, or relabel with --views stored"
             )
         sizes = self._load(IMAGES, {"sizes"})["sizes"]
-        if sizes.shape != (self.num_images, 2) or (sizes < 1).any():
+        if sizes.shape == (1, 2):  # that of every image
+            sizes = sizes.expand(self.num_images, 2)
+        if sizes.dtype != torch.int32 or sizes.shape != (self.num_images, 2) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
         return DrawnViews(policy, self.num_images, self.batch_size), sizes.tolist()
 
@@ -380,7 +385,7 @@ class PackedStore:
             expected["logits"] = torch.float16 if self.codec.bits == 16 else torch.float32, (images, columns)
         else:
             expected["levels"] = torch.uint8, (images, math.ceil(columns * self.codec.bits / 8))
-            expected |= dict.fromkeys(("low", "step"), (torch.float32, (columns,)))
+            expected["range"] = torch.float32, (2, columns)
         if columns < self.num_classes:
             expected |= {"classes": (torch.int32, (images, columns)), "rest": (torch.float32, (images, 2))}
         if self.codec.views == "stored":
