@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import read_run, run
 
 import train_FKD_parallel
 from utils.errors import InputError
@@ -89,3 +91,34 @@ def test_an_offline_run_writes_no_key_and_asks_nothing(tiny, tmp_path):
     assert len(files) > 8
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("failing", ["log", "finish"])
+def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny, tmp_path, monkeypatch):
+    """A stand-in for the package, whose errors carry the key."""
+    called = []
+
+    class Run:
+        id = "abc"
+
+        def log(self, values, step):
+            called.append(("log", step))
+            if failing == "log" and step == 1:
+                raise ConnectionError(f"key {KEY} was refused")
+
+        def finish(self):
+            called.append(("finish", None))
+            if failing == "finish":
+                raise TimeoutError(KEY)
+
+    package = SimpleNamespace(init=lambda **_: Run(), Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    flags = tiny.flags(tmp_path / "run", wandb_project="p", wandb_mode="online", wandb_api_key=KEY)
+    result = run(train_FKD_parallel, *flags)
+    assert result.code == 0, result.err
+    assert len(read_run(tmp_path / "run").rows) == 3
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("W&B failed") == 1
+    assert KEY not in log + result.out + result.err
+    logged = [("log", step) for step in range(2 if failing == "log" else 3)]
+    assert called == logged + ([] if failing == "log" else [("finish", None)])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,9 @@ def test_wrong_input(name, tiny, tmp_path):
     """Each case: changed flags, and what the line must say."""
     case = CASES[name]
     changed, words = case(tmp_path, tiny) if callable(case) else case
+    started = time.monotonic()
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **changed))
+    assert time.monotonic() - started < 10
     assert_one_line(result.code, result.err, words)
     assert not (tmp_path / "ran").exists()
     if "image" not in name:  # found at once, before anything was made

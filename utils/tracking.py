@@ -267,7 +267,7 @@ class WandbTracker:
 
     def finish(self):
         """Flush and close the run."""
-        self._guard(self.run.finish)
+        self._guard(lambda: self.run.finish())  # looked up after the guard: it may be gone
 
     def _guard(self, call):
         if self.run is None:
