@@ -5,6 +5,7 @@ is slot `p % N % batch_size` of batch `p % N // batch_size` of epoch `p // N`, N
 epoch. So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
+import gc
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -187,6 +188,7 @@ class Positions:
 
 def start_worker(_worker_id):
     """Prepare a worker process: patch its PyTorch; leave signals to the parent, and end with it."""
+    gc.freeze()  # collecting what came from the parent would copy its memory
     fetch_patch.apply()
     prepare_worker()
 
