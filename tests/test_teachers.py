@@ -15,9 +15,10 @@ from conftest import BATCH, SIDE, read_run, run
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
+from utils.engine import Precision
 from utils.labels import open_labels
 from utils.models import build_student
-from utils.teachers import PRESETS, combine
+from utils.teachers import PRESETS, Ensemble, combine
 
 ROOT = Path(__file__).parents[1]
 STUDENT = "shufflenet_v2_x0_5"  # small weights: little to write and compare
@@ -80,6 +81,16 @@ def test_an_ensemble_is_stored_as_combined(tiny, teachers, tmp_path):
     described = store.provenance()["settings"]
     assert [teacher["arch"] for teacher in described["teachers"]] == ["resnet18", "shufflenet_v2_x0_5"]
     assert described["ensemble"] == "norm-mean"
+
+
+def test_an_empty_share_of_a_batch_is_answered_without_the_model(teachers):
+    """Some models cannot take 0 images: a reshape to [0, -1, 4, 4] is ambiguous."""
+    ensemble = Ensemble(["resnet18"], [teachers[0]], "mean", Precision("fp32", torch.device("cpu")))
+    ensemble.teachers = [lambda images: images.view(len(images), -1, SIDE, SIDE).mean(dim=(2, 3))]
+    assert ensemble(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, 3)
+    answers = ensemble(torch.zeros(0, 3, SIDE, SIDE))
+    assert answers.shape == (0, 3)
+    assert answers.dtype == torch.float32
 
 
 def test_presets_take_the_first_candidates(tiny, teachers, tmp_path):

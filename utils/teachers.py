@@ -88,6 +88,8 @@ class Ensemble:
         Raises:
             InputError: the teachers disagree on C, or an answer is not finite.
         """
+        if not len(images):  # a rank's share may be empty, and not every model takes that
+            return torch.zeros(0, self.num_classes(images.shape[-1]), device=self.precision.device)
         with self.precision.autocast():
             answers = [teacher(images) for teacher in self.teachers]
         if len({answer.shape[1] for answer in answers}) > 1:
