@@ -31,7 +31,7 @@ from utils.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from utils.data import load_rgb
 from utils.engine import build_optimizer
 from utils.errors import InputError
-from utils.labels import BatchLabels, DrawnViews, open_labels, parse_items
+from utils.labels import BatchLabels, open_labels, parse_items
 from utils.models import load_weights
 from utils.packed import Codec, PackedWriter, make_manifest
 
@@ -236,8 +236,6 @@ class Corpus:
         """As training does: open, describe, read a batch of the first epoch and its views."""
         store = open_labels(path.parent)
         store.provenance(), store.digest(), store.class_names
-        if isinstance(store.views, DrawnViews) and store.num_images > 1000:
-            return
         labels = store.read(0, 0)
         labels.view(len(labels) - 1, (8, 8))
 

@@ -98,6 +98,13 @@ def test_removed_opcodes(opcode, tmp_path):
     refused(write_zip(tmp_path / "f", pickled), "damaged")
 
 
+@pytest.mark.parametrize("text", ["a\nb", "a" * 5000])
+def test_a_reason_that_quotes_the_file_is_one_short_line(text, tmp_path):
+    """Python's own message about a call quotes what was called: here a text of the file."""
+    pickled = b"\x80\x02X" + len(text).to_bytes(4, "little") + text.encode() + b"K\x01R."
+    assert len(refused(write_zip(tmp_path / "f", pickled), "damaged")) < 1000
+
+
 def tensor_pickle(numel, offset, size, stride, key="0"):
     """Return a data.pkl with one float32 tensor made as stated."""
 

@@ -43,6 +43,7 @@ def packed(tmp_path):
         ("packed", {"settings": ...}),
         ("packed", {"settings": []}),
         ("packed", {"digests": {"../../epoch_0000.safetensors": ""}}),
+        ("drawn", {"num_images": 2**31 - 1}),
         ("drawn", {"draws": ...}),
         ("drawn", {"policy": ...}),
         ("drawn", {"policy": {"seed": -1}}),

@@ -18,6 +18,7 @@ import io
 import os
 import pickle
 import re
+import textwrap
 import zipfile
 from collections import OrderedDict
 
@@ -199,5 +200,5 @@ def load_archive(path, allowed=LABEL_GLOBALS):
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        reason = f"{error}" or type(error).__name__
+        reason = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
         raise InputError(f"{path} is damaged or not a torch.save file ({reason}); copy or write it again") from None

@@ -351,7 +351,7 @@ class PackedStore:
             sizes = sizes.expand(self.num_images, 2)
         if sizes.dtype != torch.int32 or sizes.shape != (self.num_images, 2) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
-        return DrawnViews(policy, self.num_images, self.batch_size), sizes.tolist()
+        return DrawnViews(policy, self.num_images, self.batch_size), sizes
 
     def file(self, epoch, _batch=None):
         """Path of the file that holds an epoch."""
@@ -460,7 +460,7 @@ class PackedStore:
 
     def _redraw(self, epoch, batch, logits):
         drawn = self.views.read(epoch, batch)
-        return drawn.labelled(logits, [self.sizes[i] for i in drawn.index.tolist()])
+        return drawn.labelled(logits, self.sizes[drawn.index].tolist())
 
     def check(self, epoch):
         """Check every batch of an epoch as strictly as a label file from a stranger."""
