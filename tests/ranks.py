@@ -78,6 +78,8 @@ def main(path):
         if code:
             return code
     Path(path).with_name(f"decoded.{world.rank}.json").write_text(json.dumps(decoded))
+    world = None
+    distributed.start = None  # the last to hold the process group
     finish()
     return 0
 

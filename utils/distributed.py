@@ -7,6 +7,7 @@ A stored batch stays one batch. `Share` says which of its rows a rank works on; 
 """
 
 import contextlib
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -203,6 +204,10 @@ def may_speak():
 
 
 def finish():
-    """Leave the other processes; do nothing where there are none."""
+    """Leave the other processes; do nothing where there are none.
+
+    The group's threads must have ended before Python does: PyTorch 2.0 aborts otherwise.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()

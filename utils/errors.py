@@ -38,6 +38,7 @@ def run_script(main, argv=None):
         hide_key()
     try:
         main(argv)
+        distributed.finish()
         return 0
     except InputError as error:
         text, code = f"error: {error}", 2

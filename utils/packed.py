@@ -347,10 +347,9 @@ class PackedStore:
                 "the one that made it; use that numpy, or relabel with --views stored"
             )
         sizes = self._load(IMAGES, {"sizes"})["sizes"]
-        if sizes.shape == (1, 2):  # that of every image
-            sizes = sizes.expand(self.num_images, 2)
-        if sizes.dtype != torch.int32 or sizes.shape != (self.num_images, 2) or (sizes < 1).any():
+        if sizes.dtype != torch.int32 or sizes.shape not in ((self.num_images, 2), (1, 2)) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
+        sizes = sizes.expand(self.num_images, 2)  # one size is that of every image; takes no memory
         return DrawnViews(policy, self.num_images, self.batch_size), sizes
 
     def file(self, epoch, _batch=None):
