@@ -36,7 +36,7 @@ from torchvision.transforms import functional as TF
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
 from utils.augment import IMAGENET_MEAN, IMAGENET_STD, Normalise, ViewPolicy
 from utils.data import Batch, ValidationBatches, ViewDataset, WorkerBatches
-from utils.engine import Precision, build_optimizer, evaluate, pick_device
+from utils.engine import Precision, build_optimizer, evaluate, keep_freed_memory, pick_device
 from utils.graphs import pick_step
 from utils.labels import DrawnViews, TarWriter, open_labels
 from utils.losses import build_loss
@@ -180,6 +180,8 @@ class OwnStep:
     """The step of engine.py, or its CUDA graph."""
 
     def __init__(self, model, precision, micro_batch):
+        if precision.device.type == "cpu":
+            keep_freed_memory()
         model = build_student(model, CLASSES, 0).to(precision.device, memory_format=precision.memory_format)
         self.model, self.precision, self.micro_batch = model.train(), precision, micro_batch
         self.optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)

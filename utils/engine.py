@@ -1,5 +1,6 @@
 """Train for one epoch, evaluate: the only place that steps an optimizer."""
 
+import ctypes
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 from utils.distributed import ALONE, World, share
 from utils.errors import InputError
 from utils.metrics import MetricSums
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 class Precision:
@@ -62,6 +65,19 @@ def pick_device(name, world=ALONE):
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", world.local_rank) if world.size > 1 else torch.device("cuda")
+
+
+def keep_freed_memory():
+    """Let this process keep the memory that it frees; return whether its C library can (glibc can).
+
+    glibc hands large blocks back to the system, which must fill them with zeros, page by page, when the
+    next step asks for them again: a tenth of a training step on the CPU. See mallopt(3).
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    return all(set_option(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
 def build_optimizer(model, sgd, lr, weight_decay, momentum=0.0):

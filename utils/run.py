@@ -9,7 +9,7 @@ import torch
 from utils import arguments, tracking
 from utils.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.distributed import ALONE, Share
-from utils.engine import build_optimizer, evaluate, set_lr, train_one_epoch
+from utils.engine import build_optimizer, evaluate, keep_freed_memory, set_lr, train_one_epoch
 from utils.errors import InputError, Interrupted
 from utils.graphs import pick_step
 from utils.labels import SharedLabels
@@ -41,6 +41,8 @@ class Run:
     def __init__(self, args, num_classes, folder, precision, world=ALONE):
         self.args, self.folder, self.precision, self.world = args, folder, precision, world
         self.started = time.time()
+        if precision.device.type == "cpu":
+            keep_freed_memory()
         model = build_student(args.model, num_classes, args.seed, args.stem)
         self.model = model.to(precision.device, memory_format=precision.memory_format)
         if args.sync_bn and world.size > 1:
