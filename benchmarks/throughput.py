@@ -336,9 +336,11 @@ def take_turns(names, setting, rounds, steps, warm_up):
     try:
         for row in rows:
             row.run(warm_up, measured=False)
-        for row in rows * rounds:
-            time.sleep(SETTLE)
-            row.run(steps)
+        for turn in range(rounds):
+            first = turn % len(rows)  # so that no row always has the same one before it
+            for row in rows[first:] + rows[:first]:
+                time.sleep(SETTLE)
+                row.run(steps)
     finally:
         for row in rows:
             row.close()
