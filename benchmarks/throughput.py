@@ -22,7 +22,7 @@ import tempfile
 import time
 from contextlib import suppress
 from itertools import cycle, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -258,6 +258,7 @@ def build_row(name, setting):
 
 def serve(name, setting, pipe):
     """Child process: build a row, then run as many steps as the pipe asks for; None ends it."""
+    set_start_method(None, force=True)  # its workers start as they do in a script, not as this process did
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"
     while (steps := pipe.recv()) is not None:
