@@ -9,6 +9,7 @@ A stored batch stays one batch. `Share` says which of its rows a rank works on; 
 import contextlib
 import gc
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -206,8 +207,11 @@ def may_speak():
 def finish():
     """Leave the other processes; do nothing where there are none.
 
-    The group's threads must have ended before Python does: PyTorch 2.0 aborts otherwise.
+    The group's threads must have ended before Python does: PyTorch 2.0 aborts otherwise. It also holds
+    Python's lock while it waits for them, and they need it to free the tensors of the last collective:
+    so they get a moment to do that first, or both would wait for ever.
     """
     if dist.is_available() and dist.is_initialized():
+        time.sleep(0.2)
         dist.destroy_process_group()
         gc.collect()
