@@ -142,6 +142,11 @@ def read_run(path):
     return Run(Path(path), json.loads((Path(path) / "summary.json").read_text()), rows)
 
 
+def same_weights(one, other):
+    """Whether two state dicts are equal, to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The tiny set, read-only for all tests."""

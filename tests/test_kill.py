@@ -12,8 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from conftest import EPOCHS, Tiny, make_images, make_labels, read_run
+from conftest import EPOCHS, Tiny, make_images, make_labels, read_run, same_weights
 
 import train_FKD_parallel
 
@@ -74,8 +73,7 @@ def kill_and_resume(tiny, folder, kills, epochs, seed):
 
 def check(killed, whole):
     """Same weights bit for bit, same metrics, no file left over."""
-    weights, expected = killed.weights(), whole.weights()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert same_weights(killed.weights(), whole.weights())
     for column in ("epoch", "lr", "train_loss", "val_loss", "val_top1"):
         assert [row[column] for row in killed.rows] == [row[column] for row in whole.rows], column
     assert {path.name for path in killed.path.iterdir()} == {path.name for path in whole.path.iterdir()}

@@ -3,14 +3,10 @@
 import pytest
 import torch
 import torchvision
+from conftest import same_weights
 
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student, build_teacher, load_weights
-
-
-def same_weights(one, other):
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_student_is_torchvisions_after_the_seed():

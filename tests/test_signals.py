@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import run
+from conftest import run, same_weights
 
 import train_FKD_parallel
 from utils.training.step import train_step
@@ -69,8 +68,7 @@ def test_stop_and_resume_within_an_epoch(precision, number, step, workers, unint
     assert not (tmp_path / "run" / ".lock").exists()
 
     whole, resumed = uninterrupted(precision), tiny.train_run(tmp_path / "run", resume=True, **flags)
-    weights, expected = resumed.weights(), whole.weights()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert same_weights(resumed.weights(), whole.weights())
     for column in ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"):
         assert [row[column] for row in resumed.rows] == [row[column] for row in whole.rows], column
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BATCH, SIDE, read_run, run
+from conftest import BATCH, SIDE, read_run, run, same_weights
 
 import relabel_FKD
 import train_FKD_parallel
@@ -162,7 +162,7 @@ def test_naive_kd_and_fkd_train_the_same_student(views, tiny, teachers, tmp_path
     result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
     assert result.code == 0, result.err
     live = read_run(tmp_path / "kd")
-    assert all(torch.equal(weight, live.weights()[name]) for name, weight in stored.weights().items())
+    assert same_weights(live.weights(), stored.weights())
     columns = ("train_loss", "val_loss", "val_top1")
     assert [[row[c] for c in columns] for row in live.rows] == [[row[c] for c in columns] for row in stored.rows]
     assert live.summary["labels"]["teachers"][0]["arch"] == "resnet18"
@@ -208,7 +208,7 @@ def test_a_teacher_whose_answers_no_loss_uses_changes_nothing(tiny, teachers, tm
     ]
     assert [result.code for result in results] == [0, 0]
     alone, asked = (read_run(tmp_path / name) for name in ("alone", "asked"))
-    assert all(torch.equal(weight, asked.weights()[name]) for name, weight in alone.weights().items())
+    assert same_weights(asked.weights(), alone.weights())
     assert asked.summary["labels"]["bytes"] == Path(teachers[0]).stat().st_size
 
 

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EPOCHS, make_labels, read_run, run
+from conftest import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
 from utils.run.summary import COLUMNS
-
-
-def same_weights(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_a_run_leaves(whole_run, tiny):
