@@ -10,23 +10,25 @@ from utils.training.precision import Precision
 COPIES = 4  # of the weights, beside themselves: gradients, two moments, what is put back after recording a step
 VIEWS = 4  # float32 copies of a batch's views while they are replayed, normalised and mixed
 SPARE = 1.5  # gradients of activations, and the work space of convolutions
-PROBED = 2  # rows, the fewest that batch statistics need
+PROBED = 2, 4  # rows of two forward passes; two are the fewest that batch statistics need
 
 
 def training_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: int, precision: Precision) -> int:
     """Estimate the device memory of training `model`, whose weights are there already, in bytes.
 
-    What a forward pass keeps for the backward one is measured with two rows and scaled. It is what the recorded
-    step holds in its private pool; `model` stays as it is.
+    What a forward pass keeps for the backward one is measured with few rows and with some more, since a part of it
+    does not grow with them: the weights in the precision of the pass. It is what the recorded step holds in its
+    private pool; `model` stays as it is.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    kept = saved_bytes(model, input_size, precision) * micro_batch / PROBED
+    few, more = (saved_bytes(model, rows, input_size, precision) for rows in PROBED)
+    kept = few + (micro_batch - PROBED[0]) * (more - few) / (PROBED[1] - PROBED[0])
     views = VIEWS * 3 * 4 * batch * input_size**2
     return int(COPIES * weights + SPARE * kept + views)
 
 
-def saved_bytes(model: nn.Module, input_size: int, precision: Precision) -> int:
-    """Bytes that a forward pass of `PROBED` images of S x S pixels keeps for the backward pass, weights aside."""
+def saved_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
+    """Bytes that a forward pass of `rows` images of S x S pixels keeps for the backward pass, `model`'s own aside."""
     probe = copy.deepcopy(model).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*probe.parameters(), *probe.buffers())}
     seen: dict[int, tuple[int, torch.Tensor]] = {}
@@ -37,7 +39,7 @@ def saved_bytes(model: nn.Module, input_size: int, precision: Precision) -> int:
             seen[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that its place is not given away
         return tensor
 
-    images = torch.zeros(PROBED, 3, input_size, input_size, device=precision.device)
+    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
     with torch.random.fork_rng([precision.device] if precision.device.type == "cuda" else []):
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), hooks, precision.autocast():
