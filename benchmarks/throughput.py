@@ -379,7 +379,9 @@ def measure_evaluation(setting, batches):
     learner = build_learner(setting["model"], precision, setting["batch_size"])
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     samples = EveryClass(Path(setting["images"])).samples[:batches]
-    validation = ValidationBatches(samples, SIDE, normalise, setting["workers"], device)
+    validation = ValidationBatches(
+        samples, SIDE, normalise, setting["workers"], device, on_device=device.type == "cuda"
+    )
     rates = []
     for _ in range(2):
         started = time.perf_counter()

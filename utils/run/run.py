@@ -24,7 +24,7 @@ from utils.system.ranks import ALONE, Share, World
 from utils.system.signals import StopSignals, end_workers
 from utils.training.cuda_streams import Streams
 from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.footprint import training_bytes
+from utils.training.footprint import evaluation_bytes, training_bytes
 from utils.training.precision import Precision
 from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
@@ -32,7 +32,7 @@ from utils.views.folders import Samples
 from utils.views.loaders import build_batches, decoded_bytes
 from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
-from utils.views.validation import ValidationBatches
+from utils.views.validation import ROWS_ON_A_DEVICE, ValidationBatches
 from utils.views.workers import ViewDataset
 
 
@@ -118,17 +118,17 @@ class Run:
         self, dataset: ViewDataset, validation: Sequence[tuple[str, int]], hard: HardViews | None = None
     ) -> Budget:
         """What this run's device must hold; of hard epochs, labels and a recorded step beside the others'."""
-        args, size, also = self.args, self.args.input_size, self.args.hard_batch_size or 0
-        free, rows = free_bytes(self.precision.device), arguments.micro_batch(args)
+        args, also, models = self.args, self.args.hard_batch_size or 0, [student.model for student in self.students]
+        batch, rows = args.batch_size + also, arguments.micro_batch(args) + also
+        how, evaluated = (args.input_size, self.precision), min(ROWS_ON_A_DEVICE, len(validation))
+        free = free_bytes(self.precision.device)
         labels = label_bytes(dataset.source, self.phases.soft_before(self.position[0]))
         return Budget(
             images=0 if args.loader == "workers" else decoded_bytes(dataset.samples, self.precision.device, free),
             labels=labels + (label_bytes(hard, 0) if hard else 0),
-            validation=3 * size**2 * len(validation) // self.world.size,
-            training=sum(
-                training_bytes(student.model, args.batch_size + also, rows + also, size, self.precision)
-                for student in self.students
-            ),
+            validation=3 * args.input_size**2 * len(validation) // self.world.size,
+            training=sum(training_bytes(model, batch, rows, *how) for model in models)
+            + max(evaluation_bytes(model, evaluated, *how) for model in models),
             free=free,
         )
 
@@ -136,7 +136,7 @@ class Run:
         """Return this rank's validation batches of a list of (path, class)."""
         part = samples[self.world.rank :: self.world.size]
         what = self.args.input_size, self.normalise, self.args.workers, self.precision.device
-        return ValidationBatches(part, *what, on_device=self.plan is None or self.plan.validation_on_device)
+        return ValidationBatches(part, *what, on_device=self.plan is not None and self.plan.validation_on_device)
 
     @property
     def normalise(self) -> Normalise:

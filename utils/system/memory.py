@@ -8,11 +8,9 @@ import torch
 from utils.system.ranks import processes_here
 
 
-def keep_where(num_bytes: int, device: torch.device) -> torch.device | None:
-    """Return the device on which `num_bytes` of images can stay: the GPU, the host, or None."""
-    if device.type == "cuda" and num_bytes < free_memory(device)[0] / 3:
-        return device
-    return torch.device("cpu") if num_bytes < free_host_memory() / 3 else None
+def host_keeps(num_bytes: int) -> bool:
+    """Whether `num_bytes` of images may stay in this process's memory."""
+    return num_bytes < free_host_memory() / 3
 
 
 def free_host_memory() -> int:

@@ -1,4 +1,4 @@
-"""What training a model takes on a device, before it is trained."""
+"""What training and evaluating a model takes on a device, before it is done."""
 
 import copy
 
@@ -8,6 +8,7 @@ from torch import nn
 from utils.training.precision import Precision
 
 COPIES = 4  # of the weights, beside themselves: gradients, two moments, what is put back after recording a step
+OUTPUTS = 3  # of the largest layer that an evaluation holds at a time: what goes in, what comes out, a shortcut
 VIEWS = 4  # float32 copies of a batch's views while they are replayed, normalised and mixed
 SPARE = 1.5  # gradients of activations, and the work space of convolutions
 PROBED = 2, 4  # rows of two forward passes; two are the fewest that batch statistics need
@@ -23,8 +24,31 @@ def training_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: i
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     few, more = (saved_bytes(model, rows, input_size, precision) for rows in PROBED)
     kept = few + (micro_batch - PROBED[0]) * (more - few) / (PROBED[1] - PROBED[0])
-    views = VIEWS * 3 * 4 * batch * input_size**2
-    return int(COPIES * weights + SPARE * kept + views)
+    return int(COPIES * weights + SPARE * kept + views_bytes(batch, input_size))
+
+
+def evaluation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
+    """Estimate the device memory of evaluating `model`, whose weights are there already, on so many rows at once.
+
+    Where a forward pass keeps nothing for a backward one, its largest outputs count; `model` stays as it is.
+    """
+    sizes = [0]
+
+    def note(_layer: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    probe = copy.deepcopy(model).eval()
+    for layer in probe.modules():
+        layer.register_forward_hook(note)
+    with torch.no_grad():
+        pass_forward(probe, PROBED[0], input_size, precision)
+    return int(OUTPUTS * max(sizes) * rows / PROBED[0] + views_bytes(rows, input_size))
+
+
+def views_bytes(rows: int, input_size: int) -> int:
+    """Bytes of the views of a batch while they are made ready."""
+    return VIEWS * 3 * 4 * rows * input_size**2
 
 
 def saved_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
@@ -39,9 +63,13 @@ def saved_bytes(model: nn.Module, rows: int, input_size: int, precision: Precisi
             seen[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that its place is not given away
         return tensor
 
-    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
-    with torch.random.fork_rng([precision.device] if precision.device.type == "cuda" else []):
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with torch.enable_grad(), hooks, precision.autocast():
-            probe(images.to(memory_format=precision.memory_format))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        pass_forward(probe, rows, input_size, precision)
     return sum(size for size, _ in seen.values())
+
+
+def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision) -> None:
+    """Show a model so many black images; random states stay as they were."""
+    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
+    with torch.random.fork_rng([precision.device] if precision.device.type == "cuda" else []), precision.autocast():
+        model(images.to(memory_format=precision.memory_format))

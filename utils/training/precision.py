@@ -46,9 +46,12 @@ class Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is native: on CUDA devices that say so, on CPUs with bf16 instructions."""
+    """Whether bf16 arithmetic is native: on GPUs since Ampere and AMD's, on CPUs with bf16 instructions.
+
+    PyTorch's own answer is also yes where it is emulated, slowly, as on V100 and T4.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     try:
         with open("/proc/cpuinfo") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
@@ -64,7 +67,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     settle_cuda()
-    return torch.device("cuda", world.local_rank) if world.size > 1 else torch.device("cuda")
+    return torch.device("cuda", world.local_rank)  # with its number, which PyTorch 2.0 asks for
 
 
 def settle_cuda() -> None:

@@ -23,7 +23,7 @@ class Budget:
         images: all training images, decoded.
         labels: those of one epoch.
         validation: all validation images, at the model's size.
-        training: gradients, optimizer, activations, beside the weights that are there already.
+        training: gradients, optimizer, activations, those of an evaluation, beside the weights that are there already.
         free: free memory of the device.
     """
 

@@ -6,10 +6,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
-from utils.system.memory import keep_where
+from utils.system.memory import host_keeps
 from utils.views.folders import Samples, load_rgb
 from utils.views.replay import Normalise
 from utils.views.workers import guarded, start_worker
+
+ROWS_ON_A_DEVICE = 512  # that are evaluated at once
 
 
 class CentreCrops(Dataset):
@@ -31,7 +33,8 @@ class ValidationBatches:
     """Validation images in file order; decoded once and kept where they fit in memory.
 
     Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is
-    independent of --batch-size, since it does not change the result. `on_device` False keeps them on the host.
+    independent of --batch-size, since it does not change the result. They are kept on the device if `on_device`, for
+    which the caller knows that there is room, else on the host if they fit there.
     """
 
     def __init__(
@@ -42,19 +45,20 @@ class ValidationBatches:
         workers: int,
         device: torch.device,
         batch_size: int | None = None,
-        on_device: bool = True,
+        on_device: bool = False,
     ):
         self.device, self.normalise = device, normalise
         dataset = CentreCrops(samples, input_size)
         self.loader = DataLoader(
             dataset,
-            batch_size=batch_size or (512 if device.type == "cuda" else 64),
+            batch_size=batch_size or (ROWS_ON_A_DEVICE if device.type == "cuda" else 64),
             num_workers=workers,
             worker_init_fn=start_worker,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),
         )
-        self.keep = keep_where(len(samples) * input_size**2 * 3, device if on_device else torch.device("cpu"))
+        host = torch.device("cpu") if host_keeps(len(samples) * input_size**2 * 3) else None
+        self.keep = device if on_device else host
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __len__(self) -> int:
