@@ -3,6 +3,9 @@
 PyTorch's FakeTensorMode knows of every tensor its shape and its device. Where a host tensor meets a device tensor
 it raises, and where the host asks for a value (`.item()`, `.tolist()`, `if tensor:`, indexing by a mask), which
 on a GPU would be waiting for everything before it. Backward passes cannot be had this way: gradients are given.
+
+A step that is recorded as a CUDA graph may not copy anything from the host either, which a GPU otherwise allows:
+`HostTensorsRefused` notices that.
 """
 
 from contextlib import nullcontext
@@ -10,18 +13,23 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from utils.labels.batch import TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from utils.run.objectives import soft_cross_entropy
 from utils.training import teachers
+from utils.training.average import AveragedModel
 from utils.training.epoch import evaluate
 from utils.training.learner import Learner
-from utils.training.losses import LOSS_TYPES, build_loss
+from utils.training.losses import LOSS_TYPES, TEMPERED, LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.training.step import train_step
+from utils.training.temperatures import Temperatures
 from utils.views.device import DeviceBatch, Gallery, mixing_of
 from utils.views.replay import Normalise
 
@@ -53,6 +61,15 @@ pytestmark = pytest.mark.skipif(not works(), reason="this PyTorch's FakeTensorMo
 def mode():
     with fake_tensor.FakeTensorMode() as mode:
         yield mode
+
+
+class HostTensorsRefused(TorchDispatchMode):
+    """Every operator takes device tensors and numbers alone, not even a scalar on the host."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        for value in tree_flatten((args, kwargs))[0]:
+            assert not isinstance(value, torch.Tensor) or value.device == DEVICE, f"{operator} takes a host tensor"
+        return operator(*args, **(kwargs or {}))
 
 
 def on_device(*tensors):
@@ -119,6 +136,15 @@ def test_what_this_file_is_about_is_noticed(mode, wrong):
         wrong(torch.zeros(2, 3, device=DEVICE))
 
 
+@pytest.mark.parametrize(
+    "wrong", [lambda x: x + torch.ones(()), lambda x: x + torch.tensor([1.0, 2, 3], device=DEVICE)]
+)
+def test_what_a_graph_cannot_hold_is_noticed(mode, wrong):
+    images = torch.zeros(2, 3, device=DEVICE)
+    with pytest.raises(AssertionError, match="host tensor"), HostTensorsRefused():
+        wrong(images)
+
+
 @pytest.mark.parametrize("kind", ["dense", "topk", "none"])
 def test_a_batch_is_replayed_on_the_device(mode, kind):
     """One replay serves every mix type: they differ in values alone, which `mixing_of` puts in a tensor."""
@@ -144,8 +170,38 @@ def test_mixing_is_a_tensor_of_one_shape():
 def test_losses(mode, loss_type, keep_topk, kind):
     outputs = a_model()(a_batch().images)
     targets = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
-    loss = build_loss(loss_type, 4.0, 0.1, keep_topk)(outputs, answers(kind), targets)
-    assert on_device(loss).shape == ()
+    loss_fn = build_loss(loss_type, 4.0, 0.1, keep_topk)
+    with HostTensorsRefused():
+        assert on_device(loss_fn(outputs, answers(kind), targets)).shape == ()
+
+
+@pytest.mark.parametrize("mass", ["renormalised", "kept"])
+@pytest.mark.parametrize("student", ["calibrated", 0.5])
+@pytest.mark.parametrize("loss_type", TEMPERED)
+def test_losses_whose_temperatures_change(mode, loss_type, student, mass):
+    """Temperatures are tensors on the device, which an epoch fills; calibration waits once, after an epoch."""
+    last = LastMicroBatch(ROWS, CLASSES, DEVICE)
+    temperatures = Temperatures(lambda epoch: 4.0 - epoch, student, True, last, DEVICE)
+    how = temperatures.teacher, 0.1, 2, "logits", temperatures.student, mass == "renormalised", last
+    loss_fn, outputs = build_loss(loss_type, *how), a_model()(a_batch().images)
+    targets = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
+    with HostTensorsRefused():
+        for kind in ("dense", "topk"):
+            assert on_device(loss_fn(outputs, answers(kind), targets)).shape == ()
+    assert temperatures.start_epoch(1, 0.3) == (3.0, 0.3 if student == "calibrated" else 0.5)
+    on_device(last.outputs, last.probabilities, last.rows, last.divergences([0.5, 1.0]), temperatures.teacher)
+
+
+def test_hard_epochs_and_averages(mode, monkeypatch):
+    """The loss of `HardViews`' probabilities, and the average that is taken after every step."""
+    model, batch, probabilities = a_model(), a_batch(), answers().float()
+    with monkeypatch.context() as patch:  # tensors without values cannot be copied so
+        patch.setattr("copy.deepcopy", lambda *_: a_model())
+        average = AveragedModel(model, 0.9)
+    with HostTensorsRefused():
+        assert on_device(soft_cross_entropy(model(batch.images), probabilities, batch.targets)).shape == ()
+        average.update()
+    on_device(*average.model.state_dict().values())
 
 
 @pytest.mark.parametrize("sgd", [True, False])
@@ -160,7 +216,8 @@ def test_a_whole_step(mode, monkeypatch, sgd, kind):
     sums = MetricSums(DEVICE)
     for _ in range(2):
         batch = a_batch(kind)
-        train_step(model, batch, build_loss("kl", 4.0), optimizer, Precision("fp32", DEVICE), 3, sums)
+        with HostTensorsRefused():
+            train_step(model, batch, build_loss("kl", 4.0), optimizer, Precision("fp32", DEVICE), 3, sums)
         sums.end_batch()
     on_device(sums.sums, *sums.losses, *model.parameters(), *model.buffers())
     assert sums.samples == 2 * ROWS
