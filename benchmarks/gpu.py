@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from throughput import CLASSES, make_images, make_labels
+from throughput import CLASSES, make_images, make_labels, once
 
 from utils.run.summary import versions
 from utils.training.models import build_student
@@ -35,24 +35,33 @@ IMAGENET_VAL = 50000
 
 
 class Day:
-    """What the rows share: folders, sizes, how to run a command.
+    """What the rows share: folders, sizes, how to run a command, and how long.
 
     Args:
         out: folder for results.
         device: cuda or cpu.
         quick: sizes at which every row runs in seconds, and says nothing about speed.
         limit: seconds that a command may take.
+        seconds: that all may take; commands of rows after that are not started.
     """
 
-    def __init__(self, out, device, quick, limit):
+    def __init__(self, out, device, quick, limit, seconds):
         self.out, self.device, self.quick, self.limit = Path(out).resolve(), device, quick, limit
+        self.end = time.monotonic() + seconds
         self.out.mkdir(parents=True, exist_ok=True)
         self.images, self.val, self.batch, self.steps = (8, 4, 4, 2) if quick else (10000, 20000, 50, 2)
         self.model = "shufflenet_v2_x0_5" if quick else "resnet18"
         self.workers = 1 if quick else len(os.sched_getaffinity(0))
 
+    @property
+    def left(self):
+        """Seconds until all must have ended."""
+        return self.end - time.monotonic()
+
     def start(self, name, *words, **environment):
         """Start a Python script of the project; its output goes to OUT/name.log."""
+        if self.left < 1:
+            raise TimeoutError(f"no time was left for {name}; give --rows what is missing")
         with open(self.out / f"{name}.log", "w") as log:
             command = [sys.executable, *map(str, words)]
             return subprocess.Popen(
@@ -66,9 +75,10 @@ class Day:
     def finish(self, name, processes, accept=(0,)):
         """Wait for some; return seconds until the last has ended."""
         started = time.monotonic()
+        end = min(started + self.limit, self.end)
         try:
             for process in processes:
-                process.wait(max(1, self.limit - (time.monotonic() - started)))
+                process.wait(max(1, end - time.monotonic()))
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -78,25 +88,24 @@ class Day:
         return time.monotonic() - started
 
     def data(self):
-        """Make images, validation images (links to the same files) and labels, once."""
-        work = self.out / "work"
-        if (work / "ready").exists():
-            return work
-        shutil.rmtree(work, ignore_errors=True)
-        make_images(work / "train", self.images, min(CLASSES, self.images // 2))
-        files = sorted((work / "train").glob("*/*.jpg"))
+        """Make images, validation images (links to the same files) and labels, once; return their folder."""
+        return once(self.out / "work" / f"job_{self.images}", self.make_data)
+
+    def make_data(self, work):
+        """Make them; the images and labels are also those of throughput.py."""
+        shared = self.out / "work"
+        images = once(shared / f"images_{self.images}", make_images, self.images, min(CLASSES, self.images // 2))
+        work.mkdir(parents=True)
+        (work / "train").symlink_to(images)
+        files = sorted(images.glob("*/*.jpg"), key=lambda file: file.name)  # by number: class after class has its turn
         for number in range(self.val):
             file = files[number % len(files)]
             place = work / "val" / file.parent.name / f"{number:05d}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             os.link(file, place)
-        for name in {path.parent.name for path in files} - {path.name for path in (work / "val").iterdir()}:
-            (work / "val" / name).mkdir()
-            os.link(next((work / "train" / name).iterdir()), work / "val" / name / "0.jpg")
-        make_labels(work / "labels", self.images, self.batch, 2)
+        what = self.images, self.batch, 2
+        (work / "labels").symlink_to(once(shared / "labels_{}_{}_{}".format(*what), make_labels, *what))
         torch.save(build_student("resnet18", CLASSES, 0).state_dict(), work / "teacher.pth")
-        (work / "ready").touch()
-        return work
 
     def train(self, name, epochs, *more, eval_every=10**6):
         """The command of a training run into OUT/runs/name."""
@@ -114,67 +123,66 @@ class Day:
             return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# The rows: each returns its figures as {name: value}
+# The rows: each yields its figures as {name: value}, some at a time, so that those before a failure are kept
 
 
 def tests(day):
     """Tests marked gpu."""
-    name = "tests"
-    words = [
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        "--continue-on-collection-errors",
-        f"--junitxml={day.out / 'tests.xml'}",
-    ]
-    seconds = day.run(name, *words, accept=(0, 1))
-    text = (day.out / "tests.xml").read_text()
+    report = day.out / "tests.xml"
+    words = "-m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors".split()
+    seconds = day.run("tests", *words, f"--junitxml={report}", accept=(0, 1))
+    text = report.read_text()
     counts = {key: int(text.split(f'{key}="')[1].split('"')[0]) for key in ("tests", "failures", "errors", "skipped")}
     failed = counts["failures"] + counts["errors"]
-    return {"tests run": counts["tests"] - counts["skipped"], "tests failed": failed, "seconds": seconds}
+    yield {"tests run": counts["tests"] - counts["skipped"], "tests failed": failed, "seconds": seconds}
 
 
 def throughput(day):
-    """Rates of all loaders, with and without a graph; resnet18 first, since its figures are the aims."""
-    sizes = ["--quick", "--images", 8, "--rounds", 1, "--steps", 1] if day.quick else ["--rounds", 3, "--warm-up", 20]
-    cases = [(day.model, "4/2" if day.quick else "50/2", 100)]
-    if not day.quick:
-        cases += [("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)]
-    found = {}
-    for number, (model, setting, steps) in enumerate(cases):
-        name, json_file = f"throughput-{model}-{setting.replace('/', '-')}", day.out / f"throughput-{number}.json"
-        words = ["--models", model, "--settings", setting, "--device", day.device, "-j", day.workers]
-        words += [] if day.quick else ["--steps", steps]
-        words += ["--reference-workers", day.workers, "--json", json_file]
-        day.run(name, "benchmarks/throughput.py", *sizes, *words)
-        result = json.loads(json_file.read_text())
-        before = "" if number == 0 else f"{model} {setting}: "
-        for row in result["rows"]:
-            found[f"{before}{row['name']}, images/s"] = row["images_per_second"]
-            if row.get("peak_device_bytes"):
-                found[f"{before}{row['name']}, GB on the device"] = row["peak_device_bytes"] / 1e9
-        for key, label in (("reference_like", "reference-like"), ("ceiling", "ceiling")):
-            found[f"{before}resident / {label}"] = result["ratios"][f"resident_vs_{key}"]
-    return found
+    """Rates of all loaders, with and without a graph, and the ceiling, for the student and setting of the aims."""
+    yield from rates(day, day.model, "4/2" if day.quick else "50/2", 100, ())
+
+
+def models(day):
+    """The same for larger students and batches, without the reference's way and worker processes."""
+    for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
+        if day.quick:
+            model, setting = day.model, "4/1"
+        names = ["resident", *(["resident, eager"] if day.device == "cuda" else []), "ceiling"]
+        yield from rates(day, model, setting, steps, names, f"{model} {setting}: ")
+        if day.quick:
+            return
+
+
+def rates(day, model, setting, steps, names, before=""):
+    """Yield what throughput.py measures of one student at batch size/accumulation; all rows where `names` is empty."""
+    name = f"throughput-{model}-{setting.replace('/', '-')}"
+    json_file = day.out / f"{name}.json"
+    words = ["--data", day.out / "work", "--models", model, "--settings", setting, "--device", day.device]
+    words += ["--quick", "--rounds", 1, "--steps", 1] if day.quick else ["--steps", steps, "--warm-up", 20]
+    words += ["--images", day.images, "-j", day.workers, "--reference-workers", day.workers, "--json", json_file]
+    day.data()
+    day.run(name, "benchmarks/throughput.py", *words, *(["--rows", *names] if names else []))
+    result = json.loads(json_file.read_text())
+    for row in result["rows"]:
+        yield {f"{before}{row['name']}, images/s": row["images_per_second"]}
+        if row.get("peak_device_bytes"):
+            yield {f"{before}{row['name']}, GB on the device": row["peak_device_bytes"] / 1e9}
+    for key, label in (("reference_like", "reference-like"), ("ceiling", "ceiling")):
+        if f"resident_vs_{key}" in result["ratios"]:
+            yield {f"{before}resident / {label}": result["ratios"][f"resident_vs_{key}"]}
 
 
 def profile(day):
     """Where the time of a step goes."""
-    found = {}
     for model in [day.model] if day.quick else ["resnet18", "resnet50"]:
         file = day.out / f"profile-{model}.json"
         more = ["--setting", "4/2", "--images", 8, "--steps", 1] if day.quick else ["--setting", "50/2"]
         words = ["--model", model, "--device", day.device, "--json", file]
         day.run(f"profile-{model}", "benchmarks/profile_step.py", *words, *more)
         result = json.loads(file.read_text())
-        found |= {f"{model}: eager step, ms": result["step_ms"], f"{model}: launches": result["launches"]}
-        found |= {f"{model}: {kind}, ms": value for kind, value in result["kinds_ms"].items()}
-        found |= {f"{model}: gaps, ms": result["gaps_ms"], f"{model}: replay alone, ms": result["replay_ms"]}
-    return found
+        yield {f"{model}: eager step, ms": result["step_ms"], f"{model}: launches": result["launches"]}
+        yield {f"{model}: {kind}, ms": value for kind, value in result["kinds_ms"].items()}
+        yield {f"{model}: gaps, ms": result["gaps_ms"], f"{model}: replay alone, ms": result["replay_ms"]}
 
 
 def job(day):
@@ -187,30 +195,26 @@ def job(day):
     first, later = (row["val_seconds"] * IMAGENET_VAL / day.val for row in rows if row["val_seconds"])
     start = seconds - sum(row["train_seconds"] + (row["val_seconds"] or 0) for row in rows) + rows[0]["train_seconds"]
     whole = start + (WHOLE_JOB[0] - 1) * epoch + first + (WHOLE_JOB[1] - 1) * later
-    found = {"epoch, s": epoch, "evaluation of 50,000, first, s": first, "evaluation of 50,000, kept, s": later}
-    return found | {"start and first epoch, s": start, "whole job, s": whole}
+    yield {"epoch, s": epoch, "evaluation of 50,000, first, s": first, "evaluation of 50,000, kept, s": later}
+    yield {"start and first epoch, s": start, "whole job, s": whole}
 
 
 def seeds(day):
     """1, 3 and 5 students in one process, and as many processes, with and without MPS."""
     day.data()
-    found, alone = {}, None
-    epochs = 2 if day.quick else 4
-    for number in (1, 3) if day.quick else (1, 3, 5):
+    alone, epochs = None, 2 if day.quick else 4
+    for number in (1, 3) if day.quick else (1, 5, 3):
         name = f"seeds-{number}"
         day.run(name, *day.train(name, epochs, "--seeds", *range(number)))
         one = name if number == 1 else f"{name}/{day.model}-seed0"
         together = statistics.median(row["train_seconds"] for row in day.rows_of(one)[1:])
         alone = alone or together
-        found[f"{number} side by side, epoch, s"] = together
-        found[f"{number} seeds / 1 seed, time"] = together / alone
+        yield {f"{number} side by side, epoch, s": together, f"{number} seeds / 1 seed, time": together / alone}
         if number > 1:
             for mps in [False, True] if day.device == "cuda" and shutil.which("nvidia-cuda-mps-control") else [False]:
                 kind = f"{number} processes{', MPS' if mps else ''}"
-                found[f"{kind}, epoch, s"] = processes(
-                    day, kind.replace(", ", "-").replace(" ", "-"), number, epochs, mps
-                )
-    return found
+                name = kind.replace(", ", "-").replace(" ", "-")
+                yield {f"{kind}, epoch, s": processes(day, name, number, epochs, mps)}
 
 
 def processes(day, name, number, epochs, mps):
@@ -252,12 +256,12 @@ def relabel(day):
             words += ["--fkd-path", work / f"relabel-{loader}-{number}", "--device", day.device, "--no-progress"]
             shutil.rmtree(work / f"relabel-{loader}-{number}", ignore_errors=True)
             seconds.append(day.run(f"relabel-{loader}-{number}", "relabel_FKD.py", *words))
-        views = (epochs[1] - epochs[0]) * day.images
-        found[f"{loader}, views/s"] = views / max(seconds[1] - seconds[0], 1e-3)
-    return found | {"resident / workers": found["resident, views/s"] / found["workers, views/s"]}
+        found[loader] = (epochs[1] - epochs[0]) * day.images / max(seconds[1] - seconds[0], 1e-3)
+        yield {f"{loader}, views/s": found[loader]}
+    yield {"resident / workers": found["resident"] / found["workers"]}
 
 
-ROWS = {function.__name__: function for function in (tests, throughput, profile, job, seeds, relabel)}
+ROWS = {function.__name__: function for function in (tests, throughput, job, seeds, profile, relabel, models)}
 
 
 @contextmanager
@@ -313,15 +317,18 @@ def main(argv=None):
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that every row runs, and no speed")
     parser.add_argument("--limit", type=float, default=150, help="seconds that one command may take")
+    parser.add_argument("--seconds", type=float, default=540, help="that all rows together may take")
     args = parser.parse_args(argv)
-    day, failed = Day(args.out, args.device, args.quick, args.limit), False
+    day, failed = Day(args.out, args.device, args.quick, args.limit, args.seconds), False
     for name in args.rows:
-        started, result = time.monotonic(), {"quick": args.quick, "device": args.device, "versions": versions()}
+        started = time.monotonic()
+        result = {"quick": args.quick, "device": args.device, "versions": versions(), "figures": {}}
         with peak_memory(args.device == "cuda") as peak:
             try:
-                result["figures"] = ROWS[name](day)
+                for figures in ROWS[name](day):
+                    result["figures"] |= figures
             except Exception as error:  # the other rows are worth having
-                result["figures"], result["error"], failed = {}, f"{type(error).__name__}: {error}"[:300], True
+                result["error"], failed = f"{type(error).__name__}: {error}"[:300], True
         result["figures"] |= {"peak of all on the device, GB": peak[0]} if peak else {}
         result["seconds"] = time.monotonic() - started
         (day.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

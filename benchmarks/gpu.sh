@@ -5,7 +5,8 @@
 #     sh benchmarks/gpu.sh OUT --rows tests throughput      some rows; the table shows all that are in OUT
 #     sh benchmarks/gpu.sh OUT --device cpu --quick         a few minutes on a CPU: that every row runs; no figures
 #
-# A row that fails or takes too long is noted, and the next one is run. Beside PyTorch and torchvision this needs
+# A row that fails or takes too long is noted with the figures that it had, and the next one is run; what has not
+# started after 540 s (--seconds) is left for another call. Beside PyTorch and torchvision this needs
 # numpy, pillow, safetensors, tqdm, matplotlib, prefetch_generator and, for the row tests, pytest and hypothesis.
 # Where some are missing and nothing can be fetched, carry them. On a machine that can fetch, for that one's Python:
 #     python -m pip download --no-deps -d wheels prefetch_generator sortedcontainers attrs
@@ -15,4 +16,5 @@
 #     PYTHONPATH=carried sh benchmarks/gpu.sh OUT
 set -eu
 cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] && PYTHON=${PYTHON:-.venv/bin/python}  # what `make setup` made
 exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"

@@ -45,7 +45,7 @@ def make_batch(batch_size, images, precision):
     index = torch.arange(batch_size) % images
     crop = torch.tensor([[SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2, 1]]).expand(batch_size, 5)
     geometry = torch.cat([index[:, None], crop, torch.arange(batch_size)[:, None].flip(0)], dim=1).to(device)
-    mixing = torch.tensor([1.0, 0.0, 0.0, 0.0, SIDE / 2, SIDE / 2], device=device)
+    mixing = torch.tensor([0.0, 0.0, 0.0, SIDE / 2, SIDE / 2], device=device)
     return DeviceBatch(gallery, geometry, mixing, torch.randn(batch_size, CLASSES, device=device))
 
 

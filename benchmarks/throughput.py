@@ -10,18 +10,19 @@ micro-batch); `workers` and `resident` are the loaders of this project; `ceiling
 on one batch that is in place already. Each row is a process of its own. On the CPU all are alive at
 once and take turns, so that whatever else the machine does falls on all of them; figures are medians
 over --rounds. Images (noisy JPEG files) and labels (cutmix, logits at random) are made in a temporary
-folder.
+folder, or in --data, where the next call finds them.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import cycle, islice
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
@@ -79,6 +80,16 @@ def make_images(folder, count, classes=CLASSES):
 
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(make, range(count)))
+
+
+def once(folder, make, *arguments):
+    """Have `make(folder, *arguments)` write a folder, unless an earlier call has finished it; return it."""
+    if not folder.exists():
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        make(unfinished, *arguments)
+        unfinished.rename(folder)
+    return folder
 
 
 class EveryClass(Dataset):
@@ -432,6 +443,7 @@ def parse(argv):
     parser.add_argument("--warm-up", type=int, help="steps before the first turn (default: 1 with --quick, else 20)")
     parser.add_argument("--images", type=int, help="training images (default: 300 with --quick, else 10000)")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of labels")
+    parser.add_argument("--data", type=Path, help="folder that keeps images and labels (default: a temporary one)")
     parser.add_argument("--rows", nargs="+", choices=TRAINING + GRAPHS["cuda"], help="measure these alone")
     parser.add_argument("--models", nargs="+", help="students (default: resnet18; without --quick also 50 and 101)")
     parser.add_argument("--settings", nargs="+", help="batch size/accumulation (default: 50/2; also 1024/1)")
@@ -456,12 +468,12 @@ def main(argv=None):
     args = parse(argv)
     result = {"command": [Path(__file__).name, *(argv or sys.argv[1:])], "versions": versions(), "device": args.device}
     result["threads"], result["rows"], result["ratios"] = torch.get_num_threads(), [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder) / "images", args.images)
+    with tempfile.TemporaryDirectory() if args.data is None else nullcontext(args.data) as folder:
+        images = once(Path(folder, f"images_{args.images}"), make_images, args.images)
         for pair in args.settings:
             batch_size, accumulation = map(int, pair.split("/"))
-            labels = Path(folder) / f"labels_{batch_size}"
-            make_labels(labels, args.images, batch_size, args.epochs)
+            what = args.images, batch_size, args.epochs
+            labels = once(Path(folder, "labels_{}_{}_{}".format(*what)), make_labels, *what)
             for model in args.models:
                 setting = {
                     "model": model,
@@ -471,7 +483,7 @@ def main(argv=None):
                     "workers": args.workers,
                     "reference_workers": args.reference_workers,
                     "device": args.device,
-                    "images": f"{folder}/images",
+                    "images": str(images),
                     "labels": str(labels),
                 }
                 names = args.rows or (TRAINING[:3] if args.data_only else TRAINING + GRAPHS[args.device])

@@ -96,7 +96,7 @@ def answers(kind="dense"):
 
 def a_batch(kind="dense"):
     geometry = torch.zeros(ROWS, 7, dtype=torch.int64, device=DEVICE)
-    return DeviceBatch(gallery(), geometry, torch.zeros(6, device=DEVICE), answers(kind))
+    return DeviceBatch(gallery(), geometry, torch.zeros(5, device=DEVICE), answers(kind))
 
 
 def a_model():
@@ -161,7 +161,7 @@ def test_mixing_is_a_tensor_of_one_shape():
     """So no mix type takes another way on the device."""
     for lam, box in ((None, None), (0.3, None), (0.3, (1, 2, 3, 4))):
         labels = type("Labels", (), {"mix_lam": lam, "mix_bbox": box})
-        assert (mixing_of(labels).shape, mixing_of(labels).dtype) == ((6,), torch.float32)
+        assert (mixing_of(labels).shape, mixing_of(labels).dtype) == ((5,), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["dense", "topk"])

@@ -430,7 +430,7 @@ def test_a_batch_of_the_device_is_made_once(monkeypatch):
             replayed.append(True)
             return torch.zeros(len(geometry), 3, 4, 4)
 
-    batch = DeviceBatch(Gallery(), torch.tensor([[4] * 7, [2] * 7]), torch.zeros(6), torch.zeros(2, 9)).ready()
+    batch = DeviceBatch(Gallery(), torch.tensor([[4] * 7, [2] * 7]), torch.zeros(5), torch.zeros(2, 9)).ready()
     assert type(batch) is Batch
     assert len(replayed) == 1
     assert batch.targets.tolist() == [4, 2]

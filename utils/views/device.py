@@ -127,7 +127,7 @@ class Gallery:
 
         Args:
             geometry: int64 [B, 7], see `geometry_of`.
-            mixing: float32 [6], see `mixing_of`.
+            mixing: float32 [5], see `mixing_of`.
         """
         index, top, left, height, width, flip, partner = geometry.unbind(dim=1)
         views = resize_views(self.images[index], top, left, height, width, flip, self.input_size)
@@ -198,12 +198,11 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
 
 
 def mixing_of(labels: Views) -> torch.Tensor:
-    """How a batch is mixed, whatever the type, as one tensor: float32 [6].
+    """How a batch is mixed, whatever the type, as one tensor: float32 [5].
 
-    Its items: share of the row itself and of its partner outside the box, then y1, x1, y2, x2 of the
-    box, inside which all is the partner's.
+    Its items: the partner's share outside the box, then y1, x1, y2, x2 of the box, inside which all is the partner's.
     """
     if labels.mix_bbox is not None:
-        return torch.tensor([1.0, 0.0, *labels.mix_bbox])
+        return torch.tensor([0.0, *labels.mix_bbox])
     own = 1.0 if labels.mix_lam is None else labels.mix_lam
-    return torch.tensor([own, 1 - own, 0.0, 0.0, 0.0, 0.0])
+    return torch.tensor([1 - own, 0.0, 0.0, 0.0, 0.0])

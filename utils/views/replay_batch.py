@@ -9,14 +9,14 @@ def mix_by_mask(images: torch.Tensor, partner: torch.Tensor, mixing: torch.Tenso
     Args:
         images: float [B, 3, S, S].
         partner: int64 [B], the row that each row is mixed with.
-        mixing: float32 [6], see `mixing_of`.
+        mixing: float32 [5], see `mixing_of`.
     """
-    own, other, y1, x1, y2, x2 = mixing.unbind()
+    other, y1, x1, y2, x2 = mixing.unbind()
     pixels = torch.arange(images.shape[-1], device=images.device)
     rows = (pixels >= y1) & (pixels < y2)
     columns = (pixels >= x1) & (pixels < x2)
     inside = rows[:, None] & columns[None, :]  # [S, S]
-    return images * torch.where(inside, 0, own) + images[partner] * torch.where(inside, 1, other)
+    return torch.lerp(images, images[partner], torch.where(inside, 1, other))
 
 
 def resize_views(
@@ -78,5 +78,5 @@ def resize_weights(
     place = torch.arange(pixels, device=start.device) + 0.5 - start[:, None]  # [B, pixels], from the crop's edge
     inside = (place > 0) & (place < length)
     place = torch.where(inside, place / support, float("inf"))  # infinitely far: no weight
-    weights = (place[:, None, :] - centre[:, :, None]).abs_().neg_().add_(1).clamp_(min=0)
+    weights = (1 - (place[:, None, :] - centre[:, :, None]).abs_()).clamp_(min=0)
     return weights.div_(weights.sum(dim=2, keepdim=True))
