@@ -20,8 +20,8 @@ from throughput import CLASSES, SIDE, build_learner
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from utils.run.summary import versions
+from utils.training.learner import train_step
 from utils.training.precision import Precision, pick_device
-from utils.training.step import train_step
 from utils.views.device import DeviceBatch, Gallery
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 

@@ -45,12 +45,11 @@ from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory
 from utils.training.epoch import evaluate
 from utils.training.graphs import pick_step
-from utils.training.learner import Learner
+from utils.training.learner import Learner, train_step
 from utils.training.losses import build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device
-from utils.training.step import train_step
 from utils.views.batch import Batch
 from utils.views.loaders import build_batches
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise

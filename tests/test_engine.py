@@ -11,13 +11,11 @@ from torch import nn
 
 from utils.system.errors import InputError
 from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner
+from utils.training.learner import Learner, train_step
 from utils.training.losses import LOSS_TYPES, build_loss
-from utils.training.metrics import MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device
-from utils.training.step import train_step
 from utils.views.batch import Batch
 
 CPU = torch.device("cpu")
@@ -55,12 +53,12 @@ def test_accumulation_is_one_true_mean(loss_type, rows, micro):
     expected_loss = loss_fn(model(batch.images), batch.soft_labels, batch.targets)
     expected = torch.autograd.grad(expected_loss, list(model.parameters()))
 
-    sums = MetricSums(CPU)
-    train_step(model, batch, loss_fn, NoStep(model), FP32, micro, sums)
+    learner = Learner(model, NoStep(model), loss_fn, FP32, micro)
+    train_step(learner, batch)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    assert sums.result().samples == rows
-    assert sums.result().loss == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert learner.sums.result().samples == rows
+    assert learner.sums.result().loss == pytest.approx(expected_loss.item(), rel=1e-5)
 
 
 @settings(deadline=None)

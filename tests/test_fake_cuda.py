@@ -22,13 +22,12 @@ from utils.run.objectives import soft_cross_entropy
 from utils.training import teachers
 from utils.training.average import AveragedModel
 from utils.training.epoch import evaluate
-from utils.training.learner import Learner
+from utils.training.learner import Learner, train_step
 from utils.training.losses import LOSS_TYPES, TEMPERED, LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
-from utils.training.step import train_step
 from utils.training.temperatures import Temperatures
 from utils.views.device import DeviceBatch, Gallery, mixing_of
 from utils.views.replay import Normalise
@@ -213,11 +212,13 @@ def test_a_whole_step(mode, monkeypatch, sgd, kind):
         monkeypatch.setattr(torch.optim, "SGD", without_fused(torch.optim.SGD))
     optimizer = build_optimizer(model, sgd, 0.1, 0.01, momentum=0.9)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: on_device(loss) is loss and give_gradients(model))
-    sums = MetricSums(DEVICE)
+    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # its states are the host's
+    learner = Learner(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
+    sums = learner.sums
     for _ in range(2):
         batch = a_batch(kind)
         with HostTensorsRefused():
-            train_step(model, batch, build_loss("kl", 4.0), optimizer, Precision("fp32", DEVICE), 3, sums)
+            train_step(learner, batch)
         sums.end_batch()
     on_device(sums.sums, *sums.losses, *model.parameters(), *model.buffers())
     assert sums.samples == 2 * ROWS

@@ -9,11 +9,10 @@ from torch import nn
 
 from utils.training import graphs
 from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
+from utils.training.learner import Learner, train_step
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
-from utils.training.step import train_step
 from utils.views.batch import Batch
 
 CPU = torch.device("cpu")
@@ -98,7 +97,7 @@ def test_resumed_optimizer_state_survives_recording(recording):
     before = copy.deepcopy(optimizer.state_dict()["state"])
     weights, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     batch = next(batches_on(CPU))
-    graphs.GraphedStep().record(model, batch, build_loss("ce"), optimizer, Precision("fp32", CPU), 4)
+    graphs.GraphedStep().record(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             assert torch.equal(value, before[number][key])
@@ -130,7 +129,7 @@ def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypa
     monkeypatch.setattr(graphs, "train_step", step)
     optimizer = build_optimizer(small_model(), False, 0.05, 0.01)
     model, batch = small_model(), next(batches_on(CPU))
-    graphs.GraphedStep().record(model, batch, build_loss("ce"), optimizer, Precision("fp32", CPU), 4)
+    graphs.GraphedStep().record(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
     assert {str(one.message) for one in recwarn} == {"something else"}
 
 

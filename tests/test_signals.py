@@ -11,7 +11,7 @@ import pytest
 from conftest import run, same_weights
 
 import train_FKD_parallel
-from utils.training.step import train_step
+from utils.training.learner import train_step
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -9,6 +9,7 @@ and the learning rate. A batch of other shapes, which is the short last one, tak
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import nn
 from utils.system.log import log
 from utils.system.ranks import ALONE, World
 from utils.training.batch_norm import SyncBatchNorm
+from utils.training.learner import Learner, train_step
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
 from utils.training.shared_step import SharedStep
-from utils.training.step import train_step
 from utils.views.batch import Batch
 
 WARM_UP_STEPS = 3  # lets cuDNN and cuBLAS choose and allocate before the recording
@@ -28,7 +29,7 @@ WARM_UP_STEPS = 3  # lets cuDNN and cuBLAS choose and allocate before the record
 
 def pick_step(
     model: nn.Module, precision: Precision, world: World = ALONE, whole_loss: bool = False
-) -> Callable[..., None]:
+) -> Callable[[Learner, Batch], None]:
     """Return what `train_one_epoch` should use as a step: a `GraphedStep` on CUDA, else `train_step`.
 
     Several processes take a `SharedStep`, which see for `whole_loss`.
@@ -44,7 +45,7 @@ def pick_step(
 
 
 class GraphedStep:
-    """`engine.train_step` as a CUDA graph, recorded at the first batch; same arguments, same result.
+    """`train_step` as a CUDA graph, recorded at the first batch; same arguments, same result.
 
     Model, loss, optimizer and micro-batch size must be the same in every call. Where recording
     fails (a model that waits for the device, an old PyTorch), one log line says so and every step is eager.
@@ -54,53 +55,36 @@ class GraphedStep:
         self.replay: Callable[[], None] | None = None
         self.failed = False
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        loss_fn: Callable,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        micro_batch: int,
-        sums: MetricSums,
-    ) -> None:
-        arguments = loss_fn, optimizer, precision, micro_batch
+    def __call__(self, learner: Learner, batch: Batch) -> None:
         if self.replay is None and not self.failed:
-            self.record(model, batch, *arguments)
+            self.record(learner, batch)
         if self.replay is None or shapes(batch) != self.shapes:
-            train_step(model, batch, *arguments, sums)
+            train_step(learner, batch)
             return
         for static, value in zip(self.inputs, batch.tensors(), strict=True):
             if static is not None and value is not None:
                 static.copy_(value, non_blocking=True)
-        for lr, group in zip(self.rates, optimizer.param_groups, strict=True):
+        for lr, group in zip(self.rates, learner.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
         self.replay()
-        sums.sums += self.sums.sums
-        sums.samples += len(batch)
+        learner.sums.sums += self.sums.sums
+        learner.sums.samples += len(batch)
 
-    def record(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        loss_fn: Callable,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        micro_batch: int,
-    ) -> None:
+    def record(self, learner: Learner, batch: Batch) -> None:
         """Record a step on fixed copies of `batch`, leaving model, optimizer and random state as they were."""
-        device = precision.device
+        device, optimizer = learner.precision.device, learner.optimizer
         self.shapes = shapes(batch)
         self.inputs = [None if value is None else value.clone() for value in batch.tensors()]
         self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
-        self.sums = MetricSums(device)
+        recorded = copy(learner)
+        recorded.sums = self.sums = MetricSums(device)
 
         def step() -> None:
             self.sums.sums.zero_()
             # like() anew in every call: what a batch derives from its tensors must be in the recording
-            train_step(model, batch.like(self.inputs), loss_fn, optimizer, precision, micro_batch, self.sums)
+            train_step(recorded, batch.like(self.inputs))
 
-        before = Snapshot(model, optimizer, device)
+        before = Snapshot(learner.model, optimizer, device)
         try:
             with graph_ready(optimizer, self.rates):
                 with warnings.catch_warnings():  # capturable, and not captured: that is what a warm-up is
@@ -179,8 +163,8 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back."""
-        for tensor, copy in self.weights:
-            tensor.copy_(copy)
+        for tensor, value in self.weights:
+            tensor.copy_(value)
         for tensor in self.state_tensors():
             if id(tensor) in self.state:
                 tensor.copy_(self.state[id(tensor)])

@@ -1,4 +1,4 @@
-"""A model in training, with all that its steps need."""
+"""A model in training, with all that its steps need, and the step that one process takes."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +10,23 @@ from utils.training.average import AveragedModel
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
 from utils.training.random_numbers import RandomStream
-from utils.training.step import train_step
 from utils.views.batch import Batch
+
+
+def train_step(learner: "Learner", batch: Batch) -> None:
+    """One optimizer step of a `Learner` on a `Batch`, in micro-batches; loss and hits go into its sums.
+
+    Micro-batch i weighs n_i / N, so that a short last batch still is one true mean.
+    """
+    optimizer, scaler = learner.optimizer, learner.precision.scaler
+    optimizer.zero_grad(set_to_none=True)
+    for micro in batch.split(learner.micro_batch):
+        outputs = learner.precision.outputs(learner.model, micro.images)  # [n_i, C]
+        loss = learner.loss_fn(outputs, micro.soft_labels, micro.targets)
+        scaler.scale(loss * (len(micro) / len(batch))).backward()
+        learner.sums.add(loss, outputs, micro.targets)
+    scaler.step(optimizer)
+    scaler.update()
 
 
 class Learner:
@@ -23,7 +38,7 @@ class Learner:
         loss_fn: see `build_loss`.
         precision: `Precision`; its loss scaling belongs to this model alone.
         micro_batch: images that go through the model at once, over all ranks.
-        step: `train_step`, or what `pick_step` makes of it.
+        step: takes this learner and a batch: `train_step`, or what `pick_step` makes of it.
         average: what is evaluated instead of the model, where there is one.
 
     Attributes:
@@ -39,7 +54,7 @@ class Learner:
         loss_fn: Callable,
         precision: Precision,
         micro_batch: int,
-        step: Callable = train_step,
+        step: Callable[["Learner", Batch], None] = train_step,
         average: AveragedModel | None = None,
     ) -> None:
         self.average = average
@@ -55,9 +70,8 @@ class Learner:
 
     def learn(self, batch: Batch) -> None:
         """Take one optimizer step."""
-        what = self.loss_fn, self.optimizer, self.precision, self.micro_batch
         with self.random:
-            self.step(self.model, batch, *what, self.sums)
+            self.step(self, batch)
         if self.average is not None:
             self.average.update()
         self.sums.end_batch()
@@ -69,7 +83,6 @@ class Learner:
 
     def answer(self, images: torch.Tensor, targets: torch.Tensor, sums: MetricSums) -> None:
         """Add cross-entropy and hits on images [B, 3, S, S] of classes [B] to `sums`."""
-        with self.random, self.precision.autocast():
-            outputs = self.evaluated(images)
-        outputs = outputs.float()
+        with self.random:
+            outputs = self.precision.outputs(self.evaluated, images)
         sums.add(F.cross_entropy(outputs, targets), outputs, targets)

@@ -44,6 +44,12 @@ class Precision:
             return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=False)
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def outputs(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [B, C] of a model that runs in this precision on images [B, 3, S, S]."""
+        with self.autocast():
+            outputs = model(images)
+        return outputs.float()
+
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic is native: on GPUs since Ampere and AMD's, on CPUs with bf16 instructions.

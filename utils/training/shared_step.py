@@ -8,9 +8,8 @@ from torch import nn
 
 from utils.labels.batch import each
 from utils.system.ranks import World, share
+from utils.training.learner import Learner
 from utils.training.losses import SoftLoss
-from utils.training.metrics import MetricSums
-from utils.training.precision import Precision
 from utils.views.batch import Batch
 
 
@@ -28,32 +27,22 @@ class SharedStep:
     join_always: bool
     whole_loss: bool
 
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        loss_fn: Callable,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        micro_batch: int,
-        sums: MetricSums,
-    ) -> None:
+    def __call__(self, learner: Learner, batch: Batch) -> None:
         """One optimizer step on this rank's rows; each weighs one N-th of the whole batch."""
+        optimizer, scaler = learner.optimizer, learner.precision.scaler
         optimizer.zero_grad(set_to_none=True)
-        for micro in batch.split(micro_batch):
+        for micro in batch.split(learner.micro_batch):
             if not len(micro):
-                note_no_rows(loss_fn)
+                note_no_rows(learner.loss_fn)
             if not (len(micro) or self.join_always or self.whole_loss):
                 continue
-            with precision.autocast():
-                outputs = model(micro.images)  # [own, C]
-            outputs = outputs.float()
-            loss, rows = self.loss(loss_fn, outputs, micro)
-            precision.scaler.scale(loss * (rows / batch.whole)).backward()
-            sums.add(loss, outputs, micro.targets)
-        sum_gradients(model, self.world)
-        precision.scaler.step(optimizer)
-        precision.scaler.update()
+            outputs = learner.precision.outputs(learner.model, micro.images)  # [own, C]
+            loss, rows = self.loss(learner.loss_fn, outputs, micro)
+            scaler.scale(loss * (rows / batch.whole)).backward()
+            learner.sums.add(loss, outputs, micro.targets)
+        sum_gradients(learner.model, self.world)
+        scaler.step(optimizer)
+        scaler.update()
 
     def loss(self, loss_fn: Callable, outputs: torch.Tensor, micro: Batch) -> tuple[torch.Tensor, int]:
         """Return (loss of a micro-batch, rows that it is the mean of)."""
