@@ -28,6 +28,9 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Parts = tuple[tuple[int, int], ...]  # (own rows, rows) of each micro-batch of a batch
 
 
+REST = 0.2  # seconds
+
+
 TIMEOUT = timedelta(minutes=10)  # that a rank waits for the others before it gives up
 
 
@@ -213,14 +216,23 @@ def may_speak() -> bool:
         return True
 
 
+def let_threads_rest() -> None:
+    """Give the threads of the process group a moment, of which they need a hundredth, to have done with Python's locks.
+
+    They take some to free what a collective leaves behind. A process that is forked just then inherits a lock that
+    nobody will ever release, and hangs before its first line (CPython's issue 112275, until 3.11.7).
+    """
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(REST)
+
+
 def finish() -> None:
     """Leave the other processes; do nothing where there are none.
 
     The group's threads must have ended before Python does: PyTorch 2.0 aborts otherwise. It also holds
-    Python's lock while it waits for them, and they need it to free the tensors of the last collective:
-    so they get a moment to do that first, or both would wait for ever.
+    Python's lock while it waits for them, which they need to end: so they rest first, or both would wait for ever.
     """
     if dist.is_available() and dist.is_initialized():
-        time.sleep(0.2)
+        let_threads_rest()
         dist.destroy_process_group()
         gc.collect()

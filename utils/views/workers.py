@@ -22,7 +22,7 @@ from utils.labels.rank_shares import SharedLabels, parts_of
 from utils.labels.store import ViewSource
 from utils.labels.view_policy import MixBox, fractions
 from utils.system.errors import InputError
-from utils.system.ranks import Parts
+from utils.system.ranks import Parts, let_threads_rest
 from utils.system.signals import prepare_worker
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb
@@ -135,6 +135,7 @@ def view_loader(
 
 def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
     """Iterate a DataLoader; the death of a worker becomes an InputError with the remedy."""
+    let_threads_rest()  # its workers are forked in the next line
     try:
         yield from loader
     except RuntimeError as error:
