@@ -254,3 +254,19 @@ def test_what_a_dry_run_draws(tiny, tmp_path):
     assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True)).code == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["views.png"]
     assert "views.png" not in RUN_FILES
+
+
+@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "utils.run.preflight.copy.deepcopy"])
+def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
+    """One sentence with PyTorch's figure and what helps, wherever it happens; `runs.sh` looks for its words."""
+
+    def fill(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
+
+    monkeypatch.setattr(place, (lambda *_, **__: fill) if "pick_step" in place else fill)
+    done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
+    assert done.code == 2
+    assert done.err.startswith("error: the GPU is out of memory (2.50 GiB more were needed); ")
+    assert "--loader workers" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "run" / ".lock").exists()

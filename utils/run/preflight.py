@@ -208,6 +208,8 @@ def check_student(
     try:
         with torch.no_grad(), precision.autocast():
             outputs = copy.deepcopy(model).train()(images)
+    except torch.cuda.OutOfMemoryError:  # not the model's fault
+        raise
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -1,8 +1,11 @@
 """How the scripts end: exit codes, and keys that leave the command line."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
+
+import torch
 
 from utils.system import ranks
 from utils.system.errors import InputError, Interrupted
@@ -26,11 +29,24 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text, code = f"error: {error}", 2
     except Interrupted as stop:
         text, code = f"stopped: {stop}", stop.exit_code
+    except torch.cuda.OutOfMemoryError as error:
+        text, code = f"error: {out_of_memory(error)}", 2
     except KeyboardInterrupt:
         text, code = "stopped: interrupted", 130
     if ranks.may_speak():
         print(text, file=sys.stderr, flush=True)
     return code
+
+
+def out_of_memory(error: Exception) -> str:
+    """What to do where a GPU's memory was not enough, after PyTorch's own reason."""
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+    more = f" ({wanted[1]} more were needed)" if wanted else ""
+    return (
+        f"the GPU is out of memory{more}; end what else uses it, or give "
+        "--loader workers, a smaller --model, fewer --seeds or teachers at once, or more --gradient-accumulation-steps "
+        "(which changes batch statistics); where there is a checkpoint, --resume goes on from it"
+    )
 
 
 def hide_key() -> None:
