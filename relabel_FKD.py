@@ -30,7 +30,6 @@ from utils.labels.packed_writer import PackedWriter
 from utils.run import arguments, preflight
 from utils.run.start import begin
 from utils.system.log import log, progress_bar
-from utils.system.memory import keep_freed_memory
 from utils.system.parser import Parser
 from utils.system.script import run_script
 from utils.training.teachers import Ensemble
@@ -64,8 +63,6 @@ def main(argv=None):
     names, files, rule = arguments.choose_teachers(args)
 
     # build
-    if precision.device.type == "cpu":
-        keep_freed_memory()
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read

@@ -19,7 +19,6 @@ from utils.run.summary import describe_images
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError, Interrupted
 from utils.system.log import log
-from utils.system.memory import keep_freed_memory
 from utils.system.ranks import ALONE, Share, World
 from utils.system.signals import StopSignals, end_workers
 from utils.training.cuda_streams import Streams
@@ -63,8 +62,6 @@ class Run:
         world: World = ALONE,
     ) -> None:
         self.args, self.precision, self.world = args, precision, world
-        if precision.device.type == "cpu":
-            keep_freed_memory()
         own = zip(students(args), folders, strict=True)
         self.students = [Student(one, num_classes, folder, precision.device, world) for one, folder in own]
         self.phases = phases_of(args)

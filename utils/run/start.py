@@ -5,12 +5,13 @@ from argparse import Namespace
 from utils.system import ranks
 from utils.system.cores import at_most_cores
 from utils.system.log import start_log
+from utils.system.memory import keep_freed_memory
 from utils.system.ranks import World
 from utils.training.precision import Precision, pick_device
 
 
 def begin(args: Namespace) -> tuple[World, Precision]:
-    """Join the processes of the run, start the log, pick the device.
+    """Join the processes of the run, start the log, pick the device; on the CPU keep the memory that is freed.
 
     What the run's figures depend on is noted in `args`: `processes`, their number, and `arithmetic`, the
     precision with its memory layout.
@@ -28,6 +29,8 @@ def begin(args: Namespace) -> tuple[World, Precision]:
     start_log(world.is_first)
     precision = Precision(args.precision, pick_device(args.device, world))
     args.processes, args.arithmetic = world.size, str(precision)
+    if precision.device.type == "cpu":
+        keep_freed_memory()
     args.no_progress |= not world.is_first
     args.workers = at_most_cores(args.workers)
     return world, precision
