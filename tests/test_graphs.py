@@ -167,7 +167,8 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
             images.sum().item()
             return self.inner(images)
 
-    step = graphs.GraphedStep()
+    step, before = graphs.GraphedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
+    assert torch.cuda.current_stream() == before  # others upload and replay on it
     assert history[-1].loss < history[0].loss

@@ -137,8 +137,10 @@ def record(step: Callable[[], object]) -> Callable[[], None]:
     """Record `step` as a CUDA graph and return the function that replays it."""
     graph = torch.cuda.CUDAGraph()
     # a stream of its own, since cuBLAS gives each one a workspace, and several students' graphs run at a time;
+    # left also where the recording fails, on which torch.cuda.graph stays on it;
     # thread_local, since another thread is uploading labels
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
