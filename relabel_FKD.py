@@ -63,6 +63,7 @@ def main(argv=None):
     names, files, rule = arguments.choose_teachers(args)
 
     # build
+    torch.backends.cudnn.benchmark = False  # another process might find another algorithm the fastest: other bytes
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read

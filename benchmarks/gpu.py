@@ -316,7 +316,7 @@ def main(argv=None):
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="these alone")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that every row runs, and no speed")
-    parser.add_argument("--limit", type=float, default=150, help="seconds that one command may take")
+    parser.add_argument("--limit", type=float, default=200, help="seconds that one command may take")
     parser.add_argument("--seconds", type=float, default=540, help="that all rows together may take")
     args = parser.parse_args(argv)
     day, failed = Day(args.out, args.device, args.quick, args.limit, args.seconds), False

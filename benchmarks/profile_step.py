@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from throughput import CLASSES, SIDE, build_learner
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from utils.run.summary import versions
@@ -89,6 +90,8 @@ def shares_of(profiler, steps, cuda):
     """Milliseconds of each kind in one step."""
     result = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
+        if cuda and event.device_type != DeviceType.CPU:  # a kernel, whose time is also that of its operator
+            continue
         if event.key != REPLAY and not event.key.startswith(("Profiler", "cuda", "Optimizer", "Activity")):
             result[kind_of(event.key)] += own_time(event, cuda) / steps
     return result

@@ -43,6 +43,7 @@ from utils.labels.view_policy import ViewPolicy
 from utils.run.summary import versions
 from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory
+from utils.system.signals import end_workers
 from utils.training.epoch import evaluate
 from utils.training.graphs import pick_step
 from utils.training.learner import Learner, train_step
@@ -306,6 +307,7 @@ def serve(name, setting, pipe):
         if cuda:
             torch.cuda.synchronize()
         pipe.send((images / (time.perf_counter() - started), torch.cuda.max_memory_allocated() if cuda else None))
+    end_workers()
 
 
 class Row:

@@ -61,6 +61,21 @@ def test_imagenet_21k_on_24_gb(side, expected, caplog):
     assert "4.37 GB an epoch" in caplog.text
 
 
+def test_parts_are_no_larger_than_a_gigabyte():
+    """However much there is room for: more would be pinned on the host."""
+    assert at(140, labels=4 * GB).plan(4180) == Plan(True, 1045, True)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(2, Plan(True, 1, False)), (1.4, Plan(False, 200, False))])
+def test_resident_as_asked(free, expected, caplog):
+    """Where images hardly fit beside what training is estimated to take, who asks for them gets them."""
+    log.propagate = True
+    caplog.set_level("INFO", logger="validator")
+    assert make_plan(at(free), 200, "resident") == expected
+    assert ("as asked" in caplog.text) == expected.resident
+    assert not make_plan(at(free), 200, "auto").resident
+
+
 def test_labels_in_parts_are_the_same_batches(folder):  # noqa: F811
     """Parts of one batch, of two (of three), and whole epochs."""
     dataset = dataset_of(folder, "cutmix")

@@ -21,7 +21,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def small_model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
+    first = nn.Conv2d(3, 8, 3, bias=False)  # a bias would have rounding for a gradient, which AdamW enlarges
+    return nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
 
 
 def batches_on(device, sizes=(8, 8, 8, 3)):
@@ -60,24 +61,22 @@ def assert_equal_training(step, device, sgd, **tolerance):
 
 @pytest.fixture
 def recording(monkeypatch):
-    """Stand-ins for the two functions that need CUDA; lists the shapes that were replayed."""
+    """Stand-in for the function that needs CUDA; lists the replays."""
     if not build_optimizer(torch.nn.Linear(1, 1), False, 0.1, 0).defaults["fused"]:
         pytest.skip("this PyTorch's AdamW can be recorded on CUDA alone")
     replayed = []
 
-    def record(step):
+    def record(step, _device, restore):
         def replay():
             replayed.append(True)
             step()
 
-        return replay
-
-    def warm_up(step, _device):
         for _ in range(graphs.WARM_UP_STEPS):
             step()
+        restore()
+        return replay
 
     monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "warm_up", warm_up)
     return replayed
 
 
@@ -106,7 +105,7 @@ def test_resumed_optimizer_state_survives_recording(recording):
 
 
 def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog):
-    def refuse(_step):
+    def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "record", refuse)
@@ -131,6 +130,35 @@ def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypa
     model, batch = small_model(), next(batches_on(CPU))
     graphs.GraphedStep().record(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
     assert {str(one.message) for one in recwarn} == {"something else"}
+
+
+def test_a_larger_batch_is_recorded_anew(recording):
+    """Where the first one was short, as when a run is resumed at the end of an epoch, the others still are recorded."""
+    step = graphs.GraphedStep()
+    model = small_model()
+    optimizer = build_optimizer(model, False, 0.05, 0.01)
+    learner = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), Precision("fp32", CPU), 4, step)
+    train_one_epoch([learner], batches_on(CPU, (3, 8, 8, 3, 8)))
+    assert len(recording) == 4  # all but the second short one
+    assert learner.sums.samples == 30
+    assert step.rows == 8
+    model = small_model()
+    eager = Learner(model, build_optimizer(model, False, 0.05, 0.01), learner.loss_fn, Precision("fp32", CPU), 4)
+    train_one_epoch([eager], batches_on(CPU, (3, 8, 8, 3, 8)))
+    assert learner.sums.result().loss == pytest.approx(eager.sums.result().loss, rel=1e-5)
+
+
+def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
+    """One that is not fused reads its rate on the host, which would break off the recording."""
+    graphs.log.propagate = True
+    caplog.set_level("INFO", logger="validator")
+    model, step = small_model(), graphs.GraphedStep()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)
+    train_one_epoch([learner], batches_on(CPU))
+    assert step.failed
+    assert not recording
+    assert "eager" in caplog.text
 
 
 def test_no_graph_on_the_cpu():
@@ -165,10 +193,13 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
 
         def forward(self, images):
             images.sum().item()
-            return self.inner(images)
+            return nn.functional.dropout(self.inner(images), 0.1)
 
     step, before = graphs.GraphedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
     assert torch.cuda.current_stream() == before  # others upload and replay on it
+    step = graphs.GraphedStep()
+    train(step, torch.device("cuda"), False)
+    assert not step.failed
     assert history[-1].loss < history[0].loss

@@ -1,5 +1,6 @@
 """What can go wrong besides the input: full disks, divergence, labels of another class order, slow checks."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import torch
 from conftest import SIDE, make_images, make_labels, run
 from PIL import Image
 from test_signals import signal_in_step
+from torch.utils.data import DataLoader
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -23,9 +25,10 @@ from utils.run import preflight
 from utils.run.folder import RUN_FILES
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, write_text
-from utils.system.script import take_key
+from utils.system.script import run_script, take_key
 from utils.training.models import build_model
 from utils.views.folders import open_folder
+from utils.views.workers import start_worker
 
 
 @pytest.fixture
@@ -270,3 +273,19 @@ def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
     assert "--loader workers" in done.err
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_workers_end_with_the_script(capsys):
+    """Also those whose loader is still referred to: Python would ask them to end, and they would wait for 30 s."""
+    loader = DataLoader(torch.arange(8), num_workers=2, worker_init_fn=start_worker)
+    kept = []
+
+    def main(_argv):
+        kept.append(iter(loader))
+        next(kept[0])
+        assert len(multiprocessing.active_children()) == 2
+        raise InputError("--flag is wrong")
+
+    assert run_script(main, []) == 2
+    assert not multiprocessing.active_children()
+    assert capsys.readouterr().err == "error: --flag is wrong\n"

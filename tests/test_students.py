@@ -458,6 +458,7 @@ def cuda_losses(names, device, epochs=3):
         train_one_epoch(learners, fresh, streams=streams)
         for name, learner in zip(names, learners, strict=True):
             losses[name].append(learner.sums.result().loss)
+    assert all(learner.step.replay is not None for learner in learners)
     return losses, streams
 
 

@@ -231,6 +231,7 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
 def test_a_run_on_cuda(tiny, tmp_path):
     """The defaults of a GPU, from the command line to the summary."""
     done = tiny.train_run(tmp_path / "run", device="cuda", precision="auto", workers=2)
+    assert "step    one CUDA graph of" in (done.path / "train.log").read_text()
     assert done.summary["args"]["arithmetic"].startswith(("bf16", "fp32"))
     assert done.summary["epochs_done"] == EPOCHS
 

@@ -24,7 +24,7 @@ from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.training.precision import Precision
+from utils.training.precision import Precision, unsearched
 from utils.views.folders import Samples, load_rgb, open_folder
 
 SAMPLED_IMAGES = 16
@@ -206,7 +206,7 @@ def check_student(
     images = images.to(memory_format=precision.memory_format)
     random_state = rng_state()
     try:
-        with torch.no_grad(), precision.autocast():
+        with torch.no_grad(), unsearched(), precision.autocast():
             outputs = copy.deepcopy(model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from utils.labels.hard import HardViews
+from utils.labels.pool import smallest_batch
 from utils.labels.rank_shares import SharedLabels
 from utils.labels.store import ViewSource
 from utils.run import arguments
@@ -20,10 +21,10 @@ from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError, Interrupted
 from utils.system.log import log
 from utils.system.ranks import ALONE, Share, World
-from utils.system.signals import StopSignals, end_workers
+from utils.system.signals import StopSignals
 from utils.training.cuda_streams import Streams
 from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.footprint import evaluation_bytes, training_bytes
+from utils.training.footprint import evaluation_bytes, step_bytes, training_bytes
 from utils.training.precision import Precision
 from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
@@ -118,14 +119,17 @@ class Run:
         args, also, models = self.args, self.args.hard_batch_size or 0, [student.model for student in self.students]
         batch, rows = args.batch_size + also, arguments.micro_batch(args) + also
         how, evaluated = (args.input_size, self.precision), min(ROWS_ON_A_DEVICE, len(validation))
+        short = smallest_batch(dataset.source) % args.batch_size  # is not in the recorded step, nor in its memory
+        passing = [evaluation_bytes(model, evaluated, *how) for model in models]
+        if short:
+            passing += [step_bytes(model, short, min(short, rows), *how) for model in models]
         free = free_bytes(self.precision.device)
         labels = label_bytes(dataset.source, self.phases.soft_before(self.position[0]))
         return Budget(
             images=0 if args.loader == "workers" else decoded_bytes(dataset.samples, self.precision.device, free),
             labels=labels + (label_bytes(hard, 0) if hard else 0),
             validation=3 * args.input_size**2 * len(validation) // self.world.size,
-            training=sum(training_bytes(model, batch, rows, *how) for model in models)
-            + max(evaluation_bytes(model, evaluated, *how) for model in models),
+            training=sum(training_bytes(model, batch, rows, *how) for model in models) + max(passing),
             free=free,
         )
 
@@ -163,9 +167,6 @@ class Run:
                 sessions.enter_context(student.session())
             try:
                 yield
-            except BaseException:
-                end_workers()
-                raise
             finally:
                 self.line.close()
 

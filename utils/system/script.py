@@ -9,6 +9,7 @@ import torch
 
 from utils.system import ranks
 from utils.system.errors import InputError, Interrupted
+from utils.system.signals import end_workers
 
 KEY_FLAG = "--wandb-api-key"
 
@@ -17,7 +18,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     """Call `main(argv)` and turn its end into a process exit code.
 
     0 done; 2 bad input; 128 + the signal's number where one ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
-    Of several processes one prints why the run ends.
+    Of several processes one prints why the run ends. Workers whose loader is still referred to would live on for 30 s.
     """
     if argv is None:
         hide_key()
@@ -33,6 +34,8 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text, code = f"error: {out_of_memory(error)}", 2
     except KeyboardInterrupt:
         text, code = "stopped: interrupted", 130
+    finally:
+        end_workers()
     if ranks.may_speak():
         print(text, file=sys.stderr, flush=True)
     return code

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from utils.training.precision import Precision
+from utils.training.precision import Precision, unsearched
 
 COPIES = 4  # of the weights, beside themselves: gradients, two moments, what is put back after recording a step
 OUTPUTS = 3  # of the largest layer that an evaluation holds at a time: what goes in, what comes out, a shortcut
@@ -18,13 +18,17 @@ def training_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: i
     """Estimate the device memory of training `model`, whose weights are there already, in bytes.
 
     What a forward pass keeps for the backward one is measured with few rows and with some more, since a part of it
-    does not grow with them: the weights in the precision of the pass. It is what the recorded step holds in its
-    private pool; `model` stays as it is.
+    does not grow with them: the weights in the precision of the pass. `model` stays as it is.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return COPIES * weights + step_bytes(model, batch, micro_batch, input_size, precision)
+
+
+def step_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: int, precision: Precision) -> int:
+    """The part of `training_bytes` that a step on `batch` rows takes for its time, or a recorded one for good."""
     few, more = (saved_bytes(model, rows, input_size, precision) for rows in PROBED)
     kept = few + (micro_batch - PROBED[0]) * (more - few) / (PROBED[1] - PROBED[0])
-    return int(COPIES * weights + SPARE * kept + views_bytes(batch, input_size))
+    return int(SPARE * kept + views_bytes(batch, input_size))
 
 
 def evaluation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
@@ -71,5 +75,6 @@ def saved_bytes(model: nn.Module, rows: int, input_size: int, precision: Precisi
 def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision) -> None:
     """Show a model so many black images; random states stay as they were."""
     images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
-    with torch.random.fork_rng([precision.device] if precision.device.type == "cuda" else []), precision.autocast():
+    own_states = [precision.device] if precision.device.type == "cuda" else []
+    with torch.random.fork_rng(own_states), unsearched(), precision.autocast():
         model(images.to(memory_format=precision.memory_format))

@@ -8,7 +8,7 @@ and the learning rate. A batch of other shapes, which is the short last one, tak
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
 
@@ -45,7 +45,7 @@ def pick_step(
 
 
 class GraphedStep:
-    """`train_step` as a CUDA graph, recorded at the first batch; same arguments, same result.
+    """`train_step` as a CUDA graph, recorded at the first batch, and again at a larger one; same result.
 
     Model, loss, optimizer and micro-batch size must be the same in every call. Where recording
     fails (a model that waits for the device, an old PyTorch), one log line says so and every step is eager.
@@ -56,7 +56,7 @@ class GraphedStep:
         self.failed = False
 
     def __call__(self, learner: Learner, batch: Batch) -> None:
-        if self.replay is None and not self.failed:
+        if not self.failed and (self.replay is None or len(batch) > self.rows):
             self.record(learner, batch)
         if self.replay is None or shapes(batch) != self.shapes:
             train_step(learner, batch)
@@ -73,7 +73,10 @@ class GraphedStep:
     def record(self, learner: Learner, batch: Batch) -> None:
         """Record a step on fixed copies of `batch`, leaving model, optimizer and random state as they were."""
         device, optimizer = learner.precision.device, learner.optimizer
-        self.shapes = shapes(batch)
+        self.replay, self.rows, self.shapes = None, len(batch), shapes(batch)
+        if not all(group.get("fused") for group in optimizer.param_groups):
+            self.give_up("this PyTorch's optimizer waits for the device")
+            return
         self.inputs = [None if value is None else value.clone() for value in batch.tensors()]
         self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
         recorded = copy(learner)
@@ -86,19 +89,20 @@ class GraphedStep:
 
         before = Snapshot(learner.model, optimizer, device)
         try:
-            with graph_ready(optimizer, self.rates):
-                with warnings.catch_warnings():  # capturable, and not captured: that is what a warm-up is
-                    warnings.filterwarnings("ignore", "(?s).*capturable=True")
-                    warm_up(step, device)
-                before.restore()
-                self.replay = record(step)
+            with graph_ready(optimizer, self.rates), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "(?s).*capturable=True")  # and not captured: a warm-up
+                self.replay = record(step, device, before.restore)
         except (RuntimeError, TypeError, AssertionError) as error:  # an optimizer of old asserts
             before.restore()
             optimizer.zero_grad(set_to_none=True)
-            self.failed = True
-            log.info("step    eager: no CUDA graph could be made of it (%.120s)", " ".join(str(error).split()))
+            self.give_up(" ".join(str(error).split()))
             return
         log.info("step    one CUDA graph of %d images; a shorter last batch is eager", len(batch))
+
+    def give_up(self, reason: str) -> None:
+        """Take every step eagerly from now on, and say why."""
+        self.failed = True
+        log.info("step    eager: no CUDA graph could be made of it (%.120s)", reason)
 
 
 def shapes(batch: Batch) -> tuple[type, list]:
@@ -123,26 +127,49 @@ def graph_ready(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor])
             group.update(values)
 
 
-def warm_up(step: Callable[[], object], device: torch.device) -> None:
-    """Run a step a few times on a side stream, as recording asks for."""
-    stream = torch.cuda.Stream(device)
+def record(step: Callable[[], object], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
+    """Record `step` as a CUDA graph and return the function that replays it.
+
+    It is run a few times first, as recording asks for; `restore` undoes that. All is done on a stream of its own, since
+    cuBLAS gives each one a workspace, and several students' graphs run at a time.
+    """
+    stream, graph, pool = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-
-
-def record(step: Callable[[], object]) -> Callable[[], None]:
-    """Record `step` as a CUDA graph and return the function that replays it."""
-    graph = torch.cuda.CUDAGraph()
-    # a stream of its own, since cuBLAS gives each one a workspace, and several students' graphs run at a time;
-    # left also where the recording fails, on which torch.cuda.graph stays on it;
-    # thread_local, since another thread is uploading labels
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
+    try:
+        with torch.cuda.stream(stream):  # left also where the recording fails, on which torch.cuda.graph stays on it
+            for _ in range(WARM_UP_STEPS):
+                step()
+            restore()
+            try:  # thread_local, since another thread is uploading labels
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    step()
+            except BaseException:
+                end_recording(graph, pool, device)
+                raise
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay
+
+
+FAILED: list[object] = []  # recordings that failed: the allocator may go on asking them
+
+
+def end_recording(graph: object, pool: Any, device: torch.device) -> None:
+    """Undo what PyTorch (2.11, say) leaves as it is where a recording fails.
+
+    The allocator would keep memory for it, and random numbers on the device could not be drawn any more: a recording
+    that succeeds resets their state. Where a version needs none of that, nothing happens.
+    """
+    FAILED.append(graph)
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    stream, trivial = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with (
+        suppress(RuntimeError, TypeError),
+        torch.cuda.stream(stream),
+        torch.cuda.graph(trivial, stream=stream, capture_error_mode="thread_local"),
+    ):
+        torch.zeros(1, device=device)
 
 
 class Snapshot:

@@ -1,5 +1,8 @@
 """The device and the arithmetic of a run: fp32, bf16 or fp16."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -76,14 +79,26 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     return torch.device("cuda", world.local_rank)  # with its number, which PyTorch 2.0 asks for
 
 
+@contextmanager
+def unsearched() -> Iterator[None]:
+    """Let cuDNN take the algorithm that it thinks best, for passes whose shape comes once: trying all takes longer."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def settle_cuda() -> None:
     """Choose what PyTorch leaves open on CUDA, for this process.
 
     * No TF32, whose ten bits of mantissa PyTorch allows in convolutions and not in products: `--precision fp32`
       asks for fp32, and whoever wants speed has bf16.
+    * Products in fp16, of which views are replayed, are added up in fp32.
     * cuDNN tries its algorithms at the first batch of a shape and keeps the fastest: a run has a handful of
       shapes, those of a micro-batch, of the short last one, and of the validation batches.
     """
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.benchmark = True

@@ -11,6 +11,7 @@ from utils.system.log import log
 from utils.system.memory import gigabytes
 
 USABLE = 0.9  # of the free memory: the allocator's pieces do not fit without gaps
+PART = 1e9  # bytes of labels that go up together at the most: pinned on the host, where each takes a power of two
 IN_FLIGHT = 3  # label uploads: in use, waiting, on their way
 GEOMETRY_BYTES = 56  # per row, of `geometry_of`
 
@@ -45,7 +46,7 @@ class Budget:
             return Plan(False, batches_per_epoch, self.validation <= room)
         room -= self.images
         kept = self.validation + smallest <= room
-        share = (room - kept * self.validation) / (IN_FLIGHT * self.labels)
+        share = min((room - kept * self.validation) / IN_FLIGHT, PART) / self.labels
         return Plan(True, max(1, int(batches_per_epoch * min(share, 1))), kept)
 
 
@@ -67,15 +68,19 @@ class Plan:
 def make_plan(budget: Budget, batches_per_epoch: int, loader: str) -> Plan:
     """Return the plan of --loader, and log what it takes and what it does without, and why."""
     plan = budget.plan(batches_per_epoch, resident=loader != "workers")
+    forced = loader == "resident" and not plan.resident and budget.images < budget.free
     log.info(
         "memory  of %s free on the device: training about %s, images %s, labels %s an epoch, validation images %s",
         *map(gigabytes, (budget.free, budget.training, budget.images, budget.labels, budget.validation)),
     )
-    if not plan.resident and loader != "workers":
+    if forced:
+        log.info("memory  the images hardly fit beside the training; they are kept on the device as asked")
+        plan = Plan(True, 1, False)
+    elif not plan.resident and loader != "workers":
         log.info("memory  the images do not fit beside the training: workers decode them in every epoch")
     elif plan.resident and plan.at_once < batches_per_epoch:
         log.info(
-            "memory  %d epochs of labels do not fit beside the rest: they go up in parts of %d batches",
+            "memory  %d epochs of labels are too much at once: they go up in parts of %d batches",
             *(IN_FLIGHT, plan.at_once),
         )
     if not plan.validation_on_device:

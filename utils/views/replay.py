@@ -86,7 +86,7 @@ def mix(
     """
     if mix_index is None:
         return images
-    partner = mix_index.to(images.device)
+    partner = mix_index.to(images.device, non_blocking=True)
     if mix_bbox is not None:
         y1, x1, y2, x2 = mix_bbox
         mixed = images.clone()

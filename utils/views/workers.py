@@ -194,7 +194,7 @@ class WorkerBatches:
         source, per_epoch = self.source, self.batches_per_epoch
         parts = (parts_of(source, epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
         stream = map(self.prepare, guarded(loader), parts)
-        if self.device.type == "cuda":  # copying and mixing overlap the step; on the CPU they would compete with it
+        if self.device.type == "cuda":  # one batch is always ahead; on the CPU that would compete with the step
             stream = BackgroundGenerator(stream, max_prefetch=1)
         return stream
 
