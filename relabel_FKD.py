@@ -82,8 +82,7 @@ def main(argv=None):
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
     )
 
-    size = Codec(args.bits, args.keep_topk, args.views).bytes_per_image(preview.answers.shape[1])
-    preflight.check_disk(args.fkd_path, size * len(folder.samples) * len(todo), "the labels need")
+    check_room(args, len(folder.samples) * len(todo), preview.answers.shape[1])
 
     # loop
     todo = todo[world.rank :: world.size]
@@ -95,6 +94,12 @@ def main(argv=None):
         writer.finish()
     world.barrier()
     log.info("labels of %d epochs in %s", args.epochs, args.fkd_path)
+
+
+def check_room(args, num_views, num_classes):
+    """Check that so many labels fit on the disk."""
+    size = Codec(args.bits, args.keep_topk, args.views).bytes_per_image(num_classes)
+    preflight.check_disk(args.fkd_path, size * num_views, "the labels need")
 
 
 def write_epochs(writer, epochs, views, batches, teachers, sizes, no_progress):

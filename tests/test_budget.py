@@ -8,7 +8,7 @@ from test_resident import CPU, dataset_of, folder, normalise_on, run  # noqa: F4
 
 import train_FKD_parallel
 from utils.system.log import log
-from utils.training.footprint import evaluation_bytes, saved_bytes, training_bytes
+from utils.training.footprint import Footprint, saved_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
 from utils.views import budget
@@ -98,7 +98,7 @@ def test_what_a_forward_pass_keeps():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert saved_bytes(model, 2, 8, precision) == 4 * 2 * 64 * (3 + 4)
     weights = 4 * (3 * 4 + 4 + 512 + 2)
-    assert training_bytes(model, 10, 5, 8, precision) == 4 * weights + 1.5 * 5 * 4 * 64 * 7 + 4 * 3 * 4 * 10 * 64
+    assert Footprint(model, 8, precision).training(10, 5) == 4 * weights + 1.5 * 5 * 4 * 64 * 7 + 4 * 3 * 4 * 10 * 64
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -108,13 +108,13 @@ def test_weights_in_bf16_are_kept_once_whatever_the_rows():
     model, precision = torch.nn.Sequential(torch.nn.Flatten(), *layers), Precision("bf16", CPU)
     assert saved_bytes(model, 2, 8, precision) == 2 * (2 * (192 + 100) + 100 * 500)
     kept = 2 * (1024 * (192 + 100) + 100 * 500)
-    assert training_bytes(model, 0, 1024, 8, precision) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept
+    assert Footprint(model, 8, precision).training(0, 1024) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept
 
 
 def test_what_an_evaluation_holds():
     """Three outputs of the largest layer, here the convolution's, and the views."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten(), torch.nn.Linear(256, 2))
-    assert evaluation_bytes(model, 512, 8, Precision("fp32", CPU)) == 512 * (3 * 4 * 4 * 64 + 4 * 3 * 4 * 64)
+    assert Footprint(model, 8, Precision("fp32", CPU)).evaluation(512) == 512 * (3 * 4 * 4 * 64 + 4 * 3 * 4 * 64)
     assert model.training
     assert not model[0]._forward_hooks
 

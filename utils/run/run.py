@@ -24,7 +24,7 @@ from utils.system.ranks import ALONE, Share, World
 from utils.system.signals import StopSignals
 from utils.training.cuda_streams import Streams
 from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.footprint import evaluation_bytes, step_bytes, training_bytes
+from utils.training.footprint import Footprint
 from utils.training.precision import Precision
 from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
@@ -116,20 +116,20 @@ class Run:
         self, dataset: ViewDataset, validation: Sequence[tuple[str, int]], hard: HardViews | None = None
     ) -> Budget:
         """What this run's device must hold; of hard epochs, labels and a recorded step beside the others'."""
-        args, also, models = self.args, self.args.hard_batch_size or 0, [student.model for student in self.students]
+        args, also = self.args, self.args.hard_batch_size or 0
         batch, rows = args.batch_size + also, arguments.micro_batch(args) + also
-        how, evaluated = (args.input_size, self.precision), min(ROWS_ON_A_DEVICE, len(validation))
+        prints = [Footprint(student.model, args.input_size, self.precision) for student in self.students]
+        passing = [one.evaluation(min(ROWS_ON_A_DEVICE, len(validation))) for one in prints]
         short = smallest_batch(dataset.source) % args.batch_size  # is not in the recorded step, nor in its memory
-        passing = [evaluation_bytes(model, evaluated, *how) for model in models]
         if short:
-            passing += [step_bytes(model, short, min(short, rows), *how) for model in models]
+            passing += [one.step(short, min(short, rows)) for one in prints]
         free = free_bytes(self.precision.device)
         labels = label_bytes(dataset.source, self.phases.soft_before(self.position[0]))
         return Budget(
             images=0 if args.loader == "workers" else decoded_bytes(dataset.samples, self.precision.device, free),
             labels=labels + (label_bytes(hard, 0) if hard else 0),
             validation=3 * args.input_size**2 * len(validation) // self.world.size,
-            training=sum(training_bytes(model, batch, rows, *how) for model in models) + max(passing),
+            training=sum(one.training(batch, rows) for one in prints) + max(passing),
             free=free,
         )
 

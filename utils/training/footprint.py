@@ -14,28 +14,45 @@ SPARE = 1.5  # gradients of activations, and the work space of convolutions
 PROBED = 2, 4  # rows of two forward passes; two are the fewest that batch statistics need
 
 
-def training_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: int, precision: Precision) -> int:
-    """Estimate the device memory of training `model`, whose weights are there already, in bytes.
+class Footprint:
+    """Estimates of the device memory that a model takes, in bytes, its weights aside, which are there already.
 
-    What a forward pass keeps for the backward one is measured with few rows and with some more, since a part of it
-    does not grow with them: the weights in the precision of the pass. `model` stays as it is.
+    What a forward pass keeps for the backward one is measured once, with few rows and with some more, since a part of
+    it does not grow with them: the weights in the precision of the pass. `model` stays as it is.
+
+    Args:
+        model: on its device.
+        input_size: S.
+        precision: of its passes.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return COPIES * weights + step_bytes(model, batch, micro_batch, input_size, precision)
+
+    def __init__(self, model: nn.Module, input_size: int, precision: Precision) -> None:
+        self.input_size = input_size
+        self.weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        self.few, more = (saved_bytes(model, rows, input_size, precision) for rows in PROBED)
+        self.row = (more - self.few) / (PROBED[1] - PROBED[0])
+        self.output = largest_output(model, input_size, precision)
+
+    def training(self, batch: int, micro_batch: int) -> int:
+        """Of the optimizer and of steps on `batch` rows, recorded or not."""
+        return COPIES * self.weights + self.step(batch, micro_batch)
+
+    def step(self, batch: int, micro_batch: int) -> int:
+        """The part of it that one step takes for its time, or a recorded one for good."""
+        kept = self.few + (micro_batch - PROBED[0]) * self.row
+        return int(SPARE * kept + self.views(batch))
+
+    def evaluation(self, rows: int) -> int:
+        """Of evaluating so many rows at once, where nothing is kept for a backward pass: the largest outputs count."""
+        return int(OUTPUTS * self.output * rows + self.views(rows))
+
+    def views(self, rows: int) -> int:
+        """Of the views of a batch while they are made ready."""
+        return VIEWS * 3 * 4 * rows * self.input_size**2
 
 
-def step_bytes(model: nn.Module, batch: int, micro_batch: int, input_size: int, precision: Precision) -> int:
-    """The part of `training_bytes` that a step on `batch` rows takes for its time, or a recorded one for good."""
-    few, more = (saved_bytes(model, rows, input_size, precision) for rows in PROBED)
-    kept = few + (micro_batch - PROBED[0]) * (more - few) / (PROBED[1] - PROBED[0])
-    return int(SPARE * kept + views_bytes(batch, input_size))
-
-
-def evaluation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
-    """Estimate the device memory of evaluating `model`, whose weights are there already, on so many rows at once.
-
-    Where a forward pass keeps nothing for a backward one, its largest outputs count; `model` stays as it is.
-    """
+def largest_output(model: nn.Module, input_size: int, precision: Precision) -> float:
+    """Bytes of the largest output of any layer for one image of S x S pixels."""
     sizes = [0]
 
     def note(_layer: nn.Module, _inputs: object, output: object) -> None:
@@ -47,12 +64,7 @@ def evaluation_bytes(model: nn.Module, rows: int, input_size: int, precision: Pr
         layer.register_forward_hook(note)
     with torch.no_grad():
         pass_forward(probe, PROBED[0], input_size, precision)
-    return int(OUTPUTS * max(sizes) * rows / PROBED[0] + views_bytes(rows, input_size))
-
-
-def views_bytes(rows: int, input_size: int) -> int:
-    """Bytes of the views of a batch while they are made ready."""
-    return VIEWS * 3 * 4 * rows * input_size**2
+    return max(sizes) / PROBED[0]
 
 
 def saved_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
