@@ -1,4 +1,4 @@
-"""The house: wings in layers, no circles, modules and functions that fit in the head."""
+"""The layers of utils/: a lower wing never imports a higher one, and nothing imports itself."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 UTILS = Path(__file__).parents[1] / "utils"
 WINGS = "system labels views training run report".split()  # a wing imports itself and those before it
 MODULES = sorted(path for path in UTILS.rglob("*.py") if path.parent != UTILS)
-MAX_MODULE, MAX_FUNCTION = 350, 45
 
 
 def name_of(path):
@@ -16,7 +15,8 @@ def name_of(path):
     return ".".join(path.relative_to(UTILS).with_suffix("").parts)
 
 
-TREES = {name_of(path): ast.parse(path.read_text()) for path in MODULES}
+# the entry points, `python -m utils.labels` and so on, wire things together as the scripts do
+TREES = {name_of(path): ast.parse(path.read_text()) for path in MODULES if path.name != "__main__.py"}
 
 
 def imported(tree):
@@ -50,11 +50,3 @@ def test_no_circles():
     while free := {name for name, others in needs.items() if not others & needs.keys()}:
         needs = {name: others for name, others in needs.items() if name not in free}
     assert not needs
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_is_too_long(path):
-    """350 lines a module, 45 a function."""
-    assert len(path.read_text().splitlines()) <= MAX_MODULE
-    functions = [n for n in ast.walk(TREES[name_of(path)]) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    assert not [f.name for f in functions if f.end_lineno - f.lineno + 1 > MAX_FUNCTION]
