@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -42,10 +43,10 @@ def first_images(samples: Samples, per_class: int | None) -> Samples:
     return kept
 
 
-def load_rgb(path: Path | str) -> Image.Image:
-    """Decode an image file to a PIL RGB image, or raise InputError with its path."""
+def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
+    """Decode an image file to a PIL RGB image, or raise InputError with its path; `file` is its content, if read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file or path) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"it claims {image.width} x {image.height} pixels")
             return image.convert("RGB")

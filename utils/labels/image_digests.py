@@ -1,0 +1,121 @@
+"""Which images labels belong to: two digests of every image, and a comparison that says what has changed.
+
+An image is the same if its file or its pixels are the same: a rewritten PNG has other bytes and the same pixels, and a
+JPEG that another library decodes has other pixels and the same bytes.
+
+`images.safetensors`, in a packed folder or beside the epochs of tar labels, holds for N images in the order of their
+numbers `pixel_digests` u8 [N, 8] and `file_digests` u8 [N, 8]: blake2b of 8 bytes, of `WIDTHxHEIGHT` and the decoded
+RGB bytes (rows first), and of the file.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from utils.system.errors import InputError
+from utils.system.files import digest_of_text
+
+IMAGES = "images.safetensors"
+DIGEST_BYTES = 8
+NAMES = "pixel_digests", "file_digests"
+
+
+@dataclass(frozen=True)
+class ImageDigests:
+    """Digests of N images.
+
+    Attributes:
+        pixels: uint8 [N, 8], of the decoded pixels.
+        files: uint8 [N, 8], of the files.
+    """
+
+    pixels: torch.Tensor
+    files: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return both as they are stored."""
+        return dict(zip(NAMES, (self.pixels, self.files), strict=True))
+
+    def rows(self, places: Sequence[int]) -> "ImageDigests":
+        """Return the digests of some of the images."""
+        return ImageDigests(self.pixels[list(places)], self.files[list(places)])
+
+    def same(self, other: "ImageDigests") -> np.ndarray:
+        """Compare image by image with as many others: bool [N], True if the files or the pixels are equal."""
+        return ((self.pixels == other.pixels).all(dim=1) | (self.files == other.files).all(dim=1)).numpy()
+
+    def digest(self) -> str:
+        """Return one digest of all pixels in order, which names the image set wherever it lies."""
+        return digest_of_text(self.pixels.numpy().tobytes().hex())
+
+
+def read_image_digests(folder: Path) -> ImageDigests | None:
+    """Read the digests that a label folder holds; None if it holds none, as those of other projects.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / IMAGES
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if not set(NAMES) <= set(file.keys()):
+                return None
+            digests = ImageDigests(*(file.get_tensor(name) for name in NAMES))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
+    for tensor in digests.tensors().values():
+        if tensor.dtype != torch.uint8 or tensor.shape != (len(digests), DIGEST_BYTES):
+            raise InputError(f"{path} does not hold the digests of images; copy the labels again")
+    return digests
+
+
+def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str]) -> str | None:
+    """Compare the images that labels were made for with those of a folder.
+
+    Args:
+        stored: digests of the labels' images.
+        found: digests of the folder's images.
+        names: path of each of the folder's images, relative to it.
+
+    Returns:
+        None if all are the same; else a clause that says how they differ, for the middle of a sentence.
+    """
+    if len(stored) == len(found) and stored.same(found).all():
+        return None
+    places: dict[bytes, int] = {}
+    for digests in (found.files, found.pixels):
+        places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
+    pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
+    now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]  # where each is now
+    gone = [number for number, place in enumerate(now) if place is None]
+    kept = len(stored) - len(gone)
+    if kept == 0:
+        return "none of its images is one of those that the labels were made for"
+    equal = stored.rows(range(min(len(stored), len(found)))).same(found.rows(range(min(len(stored), len(found)))))
+    moved = [n for n, place in enumerate(now) if place is not None and not (n < len(equal) and equal[n])]
+    clauses = []
+    if len(stored) != len(found):
+        clauses.append(f"it holds {len(found)} images and the labels were made for {len(stored)}")
+    if gone:
+        first = f", image {gone[0]} first" if len(gone) > 1 else f" (image {gone[0]})"
+        clauses.append(f"{len(gone)} of the labels' {len(stored)} images are not in it{first}")
+    if moved:
+        number = moved[0]
+        clauses.append(
+            f"{len(moved)} images have another number: image {number} of the labels is now image {now[number]}, "
+            f"{names[now[number] or 0]}"
+        )
+    if not clauses:  # the stored ones are all there, but not one to one
+        most, times = Counter(place for place in now if place is not None).most_common(1)[0]
+        clauses.append(f"{names[most]} stands for {times} of the labels' images")
+    return " and ".join(clauses)

@@ -1,0 +1,68 @@
+"""Digests of the images in a folder: which images they are, whatever their files are called."""
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from utils.labels.image_digests import DIGEST_BYTES, ImageDigests
+from utils.system.cores import cores
+from utils.system.errors import InputError
+from utils.views.folders import Samples, load_rgb
+
+AHEAD = 256  # images that may wait for their turn
+
+
+def file_digest(data: bytes) -> bytes:
+    """Return the digest of a file's content."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    """Return the digest of an RGB image: its size and its pixels, rows first."""
+    digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
+    digest.update(image.tobytes())
+    return digest.digest()
+
+
+def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
+    """Return the digests of images, read by threads.
+
+    Args:
+        samples: list of (path, class).
+        workers: number of threads, at least one a core.
+        known: digests of images of which some may be among these: a file that is known is not decoded, which makes
+            the comparison with labels as quick as reading the files.
+
+    Raises:
+        InputError: a file cannot be read or decoded.
+    """
+    pixels_of: dict[bytes, bytes] = {}
+    if known is not None:
+        rows = zip(known.files.numpy(), known.pixels.numpy(), strict=True)
+        pixels_of = {file.tobytes(): pixels.tobytes() for file, pixels in rows}
+
+    def both(path: str) -> tuple[bytes, bytes]:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); replace the image") from None
+        file = file_digest(data)
+        return pixels_of.get(file) or pixel_digest(load_rgb(path, io.BytesIO(data))), file
+
+    pairs: list[tuple[bytes, bytes]] = []
+    paths = iter([path for path, _ in samples])
+    with ThreadPoolExecutor(max(workers, cores())) as pool:
+        while ahead := list(islice(paths, AHEAD)):
+            pairs += pool.map(both, ahead)
+    pixels, files = (b"".join(column) for column in zip(*pairs, strict=True))
+    return ImageDigests(as_rows(pixels), as_rows(files))
+
+
+def as_rows(digests: bytes) -> torch.Tensor:
+    """Turn the digests of N images, one after the other, into uint8 [N, 8]."""
+    return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)
