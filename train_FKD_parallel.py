@@ -56,7 +56,7 @@ def main(argv=None):
     store = check_labels(args, train)
     preflight.note_images(args, train.samples, val.samples)
     hard = hard_views(args, train.samples, store.num_classes)
-    samples = preflight.check_views(args, store)
+    samples = preflight.sample_views(args, store)
     preflight.report(args, train, val, store, samples)
 
     # build

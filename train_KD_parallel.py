@@ -43,6 +43,7 @@ def parse(argv):
     arguments.add_teacher_arguments(parser)
     arguments.add_training_arguments(parser)
     args = arguments.settle(parser.parse_args(argv))
+    arguments.settle_views(args, {})
     if args.topk_mass == "auto":
         args.topk_mass = "kept"  # a live teacher answers for all classes
     args.output_dir = args.output_dir or default_output(args, "kd-")

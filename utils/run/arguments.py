@@ -1,6 +1,7 @@
 """argparse groups that the scripts share. Every flag does what its help says; checks name the flags."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from utils.labels.command import add_codec_arguments
@@ -17,6 +18,7 @@ from utils.system.errors import InputError
 from utils.system.parser import COUNT, NATURAL, POSITIVE, number
 from utils.training.teachers import PRESETS, RULES
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
+from utils.views.validation import usual_resize
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--val-dir", help="validation images, one sub-folder per class")
     group.add_argument("--batch-size", type=COUNT, default=1024, help="images per optimizer step; that of the labels")
     add_image_arguments(group)
+    group.add_argument(
+        "--val-resize",
+        type=COUNT,
+        help="shorter side of validation images in pixels, before the centre --input-size is cropped (default: 256/224 "
+        "of --input-size from 128 px on, else --input-size)",
+    )
 
 
 def add_image_arguments(group: Any) -> None:
@@ -38,9 +46,21 @@ def add_image_arguments(group: Any) -> None:
         "auto: resident where they fit in half of what is free",
     )
     group.add_argument("-j", "--workers", type=NATURAL, default=4, help="data loading processes; 0 loads in this one")
-    group.add_argument("--input-size", type=COUNT, default=224, help="side of the model's input, in pixels")
-    group.add_argument("--mean", type=float, nargs=3, default=IMAGENET_MEAN, help="channel means of images in [0, 1]")
-    group.add_argument("--std", type=POSITIVE, nargs=3, default=IMAGENET_STD, help="channel standard deviations")
+    group.add_argument(
+        "--input-size", type=COUNT, help="side of the model's input, in pixels (default: as the labels state, else 224)"
+    )
+    group.add_argument(
+        "--mean",
+        type=float,
+        nargs=3,
+        help="channel means of images in [0, 1] (default: as the labels state, else ImageNet's)",
+    )
+    group.add_argument(
+        "--std",
+        type=POSITIVE,
+        nargs=3,
+        help="channel standard deviations (default: as the labels state, else ImageNet's)",
+    )
 
 
 def add_view_arguments(group: Any) -> None:
@@ -114,12 +134,52 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     add_view_arguments(group)
 
 
+def settle_views(args: argparse.Namespace, stated: Mapping[str, Any]) -> None:
+    """Fill in --input-size, --mean, --std and --val-resize from what the labels state, else with the usual values.
+
+    Args:
+        args: parsed flags; those that were not given are None.
+        stated: the labels' `input_size`, `mean` and `std`, as far as they state them.
+
+    Raises:
+        InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
+    """
+    for name, usual in (("input_size", 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        given, known = getattr(args, name), stated.get(name)
+        if given is not None and known is not None and plain(given) != plain(known):
+            raise InputError(
+                f"--{name.replace('_', '-')} {words(given)} contradicts the labels in {args.fkd_path}, which were made "
+                f"with {words(known)}; leave it out"
+            )
+        value: Any = next(value for value in (given, known, usual) if value is not None)
+        setattr(args, name, value if name == "input_size" else tuple(value))
+    if not hasattr(args, "val_resize"):
+        return  # relabelling evaluates nothing
+    args.val_resize = args.val_resize or usual_resize(args.input_size)
+    if args.val_resize < args.input_size:
+        raise InputError(
+            f"--val-resize {args.val_resize} is less than --input-size {args.input_size}, so that validation images "
+            "would have black edges; give at least as much"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return numbers as they compare: those from JSON and those from flags alike."""
+    return [round(float(number), 6) for number in value] if isinstance(value, list | tuple) else value
+
+
+def words(value: Any) -> str:
+    """Return numbers as they are typed."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def settle_relabel(args: argparse.Namespace) -> argparse.Namespace:
     """Check relabel_FKD.py's flags against each other; return `args`.
 
     Raises:
         InputError: names the flags that do not go together.
     """
+    settle_views(args, {})
     if args.use_fp16 and args.bits not in (None, 16):
         raise InputError(f"--use-fp16 contradicts --bits {args.bits}; give one of them")
     args.bits = args.bits or (16 if args.use_fp16 else 32)

@@ -18,7 +18,7 @@ RESULT_ARGUMENTS = (
     "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
     "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
     "fkd_seed reuse_labels seed input_size mean std precision arithmetic "
-    "labels label_order num_classes train_images val_images "
+    "labels label_order num_classes train_images val_images val_resize "
     "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip "
     "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
     "ema_decay hard_epochs hard_batch_size label_smoothing"
@@ -142,7 +142,7 @@ def load_checkpoint(path: Path | str, arguments: Mapping[str, Any]) -> dict[str,
     if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
-    stored = EARLIER | stored
+    stored = EARLIER | {"val_resize": round(stored.get("input_size", 0) * 256 / 224)} | stored
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)

@@ -1,6 +1,7 @@
 """What the labels say, compared with the flags and the training folder, before time is spent."""
 
 import argparse
+from typing import Any
 
 from torchvision.datasets import ImageFolder
 
@@ -10,12 +11,16 @@ from utils.labels.opening import open_labels
 from utils.labels.pool import SAMPLED, SHUFFLED, STORED, PooledLabels, stored_batches
 from utils.labels.reuse import ReusedLabels
 from utils.labels.store import LabelStore
+from utils.run.arguments import settle_views
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
+from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
 from utils.views.folders import Samples
 
-IMPOSSIBLE = 20  # a probability of exp(-20) is no chance
+IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
+# A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).
+SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 4, 18  # 0.46^4 = 4 %, 0.46^18 = 1e-6
 
 
 def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
@@ -30,6 +35,7 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     if not args.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
     store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels)
+    settle_views(args, stated_views(store) | size_from_boxes(args, store))
     settle_classes(args, train, store)
     check_images_of_labels(args, train, store)
     check_label_flags(args, store)
@@ -40,6 +46,44 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     store = in_order(args, store, len(train.samples))
     store.check_complete(range(store.epochs) if args.reuse_labels else soft_epochs(args))
     return store
+
+
+def stated_views(store: LabelStore) -> dict[str, Any]:
+    """Return what the manifest of packed labels says of the views: `input_size`, `mean`, `std`, as far as it does."""
+    manifest = getattr(store, "manifest", {})
+    settings, policy = manifest.get("settings") or {}, manifest.get("policy") or {}
+    stated = {"input_size": policy.get("input_size"), "mean": settings.get("mean"), "std": settings.get("std")}
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, int]:
+    """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
+
+    The box of about every second batch is cut off by the view's right or lower edge, so that the farthest pixel of
+    many boxes is the size. Few boxes only suggest it.
+
+    Returns:
+        {"input_size": S}, or nothing if the labels state S, hold no boxes, or too few to contradict the flag.
+
+    Raises:
+        InputError: a box does not fit into --input-size.
+    """
+    if store.mix_type != "cutmix":
+        return {}
+    places = [(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch))]
+    boxes = [store.read(*place).mix_bbox for place in places[:SAMPLED_BOXES]]
+    reach = max(max(box[2:]) for box in boxes if box is not None)
+    if args.input_size is not None and reach > args.input_size:
+        raise InputError(
+            f"--input-size {args.input_size} is smaller than the views of the labels in {args.fkd_path}, whose cutmix "
+            f"boxes reach pixel {reach}; give the --input-size of relabelling"
+        )
+    if "input_size" in stated_views(store):
+        return {}
+    if args.input_size is None and len(boxes) >= FEW_BOXES:
+        log.info("labels  views of %d px, to which their cutmix boxes reach", reach)
+        return {"input_size": reach}
+    return {"input_size": reach} if len(boxes) >= MANY_BOXES else {}
 
 
 def soft_epochs(args: argparse.Namespace) -> range:

@@ -88,23 +88,11 @@ def trailing_number(name: str) -> tuple[str, int | None]:
     return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
-def check_views(args: argparse.Namespace, store: LabelStore) -> list[BatchLabels]:
-    """Cutmix boxes are in pixels of the view that the teacher saw: they must fit --input-size.
-
-    Returns:
-        the batches that were looked at: a few `BatchLabels`, spread over the epochs to train, or over a pool.
-    """
+def sample_views(args: argparse.Namespace, store: LabelStore) -> list[BatchLabels]:
+    """Return a few batches of labels, spread over the epochs to train, or over a pool."""
     if isinstance(store, PooledLabels):
-        samples = sample_labels(store.store, range(store.store.epochs))
-    else:
-        samples = sample_labels(store, soft_epochs(args))
-    reach = max((max(labels.mix_bbox[2:]) for labels in samples if labels.mix_bbox is not None), default=0)
-    if reach > args.input_size:
-        raise InputError(
-            f"--input-size {args.input_size} is smaller than the views of the labels in {args.fkd_path}, whose cutmix "
-            f"boxes reach pixel {reach}; give the --input-size of relabelling"
-        )
-    return samples
+        return sample_labels(store.store, range(store.store.epochs))
+    return sample_labels(store, soft_epochs(args))
 
 
 def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_classes: int) -> None:

@@ -136,8 +136,16 @@ class Run:
     def validation(self, samples: Samples) -> ValidationBatches:
         """Return this rank's validation batches of a list of (path, class)."""
         part = samples[self.world.rank :: self.world.size]
-        what = self.args.input_size, self.normalise, self.args.workers, self.precision.device
-        return ValidationBatches(part, *what, on_device=self.plan is not None and self.plan.validation_on_device)
+        args, on_device = self.args, self.plan is not None and self.plan.validation_on_device
+        return ValidationBatches(
+            part,
+            args.input_size,
+            self.normalise,
+            args.workers,
+            self.precision.device,
+            on_device=on_device,
+            resize=args.val_resize,
+        )
 
     @property
     def normalise(self) -> Normalise:

@@ -1,5 +1,6 @@
 """Validation images, decoded once and kept where they fit."""
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -8,25 +9,44 @@ from torchvision.transforms import functional as TF
 
 from utils.system.memory import host_keeps
 from utils.views.folders import Samples, load_rgb
+from utils.views.identity import pixel_digest
 from utils.views.replay import Normalise
 from utils.views.workers import guarded, start_worker
 
 ROWS_ON_A_DEVICE = 512  # that are evaluated at once
 
 
-class CentreCrops(Dataset):
-    """Validation images: shorter side to `S * 256 / 224`, then the centre S x S."""
+MAGNIFIED_FROM = 128  # pixels; no reference magnifies the validation images of smaller data sets
 
-    def __init__(self, samples: Samples, input_size: int):
-        self.samples, self.input_size = samples, input_size
+
+def usual_resize(input_size: int) -> int:
+    """Return the default of --val-resize for views of S pixels: 256/224 S from 128 px on, S below."""
+    return round(input_size * 256 / 224) if input_size >= MAGNIFIED_FROM else input_size
+
+
+class CentreCrops(Dataset):
+    """Validation images: the shorter side resized to `resize`, then the centre S x S.
+
+    An item is (uint8 [S, S, 3], class, digest). The digest is an int64 of the decoded pixels and the class while
+    `digesting`, else 0.
+    """
+
+    def __init__(self, samples: Samples, input_size: int, resize: int):
+        self.samples, self.input_size, self.resize = samples, input_size, resize
+        self.digesting = True
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, int, int]:
         path, target = self.samples[item]
-        image = TF.resize(load_rgb(path), round(self.input_size * 256 / 224))
-        return TF.pil_to_tensor(TF.center_crop(image, self.input_size)).permute(1, 2, 0), target
+        image = load_rgb(path)
+        digest = 0
+        if self.digesting:
+            number = hashlib.blake2b(target.to_bytes(4, "little") + pixel_digest(image), digest_size=8)
+            digest = int.from_bytes(number.digest(), "little", signed=True)
+        image = TF.resize(image, self.resize)
+        return TF.pil_to_tensor(TF.center_crop(image, self.input_size)).permute(1, 2, 0), target, digest
 
 
 class ValidationBatches:
@@ -35,6 +55,15 @@ class ValidationBatches:
     Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is
     independent of --batch-size, since it does not change the result. They are kept on the device if `on_device`, for
     which the caller knows that there is room, else on the host if they fit there.
+
+    Attributes:
+        digest: a number below 2^64 that names the images with their classes, in any order: the sum over images. It is
+            taken while the first pass decodes them; None before that.
+
+    Args:
+        samples: list of (path, class).
+        input_size: S.
+        resize: pixels of the shorter side before the centre is cropped (default: `usual_resize`).
     """
 
     def __init__(
@@ -46,11 +75,13 @@ class ValidationBatches:
         device: torch.device,
         batch_size: int | None = None,
         on_device: bool = False,
+        resize: int | None = None,
     ):
         self.device, self.normalise = device, normalise
-        dataset = CentreCrops(samples, input_size)
+        self.images = CentreCrops(samples, input_size, resize or usual_resize(input_size))
+        self.digest: int | None = None
         self.loader = DataLoader(
-            dataset,
+            self.images,
             batch_size=batch_size or (ROWS_ON_A_DEVICE if device.type == "cuda" else 64),
             num_workers=workers,
             worker_init_fn=start_worker,
@@ -69,13 +100,16 @@ class ValidationBatches:
         if self.kept:
             yield from self.kept
             return
-        kept = []
-        for images, targets in guarded(self.loader):
+        kept, total = [], 0
+        for images, targets, digests in guarded(self.loader):
+            total += sum(digests.tolist())
             if self.keep is not None:  # copied: what workers hand over is shared memory, which is scarce
                 images, targets = images.to(self.keep, copy=True), targets.to(self.keep, copy=True)
                 kept.append((images, targets))
             yield images, targets
         self.kept = kept
+        if self.images.digesting:
+            self.digest, self.images.digesting = total % 2**64, False
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, targets in self.decoded():

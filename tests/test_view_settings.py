@@ -1,0 +1,137 @@
+"""--input-size, --mean, --std and --val-resize: stated by the labels, or by nobody twice."""
+
+import json
+
+import pytest
+import torch
+from conftest import BATCH, EPOCHS, SIDE, Tiny, make_images, make_labels, run
+from PIL import Image
+
+import relabel_FKD
+import train_FKD_parallel
+from utils.views.identity import pixel_digest
+from utils.views.replay import IMAGENET_MEAN, Normalise
+from utils.views.validation import CentreCrops, ValidationBatches, usual_resize
+
+GREY = "0.5 0.5 0.5".split()
+
+
+@pytest.fixture
+def packed(tiny, tmp_path):
+    """Packed labels of 32 px, normalised by 0.5."""
+    words = ["--data", tiny.train, "--fkd-path", tmp_path / "packed", "-b", BATCH, "--epochs", EPOCHS, "-j", 0]
+    words += ["--input-size", SIDE, "--device", "cpu", "--precision", "fp32", "--mean", *GREY, "--std", *GREY]
+    words += ["-a", "shufflenet_v2_x0_5", "--checkpoint", teacher(tmp_path), "--mix-type", "cutmix"]
+    done = run(relabel_FKD, *words)
+    assert done.code == 0, done.err
+    return Tiny(tiny.train, tiny.val, tmp_path / "packed")
+
+
+def teacher(folder):
+    """Weights of an untrained teacher of three classes."""
+    from utils.training.models import build_student
+
+    torch.save(build_student("shufflenet_v2_x0_5", 3, 0).state_dict(), folder / "teacher.pth")
+    return folder / "teacher.pth"
+
+
+def test_packed_labels_state_size_and_normalisation(packed, tmp_path):
+    """None of the flags is needed, and the run has the values of relabelling."""
+    words = packed.flags(tmp_path / "run", input_size=None, epochs=1)
+    done = run(train_FKD_parallel, *words)
+    assert done.code == 0, done.err
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert (args["input_size"], args["val_resize"]) == (SIDE, SIDE)
+    assert args["mean"] == args["std"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "stated"),
+    [("--input-size", ["224"], "32"), ("--mean", ["0.4", "0.5", "0.5"], "0.5 0.5 0.5")],
+)
+def test_a_contradiction_is_refused(packed, tmp_path, flag, values, stated):
+    """Both values are named."""
+    done = run(train_FKD_parallel, *packed.flags(tmp_path / "run", input_size=None), flag, *values)
+    assert done.code == 2
+    assert f"{flag} {' '.join(values)} contradicts the labels" in done.err
+    assert f"made with {stated}" in done.err
+
+
+def test_boxes_say_the_size_of_tar_labels(tiny, tmp_path):
+    """Nine batches are enough to take their size, and the log says where it comes from."""
+    done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", input_size=None, epochs=1))
+    assert done.code == 0, done.err
+    assert f"views of {SIDE} px, to which their cutmix boxes reach" in done.out
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["input_size"] == SIDE
+
+
+def test_many_boxes_contradict_a_larger_size(tiny, tmp_path):
+    """Of 32 boxes one reaches the edge, but for a chance of 0.46 to the 32nd."""
+    labels = make_labels(tmp_path / "many", epochs=11)
+    done = run(train_FKD_parallel, *Tiny(tiny.train, tiny.val, labels).flags(tmp_path / "run", input_size=64))
+    assert done.code == 2
+    assert f"--input-size 64 contradicts the labels in {labels}, which were made with {SIDE}" in done.err
+
+
+def test_labels_without_boxes_leave_the_usual_values(tiny, tmp_path):
+    """Nothing is stated, so nothing is contradicted."""
+    labels = make_labels(tmp_path / "none", mix_type="none")
+    args = Tiny(tiny.train, tiny.val, labels).train_run(tmp_path / "run", input_size=None, epochs=1).summary["args"]
+    assert args["input_size"] == 224
+    assert tuple(args["mean"]) == IMAGENET_MEAN
+
+
+@pytest.mark.parametrize(("size", "resize"), [(32, 32), (64, 64), (127, 127), (128, 146), (224, 256), (288, 329)])
+def test_small_validation_images_are_not_magnified(size, resize):
+    """256/224 from 128 px on."""
+    assert usual_resize(size) == resize
+
+
+def test_validation_images_of_the_right_size_come_as_they_are(tmp_path):
+    """At 32 px a validation image of 32 px is the student's input to the bit; magnified by 36 it is not."""
+    folder = make_images(tmp_path / "val", classes=1, per_class=1, size=(32, 32))
+    path = str(folder / "class_0" / "0.png")
+    image, target, _ = CentreCrops([(path, 0)], 32, usual_resize(32))[0]
+    pixels = torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8).view(32, 32, 3)
+    assert target == 0
+    assert torch.equal(image, pixels)
+    assert not torch.equal(CentreCrops([(path, 0)], 32, 36)[0][0], pixels)
+
+
+def test_val_resize_is_in_the_summary_and_must_not_change(tiny, tmp_path):
+    """It changes the figure."""
+    summary = tiny.train_run(tmp_path / "run", epochs=1, val_resize=40).summary
+    assert summary["args"]["val_resize"] == 40
+    done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1, val_resize=36), "--resume")
+    assert done.code == 2
+    assert "--val-resize was 40 and is 36" in done.err
+
+
+def test_val_resize_below_the_crop_is_refused(tiny, tmp_path):
+    """Black edges are no validation images."""
+    done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", val_resize=16))
+    assert done.code == 2
+    assert "--val-resize 16 is less than --input-size 32" in done.err
+
+
+def test_the_digest_of_validation_images_is_taken_once(tmp_path):
+    """It names images and classes, in any order and at any size, and costs no pass of its own."""
+    folder = make_images(tmp_path / "val", classes=2, per_class=3)
+    samples = [(str(path), int(path.parent.name[-1])) for path in sorted(folder.rglob("*.png"))]
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_MEAN, "cpu")
+
+    def digest(samples, size=32):
+        batches = ValidationBatches(samples, size, normalise, 0, torch.device("cpu"), batch_size=4)
+        assert batches.digest is None
+        assert sum(len(targets) for _, targets in batches) == len(samples)
+        first = batches.digest
+        list(batches)
+        assert batches.digest == first
+        return first
+
+    usual = digest(samples)
+    assert digest(samples[::-1]) == usual
+    assert digest(samples, size=24) == usual
+    assert digest([(path, 1 - target) for path, target in samples]) != usual
+    assert digest(samples[1:]) != usual
+    assert len(pixel_digest(Image.open(samples[0][0]))) == 8
