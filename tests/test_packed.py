@@ -10,7 +10,7 @@ import torch
 from conftest import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
 from utils.labels import command
@@ -18,6 +18,7 @@ from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
 from utils.labels.format_packed import PackedStore
 from utils.labels.format_sre2l import TarWriter
+from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec, keep_largest
@@ -218,10 +219,10 @@ def test_stores_of_version_2_are_read_as_version_2_read_them(store):
     packed.check(0)
 
 
-def test_a_started_store_of_version_2_is_not_continued_in_version_3(tmp_path):
+def test_a_started_store_of_version_2_is_not_continued(tmp_path):
     shutil.copytree(VERSION_2 / "all_32", tmp_path / "old")
     manifest = make_manifest(Codec(32), 5, 7, 3, 1, "cutmix", True, {"class_names": None})
-    with pytest.raises(InputError, match="version is 2, not 3"):
+    with pytest.raises(InputError, match="version is 2, not 4"):
         PackedWriter(tmp_path / "old", manifest)
 
 
@@ -270,6 +271,185 @@ def test_a_row_of_50_of_1000_classes_takes_104_bytes_with_its_view():
     wanted = expected_tensors(shape).values()
     sizes = [torch.empty(0, dtype=dtypes[0]).element_size() * math.prod(size) for dtypes, size in wanted]
     assert sum(sizes) / 1024 == pytest.approx(104.3, abs=0.05)
+
+
+def digests_of(images, seed=0):
+    """Digests of images that nobody has."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels, files = torch.randint(256, (2, images, 8), dtype=torch.uint8, generator=generator)
+    return ImageDigests(pixels, files)
+
+
+def same_digests(one, other):
+    """Whether two stores know the same images."""
+    return torch.equal(one.pixels, other.pixels) and torch.equal(one.files, other.files)
+
+
+def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys):
+    """Tar, packed with stored or drawn views, tar: the same digests; labels without any say so."""
+    digests, store = digests_of(12), open_labels(tiny.labels)
+    writer = TarWriter(tmp_path / "tar", image_digests=digests)
+    for epoch in range(store.epochs):
+        writer.write(epoch, [store.read(epoch, batch) for batch in range(store.batches_per_epoch)])
+    assert tool("pack", tmp_path / "tar", tmp_path / "packed") == 0
+    assert tool("unpack", tmp_path / "packed", tmp_path / "again") == 0
+    assert set(load_file(tmp_path / "packed" / "images.safetensors")) == {"pixel_digests", "file_digests"}
+    for name in ("tar", "packed", "again"):
+        assert same_digests(open_labels(tmp_path / name).image_digests, digests)
+        assert same_digests(ReusedLabels(open_labels(tmp_path / name), 0).image_digests, digests)
+    assert (tmp_path / "tar/images.safetensors").read_bytes() == (tmp_path / "again/images.safetensors").read_bytes()
+    capsys.readouterr()
+    assert tool("info", tmp_path / "packed") == 0
+    assert f"known by their digests, {digests.digest()}" in capsys.readouterr().out
+    assert open_labels(tiny.labels).image_digests is None
+    assert tool("info", tiny.labels) == 0
+    assert "not known" in capsys.readouterr().out
+
+
+def test_labels_of_other_projects_keep_digests_too(tmp_path):
+    """Flat folders and HALD's, which nobody but this program reads with an images.safetensors."""
+    from test_dialects import IMAGES, make_flat, make_hald
+
+    for name, make in (("flat", make_flat), ("hald", make_hald)):
+        make(tmp_path / name)
+        images = open_labels(tmp_path / name).num_images
+        assert images == IMAGES
+        write_image_digests(tmp_path / name, digests_of(images))
+        assert tool("pack", tmp_path / name, tmp_path / f"{name}_packed") == 0
+        assert tool("unpack", tmp_path / f"{name}_packed", tmp_path / f"{name}_again") == 0
+        assert same_digests(open_labels(tmp_path / f"{name}_again").image_digests, digests_of(images))
+
+
+def known_store(path, codec=None, digests=None, images=5, seed=1, sizes=None, names=None):
+    """Open a writer for 3 epochs of a store that knows its images."""
+    codec = codec or Codec()
+    policy = ViewPolicy(3, SIDE, 0.08, 1.0, "none", 0.8, 1.0)
+    manifest = make_manifest(codec, images, 3, 2, 3, "none", codec.views == "stored", {"seed": seed}, policy)
+    return PackedWriter(path, manifest, sizes, image_digests=digests, names=names)
+
+
+def write_epochs(writer, *epochs):
+    """Write random labels of 5 images."""
+    views = DrawnViews(ViewPolicy(3, SIDE, 0.08, 1.0, "none", 0.8, 1.0), 5, 2)
+    for epoch in epochs:
+        writer.write(epoch, drawn_epoch(views, epoch, 3))
+
+
+@pytest.mark.parametrize("views", ["stored", "drawn"])
+def test_a_started_store_is_not_continued_on_other_images(views, tmp_path):
+    """And nothing is written before that is known; the right images go on."""
+    sizes = torch.tensor([[9, 7]] * 4 + [[8, 8]]) if views == "drawn" else None
+    codec, digests = Codec(16, None, views), digests_of(5)
+    write_epochs(known_store(tmp_path, codec, digests, sizes=sizes), 0)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = digests.rows([0, 1, 3, 2, 4])
+    with pytest.raises(InputError, match=r"other images: 2 images have another number.*now image 3, b/3\.png;"):
+        known_store(tmp_path, codec, other, sizes=sizes, names=[f"b/{n}.png" for n in range(5)])
+    with pytest.raises(InputError, match="none of its images is one of those"):
+        known_store(tmp_path, codec, digests_of(5, seed=1), sizes=sizes)
+    with pytest.raises(InputError, match="are not known"):
+        known_store(tmp_path, codec, None, sizes=sizes)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writer = known_store(tmp_path, codec, digests, sizes=sizes)
+    assert writer.missing(3) == [1, 2]
+    write_epochs(writer, 1, 2)
+    assert tool("verify", tmp_path) == 0
+    assert same_digests(PackedStore(tmp_path).image_digests, digests)
+
+
+def test_a_store_of_drawn_views_from_before_is_not_continued_on_images_of_other_sizes(tmp_path):
+    codec, sizes = Codec(16, None, "drawn"), torch.tensor([[9, 7]] * 5)
+    write_epochs(known_store(tmp_path, codec, sizes=sizes), 0)
+    with pytest.raises(InputError, match="whose sizes in pixels are not those of these"):
+        known_store(tmp_path, codec, sizes=sizes + 1)
+    assert known_store(tmp_path, codec, sizes=sizes).missing(3) == [1, 2]
+
+
+def make_version_3(path):
+    """Turn a store into one of version 3, which stated no digests of images and no list of classes."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["has_image_digests"]
+    (path / "manifest.json").write_text(json.dumps(manifest | {"version": 3}))
+
+
+def test_a_started_store_of_version_3_goes_on_without_digests(tmp_path, caplog):
+    """It is read as it was, its epoch files are those of this version, and a line of the log says it."""
+    write_epochs(known_store(tmp_path), 0)
+    make_version_3(tmp_path)
+    assert PackedStore(tmp_path).image_digests is None
+    manifest = make_manifest(Codec(), 5, 3, 2, 3, "none", True, {"seed": 1, "classes": ["a"]}, None)
+    policy = json.loads((tmp_path / "manifest.json").read_text())["policy"]
+    with caplog.at_level("INFO"):
+        writer = PackedWriter(tmp_path, manifest | {"policy": policy}, image_digests=digests_of(5))
+    assert "it is continued without them" in caplog.text
+    write_epochs(writer, 1, 2)
+    assert tool("verify", tmp_path) == 0
+    store = PackedStore(tmp_path)
+    assert (store.manifest["version"], store.image_digests, store.class_list) == (3, None, None)
+    assert not (tmp_path / "images.safetensors").exists()
+    with pytest.raises(InputError, match="seed is 1, not 2"):
+        known_store(tmp_path, digests=digests_of(5), seed=2)
+
+
+def test_a_kill_before_the_manifest_leaves_a_folder_that_can_be_used(tmp_path):
+    """images.safetensors alone, of whatever images, is written anew."""
+    write_image_digests(tmp_path, digests_of(5, seed=3))
+    write_epochs(known_store(tmp_path, digests=digests_of(5)), 0)
+    assert same_digests(PackedStore(tmp_path).image_digests, digests_of(5))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(InputError, match="is not empty"):
+        known_store(tmp_path, digests=digests_of(5))
+
+
+@pytest.mark.parametrize("form", ["tar", "packed"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "is missing"),
+        (b"no tensors", "is damaged"),
+        ({"pixel_digests": (12, 8)}, "holds"),
+        ({"pixel_digests": (12, 8), "file_digests": (12, 8), "sizes": (12, 2)}, "holds"),
+        ({"pixel_digests": (11, 8), "file_digests": (11, 8)}, "digests of 12 images"),
+        ({"pixel_digests": (12, 8), "file_digests": (12, 4)}, "digests of 12 images"),
+        ({"pixel_digests": (), "file_digests": ()}, "digests of 12 images"),
+    ],
+)
+def test_damaged_digests_of_images_are_refused(form, content, problem, tiny, tmp_path):
+    """Where a manifest states them they must be there; beside tar labels they may be missing."""
+    folder = shutil.copytree(tiny.labels, tmp_path / "tar")
+    write_image_digests(folder, digests_of(12))
+    if form == "packed":
+        tool("pack", folder, tmp_path / "packed")
+        folder = tmp_path / "packed"
+    file = folder / "images.safetensors"
+    if content is None:
+        file.unlink()
+        if form == "tar":
+            assert open_labels(folder).image_digests is None
+            return
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        save_file({name: torch.zeros(shape, dtype=torch.uint8) for name, shape in content.items()}, file)
+    with pytest.raises(
+        InputError, match=rf"images\.safetensors {problem}|images\.safetensors does not hold the {problem}"
+    ):
+        open_labels(folder)
+
+
+def test_a_list_of_classes_in_the_settings(tmp_path):
+    """As long as it must be; an error does not repeat all of it."""
+    classes = [f"class {number}" for number in range(1000)]
+    manifest = make_manifest(Codec(), 5, 3, 2, 3, "none", True, {"classes": classes})
+    write_epochs(PackedWriter(tmp_path, manifest), 0)
+    assert PackedStore(tmp_path).class_list == classes
+    with pytest.raises(InputError, match=r"classes is \[class 0, .* and 995 more\], not \[class 999, ") as error:
+        PackedWriter(tmp_path, manifest | {"settings": {"classes": classes[::-1]}})
+    assert len(str(error.value)) < 400
+    stored = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(stored | {"settings": {"classes": "abc"}}))
+    with pytest.raises(InputError, match="impossible figures"):
+        PackedStore(tmp_path)
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 9), data=st.data())

@@ -56,7 +56,9 @@ def info(args: argparse.Namespace) -> None:
     """Print what is in a label folder."""
     store = open_labels(args.path, args.fkd_seed)
     size = sum(entry.stat().st_size for entry in walk(args.path))
-    for key, value in (store.provenance() | {"bytes": size}).items():
+    known = store.image_digests
+    images = f"known by their digests, {known.digest()}" if known else "not known: compare them with verify --images"
+    for key, value in (store.provenance() | {"images": images, "bytes": size}).items():
         print(f"{key:>12}  {json.dumps(value) if isinstance(value, dict) else value}")
 
 
@@ -81,7 +83,7 @@ def pack(args: argparse.Namespace) -> None:
     if store.dialect == "packed":
         raise InputError(f"{args.source} is packed already; unpack it first to pack it in another way")
     store.check_complete(range(store.epochs))
-    writer = PackedWriter(args.target, manifest_for(store, args))
+    writer = PackedWriter(args.target, manifest_for(store, args), image_digests=store.image_digests)
     for epoch, batches in read_epochs(store, writer.missing(store.epochs), "pack"):
         writer.write(epoch, batches)
     print(f"packed {amount(store)} into {args.target}: {ratio(args)}")
@@ -145,7 +147,7 @@ def unpack(args: argparse.Namespace) -> None:
         )
     items = args.items or (7 if store.manifest["has_index"] else 6)
     dtype = torch.float16 if store.codec.bits == 16 and not args.fp32 else torch.float32
-    writer = TarWriter(args.target, dtype, with_index=items == 7)
+    writer = TarWriter(args.target, dtype, with_index=items == 7, image_digests=store.image_digests)
     order = ReferenceOrder(store.num_images, args.fkd_seed)
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         if items == 6 and not torch.equal(torch.cat([index_of(labels) for labels in batches]), order(epoch)):
@@ -165,7 +167,7 @@ def unpack_as_packed(store: PackedStore, args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.source} keeps the {store.keep_topk} largest probabilities, which no other format holds"
         )
-    writer = HaldWriter(args.target) if store.has_epochs else FlatWriter(args.target)
+    writer = (HaldWriter if store.has_epochs else FlatWriter)(args.target, store.image_digests)
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         writer.write(epoch, batches)
     writer.finish()

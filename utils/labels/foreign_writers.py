@@ -9,16 +9,19 @@ import torch
 from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.format_hald import INDICES as HALD_INDICES
 from utils.labels.format_lpqld import INDICES as FLAT_INDICES
+from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, make_folder
 
 
-def empty_folder(path: str | Path) -> Path:
-    """Make a folder, which must be empty."""
+def empty_folder(path: str | Path, image_digests: ImageDigests | None) -> Path:
+    """Make a folder, which must be empty, and write into it which images its labels are about, where it is known."""
     path = Path(path)
     make_folder(path)
     if any(path.iterdir()):
         raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
+    if image_digests is not None:
+        write_image_digests(path, image_digests)
     return path
 
 
@@ -50,12 +53,16 @@ def images_of(labels: BatchLabels) -> list[int]:
 class FlatWriter:
     """Writes the flat folder of LPLD, or of LPQLD where only the k largest logits are kept.
 
+    Args:
+        path: the folder; made if it does not exist.
+        image_digests: which images the labels are about, written beside them, where no other program looks for it.
+
     Raises:
         InputError: the folder holds files.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = empty_folder(path)
+    def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:
+        self.path = empty_folder(path, image_digests)
         self.images: list[list[int]] = []
 
     def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
@@ -79,12 +86,15 @@ class FlatWriter:
 class HaldWriter:
     """Writes HALD's folder, from logs of probabilities.
 
+    Args:
+        path, image_digests: as `FlatWriter`'s.
+
     Raises:
         InputError: the folder holds files.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = empty_folder(path)
+    def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:
+        self.path = empty_folder(path, image_digests)
         self.images: dict[str, list[int]] = {}
 
     def write(self, epoch: int, batches: list[BatchLabels]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.batch_items import parse_items
+from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_saved_indices
 from utils.labels.pool import SHUFFLED
 from utils.system.archive import load_archive
@@ -43,7 +44,8 @@ class HaldStore:
         InputError: files and list of images disagree, or the first epoch cannot be used.
     """
 
-    dialect, answers, class_names, logits_dtype = "hald", "probabilities", None, torch.float16
+    dialect, answers, logits_dtype = "hald", "probabilities", torch.float16
+    class_names = class_list = None  # not stated by this format
     label_order, has_epochs, num_classes_stated = SHUFFLED, True, True
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
@@ -61,6 +63,7 @@ class HaldStore:
             )
         self.num_images = len(self.images[0])
         self._check_images()
+        self.image_digests = read_image_digests(self.path, self.num_images)
         self.opened: dict[int, list[BatchLabels]] = {}
         self.keeps_all = False
         items = self._items(0)

@@ -15,6 +15,7 @@ import torch
 
 from utils.labels.batch import Answers, BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
+from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_json_indices
 from utils.labels.pool import SAMPLED
 from utils.system.archive import load_archive
@@ -54,7 +55,7 @@ class FlatStore:
         InputError: files and list of images disagree, or the first batch cannot be used.
     """
 
-    answers, class_names = "logits", None
+    answers, class_names, class_list = "logits", None, None
     label_order, has_epochs = SAMPLED, False
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
@@ -69,6 +70,7 @@ class FlatStore:
         self.num_images = max(map(max, self.images)) + 1
         self.batches_per_epoch = max(1, min(self.num_images // self.batch_size, len(self.images)))
         self.epochs = -(-len(self.images) // self.batches_per_epoch)
+        self.image_digests = read_image_digests(self.path, self.num_images)
         first = self._load(0)
         values = values_of(first.logits)
         self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix_type, values.shape[1]

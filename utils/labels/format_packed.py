@@ -3,7 +3,8 @@
 Layout of a folder (N images, C classes, k columns stored per image, n batches per epoch):
 
     manifest.json             what the labels are, and a digest of every epoch file
-    images.safetensors        sizes i32 [N, 2] (H, W), or [1, 2] if all are equal; only where views are drawn
+    images.safetensors        which images the labels are about: pixel_digests u8 [N, 8], file_digests u8 [N, 8];
+                              where views are drawn also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
     epoch_0000.safetensors    one file per epoch, rows in the order of training: see utils/labels/packed_tensors.py
 
 Three independent savings (`Codec`): fewer bits per value, the k largest logits only, and *drawn*
@@ -23,26 +24,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.batch_items import all_finite, parse_items
 from utils.labels.drawn import DrawnViews
+from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, read_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
     EPOCH_FILE,
-    IMAGES,
     MANIFEST,
     batches_per_epoch,
     digest_of_draws,
     epoch_name,
+    images_tensors,
     kind_of,
     read_manifest,
     rows_of,
     shape_of,
 )
-from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors
+from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text
@@ -104,6 +105,7 @@ class PackedStore:
             raise InputError(f"{self.path} holds no {epoch_name(0)}; run relabel_FKD.py again to finish the labels")
         self.order = ReferenceOrder(self.num_images, fkd_seed)
         self.drawn = self._open_drawn() if self.codec.views == "drawn" else None
+        self.image_digests = self._read_image_digests()
         self.opened: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,11 +122,21 @@ class PackedStore:
                 f"{self.path} leaves its views to be drawn again, and this numpy {np.__version__} draws others than "
                 "the one that made it; use that numpy, or relabel with --views stored"
             )
-        sizes = self._load(IMAGES, {"sizes"})["sizes"]
+        sizes = read_tensors(self.path / IMAGES, images_tensors(self.manifest))["sizes"]
         if sizes.dtype != torch.int32 or sizes.shape not in ((self.num_images, 2), (1, 2)) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
         sizes = sizes.expand(self.num_images, 2)  # one size is that of every image; takes no memory
         return DrawnViews(policy, self.num_images, self.batch_size), sizes
+
+    def _read_image_digests(self) -> ImageDigests | None:
+        """Read which images the labels are about, where the manifest says that it is known."""
+        stated = images_tensors(self.manifest)
+        if not self.manifest.get("has_image_digests"):
+            return None
+        digests = read_image_digests(self.path, self.num_images, stated - set(NAMES))
+        if digests is None:
+            raise InputError(f"{self.path / IMAGES} is missing; copy the labels again")
+        return digests
 
     def file(self, epoch: int, _batch: int | None = None) -> Path:
         """Path of the file that holds an epoch."""
@@ -152,16 +164,6 @@ class PackedStore:
         """Number of images in batch `batch`; the last one of an epoch may be shorter."""
         return min(self.batch_size, rows_of(self.manifest, epoch) - batch * self.batch_size)
 
-    def _load(self, name: str, expected: set[str]) -> Tensors:
-        path = self.path / name
-        try:
-            with safe_open(path, "pt") as file:
-                if set(file.keys()) != expected:
-                    raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
-                return {key: file.get_tensor(key) for key in expected}
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
-
     def open(self, epoch: int) -> dict[str, Any]:
         """Map an epoch's file and check it whole; the last one opened stays open."""
         if epoch in self.opened:
@@ -170,7 +172,7 @@ class PackedStore:
         path, expected = self.file(epoch), expected_tensors(form)
         if self.verify and digest_of(path) != self.manifest["digests"].get(path.name):
             raise InputError(f"{path} does not match its digest in {MANIFEST}; copy the labels again")
-        tensors = self._load(path.name, set(expected))
+        tensors = read_tensors(path, expected)
         for name, (dtypes, shape) in expected.items():
             if tensors[name].dtype not in dtypes or tuple(tensors[name].shape) != shape:
                 found = f"{tensors[name].dtype} {list(tensors[name].shape)}"
@@ -241,6 +243,11 @@ class PackedStore:
     def class_names(self) -> str | None:
         """Digest of the class folder names that the labels were made for, or None."""
         return self.manifest["settings"].get("class_names")
+
+    @property
+    def class_list(self) -> list[str] | None:
+        """Names of the class folders that the labels were made for, in order, or None."""
+        return self.manifest["settings"].get("classes")
 
     def digest(self) -> str:
         """Digest that tells label sets apart, wherever they lie; later epochs may still be in the making."""

@@ -11,6 +11,7 @@ import torch
 from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
+from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.pool import STORED
 from utils.system.archive import load_archive
@@ -37,7 +38,7 @@ class TarStore:
         InputError: not a label folder, or its first epoch cannot be used.
     """
 
-    class_names = None  # not stated by these dialects
+    class_names = class_list = None  # not stated by these dialects
     answers, label_order = "logits", STORED
     has_epochs = num_classes_stated = True
 
@@ -67,6 +68,7 @@ class TarStore:
         self.mix_type = first.mix_type
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
+        self.image_digests = read_image_digests(self.path, self.num_images)
         self.order = ReferenceOrder(self.num_images, fkd_seed)
 
     def file(self, epoch: int, batch: int) -> Path:
@@ -159,13 +161,19 @@ class TarWriter:
         dtype: of the logits, float16 or float32.
         with_index: write the index, the seventh item.
         leads: make and check the folder; False in a process that another one leads.
+        image_digests: which images the labels are about, written beside them; None where nobody knows.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
     """
 
     def __init__(
-        self, path: str | Path, dtype: torch.dtype = torch.float16, with_index: bool = True, leads: bool = True
+        self,
+        path: str | Path,
+        dtype: torch.dtype = torch.float16,
+        with_index: bool = True,
+        leads: bool = True,
+        image_digests: ImageDigests | None = None,
     ) -> None:
         self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         if not leads:
@@ -173,6 +181,8 @@ class TarWriter:
         make_folder(self.path)
         if any(self.path.iterdir()):
             raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
+        if image_digests is not None:
+            write_image_digests(self.path, image_digests)
 
     def missing(self, epochs: int) -> list[int]:
         """Epochs that are still to be written: all, since a started folder is refused."""

@@ -9,16 +9,17 @@ RGB bytes (rows first), and of the file.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from utils.system.errors import InputError
-from utils.system.files import digest_of_text
+from utils.system.files import atomic_file, digest_of_text
 
 IMAGES = "images.safetensors"
 DIGEST_BYTES = 8
@@ -42,7 +43,7 @@ class ImageDigests:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return both as they are stored."""
-        return dict(zip(NAMES, (self.pixels, self.files), strict=True))
+        return dict(zip(NAMES, (self.pixels.contiguous(), self.files.contiguous()), strict=True))
 
     def rows(self, places: Sequence[int]) -> "ImageDigests":
         """Return the digests of some of the images."""
@@ -57,26 +58,40 @@ class ImageDigests:
         return digest_of_text(self.pixels.numpy().tobytes().hex())
 
 
-def read_image_digests(folder: Path) -> ImageDigests | None:
-    """Read the digests that a label folder holds; None if it holds none, as those of other projects.
+def read_image_digests(
+    folder: Path, num_images: int | None = None, beside: Collection[str] = ()
+) -> ImageDigests | None:
+    """Read the digests that a label folder holds; None if it has no such file, as the folders of other projects.
+
+    Args:
+        folder: the label folder.
+        num_images: N, the images that its labels are about.
+        beside: names of the tensors that the file holds as well.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, holds other tensors, or digests of another number of images.
     """
-    path = folder / IMAGES
+    path, expected = folder / IMAGES, {*NAMES, *beside}
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            if not set(NAMES) <= set(file.keys()):
-                return None
+            if set(file.keys()) != expected:
+                raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             digests = ImageDigests(*(file.get_tensor(name) for name in NAMES))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
-    for tensor in digests.tensors().values():
-        if tensor.dtype != torch.uint8 or tensor.shape != (len(digests), DIGEST_BYTES):
-            raise InputError(f"{path} does not hold the digests of images; copy the labels again")
+    shape = (*(digests.pixels.shape[:1] if num_images is None else [num_images]), DIGEST_BYTES)
+    if any(tensor.dtype != torch.uint8 or tensor.shape != shape for tensor in digests.tensors().values()):
+        count = "images" if num_images is None else f"{num_images} images, which its labels are about"
+        raise InputError(f"{path} does not hold the digests of {count}; copy the labels again")
     return digests
+
+
+def write_image_digests(folder: Path, digests: ImageDigests) -> None:
+    """Write the digests into a label folder, whole or not at all."""
+    with atomic_file(folder / IMAGES) as temporary:
+        save_file(digests.tensors(), temporary)
 
 
 def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str]) -> str | None:

@@ -7,15 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
 from utils.labels.pool import ORDERS, STORED
 from utils.labels.view_policy import ViewPolicy
-from utils.system.errors import InputError
+from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
 
-FORMAT, VERSION = "fkd-packed", 3
-OLDEST = 2  # what is still read
+FORMAT, VERSION = "fkd-packed", 4
+OLDEST = 2  # the oldest version that is read
+CONTINUED = 3  # the oldest version that a writer goes on with: its epoch files are those of this one
 
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -30,7 +32,7 @@ KIND = {
 }
 
 
-MANIFEST, IMAGES = "manifest.json", "images.safetensors"
+MANIFEST = "manifest.json"
 
 
 EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
@@ -65,7 +67,7 @@ def make_manifest(
     """Return the manifest of a store that is to be written; `settings` says who made the labels, and how.
 
     Where only the k largest logits are kept, `has_rest` says whether something is known of the others. `kind` changes
-    what is in KIND.
+    what is in KIND. `has_image_digests` is stated by the writer, which is given the digests.
     """
     drawn = codec.views == "drawn"
     return {
@@ -78,6 +80,7 @@ def make_manifest(
         "mix_type": mix_type,
         "has_index": has_index,
         "has_rest": has_rest,
+        "has_image_digests": False,
         **KIND,
         **kind,
         "codec": asdict(codec),
@@ -130,22 +133,45 @@ def epoch_name(epoch: int) -> str:
     return f"epoch_{epoch:04d}.safetensors"
 
 
-def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError naming every setting in which two manifests differ (digests aside)."""
+def images_tensors(manifest: dict) -> set[str]:
+    """Names of the tensors that images.safetensors holds; none where there is no such file."""
+    drawn = manifest["codec"]["views"] == "drawn"
+    return ({"sizes"} if drawn else set()) | (set(NAMES) if manifest.get("has_image_digests") else set())
 
-    def flat(manifest: dict[str, Any]):
-        plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "digests"}))
+
+def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError naming every setting in which two manifests differ (digests aside).
+
+    Settings that an older version did not state are no difference.
+    """
+    own = {"digests", "has_image_digests"}  # compared by the writer
+    older = CONTINUED <= stored["version"] < wanted["version"]
+    if older:
+        own.add("version")
+
+    def flat(manifest: dict[str, Any]) -> dict[str, Any]:
+        plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key not in own}))
         nested = {key: value for key, value in plain.items() if isinstance(value, dict)}
         return {k: v for k, v in plain.items() if k not in nested} | {
             name: value for part in nested.values() for name, value in part.items()
         }
 
     old, new = flat(stored), flat(wanted)
-    differences = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    compared = [key for key in new if key in old or not older]
+    differences = [
+        f"{key} is {in_words(old.get(key))}, not {in_words(new.get(key))}"
+        for key in compared
+        if old.get(key) != new.get(key)
+    ]
     if differences:
         raise InputError(
             f"{path} holds labels made with other settings: {'; '.join(differences)}; use the same, or another folder"
         )
+
+
+def in_words(value: Any) -> str:
+    """A setting for an error sentence: a long list is cut."""
+    return f"[{listing(value)}]" if isinstance(value, list) and len(value) > 5 else str(value)
 
 
 def kind_is_sound(manifest: dict) -> bool:
@@ -159,6 +185,11 @@ def kind_is_sound(manifest: dict) -> bool:
         and (not pooled or (type(batches) is int and 0 < batches < 2**31 and manifest.get("has_index") is True))
         and (not pooled or manifest["epochs"] == -(-batches // batches_per_epoch(manifest)))
     )
+
+
+def classes_are_sound(classes: Any) -> bool:
+    """Whether the list of class folders in the settings is one, or missing."""
+    return classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -187,6 +218,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         and manifest.get("mix_type") in ("cutmix", "mixup", "none")
         and isinstance(manifest.get("has_index"), bool)
         and isinstance(manifest.get("has_rest", True), bool)
+        and (type(manifest.get("has_image_digests")) is bool) == (manifest["version"] >= 4)
         and kind_is_sound(manifest)
         and isinstance(digests, dict)
         and all(EPOCH_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in digests.items())
@@ -196,6 +228,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         and (codec["keep_topk"] is None or codec["keep_topk"] in range(1, manifest["num_classes"] + 1))
         and codec["views"] in ("stored", "drawn")
         and isinstance(manifest.get("settings"), dict)
+        and classes_are_sound(manifest["settings"].get("classes"))
         and isinstance(manifest.get("policy", ...), dict if codec["views"] == "drawn" else dict | None)
     )
     if not sound:

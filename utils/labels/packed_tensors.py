@@ -1,6 +1,6 @@
 """The tensors of a packed epoch file, and their small forms: nothing is lost between the two.
 
-For N rows in n batches of B, k of C answers kept of each. What training reads, and what version 3 stores of it:
+For N rows in n batches of B, k of C answers kept of each. What training reads, and what versions 3 and 4 store of it:
 
 | in memory | stored | where |
 |---|---|---|
@@ -21,12 +21,16 @@ Version 2 stored flip bool, and index, mix_index and classes i32; where k < C, t
 f32 [2, k] and a rest f32.
 """
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from utils.labels.class_ids import code_bytes, decode_ids, encode_ids
+from utils.system.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
 Expected = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
@@ -48,7 +52,7 @@ class Shape(NamedTuple):
     has_views: bool
     has_index: bool
     has_rest: bool
-    version: int = 3
+    version: int = 4
 
     @property
     def index_bytes(self) -> int:
@@ -141,6 +145,21 @@ def expand(tensors: Tensors, shape: Shape) -> Tensors:
         classes = decode_ids(whole.pop("ids").numpy(), shape.kept, shape.classes)
         whole["classes"] = torch.from_numpy(classes.astype(np.int16 if shape.classes <= 2**15 else np.int32))
     return whole | {name: whole[name].float() for name in ("coords", "spans", "rest") if name in whole}
+
+
+def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
+    """Read the tensors of a safetensors file, which must be those that are `expected`.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds others.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            if set(file.keys()) != set(expected):
+                raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
+            return {key: file.get_tensor(key) for key in expected}
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
 
 
 def pack_nibbles(levels: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,20 @@ from safetensors.torch import save_file
 
 from utils.labels.batch import Answers, BatchLabels, TopK
 from utils.labels.drawn import index_of
+from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, find_differences, read_image_digests
 from utils.labels.packed_codec import Codec
-from utils.labels.packed_manifest import IMAGES, MANIFEST, epoch_name, read_manifest, refuse_differences, shape_of
-from utils.labels.packed_tensors import Tensors, shrink
+from utils.labels.packed_manifest import (
+    MANIFEST,
+    epoch_name,
+    images_tensors,
+    read_manifest,
+    refuse_differences,
+    shape_of,
+)
+from utils.labels.packed_tensors import Tensors, read_tensors, shrink
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, make_folder, write_json
+from utils.system.log import log
 
 
 class PackedWriter:
@@ -26,15 +35,25 @@ class PackedWriter:
         sizes: int32 [N, 2] image sizes (H, W), for drawn views.
         leads: make and check the folder and write the manifest; False in a process that another one
             leads, which writes epoch files alone.
+        image_digests: which images the labels are about; None where nobody knows, as for labels of strangers.
+        names: path of each image relative to its folder, for errors (default: its number).
 
     Raises:
-        InputError: the folder holds something else, or a store with other settings (which are named).
+        InputError: the folder holds something else, or a store with other settings or of other images (which are
+            named).
     """
 
     def __init__(
-        self, path: str | Path, manifest: dict[str, Any], sizes: torch.Tensor | None = None, leads: bool = True
+        self,
+        path: str | Path,
+        manifest: dict[str, Any],
+        sizes: torch.Tensor | None = None,
+        leads: bool = True,
+        image_digests: ImageDigests | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
-        self.path, self.manifest, self.leads = Path(path), manifest, leads
+        self.path, self.leads = Path(path), leads
+        self.manifest = manifest | {"has_image_digests": image_digests is not None}
         self.codec = Codec(**manifest["codec"])
         if not leads:
             return
@@ -43,14 +62,43 @@ class PackedWriter:
             stored = read_manifest(self.path)
             refuse_differences(path, stored, manifest)
             self.manifest = stored
-        elif any(not name.startswith(".") for name in os.listdir(self.path)):
+            self._refuse_other_images(sizes, image_digests, names)
+        elif any(not name.startswith(".") and name != IMAGES for name in os.listdir(self.path)):
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
-        if sizes is not None:
-            equal = bool((sizes == sizes[:1]).all())
-            self._save(IMAGES, {"sizes": sizes[:1].int() if equal else sizes.int()})
+        else:  # images.safetensors alone is what a writer leaves that was killed before it wrote the manifest
+            tensors = {"sizes": shortest(sizes)} if sizes is not None else {}
+            tensors |= image_digests.tensors() if image_digests is not None else {}
+            if tensors:
+                self._save(IMAGES, tensors)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         self.finish()
+
+    def _refuse_other_images(
+        self, sizes: torch.Tensor | None, found: ImageDigests | None, names: Sequence[str] | None
+    ) -> None:
+        """Raise InputError where the labels that are continued were started on other images."""
+        where = f"{self.path} holds labels of other images"
+        remedy = "give the images that they were started with, or another folder"
+        tensors = images_tensors(self.manifest)
+        if "sizes" in tensors and sizes is not None:
+            stored = read_tensors(self.path / IMAGES, tensors)["sizes"]
+            if not torch.equal(stored, shortest(sizes)):
+                raise InputError(f"{where}, whose sizes in pixels are not those of these; {remedy}")
+        if not self.manifest.get("has_image_digests"):
+            if found is not None:
+                log.info("%s was started without digests of its images; it is continued without them", self.path)
+            return
+        if found is None:
+            raise InputError(
+                f"{self.path} knows its images, and those of the labels to be added are not known; give another folder"
+            )
+        known = read_image_digests(self.path, self.manifest["num_images"], tensors - set(NAMES))
+        if known is None:
+            raise InputError(f"{self.path / IMAGES} is missing; copy the labels again")
+        clause = find_differences(known, found, names or [f"image {number}" for number in range(len(found))])
+        if clause:
+            raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
         """Enter epochs that other processes wrote, or whose file was renamed right before a kill."""
@@ -98,6 +146,11 @@ class PackedWriter:
         if batches[0].mix_bbox is not None:
             tensors["mix_bbox"] = torch.tensor([labels.mix_bbox for labels in batches], dtype=torch.int32)
         return tensors
+
+
+def shortest(sizes: torch.Tensor) -> torch.Tensor:
+    """Image sizes [N, 2] as they are stored, int32: [1, 2] where all are equal."""
+    return (sizes[:1] if bool((sizes == sizes[:1]).all()) else sizes).int()
 
 
 def join(answers: list[Answers]) -> Answers:

@@ -8,6 +8,7 @@ import torch
 
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import Views
+from utils.labels.image_digests import ImageDigests
 
 
 class ViewSource(Protocol):
@@ -43,6 +44,7 @@ class LabelStore(Protocol):
         keep_topk: answers stored per image; C for all.
         logits_dtype: of the answers.
         mix_type: `cutmix`, `mixup` or `none`.
+        image_digests: which images the labels are about; None where they do not say, as those of other projects.
     """
 
     path: Path
@@ -59,6 +61,11 @@ class LabelStore(Protocol):
     keep_topk: int
     logits_dtype: torch.dtype
     mix_type: str
+    image_digests: ImageDigests | None
+
+    @property
+    def class_list(self) -> list[str] | None:
+        """Names of the class folders that the labels were made for, in order, or None."""
 
     @property
     def class_names(self) -> str | None:
