@@ -1,0 +1,229 @@
+"""Which class of the labels each image folder is: by name where there are names, and never in silence otherwise.
+
+Classes have numbers, those of the labels (or of the teacher). Training folders are numbered in the order of their
+sorted names, as torchvision's ImageFolder does, unless --class-order, the labels' manifest or ImageNet's own list says
+which folder is which class. Validation folders take the number of the training folder with the same name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from utils.system.errors import InputError, listing
+
+IMAGENET_CLASSES = 1000
+BY_POSITION = "sorted"  # the word that --class-map takes in place of a file
+WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The numbers of image folders among the classes of the labels.
+
+    Attributes:
+        numbers: class of each folder, in the order of its names; None for a folder that is left out.
+        how: how the numbers were found, for the log and the summary.
+    """
+
+    numbers: list[int | None]
+    how: str
+
+
+@cache
+def imagenet_numbers() -> dict[str, int]:
+    """Return the class of every name that ImageNet-1K's classes have: wnid, words of torchvision and of WordNet.
+
+    A name that two classes share (crane, maillot) is not among them.
+    """
+    from timm.data import ImageNetInfo
+    from torchvision.models import ResNet18_Weights
+
+    info = ImageNetInfo()
+    words = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    found: dict[str, set[int]] = {}
+    for number in range(IMAGENET_CLASSES):
+        synonyms = info.index_to_description(number).split(", ")
+        for name in {info.index_to_label_name(number), words[number], synonyms[0], ", ".join(synonyms)}:
+            found.setdefault(plain(name), set()).add(number)
+    return {name: min(numbers) for name, numbers in found.items() if len(numbers) == 1}
+
+
+def plain(name: str) -> str:
+    """Return a class name without what differs between spellings: case, spaces, underscores, hyphens."""
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def numbered(names: Sequence[str]) -> list[int] | None:
+    """Return the numbers at the ends of names that differ in nothing else, as new000 … new999; None for others."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in names]
+    if not all(parts) or len({part[1] for part in parts if part}) != 1:
+        return None
+    numbers = [int(part[2]) for part in parts if part]
+    return numbers if len(set(numbers)) == len(numbers) and not any(map(WNID.fullmatch, names)) else None
+
+
+def read_names(path: str, flag: str) -> list[str]:
+    """Read a file with one class folder a line.
+
+    Raises:
+        InputError: the file cannot be read, or names a folder twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be read ({error.strerror}); give a text file") from None
+    names = [line.strip("\r\n") for line in lines if line.strip()]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise InputError(f"{flag} {path} names {twice} twice; name each class once")
+    return names
+
+
+def number_train_folders(
+    folders: Sequence[str],
+    num_classes: int,
+    class_order: str | None = None,
+    stated: Mapping[str, int] | None = None,
+) -> Numbering:
+    """Return the class number of every training folder.
+
+    Args:
+        folders: sorted folder names.
+        num_classes: C of the labels or of the teacher.
+        class_order: --class-order, a file with the name of class 0, 1, … a line each.
+        stated: name -> number, as the labels' manifest states it.
+
+    Raises:
+        InputError: --class-order does not name a folder, or has more lines than there are classes.
+    """
+    if class_order is not None:
+        order = read_names(class_order, "--class-order")
+        if len(order) > num_classes:
+            raise InputError(
+                f"--class-order {class_order} has {len(order)} lines, but the labels have {num_classes} classes; give "
+                "one line for each class"
+            )
+        missing = [name for name in folders if name not in order]
+        if missing:
+            raise InputError(
+                f"--class-order {class_order} does not name {listing(missing, 3)} of --train-dir; give one folder name "
+                "a line, in the order of the labels' classes"
+            )
+        places = {name: number for number, name in enumerate(order)}
+        return Numbering([places[name] for name in folders], f"by {class_order}")
+    if stated is not None and all(name in stated for name in folders):
+        return Numbering([stated[name] for name in folders], "by the names that the labels state")
+    if num_classes == IMAGENET_CLASSES and numbered(folders) is None:
+        known = imagenet_numbers()
+        numbers = [known.get(plain(name)) for name in folders]
+        if None not in numbers and len(set(numbers)) == len(numbers):
+            return Numbering(numbers, "by ImageNet's list of classes")
+    return Numbering(list(range(len(folders))), "in the order of sorted folder names")
+
+
+def number_val_folders(
+    folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
+) -> Numbering:
+    """Return the class number of every validation folder; None for one whose class is not trained.
+
+    Args:
+        folders: sorted names of the validation folders.
+        train_folders, train: sorted names of the training folders, and their numbers.
+        class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`.
+        where: the two folders as they are named in errors.
+
+    Raises:
+        InputError: the folders' names do not say which belongs to which, or a class has no validation images.
+    """
+    places, how = pair_names(folders, train_folders, class_map, where)
+    lacking = [name for place, name in enumerate(train_folders) if place not in places]
+    if lacking:
+        raise InputError(
+            f"{where}: no validation folder belongs to class {listing(lacking, 3)}; give validation images of every "
+            "class"
+        )
+    return Numbering([None if place is None else train.numbers[place] for place in places], how)
+
+
+def pair_names(
+    folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str
+) -> tuple[list[int | None], str]:
+    """Return the place of each validation folder among the training folders (None: not there), and how it was found."""
+    if class_map == BY_POSITION:
+        if len(folders) != len(train_folders):
+            raise InputError(
+                f"--class-map {BY_POSITION} pairs folders by position, but {where}: {len(folders)} and "
+                f"{len(train_folders)} class folders; give a file"
+            )
+        return list(range(len(folders))), "by position, as --class-map says"
+    if class_map is not None:
+        return map_names(folders, train_folders, class_map), f"by {class_map}"
+
+    def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
+        """Pair by equal keys if every training folder has one of its own that a validation folder shares."""
+        if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
+            return None
+        known = [key for key in keys if key is not None]
+        if len(set(known)) < len(known):
+            return None
+        at = {key: place for place, key in enumerate(train_keys)}
+        return [None if key is None else at.get(key) for key in keys]
+
+    exact = pair(folders, train_folders)
+    if exact is not None:
+        return exact, "by name"
+    spelt = pair([plain(name) for name in folders], [plain(name) for name in train_folders])
+    if spelt is not None:
+        return spelt, "by name, but for case and spaces"
+    val_numbers, train_numbers = numbered(folders), numbered(train_folders)
+    if val_numbers is not None and train_numbers is not None:
+        same = pair(val_numbers, train_numbers)
+        if same is not None:
+            return same, "by the numbers in their names"
+    elif WNID.fullmatch(folders[0]) or WNID.fullmatch(train_folders[0]) or len(folders) == IMAGENET_CLASSES:
+        known = imagenet_numbers()
+        val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
+        train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
+        # numbers mean ImageNet's classes only if there are 1,000 of them: subsets are numbered in many orders
+        whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
+        same = pair(val_classes, train_classes) if whole else None
+        if same is not None:
+            return same, "by ImageNet's list of classes"
+    strange = [name for name in folders if name not in train_folders]
+    lacking = [name for name in train_folders if name not in folders]
+    raise InputError(
+        f"{where}: the names of the class folders do not say which belongs to which (only in --val-dir: "
+        f"{listing(strange, 3) or 'none'}; only in --train-dir: {listing(lacking, 3)}); rename them, or give "
+        "--class-map FILE with a line VALIDATION_FOLDER<tab>TRAINING_FOLDER for each class, or --class-map "
+        f"{BY_POSITION} if both are in the same order"
+    )
+
+
+def map_names(folders: Sequence[str], train_folders: Sequence[str], class_map: str) -> list[int | None]:
+    """Pair folders by a file of lines `VALIDATION_FOLDER<tab>TRAINING_FOLDER`; a folder not in it has no class."""
+    pairs: dict[str, str] = {}
+    for line in read_names(class_map, "--class-map"):
+        name, tab, train_name = line.partition("\t")
+        name, train_name = name.strip(), train_name.strip()
+        if not tab or name not in folders or train_name not in train_folders or name in pairs:
+            wrong = "has no tab" if not tab else "names a folder twice" if name in pairs else "names no folder"
+            raise InputError(
+                f"--class-map {class_map}: the line {line!r} {wrong}; give lines VALIDATION_FOLDER<tab>TRAINING_FOLDER"
+            )
+        pairs[name] = train_name
+    places = {name: place for place, name in enumerate(train_folders)}
+    if len(set(pairs.values())) < len(pairs):
+        twice = next(name for name in pairs.values() if list(pairs.values()).count(name) > 1)
+        raise InputError(f"--class-map {class_map} gives {twice} two validation folders; merge their images in one")
+    return [places[pairs[name]] if name in pairs else None for name in folders]
+
+
+def display_names(folders: Sequence[str], numbering: Numbering, num_classes: int) -> list[str]:
+    """Return a name for each of C classes, for pictures: its folder's, or `class N`."""
+    names = [f"class {number}" for number in range(num_classes)]
+    for folder, number in zip(folders, numbering.numbers, strict=True):
+        if number is not None and number < num_classes:
+            names[number] = folder
+    return names
