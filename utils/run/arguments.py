@@ -29,6 +29,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=COUNT, default=1024, help="images per optimizer step; that of the labels")
     add_image_arguments(group)
     group.add_argument(
+        "--class-map",
+        metavar="FILE",
+        help="lines VALIDATION_FOLDER<tab>TRAINING_FOLDER, where the names differ; the word `sorted` pairs them by "
+        "position (default: by name)",
+    )
+    group.add_argument(
         "--val-resize",
         type=COUNT,
         help="shorter side of validation images in pixels, before the centre --input-size is cropped (default: 256/224 "
@@ -44,6 +50,12 @@ def add_image_arguments(group: Any) -> None:
         default="auto",
         help="workers decode every epoch; resident: images are decoded once and stay in device (else host) memory; "
         "auto: resident where they fit in half of what is free",
+    )
+    group.add_argument(
+        "--class-order",
+        metavar="FILE",
+        help="the class folder of the labels' (or the teacher's) class 0, 1, 2, …, one name a line (default: as the "
+        "labels state, else sorted names)",
     )
     group.add_argument("-j", "--workers", type=NATURAL, default=4, help="data loading processes; 0 loads in this one")
     group.add_argument(
@@ -360,6 +372,9 @@ def micro_batch(args: argparse.Namespace) -> int:
     return args.batch_size // args.gradient_accumulation_steps
 
 
+PRIVATE = {"wandb_api_key", "earlier"}  # the second: digests as checkpoints of earlier releases have them
+
+
 def public(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as a dict that may be written and published: without keys."""
-    return {name: value for name, value in vars(args).items() if name != "wandb_api_key"}
+    return {name: value for name, value in vars(args).items() if name not in PRIVATE}

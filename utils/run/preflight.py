@@ -4,8 +4,9 @@ import argparse
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,38 +15,90 @@ from torchvision.datasets import ImageFolder
 from utils.labels.agreement import sample_labels, teacher_agreement
 from utils.labels.batch import BatchLabels
 from utils.labels.hard import HardViews
+from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
 from utils.labels.pool import PooledLabels, smallest_batch, stored_batches
 from utils.labels.store import LabelStore, ViewSource
 from utils.run.arguments import micro_batch
 from utils.run.checkpoint import restore_rng, rng_state
+from utils.run.classes import Numbering, display_names, number_train_folders, number_val_folders
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
 from utils.system.errors import InputError
 from utils.system.log import log
+from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import Samples, load_rgb, open_folder
+from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
 
 SAMPLED_IMAGES = 16
+PROBES = 64  # images whose content is compared where not all are
+MOST_RIVALS = 2000  # validation images that are read for it at the most
 
 
 def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageFolder, ImageFolder]:
-    """Open both image folders; they must have the same number of classes.
+    """Open both image folders and decode a few of their images.
 
     Returns:
         (training ImageFolder, validation ImageFolder).
     """
     train, val = open_folder(train_dir, "--train-dir"), open_folder(val_dir, "--val-dir")
-    if len(train.classes) != len(val.classes):
-        raise InputError(
-            f"--val-dir {val_dir} has {len(val.classes)} class folders and --train-dir {train_dir} has "
-            f"{len(train.classes)}; both must hold the same classes"
-        )
     warn_of_folder_order(train.classes)
     check_images(train.samples)
     check_images(val.samples)
     return train, val
+
+
+def number_classes(
+    args: argparse.Namespace,
+    train: ImageFolder,
+    val: ImageFolder,
+    num_classes: int,
+    stated: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Give every image the number of its class among those of the labels, in place; log where that is not plain.
+
+    Args:
+        args: settled flags; `classes` is noted in them, how the folders were numbered and paired.
+        train, val: the image folders; validation images of classes that are not trained are left out.
+        num_classes: C of the labels, or of the live teacher.
+        stated: folder name -> class, as the labels state it.
+
+    Returns:
+        a name for each of C classes, for pictures.
+
+    Raises:
+        InputError: names or files do not say which class a folder is.
+    """
+    own = number_train_folders(train.classes, num_classes, args.class_order, stated)
+    where = f"--val-dir {args.val_dir} and --train-dir {args.train_dir}"
+    theirs = number_val_folders(val.classes, train.classes, own, args.class_map, where)
+    if max(number for number in own.numbers if number is not None) >= num_classes:
+        raise InputError(
+            f"--train-dir {args.train_dir} has {len(train.classes)} class folders, but there are only {num_classes} "
+            "classes to answer; give a teacher, or labels, of all classes"
+        )
+    if own.numbers != list(range(len(own.numbers))):
+        log.info("classes %d training folders are numbered %s", len(train.classes), own.how)
+    if theirs.how != "by name":
+        log.info("classes validation folders are paired with training folders %s", theirs.how)
+    absent = theirs.numbers.count(None)
+    if absent:
+        log.info(
+            "classes %d of %d validation folders are left out: their classes are not trained", absent, len(val.classes)
+        )
+    args.classes = f"numbered {own.how}, paired {theirs.how}"
+    for folder, numbering in ((train, own), (val, theirs)):
+        renumber(folder, numbering)
+    return display_names(train.classes, own, num_classes)
+
+
+def renumber(folder: ImageFolder, numbering: Numbering) -> None:
+    """Replace the classes of a folder's images by those of `numbering`; images without a class go."""
+    numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
+    folder.samples = [(path, number) for path, number in numbers if number is not None]
+    folder.targets = [number for _, number in folder.samples]
 
 
 def check_images(samples: Samples) -> None:
@@ -54,15 +107,95 @@ def check_images(samples: Samples) -> None:
         load_rgb(path)
 
 
-def names_digest(root: str, samples: Samples) -> str:
-    """Digest of an image folder's relative file names, in order: a resumed run needs the same images."""
-    return digest_of_names([os.path.relpath(path, root) for path, _ in samples])
-
-
 def note_images(args: argparse.Namespace, train: Samples, val: Samples) -> None:
-    """Note in `args` which images a run is about: digests of two lists of (path, class)."""
-    args.train_images = names_digest(args.train_dir, train)
-    args.val_images = names_digest(args.val_dir, val)
+    """Note in `args` which images a run is about, as far as names tell: the content of training images is compared
+    by `identify_images`, that of validation images when they are first evaluated.
+
+    `train_images` is a digest of the classes of all training images, `val_images` of the names, sizes and classes of
+    all validation images. `earlier` holds what checkpoints of earlier releases have in their place.
+    """
+    args.train_images = f"classes:{digest_of_names([str(target) for _, target in train])}"
+    sizes = [os.stat(path) for path, _ in val]
+    names = relative_names(args.val_dir, val)
+    lines = [f"{name} {size.st_size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
+    args.val_images = f"sizes:{digest_of_names(lines)}"
+    args.earlier = {"train_images": digest_of_names(relative_names(args.train_dir, train))}
+    args.earlier["val_images"] = digest_of_names(names)
+    warn_of_overlap(args, train, val, sizes)
+
+
+def warn_of_overlap(
+    args: argparse.Namespace, train: Samples, val: Samples, val_stats: Sequence[os.stat_result]
+) -> None:
+    """Warn if images are in both folders: all links are compared, and the content of a few files of equal sizes."""
+    stats = [os.stat(path) for path, _ in train]
+    files = {(stat.st_dev, stat.st_ino) for stat in stats}
+    shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
+    if not shared:
+        sizes = {stat.st_size for stat in val_stats}
+        alike = [path for (path, _), stat in zip(train, stats, strict=True) if stat.st_size in sizes]
+        probes = {(os.path.getsize(path), file_digest(Path(path).read_bytes())) for path in spread(alike, PROBES)}
+        wanted = {size for size, _ in probes}
+        rivals = [path for (path, _), stat in zip(val, val_stats, strict=True) if stat.st_size in wanted]
+        content = ((os.path.getsize(path), file_digest(Path(path).read_bytes())) for path in rivals[:MOST_RIVALS])
+        shared = sum(one in probes for one in content)
+    if shared:
+        log.warning(
+            "WARNING: at least %d images of --val-dir %s are in --train-dir %s as well; their top-1 says nothing about "
+            "new images",
+            *(shared, args.val_dir, args.train_dir),
+        )
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
+
+
+def identify_images(
+    args: argparse.Namespace, train: Samples, stored: ImageDigests | None, world: World
+) -> KnownImages | None:
+    """Find out which images are in --train-dir and compare them with those that the labels were made for.
+
+    A run needs all of them, also for its summary and for --resume. A dry run compares a sample, and looks at the rest
+    only if the sample differs, to say how.
+
+    Args:
+        args: settled flags.
+        train: list of (path, class).
+        stored: digests of the labels' images; None if the labels do not know them.
+        world: every rank must call.
+
+    Returns:
+        the images of a run; None in a dry run.
+
+    Raises:
+        InputError: they are others, or have other numbers.
+    """
+    whole = not args.dry_run or args.resume is not None or args.verify_labels
+    known = None
+    compared = len(train)
+    if not whole and stored is not None and len(stored) == len(train):
+        places = spread(range(len(train)), PROBES)
+        sample = identify([train[place] for place in places], args.workers, stored)
+        whole = not stored.rows(places).same(sample).all()
+        compared = len(places)
+    elif stored is not None:
+        whole = True
+    if whole:
+        known = know_images(args.train_dir, train, args.workers, stored, world)
+    if stored is None:
+        return known
+    clause = known.differences(stored) if known else None
+    if clause:
+        raise InputError(
+            f"--train-dir {args.train_dir} does not hold the images of the labels in {args.fkd_path}: {clause}; give "
+            "the images that were labelled, as they were, or label these with relabel_FKD.py"
+        )
+    log.info("images  %d of %d compared: they are those that were labelled", compared, len(train))
+    return known
 
 
 def warn_of_folder_order(names: Sequence[str]) -> None:

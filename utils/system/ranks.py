@@ -125,6 +125,15 @@ class World:
             dist.broadcast_object_list(box, 0, group=self.host)
         return box[0]
 
+    def gather(self, value: Value) -> list[Value]:
+        """Return every rank's `value`, any picklable object, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with others_alive():
+            dist.all_gather_object(values, value, group=self.host)
+        return values
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.largest(0)

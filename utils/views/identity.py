@@ -2,16 +2,20 @@
 
 import hashlib
 import io
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from utils.labels.image_digests import DIGEST_BYTES, ImageDigests
+from utils.labels.image_digests import DIGEST_BYTES, ImageDigests, find_differences
 from utils.system.cores import cores
 from utils.system.errors import InputError
+from utils.system.ranks import ALONE, World
 from utils.views.folders import Samples, load_rgb
 
 AHEAD = 256  # images that may wait for their turn
@@ -27,6 +31,48 @@ def pixel_digest(image: Image.Image) -> bytes:
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
     digest.update(image.tobytes())
     return digest.digest()
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """The images of a folder, with the digests that tell them from others.
+
+    Attributes:
+        names: path of each image, relative to the folder.
+        digests: `ImageDigests` of all of them.
+    """
+
+    names: list[str]
+    digests: ImageDigests
+
+    def differences(self, stored: ImageDigests) -> str | None:
+        """Return how they differ from the images that `stored` names, as a clause; None if they are the same."""
+        return find_differences(stored, self.digests, self.names)
+
+
+def know_images(
+    root: str, samples: Samples, workers: int, known: ImageDigests | None = None, world: World = ALONE
+) -> KnownImages:
+    """Identify all images of a folder; several processes share the work.
+
+    Args:
+        root: the folder.
+        samples: list of (path, class).
+        workers, known: as for `identify`.
+        world: every rank must call.
+    """
+    own = identify(samples[world.rank :: world.size], workers, known) if world.rank < len(samples) else None
+    shares = world.gather(own)
+    pixels, files = (torch.empty(len(samples), DIGEST_BYTES, dtype=torch.uint8) for _ in range(2))
+    for rank, share in enumerate(shares):
+        if share is not None:
+            pixels[rank :: world.size], files[rank :: world.size] = share.pixels, share.files
+    return KnownImages(relative_names(root, samples), ImageDigests(pixels, files))
+
+
+def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
+    """Return the path of every image relative to its folder."""
+    return [os.path.relpath(path, root) for path, _ in samples]
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
