@@ -75,7 +75,7 @@ def main(argv=None):
     with run.session():
         batches = run.batches(train.samples, store, val.samples, hard)
         run.fit(batches, run.validation(val.samples), store.file)
-        run.report(store.provenance() | {"bytes": folder_bytes(args.fkd_path)}, train.samples)
+        run.report(store.provenance() | {"digest": args.labels, "bytes": folder_bytes(args.fkd_path)}, train.samples)
 
 
 if __name__ == "__main__":

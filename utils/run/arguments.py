@@ -301,5 +301,5 @@ def micro_batch(args: argparse.Namespace) -> int:
 
 
 def public(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as a dict that may be written and published: without keys."""
-    return {name: value for name, value in vars(args).items() if name != "wandb_api_key"}
+    """The arguments as a dict that may be written and published: without keys, and without what only resuming needs."""
+    return {name: value for name, value in vars(args).items() if name not in ("wandb_api_key", "earlier_labels")}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.labels.file_digests import NEW
 from utils.system.archive import WEIGHT_GLOBALS, load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file
@@ -143,6 +144,9 @@ def load_checkpoint(path: Path | str, arguments: Mapping[str, Any]) -> dict[str,
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
     stored = EARLIER | stored
+    labels = stored.get("labels")
+    if isinstance(labels, str) and not labels.startswith(NEW):
+        arguments = {**arguments, "labels": arguments.get("earlier_labels")}  # as that release took it
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)

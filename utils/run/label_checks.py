@@ -22,7 +22,8 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     """Open --fkd-path and compare it with the arguments and the training folder.
 
     What the result depends on is noted in `args`: `mix_type`, `keep_topk`, `topk_mass`, `answers`,
-    `label_order` (None for the stored one), and `labels`, their digest.
+    `label_order` (None for the stored one), and `labels`, the digest of all that the run needs of them, with
+    `earlier_labels`, the digest that checkpoints of earlier releases state. A dry run takes no digest.
 
     Returns:
         the label store, in the order of training; every batch file that the run needs exists.
@@ -36,9 +37,13 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     settle_topk_mass(args, store)
     if store.keep_topk < store.num_classes:
         args.keep_topk = min(args.keep_topk or store.num_classes, store.keep_topk)
-    args.mix_type, args.labels, args.answers = store.mix_type, store.digest(), store.answers
+    args.mix_type, args.answers = store.mix_type, store.answers
     store = in_order(args, store, len(train.samples))
-    store.check_complete(range(store.epochs) if args.reuse_labels else soft_epochs(args))
+    all_of_them = args.reuse_labels or args.label_order
+    needed = range(store.epochs) if all_of_them else soft_epochs(args)
+    store.check_complete(needed)
+    dry = args.dry_run and args.resume is None
+    args.labels, args.earlier_labels = (None, None) if dry else (store.digest(needed), store.legacy_digest())
     return store
 
 
