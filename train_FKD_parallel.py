@@ -19,7 +19,7 @@ from pathlib import Path
 
 from utils.run import arguments, preflight
 from utils.run.folder import VIEWS, open_folders
-from utils.run.label_checks import check_labels, hard_views, soft_epochs
+from utils.run.label_checks import check_labels, hard_views, soft_epochs, stated_classes
 from utils.run.run import Run
 from utils.run.side_by_side import default_output
 from utils.run.start import begin
@@ -54,20 +54,22 @@ def main(argv=None):
     folders = open_folders(args, world)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
     store = check_labels(args, train)
+    names = preflight.number_classes(args, train, val, store.num_classes, stated_classes(store))
+    images = preflight.identify_images(args, train.samples, store.image_digests, world)
     preflight.note_images(args, train.samples, val.samples)
     hard = hard_views(args, train.samples, store.num_classes)
     samples = preflight.sample_views(args, store)
     preflight.report(args, train, val, store, samples)
 
     # build
-    run = Run(args, store.num_classes, folders, precision, world)
+    run = Run(args, store.num_classes, folders, precision, world, images)
     preflight.check_run(run, store, store.num_classes, args.input_size, hard)
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
         pick_loader(args.loader, train.samples, args.workers, precision.device)
         if world.is_first:
             dataset = ViewDataset(train.samples, store, args.input_size)
-            Preview(dataset, soft_epochs(args).start).draw(views, train.classes)
+            Preview(dataset, soft_epochs(args).start).draw(views, names)
         log.info("dry run: everything is in place, nothing was trained; look at %s", views)
         return
 
@@ -75,7 +77,8 @@ def main(argv=None):
     with run.session():
         batches = run.batches(train.samples, store, val.samples, hard)
         run.fit(batches, run.validation(val.samples), store.file)
-        run.report(store.provenance() | {"bytes": folder_bytes(args.fkd_path)}, train.samples)
+        labels = store.provenance() | {"digest": args.labels, "bytes": folder_bytes(args.fkd_path)}
+        run.report(labels, train.samples, val.samples)
 
 
 if __name__ == "__main__":

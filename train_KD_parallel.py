@@ -58,13 +58,16 @@ def main(argv=None):
     # preflight
     folders = open_folders(args, world)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
+    teacher = open_teacher(args, precision)
+    args.teachers = teacher and teacher.described
+    num_classes = teacher.num_classes(args.input_size) if teacher else len(train.classes)
+    names = preflight.number_classes(args, train, val, num_classes)
     samples = first_images(train.samples, args.ipc)
     policy = arguments.view_policy(args)
     source = DrawnViews(policy, len(samples), args.batch_size)
+    images = preflight.identify_images(args, samples, None, world)
 
     # build
-    teacher = open_teacher(args, precision)
-    args.teachers = teacher and teacher.described
     preflight.note_images(args, samples, val.samples)
     preflight.report_folders(args, len(samples), len(val.samples), len(train.classes))
     teaches = f"teacher {args.teacher_model} answers live" if teacher else "hard labels: no teacher answers"
@@ -73,13 +76,12 @@ def main(argv=None):
     preview = Preview(ViewDataset(samples, source, args.input_size), args.start_epoch, normalise, teacher)
     if teacher:
         preflight.report_agreement(*preview.agreement(len(train.classes)))
-    num_classes = teacher.num_classes(args.input_size) if teacher else len(train.classes)
-    run = Run(args, num_classes, folders, precision, world)
+    run = Run(args, num_classes, folders, precision, world, images)
     preflight.check_run(run, source, num_classes, args.input_size)
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
         pick_loader(args.loader, samples, args.workers, precision.device)
-        preview.draw(views, train.classes)
+        preview.draw(views, names)
         log.info("dry run: everything is in place, nothing was trained; look at %s", views)
         return
 
@@ -87,7 +89,7 @@ def main(argv=None):
     with run.session():
         batches = run.batches(samples, source, val.samples)
         run.fit(LiveTeacher(batches, teacher) if teacher else batches, run.validation(val.samples))
-        run.report(provenance(args, policy), samples)
+        run.report(provenance(args, policy), samples, val.samples)
 
 
 def open_teacher(args: Namespace, precision: Precision) -> Ensemble | None:

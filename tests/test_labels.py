@@ -1,22 +1,31 @@
 """Label files in and out: dialects, what is refused, image order, round trips."""
 
 import shutil
+import signal
 import zipfile
 
 import pytest
 import torch
-from conftest import REFERENCE, make_labels
+from conftest import REFERENCE, make_labels, read_run, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_signals import signal_in_step
 from torch.utils.data import RandomSampler
 
+import train_FKD_parallel
+from utils.labels import file_digests
 from utils.labels.batch import BatchLabels
 from utils.labels.batch_items import parse_items
+from utils.labels.file_digests import digest_of_archive
 from utils.labels.format_sre2l import TarStore, TarWriter
+from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.report.groups import group_runs
+from utils.report.runs import find_runs
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
+from utils.system.files import digest_of
 
 
 @pytest.mark.parametrize(
@@ -208,6 +217,92 @@ def test_incomplete_stores(labels):
     for path, problem in ((labels, "holds no epoch_0/batch_0.tar"), (labels / "none", "is not a folder")):
         with pytest.raises(InputError, match=problem):
             open_labels(path)
+
+
+def without_checksums(content, file):
+    """Save as PyTorch does where it was told not to compute CRC-32s."""
+    torch.save(content, file)
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+    data = bytearray(file.read_bytes())
+    for info in infos:
+        place = data.index(info.CRC.to_bytes(4, "little"), data.index(b"PK\1\2")) if info.CRC else None
+        if place is not None:
+            data[place : place + 4] = bytes(4)
+    file.write_bytes(data)
+
+
+def before_1_6(content, file):
+    """Save as PyTorch before 1.6, which wrote no zip file."""
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("save", [torch.save, without_checksums, before_1_6])
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch):
+    """Also where the directory says too little: then all of the file counts. A large directory is read whole."""
+    first, other = torch.zeros(rows, 2), torch.zeros(rows, 2)
+    other[-1, -1] = 1
+    digests, whole = [], []
+    monkeypatch.setattr(file_digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
+    for content in (first, other):
+        save([content, *[torch.ones(1) for _ in range(100)]], tmp_path / "batch_0.tar")
+        digests += [digest_of_archive(tmp_path / "batch_0.tar"), digest_of_archive(tmp_path / "batch_0.tar")]
+    assert digests[0] == digests[1] != digests[2] == digests[3]
+    assert len(whole) == (0 if save is torch.save else 4)
+
+
+def test_the_digest_covers_all_files_that_a_run_needs(labels):
+    """Not the first alone, and no others; names and digests of images belong to it."""
+    store = TarStore(labels)
+    before, first, legacy = store.digest(), store.digest([0]), store.legacy_digest()
+    assert before == store.digest(range(2)) != first
+    assert before.startswith("v2:")
+    rewrite(store.file(1, 2), logits=torch.zeros(2, 3, dtype=torch.float16))
+    assert (store.digest([0]), store.legacy_digest()) == (first, legacy)
+    assert store.digest() != before
+    write_image_digests(labels, ImageDigests(*torch.zeros(2, 12, 8, dtype=torch.uint8)))
+    assert store.digest([0]) != first
+    store.file(1, 2).unlink()
+    with pytest.raises(InputError, match=r"batch_2\.tar cannot be read \(No such file"):
+        store.digest()
+
+
+def test_other_labels_with_the_same_first_file_are_not_resumed(tiny, tmp_path, monkeypatch):
+    """A checkpoint of an earlier release, which states the digest of the first file, is."""
+    labels = shutil.copytree(tiny.labels, tmp_path / "labels")
+    words = tiny.flags(tmp_path / "run", fkd_path=labels)
+    signal_in_step(monkeypatch, signal.SIGTERM, 4)
+    assert run(train_FKD_parallel, *words).code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    file, path = labels / "epoch_2" / "batch_1.tar", tmp_path / "run" / "checkpoint.pth.tar"
+    good, checkpoint = file.read_bytes(), path.read_bytes()
+    rewrite(file, logits=torch.zeros(5, 3, dtype=torch.float16))
+    result = run(train_FKD_parallel, *words, "--resume")
+    assert (result.code, "digest of the labels was v2:" in result.err) == (2, True)
+    state = torch.load(path, weights_only=True)
+    state["arguments"]["labels"] = "0" * 32
+    torch.save(state, path)
+    result = run(train_FKD_parallel, *words, "--resume")
+    assert (result.code, f"digest of the labels was {'0' * 32} and is " in result.err) == (2, True)
+    file.write_bytes(good)
+    path.write_bytes(checkpoint)
+    state["arguments"]["labels"] = TarStore(labels).legacy_digest()
+    torch.save(state, path)
+    assert run(train_FKD_parallel, *words, "--resume").code == 0
+    summary = read_run(tmp_path / "run").summary
+    assert summary["args"]["labels"] == summary["labels"]["digest"] == TarStore(labels).digest()
+    assert "earlier_labels" not in summary["args"]
+
+
+def test_other_labels_with_the_same_first_file_are_another_group(tiny, tmp_path):
+    """Two seeds on two label sets are not two runs of one."""
+    labels = shutil.copytree(tiny.labels, tmp_path / "labels")
+    rewrite(labels / "epoch_2" / "batch_1.tar", logits=torch.zeros(5, 3, dtype=torch.float16))
+    for seed, folder in enumerate((tiny.labels, labels)):
+        tiny.train_run(tmp_path / "runs" / str(seed), fkd_path=folder, seed=seed)
+    groups, _ = group_runs(find_runs([str(tmp_path / "runs")]).finished)
+    assert [len(group.runs) for group in groups] == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -558,6 +558,28 @@ def test_kept_logits_limit_the_loss(tiny, tmp_path):
     assert stored.rows[0]["train_loss"] != full.rows[0]["train_loss"]
 
 
+def test_the_digest_covers_what_a_run_needs_of_packed_labels(tmp_path):
+    """Epochs that are added later do not change it; each of those needed does."""
+    write_epochs(known_store(tmp_path, digests=digests_of(5)), 0, 1)
+    before = PackedStore(tmp_path).digest()
+    assert before == PackedStore(tmp_path).digest([0, 1]) != PackedStore(tmp_path).digest([0])
+    write_epochs(known_store(tmp_path, digests=digests_of(5)), 2)
+    store = PackedStore(tmp_path)
+    assert store.digest([0, 1]) == before != store.digest()
+    store.manifest["digests"].pop("epoch_0001.safetensors")  # written, and not yet entered
+    assert store.digest([0, 1]) == before
+    store.manifest["digests"]["epoch_0001.safetensors"] = "0" * 32
+    assert store.digest([0, 1]) != before
+    store = PackedStore(tmp_path)
+    (tmp_path / "images.safetensors").unlink()
+    write_image_digests(tmp_path, digests_of(5, seed=1))
+    assert store.digest([0, 1]) != before
+    (tmp_path / "epoch_0001.safetensors").unlink()
+    store.manifest["digests"].clear()
+    with pytest.raises(InputError, match=r"epoch_0001\.safetensors cannot be read"):
+        store.digest([0, 1])
+
+
 class Counting:
     """A store of `epochs` epochs whose `read` returns what was asked for."""
 
@@ -589,7 +611,7 @@ def test_provenance_is_in_the_summary(tiny, tmp_path):
     labels = tiny.train_run(tmp_path / "run", fkd_path=tmp_path / "packed", epochs=1).summary["labels"]
     assert labels["dialect"] == "packed"
     assert labels["settings"] == {"packed_from": "prism"}
-    assert len(labels["digest"]) == 32
+    assert labels["digest"] == PackedStore(tmp_path / "packed").digest([0])
 
 
 def test_reference_order_is_needed_for_labels_without_index(tmp_path):

@@ -58,7 +58,11 @@ def info(args: argparse.Namespace) -> None:
     size = sum(entry.stat().st_size for entry in walk(args.path))
     known = store.image_digests
     images = f"known by their digests, {known.digest()}" if known else "not known: compare them with verify --images"
-    for key, value in (store.provenance() | {"images": images, "bytes": size}).items():
+    try:
+        digest = store.digest()
+    except InputError as error:
+        digest = f"none: {error}"
+    for key, value in (store.provenance() | {"images": images, "digest": digest, "bytes": size}).items():
         print(f"{key:>12}  {json.dumps(value) if isinstance(value, dict) else value}")
 
 

@@ -14,6 +14,7 @@ import torch
 
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.batch_items import parse_items
+from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_saved_indices
 from utils.labels.pool import SHUFFLED
@@ -147,6 +148,11 @@ class HaldStore:
         keys = ("dialect", "answers", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
 
-    def digest(self) -> str:
-        """As `LabelStore.digest`: of the first epoch and of the list of images."""
+    def digest(self, epochs: Iterable[int] | None = None) -> str:
+        """As `LabelStore.digest`; the list of images belongs to it."""
+        names = (self.file(epoch).name for epoch in (range(self.epochs) if epochs is None else epochs))
+        return digest_of_labels(self.path, names, digest_of(self.path / INDICES))
+
+    def legacy_digest(self) -> str:
+        """As `LabelStore.legacy_digest`: of the first epoch and of the list of images."""
         return digest_of_text(digest_of(self.file(0)) + digest_of(self.path / INDICES))

@@ -15,6 +15,7 @@ import torch
 
 from utils.labels.batch import Answers, BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
+from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_json_indices
 from utils.labels.pool import SAMPLED
@@ -156,6 +157,12 @@ class FlatStore:
         stated = {"path": str(self.path), "batches": len(self.images)}
         return stated | {key: getattr(self, key) for key in keys}
 
-    def digest(self) -> str:
-        """As `LabelStore.digest`: of the first batch and of the list of images."""
+    def digest(self, epochs: Iterable[int] | None = None) -> str:
+        """As `LabelStore.digest`; the list of images belongs to it."""
+        chosen = range(self.epochs) if epochs is None else epochs
+        names = (self.file(epoch, batch).name for epoch in chosen for batch in range(self.batches(epoch)))
+        return digest_of_labels(self.path, names, digest_of(self.path / INDICES))
+
+    def legacy_digest(self) -> str:
+        """As `LabelStore.legacy_digest`: of the first batch and of the list of images."""
         return digest_of_text(digest_of(self.file(0, 0)) + digest_of(self.path / INDICES))

@@ -28,6 +28,7 @@ import torch
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.batch_items import all_finite, parse_items
 from utils.labels.drawn import DrawnViews
+from utils.labels.file_digests import digest_of_file, digest_of_labels
 from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, read_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import Codec
@@ -249,8 +250,16 @@ class PackedStore:
         """Names of the class folders that the labels were made for, in order, or None."""
         return self.manifest["settings"].get("classes")
 
-    def digest(self) -> str:
-        """Digest that tells label sets apart, wherever they lie; later epochs may still be in the making."""
+    def digest(self, epochs: Iterable[int] | None = None) -> str:
+        """As `LabelStore.digest`: of the manifest, and of the digests of files that it states."""
+        entered = self.manifest["digests"]
+        stated = {key: value for key, value in self.manifest.items() if key != "digests"}
+        names = map(epoch_name, range(self.epochs) if epochs is None else epochs)
+        files = {name: entered.get(name) or digest_of_file(self.path / name) for name in names}
+        return digest_of_labels(self.path, [], json.dumps([stated, files], sort_keys=True))
+
+    def legacy_digest(self) -> str:
+        """As `LabelStore.legacy_digest`: of the manifest and of the first epoch."""
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
@@ -260,5 +269,4 @@ class PackedStore:
             "dialect answers label_order epochs batch_size num_images num_classes keep_topk mix_type fkd_seed".split()
         )
         described = {key: self.manifest[key] for key in ("codec", "policy", "settings")}
-        digest = digest_of(self.path / MANIFEST)
-        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys} | described | {"digest": digest}
+        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys} | described

@@ -11,6 +11,7 @@ import torch
 from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
+from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.pool import STORED
@@ -148,8 +149,14 @@ class TarStore:
         keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
         return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
 
-    def digest(self) -> str:
-        """Digest that tells label sets apart, wherever they lie: of the first batch file."""
+    def digest(self, epochs: Iterable[int] | None = None) -> str:
+        """As `LabelStore.digest`."""
+        chosen = range(self.epochs) if epochs is None else epochs
+        names = (f"epoch_{epoch}/batch_{batch}.tar" for epoch in chosen for batch in range(self.batches_per_epoch))
+        return digest_of_labels(self.path, names)
+
+    def legacy_digest(self) -> str:
+        """As `LabelStore.legacy_digest`: of the first batch file."""
         return digest_of(self.file(0, 0))
 
 

@@ -102,5 +102,15 @@ class LabelStore(Protocol):
     def provenance(self) -> dict[str, Any]:
         """What summary.json says about these labels."""
 
-    def digest(self) -> str:
-        """Digest that tells label sets apart, wherever they lie."""
+    def digest(self, epochs: Iterable[int] | None = None, /) -> str:
+        """Digest that tells label sets apart, wherever they lie.
+
+        Args:
+            epochs: those that count (default: all that are stored); others may be added or changed.
+
+        Raises:
+            InputError: a file of these epochs is missing.
+        """
+
+    def legacy_digest(self) -> str:
+        """Digest of earlier releases, which covered the first file only; old checkpoints state it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from utils.labels.file_digests import NEW
 from utils.report.formulas import Spread, paired, spread
 from utils.report.runs import FinishedRun
 
@@ -160,7 +161,7 @@ def text_of(name: str, value: str, seeds: dict[int, FinishedRun]) -> str:
     """How a table shows a setting: labels by their folder, digests and commits by their first letters."""
     if name == "labels":
         folder = PurePath(next(iter(seeds.values())).args.get("fkd_path") or "")
-        return f"{folder.name} ({value[:6]})"
+        return f"{folder.name} ({value.removeprefix(NEW)[:6]})"
     return value[:10] if name == "git_commit" or name.endswith("_images") else value
 
 

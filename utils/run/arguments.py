@@ -351,7 +351,7 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     if args.cos and args.schedule not in (None, "cos"):
         raise InputError(f"--cos contradicts --schedule {args.schedule}; give one of them")
     args.schedule = args.schedule or ("cos" if args.cos else "linear")
-    args.answers = "logits"  # until the labels say otherwise
+    args.answers, args.earlier = "logits", {}  # until the labels say otherwise
     check_temperatures(args)
     settle_hard_epochs(args)
     if args.start_epoch >= args.epochs:

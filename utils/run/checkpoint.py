@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.labels.image_digests import NAMES, ImageDigests
 from utils.system.archive import WEIGHT_GLOBALS, load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file
+from utils.views.identity import KnownImages
 
 # Arguments that change the result: a run cannot be resumed with others.
 RESULT_ARGUMENTS = (
@@ -48,6 +50,7 @@ class Progress:
         seconds: wall-clock time spent, summed over resumed pieces.
         wandb_id: W&B run to continue.
         student_temperature, next_student_temperature: where it is calibrated, that of `epoch` and of the one after.
+        validation: digest of the validation images with their classes; None before the first evaluation.
     """
 
     epoch: int = 0
@@ -62,6 +65,7 @@ class Progress:
     wandb_id: str | None = None
     student_temperature: float = 1.0
     next_student_temperature: float = 1.0
+    validation: str | None = None
 
 
 def checked(progress: Progress) -> Progress:
@@ -76,6 +80,7 @@ def checked(progress: Progress) -> Progress:
         and all(0 < t <= 1 for t in (progress.student_temperature, progress.next_student_temperature))
         and isinstance(progress.best_top1, (*number, type(None)))
         and isinstance(progress.wandb_id, (str, type(None)))
+        and isinstance(progress.validation, (str, type(None)))
     )
     if not sound:
         raise ValueError("impossible progress")
@@ -103,10 +108,11 @@ def save_checkpoint(
     scaler: "torch.amp.GradScaler",
     arguments: Mapping[str, Any],
     average: nn.Module | None = None,
+    images: ImageDigests | None = None,
 ) -> None:
     """Write a checkpoint; keys follow the reference's (`epoch`, `state_dict`, `best_acc1`, `optimizer`).
 
-    `average` is the model of averaged weights, where there is one.
+    `average` is the model of averaged weights, where there is one; `images` are those that the student is trained on.
     """
     state = {
         "epoch": progress.epoch,
@@ -117,6 +123,7 @@ def save_checkpoint(
         "rng": rng_state(),
         "average": average and average.state_dict(),
         "progress": dataclasses.asdict(progress),
+        "images": images and images.tensors(),
         "arguments": {name: arguments.get(name) for name in RESULT_ARGUMENTS},
     }
     with atomic_file(path) as temporary:
@@ -130,12 +137,14 @@ def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
         torch.save(state, temporary)
 
 
-def load_checkpoint(path: Path | str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path | str, arguments: Mapping[str, Any], images: KnownImages | None = None
+) -> dict[str, Any]:
     """Read a checkpoint written by `save_checkpoint`, without running its pickle.
 
     Raises:
-        InputError: missing, damaged, not ours, or made with arguments that give another result;
-            the message names them.
+        InputError: missing, damaged, not ours, or made with arguments that give another result, or from other
+            `images`; the message names them.
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
@@ -143,17 +152,35 @@ def load_checkpoint(path: Path | str, arguments: Mapping[str, Any]) -> dict[str,
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored = state["arguments"]
     stored = EARLIER | {"val_resize": round(stored.get("input_size", 0) * 256 / 224)} | stored
+    evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
+    earlier = arguments.get("earlier") or {}
+    # digests of earlier releases, which took others, have no word before them
+    old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
+    arguments = {**arguments, **{name: earlier[name] for name in old}}
+    if evaluated:  # their content is compared when they are evaluated again
+        arguments = {**arguments, "val_images": stored.get("val_images")}
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)
         raise InputError(f"--resume {path}: {differences}; resume with the same settings, or start another run")
+    stored_images = state.get("images")  # None in checkpoints of earlier releases
+    if images is not None and stored_images is not None:
+        try:
+            clause = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)))
+        except (TypeError, KeyError, AttributeError, RuntimeError):
+            raise InputError(f"{path} is damaged: its list of images cannot be read; start another run") from None
+        if clause:
+            raise InputError(
+                f"--resume {path}: the images in --train-dir {arguments.get('train_dir')} have changed since the run "
+                f"began: {clause}; put them back, or start another run"
+            )
     return state
 
 
 def flag(name: str) -> str:
     """How an error names an argument: a flag, or what one leads to."""
-    digests = {"labels": "digest of the labels", "train_images": "list of training images"}
-    digests |= {"val_images": "list of validation images", "teachers": "teacher"}
+    digests = {"labels": "digest of the labels", "train_images": "digest of the training images' classes"}
+    digests |= {"val_images": "digest of the validation images' names and sizes", "teachers": "teacher"}
     return digests.get(name) or f"--{name.replace('_', '-')}"
 
 

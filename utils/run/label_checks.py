@@ -27,7 +27,8 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     """Open --fkd-path and compare it with the arguments and the training folder.
 
     What the result depends on is noted in `args`: `mix_type`, `keep_topk`, `topk_mass`, `answers`,
-    `label_order` (None for the stored one), and `labels`, their digest.
+    `label_order` (None for the stored one), and `labels`, the digest of all that the run needs of them, with
+    `earlier`, the digest that checkpoints of earlier releases state. A dry run takes no digest.
 
     Returns:
         the label store, in the order of training; every batch file that the run needs exists.
@@ -42,9 +43,14 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     settle_topk_mass(args, store)
     if store.keep_topk < store.num_classes:
         args.keep_topk = min(args.keep_topk or store.num_classes, store.keep_topk)
-    args.mix_type, args.labels, args.answers = store.mix_type, store.digest(), store.answers
+    args.mix_type, args.answers = store.mix_type, store.answers
     store = in_order(args, store, len(train.samples))
-    store.check_complete(range(store.epochs) if args.reuse_labels else soft_epochs(args))
+    all_of_them = args.reuse_labels or args.label_order
+    needed = range(store.epochs) if all_of_them else soft_epochs(args)
+    store.check_complete(needed)
+    dry = args.dry_run and args.resume is None
+    args.labels = None if dry else store.digest(needed)
+    args.earlier = {} if dry else {"labels": store.legacy_digest()}
     return store
 
 
@@ -54,6 +60,12 @@ def stated_views(store: LabelStore) -> dict[str, Any]:
     settings, policy = manifest.get("settings") or {}, manifest.get("policy") or {}
     stated = {"input_size": policy.get("input_size"), "mean": settings.get("mean"), "std": settings.get("std")}
     return {name: value for name, value in stated.items() if value is not None}
+
+
+def stated_classes(store: LabelStore) -> dict[str, int] | None:
+    """Return the class of each class folder that the labels were made for; None if they do not say it."""
+    names = store.class_list
+    return None if names is None else {name: number for number, name in enumerate(names)}
 
 
 def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, int]:
@@ -164,7 +176,12 @@ def check_images_of_labels(args: argparse.Namespace, train: ImageFolder, store: 
     """Labels and training folder must be about as many images, of no more classes than the labels know."""
     where = f"the labels in {args.fkd_path}"
     images = len(train.samples)
-    if images != store.num_images and (store.has_epochs or images < store.num_images or unlikely_gap(images, store)):
+    knows = store.image_digests is not None and store.has_epochs  # then `identify_images` says which are missing
+    if (
+        images != store.num_images
+        and not knows
+        and (store.has_epochs or images < store.num_images or unlikely_gap(images, store))
+    ):
         about = "cover" if store.has_epochs else "name the first"
         raise InputError(
             f"--train-dir {args.train_dir} holds {images} images, but {where} {about} {store.num_images}; they belong "

@@ -119,8 +119,8 @@ def note_images(args: argparse.Namespace, train: Samples, val: Samples) -> None:
     names = relative_names(args.val_dir, val)
     lines = [f"{name} {size.st_size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
     args.val_images = f"sizes:{digest_of_names(lines)}"
-    args.earlier = {"train_images": digest_of_names(relative_names(args.train_dir, train))}
-    args.earlier["val_images"] = digest_of_names(names)
+    args.earlier |= {"train_images": digest_of_names(relative_names(args.train_dir, train))}
+    args.earlier |= {"val_images": digest_of_names(names)}
     warn_of_overlap(args, train, val, sizes)
 
 
@@ -174,7 +174,7 @@ def identify_images(
     Raises:
         InputError: they are others, or have other numbers.
     """
-    whole = not args.dry_run or args.resume is not None or args.verify_labels
+    whole = not args.dry_run or args.resume is not None or getattr(args, "verify_labels", False)
     known = None
     compared = len(train)
     if not whole and stored is not None and len(stored) == len(train):

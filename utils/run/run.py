@@ -29,6 +29,7 @@ from utils.training.precision import Precision
 from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
 from utils.views.folders import Samples
+from utils.views.identity import KnownImages
 from utils.views.loaders import build_batches, decoded_bytes
 from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
@@ -45,6 +46,7 @@ class Run:
         folders: the `RunFolder` of each of `students(args)`.
         precision: `Precision` on the run's device.
         world: `World`; its first rank alone writes and logs.
+        images: the training images; None in a dry run, which need not know them.
 
     Attributes:
         students: every `Student`.
@@ -61,16 +63,18 @@ class Run:
         folders: Sequence[RunFolder],
         precision: Precision,
         world: World = ALONE,
+        images: KnownImages | None = None,
     ) -> None:
-        self.args, self.precision, self.world = args, precision, world
+        self.args, self.precision, self.world, self.images = args, precision, world, images
         own = zip(students(args), folders, strict=True)
-        self.students = [Student(one, num_classes, folder, precision.device, world) for one, folder in own]
+        self.students = [Student(one, num_classes, folder, precision.device, world, images) for one, folder in own]
         self.phases = phases_of(args)
         self.streams = Streams(precision.device, several=len(self.students) > 1)
         self.signals = StopSignals(world.largest)
         self.failed: dict[str, InputError] = {}
         self.plan: Plan | None = None
         self.line = ProgressLine(args.epochs, not args.no_progress)
+        self.validated: str | None = None  # digest of the validation images, known after the first evaluation
 
     def shared(self, source: ViewSource, micro_batch: int) -> ViewSource:
         """Return the part of a label store or of `DrawnViews` that this rank works on."""
@@ -226,6 +230,8 @@ class Run:
         seconds = time.time() - started
         for student, one in zip(students, metrics, strict=True):
             with self.others_go_on(student):
+                if one is not None and self.validated:
+                    student.note_validation(self.validated)
                 student.finish_epoch(one, seconds)
         self.line.evaluated([student.progress for student in students])
 
@@ -236,6 +242,10 @@ class Run:
         self.line.evaluating()
         metrics = evaluate([student.learner for student in students], stream, self.world)
         self.stop_if_asked()  # before a part of the validation set becomes a figure
+        shares = self.world.gather(getattr(validation, "digest", None))
+        known = [share for share in shares if share is not None]
+        if len(known) == len(shares):
+            self.validated = f"{sum(known) % 2**64:016x}"
         return metrics
 
     @contextlib.contextmanager
@@ -264,20 +274,22 @@ class Run:
             128 + number,
         )
 
-    def report(self, labels: dict, samples: list) -> None:
+    def report(self, labels: dict, samples: Samples, validation: Samples) -> None:
         """Write summary.json and curves.png of every student, print the headlines.
 
         Args:
             labels: where the soft labels came from, for summary.json.
-            samples: training images as a list of (path, class).
+            samples, validation: training and validation images as lists of (path, class).
 
         Raises:
             InputError: students have failed; the others are reported.
         """
         if self.world.is_first:
             images = describe_images(self.args.train_dir, samples)
+            images["digest"] = self.images.digests.digest() if self.images else None
+            evaluated = describe_images(self.args.val_dir, validation)
             for student in self.in_training(self.students):
-                student.report(labels, images)
+                student.report(labels, images, evaluated)
         if len(self.students) == 1:
             for error in self.failed.values():
                 raise error

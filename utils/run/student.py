@@ -27,6 +27,7 @@ from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
 from utils.training.schedules import lr_factor
+from utils.views.identity import KnownImages
 
 CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
 
@@ -40,6 +41,7 @@ class Student:
         folder: `RunFolder`; claimed by `session`.
         device: torch.device.
         world: `World`; its first rank alone writes and logs.
+        images: the training images, which a resumed run must find again.
 
     Attributes:
         learner: what takes the steps.
@@ -51,9 +53,15 @@ class Student:
     """
 
     def __init__(
-        self, args: argparse.Namespace, num_classes: int, folder: RunFolder, device: torch.device, world: World = ALONE
+        self,
+        args: argparse.Namespace,
+        num_classes: int,
+        folder: RunFolder,
+        device: torch.device,
+        world: World = ALONE,
+        images: KnownImages | None = None,
     ) -> None:
-        self.args, self.folder, self.world = args, folder, world
+        self.args, self.folder, self.world, self.images = args, folder, world, images
         self.started = time.time()
         self.name = f"{args.model}-seed{args.seed}"
         self.log = NamedLog(self.name, args.side_by_side > 1)
@@ -80,7 +88,7 @@ class Student:
 
     def _resume(self, *parts: Any) -> Progress:
         path = self.args.resume or self.folder.file(CHECKPOINT)
-        state = load_checkpoint(path, vars(self.args))
+        state = load_checkpoint(path, vars(self.args), self.images)
         progress = restore(state, *parts)
         self.log.info("resumed from %s at epoch %d, batch %d", path, progress.epoch, progress.batch)
         return progress
@@ -202,11 +210,25 @@ class Student:
         with learner.random:
             what = learner.model, learner.optimizer, learner.precision.scaler, vars(self.args)
             average = None if learner.average is None else learner.average.model
-            save_checkpoint(path, self.progress, *what, average)
+            save_checkpoint(path, self.progress, *what, average, self.images.digests if self.images else None)
 
-    def report(self, labels: dict, images: dict) -> None:
+    def note_validation(self, digest: str) -> None:
+        """Note the digest of the validation images, or compare it with that of the evaluations before.
+
+        Raises:
+            InputError: the run was evaluated on other images before it was resumed.
+        """
+        if self.progress.validation not in (None, digest):
+            raise InputError(
+                f"--val-dir {self.args.val_dir} holds other images, or other classes of them, than those that this run "
+                "was evaluated on before; put them back and resume again, or start another run"
+            )
+        self.progress.validation = digest
+
+    def report(self, labels: dict, images: dict, validation: dict) -> None:
         """Write summary.json and curves.png, print the headline; arguments as for `summarise`."""
-        summary = summarise(self.progress, arguments.public(self.args), labels, images)
+        validation = validation | {"digest": self.progress.validation}
+        summary = summarise(self.progress, arguments.public(self.args), labels, images, validation)
         self.folder.write_metrics(self.progress.history)
         self.folder.write_summary(summary)
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.args.loss_type)

@@ -11,7 +11,6 @@ import torch
 import torchvision
 
 from utils.run.checkpoint import Progress
-from utils.system.files import digest_of, digest_of_text
 
 COLUMNS = (
     "epoch lr train_loss train_top1 train_top5 train_seconds train_images_per_second "
@@ -57,22 +56,17 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: list[tuple[str, int]]) -> dict:
-    """Say which images a run was trained on: folder, number, bytes, and a digest of names and content.
-
-    Two sets with the same file names have different digests, so that a report never takes one for the other.
-    """
-    digests = [f"{os.path.relpath(path, folder)} {digest_of(path)}" for path, _ in samples]
+    """Say which images a run was trained or evaluated on: folder, number, bytes of their files."""
     size = sum(os.path.getsize(path) for path, _ in samples)
-    return {
-        "folder": str(folder),
-        "number": len(samples),
-        "bytes": size,
-        "digest": digest_of_text("\n".join(digests)),
-    }
+    return {"folder": str(folder), "number": len(samples), "bytes": size}
 
 
 def summarise(
-    progress: Progress, arguments: dict[str, Any], labels: dict[str, Any], images: dict[str, Any]
+    progress: Progress,
+    arguments: dict[str, Any],
+    labels: dict[str, Any],
+    images: dict[str, Any],
+    validation: dict[str, Any],
 ) -> dict[str, Any]:
     """Build summary.json: the last epoch is the headline, best is marked as picked on the validation set.
 
@@ -80,7 +74,8 @@ def summarise(
         progress: `Progress` of the run.
         arguments: public arguments.
         labels: where the soft labels came from.
-        images: what `describe_images` says about the training images.
+        images, validation: what `describe_images` says about the training and the validation images, and a `digest`
+            of each, by content: two sets with the same file names have different ones.
     """
     evaluated = [row for row in progress.history if row["val_top1"] is not None]
     last = evaluated[-1] if evaluated else None
@@ -96,6 +91,7 @@ def summarise(
         "args": arguments,
         "labels": labels,
         "images": images,
+        "validation": validation,
         "versions": versions(),
         "git_commit": git_commit(),
     }
