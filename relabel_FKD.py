@@ -26,7 +26,7 @@ from utils.labels.drawn import DrawnBatch, DrawnViews
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
-from utils.labels.packed_writer import PackedWriter
+from utils.labels.packed_writer import PackedWriter, digests_of_started
 from utils.run import arguments, preflight
 from utils.run.start import begin
 from utils.system.log import log, progress_bar
@@ -35,6 +35,7 @@ from utils.system.script import run_script
 from utils.training.teachers import Ensemble
 from utils.views.device import DeviceBatches
 from utils.views.folders import image_sizes, open_folder
+from utils.views.identity import KnownImages, know_images
 from utils.views.loaders import pick_loader
 from utils.views.preview import Preview
 from utils.views.replay import Normalise
@@ -66,23 +67,26 @@ def main(argv=None):
     torch.backends.cudnn.benchmark = False  # another process might find another algorithm the fastest: other bytes
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
+    num_classes = teachers.num_classes(args.input_size)
+    names = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
     preview = Preview(dataset, 0, normalise, teachers)
     preflight.report_agreement(*preview.agreement(len(folder.classes)))
     if args.dry_run:
-        preview.draw(Path(f"{args.fkd_path}-views.png"), folder.classes)
+        preview.draw(Path(f"{args.fkd_path}-views.png"), names)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
     kind = world.from_first(pick_loader(args.loader, folder.samples, args.workers, precision.device))
     replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
-    writer = open_writer(args, folder, views, teachers, replay, world.is_first)
+    images = know_images(args.data, folder.samples, args.workers, digests_of_started(args.fkd_path), world)
+    writer = open_writer(args, folder, views, teachers, replay, images, names, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
     )
 
-    check_room(args, len(folder.samples) * len(todo), preview.answers.shape[1])
+    check_room(args, len(folder.samples) * len(todo), num_classes)
 
     # loop
     todo = todo[world.rank :: world.size]
@@ -111,16 +115,25 @@ def write_epochs(writer, epochs, views, batches, teachers, sizes, no_progress):
 
 
 def open_writer(
-    args: Namespace, folder: ImageFolder, views: DrawnViews, teachers: Ensemble, replay: str | None, leads: bool
+    args: Namespace,
+    folder: ImageFolder,
+    views: DrawnViews,
+    teachers: Ensemble,
+    replay: str | None,
+    images: KnownImages,
+    names: list[str],
+    leads: bool,
 ) -> TarWriter | PackedWriter:
-    """Return the writer of --format; a started packed store is continued if its settings are the same.
+    """Return the writer of --format; a started packed store is continued if its settings and images are the same.
 
     Of several processes the one that `leads` prepares and checks the folder. `replay` says how views were
-    replayed where that could matter.
+    replayed where that could matter; `names` are the folders of the teachers' classes.
     """
     if args.format == "tar":
-        return TarWriter(args.fkd_path, torch.float16 if args.bits == 16 else torch.float32, leads=leads)
+        dtype = torch.float16 if args.bits == 16 else torch.float32
+        return TarWriter(args.fkd_path, dtype, leads=leads, image_digests=images.digests)
     settings = {
+        "classes": names[: max(folder.targets) + 1],
         "teachers": teachers.described,
         "ensemble": teachers.rule,
         "stem": args.stem,
@@ -134,7 +147,7 @@ def open_writer(
     shape = views.num_images, teachers.num_classes(args.input_size), args.batch_size, args.epochs, views.policy.mix_type
     manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)
     sizes = image_sizes(folder.samples) if args.views == "drawn" else None
-    return PackedWriter(args.fkd_path, manifest, sizes, leads)
+    return PackedWriter(args.fkd_path, manifest, sizes, leads, images.digests, images.names)
 
 
 def labelled(drawn: DrawnBatch, logits: torch.Tensor, sizes: torch.Tensor) -> BatchLabels:

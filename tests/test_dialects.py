@@ -28,10 +28,10 @@ FLAGS = {"reuse_labels": True, "epochs": 3}
 TOP = {"lpqld": {"num_classes": CLASSES}}
 
 
-def epochs_of_labels():
-    """Two epochs of labels as `make_labels` writes them: lists of `BatchLabels`."""
+def epochs_of_labels(epochs=2):
+    """Epochs of labels as `make_labels` writes them: lists of `BatchLabels`."""
     views = DrawnViews(ViewPolicy(42, 32, 0.08, 1.0, "cutmix", 0.8, 1.0), IMAGES, BATCH)
-    return [[draw_labels(e, b, views) for b in range(views.batches_per_epoch)] for e in range(2)]
+    return [[draw_labels(e, b, views) for b in range(views.batches_per_epoch)] for e in range(epochs)]
 
 
 def make_flat(folder, top=None):
@@ -46,10 +46,10 @@ def make_flat(folder, top=None):
     writer.finish()
 
 
-def make_hald(folder):
+def make_hald(folder, epochs=2):
     """HALD's folder: probabilities at temperature 2."""
     writer = HaldWriter(folder)
-    for epoch, batches in enumerate(epochs_of_labels()):
+    for epoch, batches in enumerate(epochs_of_labels(epochs)):
         for labels in batches:
             object.__setattr__(labels, "logits", (labels.logits / 2).log_softmax(dim=1))
         writer.write(epoch, batches)

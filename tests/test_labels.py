@@ -5,6 +5,7 @@ import signal
 import zipfile
 
 import pytest
+import test_dialects
 import torch
 from conftest import REFERENCE, make_labels, read_run, run
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from test_signals import signal_in_step
 from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
-from utils.labels import file_digests
+from utils.labels import command, file_digests
 from utils.labels.batch import BatchLabels
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
@@ -21,6 +22,7 @@ from utils.labels.format_sre2l import TarStore, TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.labels.store import epochs_without_gap, find_gap
 from utils.report.groups import group_runs
 from utils.report.runs import find_runs
 from utils.system.archive import load_archive
@@ -212,7 +214,7 @@ def test_incomplete_stores(labels):
     with pytest.raises(InputError, match=r"epoch_1.batch_1\.tar is missing \(1 of 3"):
         store.check_complete(range(2))
     (labels / "epoch_1").rename(labels / "epoch_2")
-    assert TarStore(labels).epochs == 1
+    assert (TarStore(labels).epochs, TarStore(labels).gap) == (1, "epoch_1")
     shutil.rmtree(labels / "epoch_0")
     for path, problem in ((labels, "holds no epoch_0/batch_0.tar"), (labels / "none", "is not a folder")):
         with pytest.raises(InputError, match=problem):
@@ -303,6 +305,75 @@ def test_other_labels_with_the_same_first_file_are_another_group(tiny, tmp_path)
         tiny.train_run(tmp_path / "runs" / str(seed), fkd_path=folder, seed=seed)
     groups, _ = group_runs(find_runs([str(tmp_path / "runs")]).finished)
     assert [len(group.runs) for group in groups] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("stored", "stated", "epochs", "gap"),
+    [
+        ({0, 1, 2}, (), 3, None),
+        (set(), (), 0, None),
+        ({0, 2}, (), 1, "e1"),
+        ({0, 1, 5}, (), 2, "e2, e3, e4"),
+        ({0, 10}, (), 1, "e1, e2, e3 and 6 more"),
+        ({0, 10**12}, (), 1, f"e1, e2, e3 and {10**12 - 4} more"),
+        ({0, 1}, [0, 1, 2], 2, "e2"),
+        ({0, 1}, [0], 2, None),
+    ],
+)
+def test_gaps(stored, stated, epochs, gap):
+    """Missing epochs that later ones follow, or that a manifest knows."""
+    assert (epochs_without_gap(stored), find_gap(stored, "e{}".format, stated)) == (epochs, gap)
+
+
+def make_gap(folder, dialect):
+    """Take epoch 1 away, from HALD's list as well; return its name."""
+    if dialect == "prism":
+        shutil.rmtree(folder / "epoch_1")
+        return "epoch_1"
+    if dialect == "hald":
+        indices = torch.load(folder / "sampler_indices_dict.pt", weights_only=True)
+        del indices["1"]
+        torch.save(indices, folder / "sampler_indices_dict.pt")
+        (folder / "epoch_1.tar").unlink()
+        return "epoch_1.tar"
+    (folder / "epoch_0001.safetensors").unlink()
+    return "epoch_0001.safetensors"
+
+
+@pytest.mark.parametrize("dialect", ["prism", "hald", "packed"])
+def test_a_gap_is_named_and_not_trained_around(dialect, tiny, tmp_path, capsys):
+    """Refused where epochs beyond it are needed, reused or drawn; epochs before it alone may be trained on."""
+    folder = tmp_path / dialect
+    if dialect == "hald":
+        test_dialects.make_hald(folder, 3)
+    elif dialect == "packed":
+        assert command.main(["pack", str(tiny.labels), str(folder)]) == 0
+    else:
+        shutil.copytree(tiny.labels, folder)
+    name = make_gap(folder, dialect)
+    flags = {"label_order": "stored"} if dialect == "hald" else {}
+    for more in ({"reuse_labels": True}, {"label_order": "sampled", "epochs": 1}, {}, {"epochs": 1}):
+        result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=folder, dry_run=True, **flags | more))
+        if more == {"epochs": 1}:
+            assert result.code == 0, result.err
+        else:
+            assert result.code == 2
+            assert f"{folder} lacks {name} (epochs stored before that: 1)" in result.err
+    capsys.readouterr()
+    assert command.main(["info", str(folder)]) == 0
+    assert f"missing  {name}" in capsys.readouterr().out
+    words = (["verify"], ["unpack" if dialect == "packed" else "pack", str(tmp_path / "other")])
+    for tool, *target in words:
+        assert command.main([tool, str(folder), *target]) == 2
+        assert f"lacks {name}" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_epoch_of_more_batches_than_the_first(labels):
+    """The first one is incomplete, and the number of images that follows from it is wrong."""
+    (labels / "epoch_0" / "batch_2.tar").unlink()
+    with pytest.raises(InputError, match=r"epoch_1.batch_2\.tar is one batch more than"):
+        TarStore(labels).check_complete(range(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -580,6 +580,34 @@ def test_the_digest_covers_what_a_run_needs_of_packed_labels(tmp_path):
         store.digest([0, 1])
 
 
+def test_relabelling_by_several_ranks_may_leave_gaps_and_goes_on(tiny, tmp_path, caplog):
+    """Epochs are shared out: a stopped store may hold 0 and 2 of 4, and the writer fills the gap."""
+    write_epochs(known_store(tmp_path / "store"), 0, 2)
+    assert PackedStore(tmp_path / "store").gap == "epoch_0001.safetensors"
+    writer = known_store(tmp_path / "store")
+    assert writer.missing(3) == [1]
+    write_epochs(writer, 1)
+    assert PackedStore(tmp_path / "store").gap is None
+    assert tool("verify", tmp_path / "store") == 0
+
+
+def test_unfinished_labels_are_not_reused_without_a_word(tiny, tmp_path):
+    """Two of three epochs are there, and no later one."""
+    tool("pack", tiny.labels, tmp_path / "packed")
+    (tmp_path / "packed/epoch_0002.safetensors").unlink()
+    manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
+    entered = manifest["digests"].pop("epoch_0002.safetensors")
+    (tmp_path / "packed/manifest.json").write_text(json.dumps(manifest))
+    words = tiny.flags(tmp_path / "run", fkd_path=tmp_path / "packed", dry_run=True, reuse_labels=True)
+    result = run(train_FKD_parallel, *words)
+    assert result.code == 0, result.err
+    assert "are unfinished: 2 of 3 epochs are stored" in result.out + result.err
+    manifest["digests"]["epoch_0002.safetensors"] = entered
+    (tmp_path / "packed/manifest.json").write_text(json.dumps(manifest))
+    result = run(train_FKD_parallel, *words)
+    assert (result.code, "lacks epoch_0002.safetensors" in result.err) == (2, True)
+
+
 class Counting:
     """A store of `epochs` epochs whose `read` returns what was asked for."""
 

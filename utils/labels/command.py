@@ -20,7 +20,7 @@ from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_writer import PackedWriter
 from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch, stored_batches
-from utils.labels.store import LabelStore
+from utils.labels.store import LabelStore, refuse_gap
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.parser import COUNT, NATURAL, Parser
@@ -62,7 +62,8 @@ def info(args: argparse.Namespace) -> None:
         digest = store.digest()
     except InputError as error:
         digest = f"none: {error}"
-    for key, value in (store.provenance() | {"images": images, "digest": digest, "bytes": size}).items():
+    facts = {"images": images, "digest": digest, "bytes": size} | ({"missing": store.gap} if store.gap else {})
+    for key, value in (store.provenance() | facts).items():
         print(f"{key:>12}  {json.dumps(value) if isinstance(value, dict) else value}")
 
 
@@ -86,6 +87,7 @@ def pack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if store.dialect == "packed":
         raise InputError(f"{args.source} is packed already; unpack it first to pack it in another way")
+    refuse_gap(store)
     store.check_complete(range(store.epochs))
     writer = PackedWriter(args.target, manifest_for(store, args), image_digests=store.image_digests)
     for epoch, batches in read_epochs(store, writer.missing(store.epochs), "pack"):
@@ -141,6 +143,7 @@ def unpack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if not isinstance(store, PackedStore):
         raise InputError(f"{args.source} is not packed; there is nothing to unpack")
+    refuse_gap(store)
     if not store.has_epochs or store.answers == "probabilities":
         unpack_as_packed(store, args)
         return
@@ -182,6 +185,7 @@ def verify(args: argparse.Namespace) -> None:
     """Read every batch; check digests, shapes, counts and values."""
     verify_digests = os.path.exists(os.path.join(args.path, "manifest.json"))
     store = open_labels(args.path, args.fkd_seed, verify=verify_digests)
+    refuse_gap(store)
     store.check_complete(range(store.epochs))
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         raise InputError(

@@ -18,6 +18,7 @@ from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_saved_indices
 from utils.labels.pool import SHUFFLED
+from utils.labels.store import epochs_without_gap, find_gap
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text
@@ -55,7 +56,7 @@ class HaldStore:
         self.path, self.fkd_seed = Path(path), fkd_seed
         self.images = read_saved_indices(self.path / INDICES)
         stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(self.path)) if m}
-        self.epochs = next(e for e in range(len(stored) + 1) if e not in stored)
+        self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, "epoch_{}.tar".format)
         unknown = stored ^ self.images.keys()
         if unknown or not self.epochs:
             raise InputError(

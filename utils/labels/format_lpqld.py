@@ -58,6 +58,7 @@ class FlatStore:
 
     answers, class_names, class_list = "logits", None, None
     label_order, has_epochs = SAMPLED, False
+    gap: str | None = None
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
         if verify:

@@ -45,6 +45,7 @@ from utils.labels.packed_manifest import (
     shape_of,
 )
 from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors
+from utils.labels.store import epochs_without_gap, find_gap
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text
@@ -101,7 +102,9 @@ class PackedStore:
         self.batches_per_epoch, self.keep_topk = batches_per_epoch(manifest), shape_of(manifest).kept
         self.keeps_all = False
         stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(path)) if m}
-        self.epochs = next(e for e in range(len(stored) + 1) if e not in stored)
+        self.epochs = epochs_without_gap(stored)
+        entered = [int(m[1]) for m in map(EPOCH_FILE.fullmatch, manifest["digests"]) if m]
+        self.gap = find_gap(stored, epoch_name, entered)
         if not self.epochs:
             raise InputError(f"{self.path} holds no {epoch_name(0)}; run relabel_FKD.py again to finish the labels")
         self.order = ReferenceOrder(self.num_images, fkd_seed)

@@ -15,6 +15,7 @@ from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.pool import STORED
+from utils.labels.store import epochs_without_gap, find_gap
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, make_folder
@@ -49,7 +50,7 @@ class TarStore:
         self.path = Path(path)
         self.fkd_seed = fkd_seed
         stored = {int(m[1]) for m in map(EPOCH_FOLDER.fullmatch, os.listdir(self.path)) if m}
-        self.epochs = next(e for e in range(len(stored) + 1) if e not in stored)
+        self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, "epoch_{}".format)
         batches = self._batch_numbers(0) if self.epochs else set()
         if 0 not in batches:
             raise InputError(
@@ -92,11 +93,17 @@ class TarStore:
     def check_complete(self, epochs: Iterable[int]) -> None:
         """Raise InputError for the first batch file that `epochs` (an iterable) needs and that is missing."""
         for epoch in epochs:
-            missing = set(range(self.batches_per_epoch)) - self._batch_numbers(epoch)
+            found, wanted = self._batch_numbers(epoch), set(range(self.batches_per_epoch))
+            missing, more = wanted - found, found - wanted
             if missing:
                 raise InputError(
                     f"{self.file(epoch, min(missing))} is missing ({len(missing)} of {self.batches_per_epoch} "
                     "batch files of this epoch); copy the labels again or run relabel_FKD.py"
+                )
+            if more:
+                raise InputError(
+                    f"{self.file(epoch, min(more))} is one batch more than {self.file(0, 0).parent} holds; that epoch "
+                    "is incomplete, or the folder mixes two label sets, so copy the labels again"
                 )
 
     def random_access(self) -> None:

@@ -26,6 +26,16 @@ from utils.system.files import atomic_file, digest_of, make_folder, write_json
 from utils.system.log import log
 
 
+def digests_of_started(path: str | Path) -> ImageDigests | None:
+    """Return which images a started store is about, so that `identify` need not decode them again; None without one."""
+    if not (Path(path) / MANIFEST).exists():
+        return None
+    manifest = read_manifest(path)
+    if not manifest.get("has_image_digests"):
+        return None
+    return read_image_digests(Path(path), manifest["num_images"], images_tensors(manifest) - set(NAMES))
+
+
 class PackedWriter:
     """Writes a packed store epoch by epoch; one that was interrupted goes on where it stopped.
 

@@ -1,6 +1,7 @@
 """`LabelStore`: what training, checks and tools ask of a folder of labels, whatever its format."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,9 @@ import torch
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import Views
 from utils.labels.image_digests import ImageDigests
+from utils.system.errors import InputError
+
+NAMED = 3  # missing epochs that an error names
 
 
 class ViewSource(Protocol):
@@ -36,6 +40,7 @@ class LabelStore(Protocol):
         has_epochs: whether the stored epochs are epochs, each of which visits every image once. Otherwise they are
             stretches of a pool of batches.
         epochs: stored without a gap from 0.
+        gap: names of the epochs that are missing though later ones are there, or None; see `refuse_gap`.
         batches_per_epoch, batch_size: the last batch of an epoch may be shorter.
         num_images: images of the folder that the labels are about; without epochs, the least that there must be.
         num_classes: C.
@@ -53,6 +58,7 @@ class LabelStore(Protocol):
     label_order: str
     has_epochs: bool
     epochs: int
+    gap: str | None
     batches_per_epoch: int
     batch_size: int
     num_images: int
@@ -114,3 +120,34 @@ class LabelStore(Protocol):
 
     def legacy_digest(self) -> str:
         """Digest of earlier releases, which covered the first file only; old checkpoints state it."""
+
+
+def epochs_without_gap(stored: set[int]) -> int:
+    """Return the number of epochs that are stored from 0 on before the first that is missing."""
+    return next(epoch for epoch in itertools.count() if epoch not in stored)
+
+
+def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int] = ()) -> str | None:
+    """Name the epochs that are missing though later ones are there; None if there are none.
+
+    Args:
+        stored: numbers of the epochs that there are.
+        name: returns the name of an epoch's file or folder.
+        stated: numbers of the epochs that there were once, by a manifest.
+    """
+    number = max(stored.union(stated), default=-1) + 1 - len(stored)
+    missing = (name(epoch) for epoch in itertools.count() if epoch not in stored)
+    shown = ", ".join(itertools.islice(missing, min(number, NAMED)))
+    return (f"{shown} and {number - NAMED} more" if number > NAMED else shown) or None
+
+
+def refuse_gap(store: LabelStore) -> None:
+    """Raise InputError if epochs are missing from the middle of the stored ones.
+
+    A reader that takes the stored epochs for all there are would use those before the gap alone.
+    """
+    if store.gap:
+        raise InputError(
+            f"{store.path} lacks {store.gap} (epochs stored before that: {store.epochs}); copy the labels again, or "
+            "run relabel_FKD.py again to finish them"
+        )

@@ -6,11 +6,12 @@ from typing import Any
 from torchvision.datasets import ImageFolder
 
 from utils.labels.batch import TopK
+from utils.labels.format_packed import PackedStore
 from utils.labels.hard import HardViews
 from utils.labels.opening import open_labels
 from utils.labels.pool import SAMPLED, SHUFFLED, STORED, PooledLabels, stored_batches
 from utils.labels.reuse import ReusedLabels
-from utils.labels.store import LabelStore
+from utils.labels.store import LabelStore, refuse_gap
 from utils.run.arguments import settle_views
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
@@ -147,6 +148,9 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> La
         raise InputError(f"--label-order {STORED} needs epochs, and {where} are single batches; leave it out")
     args.label_order = None if order == STORED else order
     epochs = phases_of(args).soft
+    if order != STORED or args.reuse_labels or epochs > store.epochs:
+        refuse_gap(store)
+        warn_of_unfinished_labels(store)
     asked = f"--epochs {args.epochs}" + (
         f" without the {args.hard_epochs} of --hard-epochs" if args.hard_epochs else ""
     )
@@ -170,6 +174,16 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> La
             "--reuse-labels to visit stored batches again"
         )
     return PooledLabels(store, order, args.fkd_seed, wanted)
+
+
+def warn_of_unfinished_labels(store: LabelStore) -> None:
+    """Warn where fewer epochs are stored than the labels state, and the run takes those for all."""
+    if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
+        log.warning(
+            "the labels in %s are unfinished: %d of %d epochs are stored, and no others are trained on; run "
+            "relabel_FKD.py again to finish them",
+            *(store.path, store.epochs, store.manifest["epochs"]),
+        )
 
 
 def check_images_of_labels(args: argparse.Namespace, train: ImageFolder, store: LabelStore) -> None:
