@@ -186,7 +186,7 @@ def test_relabelling_gives_the_same_bytes(alone, together):
             for folder in (alone, together[1])
         )
         assert found == wanted
-        assert len(found) == {"tar": 15, "packed": 6}[form]
+        assert len(found) == {"tar": 16, "packed": 7}[form]
 
 
 def test_each_rank_decodes_its_share_and_partners(files, together):

@@ -251,7 +251,11 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         help="the teacher's classes, where the labels do not state them: top-k labels of LPQLD (default: as many as "
         "class folders)",
     )
-    group.add_argument("--verify-labels", action="store_true", help="compare packed label files with their digests")
+    group.add_argument(
+        "--verify-labels",
+        action="store_true",
+        help="compare packed label files, and in a dry run all images, with their digests",
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """What the labels say, compared with the flags and the training folder, before time is spent."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from torchvision.datasets import ImageFolder
@@ -8,7 +9,9 @@ from torchvision.datasets import ImageFolder
 from utils.labels.batch import TopK
 from utils.labels.format_packed import PackedStore
 from utils.labels.hard import HardViews
+from utils.labels.image_digests import IMAGES
 from utils.labels.opening import open_labels
+from utils.labels.packed_manifest import MANIFEST
 from utils.labels.pool import SAMPLED, SHUFFLED, STORED, PooledLabels, stored_batches
 from utils.labels.reuse import ReusedLabels
 from utils.labels.store import LabelStore, refuse_gap
@@ -36,7 +39,9 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     """
     if not args.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels)
+    # labels that are not packed have no digests of their files, but they may know their images
+    knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
+    store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
     settle_views(args, stated_views(store) | size_from_boxes(args, store))
     settle_classes(args, train, store)
     check_images_of_labels(args, train, store)
