@@ -254,7 +254,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--verify-labels",
         action="store_true",
-        help="compare packed label files, and in a dry run all images, with their digests",
+        help="compare packed label files with their digests, and all images also in a dry run",
     )
 
 
