@@ -1,4 +1,4 @@
-"""Formats `sre2l` (6 items) and `prism` (7 items): `epoch_{e}/batch_{b}.tar`, one `torch.save` list each."""
+"""Formats `sre2l` (6 items), `prism` (7) and `edc` (8): `epoch_{e}/batch_{b}.tar`, one `torch.save` list each."""
 
 import os
 import re
@@ -26,10 +26,17 @@ EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
-class TarStore:
-    """A folder of `epoch_{e}/batch_{b}.tar` files in the 6- or 7-item dialect.
+def dialect_of(items: list[Any]) -> str:
+    """Which format the items of a batch are in, which were found to be sound."""
+    if len(items) == 8:
+        return "edc"
+    return "sre2l" if len(items) == 6 or items[6] is None else "prism"
 
-    Attributes: `path`, `dialect` (`sre2l` or `prism`), `epochs` (stored without a gap from 0),
+
+class TarStore:
+    """A folder of `epoch_{e}/batch_{b}.tar` files of 6, 7 or 8 items.
+
+    Attributes: `path`, `dialect` (`sre2l`, `prism` or `edc`), `epochs` (stored without a gap from 0),
     `batches_per_epoch`, `batch_size`, `num_images`, `num_classes`, `mix_type`.
 
     Args:
@@ -60,11 +67,14 @@ class TarStore:
         if missing < len(batches):
             raise InputError(f"{self.file(0, missing)} is missing; copy the labels again or run relabel_FKD.py")
         self.batches_per_epoch = len(batches)
-        first = self._load(0, 0)
-        last = first if self.batches_per_epoch == 1 else self._load(0, max(batches))
+        items = load_archive(self.file(0, 0))
+        first = parse_items(items, self.file(0, 0))
+        last = first
+        if self.batches_per_epoch > 1:
+            last = parse_items(load_archive(self.file(0, max(batches))), self.file(0, max(batches)))
         if isinstance(first.logits, TopK):
             raise InputError(f"{self.file(0, 0)} holds class ids, which only a flat folder may; copy the labels again")
-        self.dialect = "sre2l" if first.index is None else "prism"
+        self.dialect = dialect_of(items)
         self.batch_size, self.num_classes = first.logits.shape
         self.num_images = self.batch_size * max(batches) + len(last)
         self.mix_type = first.mix_type
@@ -85,10 +95,6 @@ class TarStore:
                 f"{self.path / f'epoch_{epoch}'} cannot be read ({error.strerror}); copy the labels again"
             ) from None
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
-
-    def _load(self, epoch: int, batch: int) -> BatchLabels:
-        path = self.file(epoch, batch)
-        return parse_items(load_archive(path), path)
 
     def check_complete(self, epochs: Iterable[int]) -> None:
         """Raise InputError for the first batch file that `epochs` (an iterable) needs and that is missing."""
@@ -123,13 +129,14 @@ class TarStore:
         Raises:
             InputError: the file is missing, damaged, or disagrees with the rest of the store.
         """
-        labels = self._load(epoch, batch)
-        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect == "prism")
-        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, labels.index is not None)
+        items = load_archive(self.file(epoch, batch))
+        labels = parse_items(items, self.file(epoch, batch))
+        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
+        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, dialect_of(items))
         if found != stated:
             raise InputError(
-                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, has "
-                f"index) is {found}, expected {stated}; the folder mixes two label sets, so make them again"
+                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect) "
+                f"is {found}, expected {stated}; the folder mixes two label sets, so make them again"
             )
         if labels.index is None:
             start = batch * self.batch_size
