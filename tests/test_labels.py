@@ -1,5 +1,6 @@
 """Label files in and out: dialects, what is refused, image order, round trips."""
 
+import json
 import shutil
 import signal
 import zipfile
@@ -430,6 +431,27 @@ def test_an_epoch_of_more_batches_than_the_first(labels):
     (labels / "epoch_0" / "batch_2.tar").unlink()
     with pytest.raises(InputError, match=r"epoch_1.batch_2\.tar is one batch more than"):
         TarStore(labels).check_complete(range(2))
+
+
+def test_the_order_that_lpld_writes_beside_its_epochs(labels, tmp_path):
+    """It is taken as it is, whatever --fkd-seed says; packed labels keep it; another file is refused."""
+    wanted = [[TarStore(labels).read(epoch, batch).index.tolist() for batch in range(3)] for epoch in range(2)]
+    for path in labels.glob("epoch_*/batch_*.tar"):
+        torch.save(load_archive(path)[:6], path)
+    listed = {str(epoch): [image for batch in batches for image in batch] for epoch, batches in enumerate(wanted)}
+    file = labels / "sampler_indices_epoch.json"
+    before = TarStore(labels).digest()
+    assert TarStore(labels, fkd_seed=7).read(1, 1).index.tolist() != wanted[1][1]
+    file.write_text(json.dumps(listed))
+    assert TarStore(labels).digest() != before
+    assert command.main(["pack", str(labels), str(tmp_path / "packed"), "--fkd-seed", "7"]) == 0
+    for store in (TarStore(labels, fkd_seed=7), open_labels(tmp_path / "packed", 8)):
+        found = [[store.read(epoch, batch).index.tolist() for batch in range(3)] for epoch in range(2)]
+        assert found == wanted
+    for wrong in ({"0": listed["0"]}, listed | {"1": [*listed["1"][:-1], 0]}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=r"sampler_indices_epoch\.json: epoch 1 does not visit each of 12 images"):
+            TarStore(labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

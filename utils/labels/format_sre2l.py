@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
 from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
+from utils.labels.image_indices import read_json_indices
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.pool import STORED
 from utils.labels.store import epochs_without_gap, find_gap
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, make_folder
+
+ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
+
 
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 
@@ -41,7 +45,7 @@ class TarStore:
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index.
+        fkd_seed: seed of the image order where the labels have no index and the folder does not list it.
 
     Raises:
         InputError: not a label folder, or its first epoch cannot be used.
@@ -81,7 +85,19 @@ class TarStore:
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
-        self.order = ReferenceOrder(self.num_images, fkd_seed)
+        self.lists_images = self.dialect == "sre2l" and (self.path / ORDER).exists()
+        self.order = self._listed_order() if self.lists_images else ReferenceOrder(self.num_images, fkd_seed)
+
+    def _listed_order(self) -> Callable[[int], torch.Tensor]:
+        """Return the order of images that LPLD writes beside its epochs, which no seed has to repeat."""
+        listed = read_json_indices(self.path / ORDER)
+        for epoch in range(self.epochs):
+            if sorted(listed.get(epoch, [])) != list(range(self.num_images)):
+                raise InputError(
+                    f"{self.path / ORDER}: epoch {epoch} does not visit each of {self.num_images} images once; copy "
+                    "the labels again"
+                )
+        return {epoch: torch.tensor(listed[epoch]) for epoch in range(self.epochs)}.__getitem__
 
     def file(self, epoch: int, batch: int) -> Path:
         """Return the path of one batch file."""
@@ -167,7 +183,7 @@ class TarStore:
         """As `LabelStore.digest`."""
         chosen = range(self.epochs) if epochs is None else epochs
         names = (f"epoch_{epoch}/batch_{batch}.tar" for epoch in chosen for batch in range(self.batches_per_epoch))
-        return digest_of_labels(self.path, names)
+        return digest_of_labels(self.path, names, *([digest_of(self.path / ORDER)] if self.lists_images else []))
 
     def legacy_digest(self) -> str:
         """As `LabelStore.legacy_digest`: of the first batch file."""
