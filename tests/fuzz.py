@@ -28,6 +28,8 @@ from PIL import Image
 
 from utils.labels.batch import BatchLabels
 from utils.labels.batch_items import parse_items
+from utils.labels.file_digests import digest_of_archive
+from utils.labels.image_digests import ImageDigests
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
@@ -166,6 +168,7 @@ class Corpus:
         archive, generic = [*ANYWHERE, near_the_end, rewrite_zip, rewrite_zip, rewrite_zip], ANYWHERE
         self.kinds = {
             "batch_0.tar": (self.make_labels, self.read_labels, archive),
+            "edc/batch_0.tar": (self.make_edc_labels, self.read_labels, archive),
             "checkpoint.pth.tar": (self.make_checkpoint, self.read_checkpoint, archive),
             "weights.pth": (self.make_weights, load_weights, archive),
             "old.pth": (self.make_old_weights, load_weights, [*generic, damage_pickle]),
@@ -174,6 +177,7 @@ class Corpus:
             "packed_v2/epoch_0000.safetensors": (self.make_old_packed, self.read_packed, [*generic, damage_header]),
             "packed/manifest.json": (self.make_packed, self.read_packed, [*generic, damage_json, damage_json]),
             "drawn/manifest.json": (self.make_drawn, self.read_packed, [damage_json]),
+            "drawn/images.safetensors": (self.make_drawn, self.read_packed, [*generic, damage_header]),
             "image.png": (self.make_image, load_rgb, generic),
             "image.jpg": (self.make_image, load_rgb, generic),
         }
@@ -196,9 +200,14 @@ class Corpus:
         items = list(vars(self.labels()).values())
         torch.save([*items[:4], [np.int64(1), 2, 3, 4], *items[5:]], path)
 
+    def make_edc_labels(self, path):
+        """An 8-item file of EDC."""
+        torch.save([*vars(self.labels()).values(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
+
     def read_labels(self, path):
         """As a store does."""
         parse_items(load_archive(path), path)
+        digest_of_archive(path)
 
     def make_checkpoint(self, path):
         """A checkpoint of a very small model."""
@@ -241,12 +250,15 @@ class Corpus:
             policy = ViewPolicy(42, 8, 0.1, 1.0, "cutmix", 0.8, 1.0)
             manifest = make_manifest(codec, 3, 4, 3, 1, "cutmix", True, {"class_names": "0"}, policy)
             sizes = torch.full((3, 2), 8) if codec.views == "drawn" else None
-            PackedWriter(folder, manifest, sizes).write(0, [self.labels()])
+            digests = ImageDigests(*torch.zeros(2, 3, 8, dtype=torch.uint8))
+            PackedWriter(folder, manifest, sizes, image_digests=digests).write(0, [self.labels()])
 
     def read_packed(self, path):
         """As training does: open, describe, read a batch of the first epoch and its views."""
         store = open_labels(path.parent)
-        store.provenance(), store.digest(), store.class_names
+        store.provenance(), store.digest(), store.class_names, store.class_list
+        if store.image_digests is not None:
+            store.image_digests.digest()
         labels = store.read(0, 0)
         labels.view(len(labels) - 1, (8, 8))
 

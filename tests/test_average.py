@@ -44,6 +44,54 @@ def test_average_of_every_step(graphed, recording):  # noqa: F811
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
 
 
+@pytest.mark.parametrize("graphed", [False, True])
+def test_the_average_of_edc(graphed, recording):  # noqa: F811
+    """Five steps of its formula: ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
+    model = small_model()
+    average = AveragedModel(model, 0.99, "live")
+    step = graphs.GraphedStep() if graphed else graphs.train_step
+    learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, step, average)
+    ema = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    data = list(batches_on(FP32.device))
+    for batch in [data[number % len(data)] for number in range(5)]:
+        learner.learn(batch)
+        for name, parameter in model.named_parameters():
+            ema[name] = 0.99 * ema[name] + 0.01 * parameter.detach()
+    found = dict(average.model.named_parameters())
+    for name, value in ema.items():
+        torch.testing.assert_close(found[name].detach(), value, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(value, model.get_parameter(name))
+    statistics = [name for name, _ in model.named_buffers() if "running" in name]
+    assert statistics
+    for name in statistics:
+        assert torch.equal(average.model.get_buffer(name), model.get_buffer(name))
+    data = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 6)]
+    exchanged = copy.deepcopy(model).eval()
+    exchanged.load_state_dict({**model.state_dict(), **ema})
+    loss = torch.nn.functional.cross_entropy(exchanged(data[0][0]), data[0][1]).item()
+    assert evaluate([learner], data)[0].loss == pytest.approx(loss)
+
+
+def test_live_statistics_are_stated_and_survive_a_resume(tiny, tmp_path):
+    """The summary says it; another choice is refused; a resumed run is the uninterrupted one."""
+    flags = {"ema_decay": 0.5, "ema_buffers": "live"}
+    whole = tiny.train_run(tmp_path / "whole", **flags)
+    weights = "averaged over all steps, decay 0.5, with the running statistics of the last step"
+    assert whole.summary["evaluated_weights"] == weights
+    words = tiny.flags(tmp_path / "run", **flags)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(patch, signal.SIGTERM, 4)
+        assert run(train_FKD_parallel, *words).code == 128 + signal.SIGTERM
+    other = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", ema_decay=0.5), "--resume")
+    assert (other.code, "--ema-buffers was live and is averaged" in other.err) == (2, True)
+    assert run(train_FKD_parallel, *words, "--resume").code == 0
+    again = read_run(tmp_path / "run")
+    assert [row["val_loss"] for row in again.rows] == [row["val_loss"] for row in whole.rows]
+    averaged = tiny.train_run(tmp_path / "averaged", ema_decay=0.5)
+    assert [row["val_loss"] for row in averaged.rows] != [row["val_loss"] for row in whole.rows]
+    assert [row["train_loss"] for row in averaged.rows] == [row["train_loss"] for row in whole.rows]
+
+
 def test_the_average_is_evaluated():
     """And not the model, which differs."""
     model = small_model()

@@ -51,7 +51,7 @@ def packed(tmp_path):
 )
 def test_impossible_manifests(kind, changes, packed):
     """Refused by name, at once, without the memory that they ask for."""
-    with pytest.raises(InputError, match=r"manifest\.json|epoch_0000|drawn again"):
+    with pytest.raises(InputError, match=r"manifest\.json|epoch_0000|images\.safetensors|drawn again"):
         packed(kind, **changes)()
 
 

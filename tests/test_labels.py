@@ -1,5 +1,6 @@
 """Label files in and out: dialects, what is refused, image order, round trips."""
 
+import json
 import shutil
 import signal
 import zipfile
@@ -148,11 +149,67 @@ def test_an_unusable_item_is_named(item, value, named):
         parse_items(usable(**{item: value}), "FILE")
 
 
-@pytest.mark.parametrize("items", [{}, [], usable()[:5], [*usable(), 1], None, torch.zeros(6)])
+@pytest.mark.parametrize("items", [{}, [], usable()[:5], [*usable(), 1, 2], None, torch.zeros(6)])
 def test_something_else_than_a_batch(items):
     """Lists of another length, and other things than lists."""
-    with pytest.raises(InputError, match=r"FILE .* not a list of 6 or 7"):
+    with pytest.raises(InputError, match=r"FILE .* not a list of 6 to 8"):
         parse_items(items, "FILE")
+
+
+def patches(rows=3, dtype=torch.int32):
+    """EDC's 8th item where nothing was shuffled."""
+    return torch.zeros(rows, 2, 2, dtype=dtype)
+
+
+def test_the_eight_items_of_edc():
+    """Accepted where no patch was moved; otherwise refused by name."""
+    parse_items([*usable(), patches()], "FILE")
+    shuffled = patches()
+    shuffled[1, 0, 1] = 1
+    with pytest.raises(InputError, match=r"^FILE is a label file of EDC .* patches were shuffled"):
+        parse_items([*usable(), shuffled], "FILE")
+    for wrong in (1, None, patches(2), patches(dtype=torch.float32), torch.zeros(3, 2, dtype=torch.int32)):
+        with pytest.raises(InputError, match="not a usable label file: indices_status"):
+            parse_items([*usable(), wrong], "FILE")
+    with pytest.raises(InputError, match="the 7th is not an index"):
+        parse_items([*usable(index=None), patches()], "FILE")
+
+
+def test_labels_of_edc_are_read_as_prism_s(labels, tmp_path, capsys):
+    """Eight items all through; packed, they are seven again."""
+    before = [TarStore(labels).read(1, batch) for batch in range(3)]
+    for path in labels.glob("epoch_*/batch_*.tar"):
+        items = load_archive(path)
+        torch.save([*items, patches(len(items[1]))], path)
+    store = open_labels(labels)
+    assert store.dialect == "edc"
+    for batch, expected in enumerate(before):
+        assert torch.equal(store.read(1, batch).index, expected.index)
+        assert torch.equal(store.read(1, batch).logits, expected.logits)
+    assert command.main(["info", str(labels)]) == command.main(["verify", str(labels)]) == 0
+    assert "dialect  edc" in capsys.readouterr().out
+    assert command.main(["pack", str(labels), str(tmp_path / "packed")]) == 0
+    assert command.main(["unpack", str(tmp_path / "packed"), str(tmp_path / "again")]) == 0
+    assert open_labels(tmp_path / "again").dialect == "prism"
+    torch.save(load_archive(store.file(1, 1))[:7], store.file(1, 1))
+    with pytest.raises(InputError, match=r"batch_1\.tar disagrees .*'prism'"):
+        store.read(1, 1)
+
+
+OTHERS = {
+    "FKD": [torch.rand(500, 4), torch.ones(500, dtype=torch.bool), torch.rand(500, 2, 5)],
+    "WMDD": [*usable()[:6], torch.full((3,), 0.1, dtype=torch.float64)],
+    "LPLD or LPQLD for ImageNet-21K": [usable()[0], torch.rand(3, 7), None, None, None, torch.zeros(3, 9)],
+    "LPLD or LPQLD with RandAugment": [*usable()[:2], torch.zeros(3, 2, 3), *usable()[2:6]],
+    "FD2": [*usable()[:5], torch.zeros(2, 3, 4)],
+}
+
+
+@pytest.mark.parametrize("project", OTHERS)
+def test_labels_that_cannot_be_replayed_are_named(project):
+    """The project, what is missing here, and what to do."""
+    with pytest.raises(InputError, match=f"^FILE looks like a label file of {project}.*; use that project's own code"):
+        parse_items(OTHERS[project], "FILE")
 
 
 def test_mix_type_is_in_the_data():
@@ -374,6 +431,27 @@ def test_an_epoch_of_more_batches_than_the_first(labels):
     (labels / "epoch_0" / "batch_2.tar").unlink()
     with pytest.raises(InputError, match=r"epoch_1.batch_2\.tar is one batch more than"):
         TarStore(labels).check_complete(range(2))
+
+
+def test_the_order_that_lpld_writes_beside_its_epochs(labels, tmp_path):
+    """It is taken as it is, whatever --fkd-seed says; packed labels keep it; another file is refused."""
+    wanted = [[TarStore(labels).read(epoch, batch).index.tolist() for batch in range(3)] for epoch in range(2)]
+    for path in labels.glob("epoch_*/batch_*.tar"):
+        torch.save(load_archive(path)[:6], path)
+    listed = {str(epoch): [image for batch in batches for image in batch] for epoch, batches in enumerate(wanted)}
+    file = labels / "sampler_indices_epoch.json"
+    before = TarStore(labels).digest()
+    assert TarStore(labels, fkd_seed=7).read(1, 1).index.tolist() != wanted[1][1]
+    file.write_text(json.dumps(listed))
+    assert TarStore(labels).digest() != before
+    assert command.main(["pack", str(labels), str(tmp_path / "packed"), "--fkd-seed", "7"]) == 0
+    for store in (TarStore(labels, fkd_seed=7), open_labels(tmp_path / "packed", 8)):
+        found = [[store.read(epoch, batch).index.tolist() for batch in range(3)] for epoch in range(2)]
+        assert found == wanted
+    for wrong in ({"0": listed["0"]}, listed | {"1": [*listed["1"][:-1], 0]}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=r"sampler_indices_epoch\.json: epoch 1 does not visit each of 12 images"):
+            TarStore(labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -13,9 +13,10 @@ LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_tempe
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 RECIPES = {  # what its authors' scripts say
     "sre2l": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
-    "cda": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
+    "cda": {"batch_size": 128, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
     "gvbsm": {"batch_size": 1024, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.1},
-    "edc": {"batch_size": 100, "loss_type": "mse_gt", "ce_weight": 0.025, "schedule": "smoothed", "smoothing": 2},
+    "edc": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.025}
+    | {"schedule": "linear-smoothed", "smoothing": 2, "ema_decay": 0.99, "ema_buffers": "live", "eval_every": 30},
     "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True},
     "hald": {
         "batch_size": 16,
@@ -128,7 +129,8 @@ def test_the_environment_overrides_every_setting(launcher, launch):
     }
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
-    schedule = {"--schedule=smoothed": None} if launcher in ("recipes/edc.sh", "recipes/hald.sh") else {"--cos": None}
+    own = {"recipes/edc.sh": "--schedule=linear-smoothed", "recipes/hald.sh": "--schedule=smoothed"}
+    schedule = {own.get(launcher, "--cos"): None}
     assert {flag: flags.get(flag, "missing") for flag in expected | schedule} == expected | schedule
 
 

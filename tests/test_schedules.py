@@ -14,6 +14,10 @@ from utils.training.schedules import SCHEDULES, TEMPERATURE_SCHEDULES, lr_factor
         ("linear", 0, 300, 1),
         ("linear", 75, 300, 0.75),
         ("linear", 299, 300, 1 / 300),
+        ("linear-smoothed", 0, 300, 1),
+        ("linear-smoothed", 75, 300, 0.875),
+        ("linear-smoothed", 299, 300, 1 - 299 / 600),
+        ("linear-smoothed", 300, 300, 0.5),
         ("cos", 0, 300, 1),
         ("cos", 100, 300, 0.75),
         ("cos", 150, 300, 0.5),
@@ -38,6 +42,14 @@ def test_smoothing_1_is_the_cosine(epochs):
     for epoch in range(epochs):
         assert lr_factor("smoothed", epoch, epochs, 1.0) == pytest.approx(lr_factor("cos", epoch, epochs))
     assert lr_factor("smoothed", epochs, epochs, 3.0) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_linear_smoothing_1_is_linear(epochs):
+    """And s = 4 ends at three quarters."""
+    for epoch in range(epochs):
+        assert lr_factor("linear-smoothed", epoch, epochs, 1.0) == lr_factor("linear", epoch, epochs)
+    assert lr_factor("linear-smoothed", epochs, epochs, 4.0) == 0.75
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

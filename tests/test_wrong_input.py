@@ -101,6 +101,11 @@ CASES = {
     "accumulation": ({"gradient_accumulation_steps": 2}, ["--batch-size 5", "--gradient-accumulation-steps 2"]),
     "keep-topk": ({"keep_topk": 4}, ["--keep-topk 4", "3"]),
     "input size": ({"input_size": 8}, ["--input-size 8"]),
+    "a rate below zero": (
+        {"schedule": "linear-smoothed", "smoothing": 0.5},
+        ["--smoothing 0.5", "--schedule linear-smoothed"],
+    ),
+    "buffers of no average": ({"ema_buffers": "live"}, ["--ema-buffers live", "--ema-decay"]),
     "two schedules": ({"cos": True, "schedule": "linear"}, ["--cos", "--schedule linear"]),
     "resume and overwrite": ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),
     "resume nothing": ({"resume": True}, ["checkpoint.pth.tar"]),

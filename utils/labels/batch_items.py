@@ -1,4 +1,4 @@
-"""The list of 6 or 7 items that all projects store a batch as: every item is checked before it is believed.
+"""The list of 6 to 8 items that all projects store a batch as: every item is checked before it is believed.
 
 docs/label-formats.md has them one by one.
 """
@@ -38,15 +38,18 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: coords, flip, mix_index, mix_lam, mix_bbox, answers; as a 7th the image index [B], or the classes
-            [B, k] of the answers.
+            [B, k] of the answers; as an 8th where EDC moved the patches [B, 2, 2] of the images to, which must be
+            nowhere.
         source: the file, for errors.
         answers: `logits` or `probabilities`, whose natural logs are taken.
 
     Raises:
-        InputError: an item is missing, of the wrong type or shape, or out of range; names `source`.
+        InputError: an item is missing, of the wrong type or shape, or out of range, or the file is one of a project
+            whose labels cannot be replayed; names `source`.
     """
     require = requirement(source)
-    require(isinstance(items, list) and len(items) in (6, 7), "it is not a list of 6 or 7 items")
+    refuse_other_projects(items, source)
+    require(isinstance(items, list) and len(items) in (6, 7, 8), "it is not a list of 6 to 8 items")
     coords, flip, mix_index, mix_lam, mix_bbox, values, *rest = items
     require_tensor(require, "flip", flip, [torch.bool], None)
     rows = len(flip)
@@ -59,10 +62,47 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
         index = rest[0]
         require_tensor(require, "index", index, [torch.int64], rows)
         require((index >= 0).all(), "index is negative")
+    if len(rest) == 2:
+        require(index is not None, "it has 8 items, and the 7th is not an index")
+        check_patches(require, rest[1], rows, source)
     check = {"logits": check_logits, "probabilities": check_probabilities}[answers]
     logits = with_classes(require, check(require, values, rows), classes)
     partners, box = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
     return BatchLabels(coords.float(), flip, partners, mix_lam, box, logits, index)
+
+
+def refuse_other_projects(items: Any, source: object) -> None:
+    """Raise InputError if the items of a batch are of a project whose labels this program cannot replay."""
+    if not isinstance(items, list):
+        return
+    shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else () for item in items]
+    floats = [isinstance(item, torch.Tensor) and item.is_floating_point() for item in items]
+    project = None
+    if len(items) == 3 and shapes[0][1:] == (4,) and len(shapes[1]) == 1:
+        project = "FKD (Shen and Xing, 2022), which is about the crops of one real image, not about a batch"
+    elif len(items) == 7 and len(shapes[6]) == 1 and floats[6]:
+        project = "WMDD, whose 7th item is a weight of each image, and there is no loss here that is weighted so"
+    elif len(items) in (6, 7) and shapes[1][1:] == (7,):
+        project = "LPLD or LPQLD for ImageNet-21K, whose 2nd item is a coloured cutout, which is not replayed here"
+    elif len(items) in (7, 8) and any(len(shape) == 3 and shape[2] == 3 for shape in shapes[2:4]):
+        project = "LPLD or LPQLD with RandAugment, whose operations are not replayed here"
+    elif len(items) in (6, 7) and len(shapes[5]) == 3 and shapes[5][0] == 2:
+        project = "FD2, whose teachers have two heads (item 6), and students here have one"
+    if project:
+        raise InputError(
+            f"{source} looks like a label file of {project}; use that project's own code, or label the images anew "
+            "with relabel_FKD.py"
+        )
+
+
+def check_patches(require: Require, status: Any, rows: int, source: object) -> None:
+    """EDC's 8th item says where the patches of each image went: only images as they are can be replayed."""
+    require_tensor(require, "indices_status", status, [torch.int32, torch.int64], rows, 2, 2)
+    if status.any():
+        raise InputError(
+            f"{source} is a label file of EDC about images whose patches were shuffled (its 8th item is not all zero), "
+            "which this program does not replay; use EDC's own code, or label the images anew with relabel_FKD.py"
+        )
 
 
 def require_tensor(

@@ -13,7 +13,7 @@ from utils.labels.drawn import index_of
 from utils.labels.foreign_writers import FlatWriter, HaldWriter
 from utils.labels.format_lpqld import highest_class
 from utils.labels.format_packed import PackedStore
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.format_sre2l import TarStore, TarWriter
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
@@ -113,7 +113,8 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
         "batches": None if store.has_epochs else stored_batches(store),
     }
     settings = {"packed_from": store.dialect}
-    return make_manifest(codec, *shape, store.dialect != "sre2l", settings, has_rest=not some, **kind)
+    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and not store.lists_images  # from --fkd-seed
+    return make_manifest(codec, *shape, not drawn, settings, has_rest=not some, **kind)
 
 
 def state_classes(store: LabelStore, args: argparse.Namespace) -> None:

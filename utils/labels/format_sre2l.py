@@ -1,8 +1,8 @@
-"""Formats `sre2l` (6 items) and `prism` (7 items): `epoch_{e}/batch_{b}.tar`, one `torch.save` list each."""
+"""Formats `sre2l` (6 items), `prism` (7) and `edc` (8): `epoch_{e}/batch_{b}.tar`, one `torch.save` list each."""
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
 from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
+from utils.labels.image_indices import read_json_indices
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.pool import STORED
 from utils.labels.store import epochs_without_gap, find_gap
@@ -20,21 +21,31 @@ from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, make_folder
 
+ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
+
+
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 
 
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
-class TarStore:
-    """A folder of `epoch_{e}/batch_{b}.tar` files in the 6- or 7-item dialect.
+def dialect_of(items: list[Any]) -> str:
+    """Which format the items of a batch are in, which were found to be sound."""
+    if len(items) == 8:
+        return "edc"
+    return "sre2l" if len(items) == 6 or items[6] is None else "prism"
 
-    Attributes: `path`, `dialect` (`sre2l` or `prism`), `epochs` (stored without a gap from 0),
+
+class TarStore:
+    """A folder of `epoch_{e}/batch_{b}.tar` files of 6, 7 or 8 items.
+
+    Attributes: `path`, `dialect` (`sre2l`, `prism` or `edc`), `epochs` (stored without a gap from 0),
     `batches_per_epoch`, `batch_size`, `num_images`, `num_classes`, `mix_type`.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index.
+        fkd_seed: seed of the image order where the labels have no index and the folder does not list it.
 
     Raises:
         InputError: not a label folder, or its first epoch cannot be used.
@@ -60,18 +71,33 @@ class TarStore:
         if missing < len(batches):
             raise InputError(f"{self.file(0, missing)} is missing; copy the labels again or run relabel_FKD.py")
         self.batches_per_epoch = len(batches)
-        first = self._load(0, 0)
-        last = first if self.batches_per_epoch == 1 else self._load(0, max(batches))
+        items = load_archive(self.file(0, 0))
+        first = parse_items(items, self.file(0, 0))
+        last = first
+        if self.batches_per_epoch > 1:
+            last = parse_items(load_archive(self.file(0, max(batches))), self.file(0, max(batches)))
         if isinstance(first.logits, TopK):
             raise InputError(f"{self.file(0, 0)} holds class ids, which only a flat folder may; copy the labels again")
-        self.dialect = "sre2l" if first.index is None else "prism"
+        self.dialect = dialect_of(items)
         self.batch_size, self.num_classes = first.logits.shape
         self.num_images = self.batch_size * max(batches) + len(last)
         self.mix_type = first.mix_type
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
-        self.order = ReferenceOrder(self.num_images, fkd_seed)
+        self.lists_images = self.dialect == "sre2l" and (self.path / ORDER).exists()
+        self.order = self._listed_order() if self.lists_images else ReferenceOrder(self.num_images, fkd_seed)
+
+    def _listed_order(self) -> Callable[[int], torch.Tensor]:
+        """Return the order of images that LPLD writes beside its epochs, which no seed has to repeat."""
+        listed = read_json_indices(self.path / ORDER)
+        for epoch in range(self.epochs):
+            if sorted(listed.get(epoch, [])) != list(range(self.num_images)):
+                raise InputError(
+                    f"{self.path / ORDER}: epoch {epoch} does not visit each of {self.num_images} images once; copy "
+                    "the labels again"
+                )
+        return {epoch: torch.tensor(listed[epoch]) for epoch in range(self.epochs)}.__getitem__
 
     def file(self, epoch: int, batch: int) -> Path:
         """Return the path of one batch file."""
@@ -85,10 +111,6 @@ class TarStore:
                 f"{self.path / f'epoch_{epoch}'} cannot be read ({error.strerror}); copy the labels again"
             ) from None
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
-
-    def _load(self, epoch: int, batch: int) -> BatchLabels:
-        path = self.file(epoch, batch)
-        return parse_items(load_archive(path), path)
 
     def check_complete(self, epochs: Iterable[int]) -> None:
         """Raise InputError for the first batch file that `epochs` (an iterable) needs and that is missing."""
@@ -123,13 +145,14 @@ class TarStore:
         Raises:
             InputError: the file is missing, damaged, or disagrees with the rest of the store.
         """
-        labels = self._load(epoch, batch)
-        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect == "prism")
-        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, labels.index is not None)
+        items = load_archive(self.file(epoch, batch))
+        labels = parse_items(items, self.file(epoch, batch))
+        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
+        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, dialect_of(items))
         if found != stated:
             raise InputError(
-                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, has "
-                f"index) is {found}, expected {stated}; the folder mixes two label sets, so make them again"
+                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect) "
+                f"is {found}, expected {stated}; the folder mixes two label sets, so make them again"
             )
         if labels.index is None:
             start = batch * self.batch_size
@@ -160,7 +183,7 @@ class TarStore:
         """As `LabelStore.digest`."""
         chosen = range(self.epochs) if epochs is None else epochs
         names = (f"epoch_{epoch}/batch_{batch}.tar" for epoch in chosen for batch in range(self.batches_per_epoch))
-        return digest_of_labels(self.path, names)
+        return digest_of_labels(self.path, names, *([digest_of(self.path / ORDER)] if self.lists_images else []))
 
     def legacy_digest(self) -> str:
         """As `LabelStore.legacy_digest`: of the first batch file."""

@@ -16,6 +16,7 @@ from utils.run.training_arguments import (
 )
 from utils.system.errors import InputError
 from utils.system.parser import COUNT, NATURAL, POSITIVE, number
+from utils.training.average import BUFFERS
 from utils.training.teachers import PRESETS, RULES
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
 from utils.views.validation import usual_resize
@@ -307,6 +308,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate, and keep as the best, weights averaged over all steps: D times the average plus 1 - D times "
         "the weights after each step (default: evaluate the weights themselves)",
     )
+    group.add_argument(
+        "--ema-buffers",
+        choices=BUFFERS,
+        default=BUFFERS[0],
+        help="with --ema-decay, the running statistics of batch normalisation in an evaluation: averaged as the "
+        "weights are, or those of the model in training (live; EDC) (default: averaged)",
+    )
     group.add_argument("--eval-every", type=COUNT, default=10, help="evaluate every so many epochs, and at the end")
     group.add_argument("--output-dir", help="folder of the run (default: ./save/<model>-<time>)")
     group.add_argument("--overwrite", action="store_true", help="replace a run that is in --output-dir")
@@ -355,6 +363,12 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     if args.cos and args.schedule not in (None, "cos"):
         raise InputError(f"--cos contradicts --schedule {args.schedule}; give one of them")
     args.schedule = args.schedule or ("cos" if args.cos else "linear")
+    if args.schedule == "linear-smoothed" and args.smoothing < 1:
+        raise InputError(
+            f"--smoothing {args.smoothing} takes the rate of --schedule linear-smoothed below zero; give 1 or more"
+        )
+    if args.ema_buffers != "averaged" and args.ema_decay is None:
+        raise InputError(f"--ema-buffers {args.ema_buffers} has no effect without --ema-decay; give both, or neither")
     args.answers, args.earlier = "logits", {}  # until the labels say otherwise
     check_temperatures(args)
     settle_hard_epochs(args)

@@ -23,7 +23,7 @@ RESULT_ARGUMENTS = (
     "labels label_order num_classes train_images val_images val_resize "
     "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip "
     "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
-    "ema_decay hard_epochs hard_batch_size label_smoothing"
+    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers"
 ).split()
 
 # What checkpoints from before these arguments existed were made with.
@@ -34,6 +34,7 @@ EARLIER = {
     "temperature_min": 2.0,
     "student_temperature": "teacher",
     "topk_mass": "kept",
+    "ema_buffers": "averaged",
 }
 
 

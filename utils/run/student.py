@@ -73,7 +73,7 @@ class Student:
         self.base_lr = args.learning_rate if args.sgd else args.adamw_lr
         weight_decay = args.weight_decay if args.sgd else args.adamw_weight_decay
         optimizer = build_optimizer(model, args.sgd, self.base_lr, weight_decay, args.momentum)
-        average = AveragedModel(model, args.ema_decay) if args.ema_decay is not None else None
+        average = AveragedModel(model, args.ema_decay, args.ema_buffers) if args.ema_decay is not None else None
         self.objectives = Objectives(args, num_classes, model, precision, world)
         self.progress = Progress(epoch=args.start_epoch)
         # of several, one that has no checkpoint starts anew and catches up

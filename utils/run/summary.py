@@ -84,7 +84,7 @@ def summarise(
     return {
         "last": evaluation_of(last) if last else None,
         "best": evaluation_of(best) | {"note": "picked on the validation set"} if best else None,
-        "evaluated_weights": evaluated_weights(arguments.get("ema_decay")),
+        "evaluated_weights": evaluated_weights(arguments.get("ema_decay"), arguments.get("ema_buffers")),
         "epochs_done": progress.epoch,
         "train_images_per_second": images["number"] * len(progress.history) / train_seconds if train_seconds else None,
         "seconds": progress.seconds,
@@ -97,9 +97,12 @@ def summarise(
     }
 
 
-def evaluated_weights(ema_decay: float | None) -> str:
+def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
     """Which weights the figures are about."""
-    return "of the last step" if ema_decay is None else f"averaged over all steps, decay {ema_decay}"
+    if ema_decay is None:
+        return "of the last step"
+    live = ", with the running statistics of the last step" if ema_buffers == "live" else ""
+    return f"averaged over all steps, decay {ema_decay}{live}"
 
 
 def evaluation_of(row: dict[str, Any]) -> dict[str, Any]:

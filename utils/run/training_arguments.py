@@ -69,8 +69,19 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adamw-lr", type=POSITIVE, default=0.001, help="initial learning rate of AdamW")
     group.add_argument("--adamw-weight-decay", type=NOT_NEGATIVE, default=0.01, help="weight decay of AdamW")
     group.add_argument("--cos", action="store_true", help="half-cosine schedule; the same as --schedule cos")
-    group.add_argument("--schedule", choices=SCHEDULES, help="learning rate over epochs (default: linear)")
-    group.add_argument("--smoothing", type=POSITIVE, default=2.0, help="s of --schedule smoothed")
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="learning rate in epoch e of E, as a factor: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends "
+        "at 1 - 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
+        "HALD); prism: stretched by 2.5, with a linear end (default: linear)",
+    )
+    group.add_argument(
+        "--smoothing",
+        type=POSITIVE,
+        default=2.0,
+        help="s of --schedule smoothed and linear-smoothed (there at least 1)",
+    )
 
 
 def add_hard_arguments(parser: argparse.ArgumentParser) -> None:

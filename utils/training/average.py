@@ -5,31 +5,34 @@ import copy
 import torch
 from torch import nn
 
+BUFFERS = ("averaged", "live")  # which running statistics of batch normalisation belong to averaged weights
+
 
 class AveragedModel:
-    """The average of a model's weights and of its float buffers, which starts from those it has now.
+    """The average of a model's weights, and of its float buffers too unless they are live; it starts from today's.
 
-    The rest of its buffers, which are counters, it shares with the model. Source: EDC (Shao et al., 2024) evaluates
-    such an average.
+    Other buffers (batch counters, and all of them if they are live) are shared with the model in training. Source:
+    EDC (Shao et al., 2024) evaluates averaged weights with live buffers.
 
     Args:
         model: on its device.
         decay: share of the average that stays in each update, in (0, 1].
+        buffers: one of BUFFERS.
 
     Attributes:
         model: the averaged model, without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        counters = {id(buffer): buffer for buffer in model.buffers() if not buffer.is_floating_point()}
-        self.model = copy.deepcopy(model, counters).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, decay: float, buffers: str = BUFFERS[0]) -> None:
+        self.live = buffers == "live"
+        shared = {id(buffer): buffer for buffer in model.buffers() if self.live or not buffer.is_floating_point()}
+        self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.decay = decay
         self.pairs = [self.floats(self.model), self.floats(model)]
 
-    @staticmethod
-    def floats(model: nn.Module) -> list[torch.Tensor]:
+    def floats(self, model: nn.Module) -> list[torch.Tensor]:
         """The tensors that are averaged."""
-        tensors = [*model.parameters(), *model.buffers()]
+        tensors = [*model.parameters(), *([] if self.live else model.buffers())]
         return [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ e is the epoch (from 0), E the number of epochs; the factor multiplies the initi
 
 import math
 
-SCHEDULES = ("linear", "cos", "smoothed", "prism")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # the temperature that `step` does not go below
 
@@ -14,6 +14,7 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
     """Return the factor of `epoch`.
 
     * linear: 1 - e/E.
+    * linear-smoothed: 1 - e/(s E), s = smoothing, at least 1; EDC's script, which means to take the next but one.
     * cos: 0.5 (1 + cos(pi e / E)).
     * smoothed: 0.5 (1 + cos(pi e / (s E))), s = smoothing; EDC (Shao et al., 2024).
     * prism: 0.5 (1 + cos(pi e / (2.5 E))) up to 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E;
@@ -21,6 +22,8 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
     """
     if schedule == "linear":
         return 1 - epoch / epochs
+    if schedule == "linear-smoothed":
+        return 1 - epoch / (smoothing * epochs)
     if schedule == "cos":
         return half_cosine(epoch / epochs)
     if schedule == "smoothed":
