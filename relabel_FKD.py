@@ -70,10 +70,9 @@ def main(argv=None):
     num_classes = teachers.num_classes(args.input_size)
     names = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
-    preview = Preview(dataset, 0, normalise, teachers)
-    preflight.report_agreement(*preview.agreement(len(folder.classes)))
+    preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names)
     if args.dry_run:
-        preview.draw(Path(f"{args.fkd_path}-views.png"), names)
+        Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), names)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
     kind = world.from_first(pick_loader(args.loader, folder.samples, args.workers, precision.device))

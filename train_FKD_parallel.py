@@ -58,8 +58,8 @@ def main(argv=None):
     images = preflight.identify_images(args, train.samples, store.image_digests, world)
     preflight.note_images(args, train.samples, val.samples)
     hard = hard_views(args, train.samples, store.num_classes)
-    samples = preflight.sample_views(args, store)
-    preflight.report(args, train, val, store, samples)
+    samples = preflight.sample_views(args, store, len(train.classes))
+    preflight.report(args, train, val, store, samples, names)
 
     # build
     run = Run(args, store.num_classes, folders, precision, world, images)

@@ -73,15 +73,15 @@ def main(argv=None):
     teaches = f"teacher {args.teacher_model} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s views", teaches, policy.mix_type)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
-    preview = Preview(ViewDataset(samples, source, args.input_size), args.start_epoch, normalise, teacher)
+    dataset = ViewDataset(samples, source, args.input_size)
     if teacher:
-        preflight.report_agreement(*preview.agreement(len(train.classes)))
+        preflight.report_live_agreement(args, dataset, args.start_epoch, normalise, teacher, names)
     run = Run(args, num_classes, folders, precision, world, images)
     preflight.check_run(run, source, num_classes, args.input_size)
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
         pick_loader(args.loader, samples, args.workers, precision.device)
-        preview.draw(views, names)
+        Preview(dataset, args.start_epoch, normalise, teacher).draw(views, names)
         log.info("dry run: everything is in place, nothing was trained; look at %s", views)
         return
 

@@ -21,7 +21,7 @@ show it less than once in 1,000 sets, and warned about where less than once in 5
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,7 +148,11 @@ def dense(answers: torch.Tensor | TopK, num_classes: int) -> torch.Tensor:
 
 
 def judge(
-    views: Views, targets: torch.Tensor, names: Sequence[str], num_classes: int, seed_fits: int | None = None
+    views: Views,
+    targets: torch.Tensor,
+    names: Sequence[str],
+    num_classes: int,
+    other_seed: Callable[[], int | None] = lambda: None,
 ) -> Agreement:
     """Compare a teacher's answers with the classes of the folders.
 
@@ -157,7 +161,7 @@ def judge(
         targets: int64 [N], class of every image.
         names: name of each class, for the sentence.
         num_classes: C, what the teacher chose from.
-        seed_fits: another --fkd_seed under which the answers fit, if one was found.
+        other_seed: finds another --fkd_seed under which the answers fit; asked only if they do not.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -179,15 +183,16 @@ def judge(
     centred = (scores.argmax(dim=1) == own).double().mean().item()
     at_chance = max(found.share, centred) < found.chance + 3 * spread
     lost = at_chance and len(images) >= ENOUGH_IMAGES
+    if at_chance:
+        seed = other_seed()
+        if seed is not None:
+            return replace(found, fault=f"they fit with --fkd_seed {seed}; give that seed", certain=True)
     for look in (permutation_of, shift_of):
         fault, chance = look(scores, images, own, targets, names)
         if fault is not None and chance < DOUBTED:
             return replace(found, fault=fault, certain=chance < REFUSED or lost)
     if not at_chance and found.share >= found.chance + (1 - found.chance) / 10:
         return found
-    if seed_fits is not None:
-        fault = f"they fit the folders with --fkd_seed {seed_fits}; give that seed"
-        return replace(found, fault=fault, certain=True)
     fault = "the teacher's answers hardly match the class folders"
     if num_classes > len(present):
         seen = [f"{names[int(present[f])]} as class {c}" for f, c in sorted(elsewhere(scores, own, present).items())]

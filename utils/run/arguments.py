@@ -58,6 +58,12 @@ def add_image_arguments(group: Any) -> None:
         help="the class folder of the labels' (or the teacher's) class 0, 1, 2, …, one name a line (default: as the "
         "labels state, else sorted names)",
     )
+    group.add_argument(
+        "--accept-labels",
+        action="store_true",
+        help="go on with labels, or a teacher, that do not fit the images or the class folders; the summary and every "
+        "report say so",
+    )
     group.add_argument("-j", "--workers", type=NATURAL, default=4, help="data loading processes; 0 loads in this one")
     group.add_argument(
         "--input-size", type=COUNT, help="side of the model's input, in pixels (default: as the labels state, else 224)"
@@ -193,6 +199,7 @@ def settle_relabel(args: argparse.Namespace) -> argparse.Namespace:
         InputError: names the flags that do not go together.
     """
     settle_views(args, {})
+    args.labels_accepted = None
     if args.use_fp16 and args.bits not in (None, 16):
         raise InputError(f"--use-fp16 contradicts --bits {args.bits}; give one of them")
     args.bits = args.bits or (16 if args.use_fp16 else 32)
@@ -369,6 +376,7 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
         )
     if args.ema_buffers != "averaged" and args.ema_decay is None:
         raise InputError(f"--ema-buffers {args.ema_buffers} has no effect without --ema-decay; give both, or neither")
+    args.labels_accepted = None
     args.answers, args.earlier = "logits", {}  # until the labels say otherwise
     check_temperatures(args)
     settle_hard_epochs(args)

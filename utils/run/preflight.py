@@ -4,7 +4,7 @@ import argparse
 import copy
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from utils.labels.agreement import sample_labels, teacher_agreement
+from utils.labels.agreement import Agreement, fitting_seed, judge, sample_labels, views_of
 from utils.labels.batch import BatchLabels
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
@@ -25,12 +25,15 @@ from utils.run.classes import Numbering, display_names, number_train_folders, nu
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
-from utils.system.errors import InputError
+from utils.system.errors import InputError, listing
 from utils.system.log import log
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
+from utils.views.preview import ask_teacher
+from utils.views.replay import Normalise
+from utils.views.workers import ViewDataset
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # images whose content is compared where not all are
@@ -203,10 +206,14 @@ def identify_images(
         return known
     clause = known.differences(stored) if known else None
     if clause:
-        raise InputError(
+        fault = (
             f"--train-dir {args.train_dir} does not hold the images of the labels in {args.fkd_path}: {clause}; give "
             "the images that were labelled, as they were, or label these with relabel_FKD.py"
         )
+        if len(train) != len(stored):  # then labels have no image, or images no label
+            raise InputError(fault)
+        accept_or_refuse(args, fault)
+        return known
     log.info("images  %d of %d compared: they are those that were labelled", compared, len(train))
     return known
 
@@ -234,11 +241,11 @@ def trailing_number(name: str) -> tuple[str, int | None]:
     return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
-def sample_views(args: argparse.Namespace, store: LabelStore) -> list[BatchLabels]:
-    """Return a few batches of labels, spread over the epochs to train, or over a pool."""
+def sample_views(args: argparse.Namespace, store: LabelStore, num_folders: int) -> list[BatchLabels]:
+    """Return some batches of labels, spread over the epochs to train, or over a pool."""
     if isinstance(store, PooledLabels):
-        return sample_labels(store.store, range(store.store.epochs))
-    return sample_labels(store, soft_epochs(args))
+        return sample_labels(store.store, range(store.store.epochs), num_folders)
+    return sample_labels(store, soft_epochs(args), num_folders)
 
 
 def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_classes: int) -> None:
@@ -248,15 +255,38 @@ def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_c
 
 
 def report(
-    args: argparse.Namespace, train: ImageFolder, val: ImageFolder, store: LabelStore, samples: Sequence[BatchLabels]
+    args: argparse.Namespace,
+    train: ImageFolder,
+    val: ImageFolder,
+    store: LabelStore,
+    samples: Sequence[BatchLabels],
+    names: Sequence[str],
 ) -> None:
-    """Log what was found, in a few lines, and warn loudly where labels and folders seem not to match."""
+    """Log what was found, in a few lines; refuse labels that do not fit the folders.
+
+    Args:
+        args: settled flags.
+        train, val: the image folders.
+        store: the labels.
+        samples: some of them.
+        names: name of each of C classes.
+
+    Raises:
+        InputError: the labels were made for other classes, or for another order of them or of the images.
+    """
     report_folders(args, len(train.samples), len(val.samples), len(train.classes))
     batches = f"{count_batches(store)} batches of {store.batch_size}"
     what = store.dialect, store.mix_type, store.num_classes, batches, args.fkd_path
     log.info("labels  %s, %s, %d classes, %s (%s)", *what)
-    warn_of_class_names(store, train.classes)
-    report_agreement(*teacher_agreement(samples, torch.tensor(train.targets), store.num_classes))
+    refuse_class_names(args, store, train.classes)
+    targets = torch.tensor(train.targets)
+    views = views_of(samples, store.num_classes, args.input_size)
+
+    def other_seed() -> int | None:
+        implied = not getattr(store, "manifest", {"has_index": store.dialect != "sre2l"})["has_index"]
+        return fitting_seed(store, samples, targets, args.fkd_seed, args.input_size) if implied else None
+
+    report_agreement(args, judge(views, targets, names, store.num_classes, other_seed), names)
 
 
 def count_batches(store: LabelStore) -> str:
@@ -266,24 +296,74 @@ def count_batches(store: LabelStore) -> str:
     return f"{store.epochs} epochs of {store.batches_per_epoch}"
 
 
-def warn_of_class_names(store: LabelStore, names: Sequence[str]) -> None:
-    """Warn where packed labels say that they were made for other class folders, or another order of them."""
+def refuse_class_names(args: argparse.Namespace, store: LabelStore, names: Sequence[str]) -> None:
+    """Refuse packed labels that say that they were made for other class folders, or another order of them.
+
+    Labels that know their images need no names: the images have proved to be the same.
+    """
     stated = store.class_names
-    if stated is not None and stated != digest_of_names(names):
-        log.warning(
-            "WARNING: the labels were made for class folders with other names or in another order than those of "
-            "--train-dir; classes are numbered in the order of sorted folder names"
-        )
+    if stated is None or stated == digest_of_names(names) or store.image_digests is not None or args.class_order:
+        return
+    accept_or_refuse(
+        args,
+        f"the labels in {args.fkd_path} were made for class folders with other names than those of --train-dir, or in "
+        "another order; name the labels' classes in order with --class-order FILE",
+    )
 
 
-def report_agreement(share: float, chance: float) -> None:
-    """Log how often the teacher agrees with the folders; warn loudly where that is near chance."""
-    log.info("teacher agrees with the folders on %.1f%% of sampled views (chance: %.1f%%)", 100 * share, 100 * chance)
-    if share < chance + (1 - chance) / 10:
-        log.warning(
-            "WARNING: the teacher's answers hardly match the class folders. The labels were most likely made for "
-            "another class order, image order or --fkd_seed, and the result would be meaningless"
-        )
+def accept_or_refuse(args: argparse.Namespace, fault: str) -> None:
+    """Refuse labels because of a fault, or note and log it if --accept-labels says to go on.
+
+    Raises:
+        InputError: the fault, without --accept-labels.
+    """
+    if not args.accept_labels:
+        raise InputError(f"{fault}, or go on knowingly with --accept-labels")
+    log.warning("WARNING, accepted: %s", fault)
+    args.labels_accepted = "; ".join(filter(None, [args.labels_accepted, fault]))
+
+
+def report_live_agreement(
+    args: argparse.Namespace,
+    dataset: ViewDataset,
+    epoch: int,
+    normalise: Normalise,
+    teacher: Callable[[torch.Tensor], torch.Tensor],
+    names: Sequence[str],
+) -> None:
+    """Have a teacher answer some views before it answers all, and compare its answers with the folders.
+
+    Args:
+        args: settled flags.
+        dataset, epoch, normalise, teacher: as for `ask_teacher`.
+        names: name of each of C classes.
+
+    Raises:
+        InputError: its classes are not those of the folders.
+    """
+    targets = torch.tensor([target for _, target in dataset.samples])
+    samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
+    views = views_of(samples, len(names), args.input_size)
+    report_agreement(args, judge(views, targets, names, len(names)), names)
+
+
+def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence[str]) -> None:
+    """Log how often the teacher agrees with the folders; refuse what cannot be coincidence, warn of what may be.
+
+    Raises:
+        InputError: a fault is certain, and --accept-labels was not given.
+    """
+    log.info(
+        "teacher agrees with the folders on %.1f %% of %d views of %d images (chance: %.1f %%)",
+        *(100 * found.share, found.views, found.images, 100 * found.chance),
+    )
+    if found.worst and not found.fault:
+        worst = [f"{names[number]} ({100 * share:.0f} %)" for number, share in found.worst]
+        log.info("classes that it agrees with least: %s", listing(worst, 3))
+    if found.fault and found.certain:
+        accept_or_refuse(args, f"labels and class folders do not belong together: {found.fault}")
+    elif found.fault:
+        log.warning("WARNING: labels and class folders may not belong together: %s", found.fault)
 
 
 def check_run(run: Run, source: ViewSource, num_classes: int, input_size: int, hard: HardViews | None = None) -> None:

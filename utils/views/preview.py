@@ -1,21 +1,63 @@
 """What the student will see: replayed views with their classes, for a look before training."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from utils.labels.agreement import agreement
-from utils.labels.batch import TopK
+from utils.labels.batch import BatchLabels, TopK
+from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
 from utils.system.files import atomic_file
 from utils.views.live import refuse_non_finite
-from utils.views.replay import Normalise, mix
+from utils.views.replay import Normalise, finish_views, mix
 from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
+SECONDS = 3  # that a teacher may be asked before it labels
 NAME_WIDTH = 16  # letters of a class name: two of them fit above a view
+
+
+def ask_teacher(
+    dataset: ViewDataset,
+    epoch: int,
+    normalise: Normalise,
+    teacher: Callable[[torch.Tensor], torch.Tensor],
+    num_folders: int,
+) -> list[BatchLabels]:
+    """Have a teacher answer the first views of an epoch, as it will be asked: enough to see which class is which.
+
+    Some 30 views per class are wanted, but it stops after a few seconds.
+
+    Args:
+        dataset: views without answers.
+        epoch: which epoch's batches.
+        normalise, teacher: images float [B, 3, S, S] -> logits [B, C].
+        num_folders: class folders.
+
+    Returns:
+        batches of labels, whose crops are not filled in.
+
+    Raises:
+        InputError: an answer is not finite.
+    """
+    answered: list[BatchLabels] = []
+    rows, started = 0, time.monotonic()
+    for positions in Positions(range(epoch, epoch + 1), dataset.source):
+        mix_index, mix_lam, mix_bbox, _ = dataset.load_batch_config(positions[0])
+        views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
+        images = finish_views(views.to(normalise.mean.device), normalise, mix_index, mix_lam, mix_bbox)
+        logits = teacher(images)
+        refuse_non_finite(logits.isfinite().all())
+        crops, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
+        index, stored = index_of(dataset.labels), logits.float().cpu()
+        answered.append(BatchLabels(crops, flips, mix_index, mix_lam, mix_bbox, stored, index))
+        rows += len(views)
+        if rows >= 30 * num_folders or time.monotonic() - started > SECONDS:
+            break
+    return answered
 
 
 class Preview:
@@ -57,18 +99,6 @@ class Preview:
             store = cast(LabelStore, dataset.source)  # nothing else has such answers
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)
         self.logits = None if logits is None else logits[:n].float().cpu()
-
-    @property
-    def answers(self) -> torch.Tensor:
-        """`logits` where a teacher has answered."""
-        if self.logits is None:
-            raise ValueError("no teacher has answered these views")
-        return self.logits
-
-    def agreement(self, num_folders: int) -> tuple[float, float]:
-        """As `preflight.agreement`, on these views."""
-        classes = max(num_folders, self.answers.shape[1])
-        return agreement(self.answers.argmax(dim=1), self.targets, self.partners, classes)
 
     def draw(self, path: Path, names: list[str]) -> None:
         """Write a picture: each view under its folder class and the teacher's three best classes.
