@@ -29,6 +29,7 @@ from utils.labels.packed_manifest import digest_of_names, make_manifest
 from utils.labels.packed_writer import PackedWriter
 from utils.run import arguments, preflight
 from utils.run.start import begin
+from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
 from utils.system.parser import Parser
 from utils.system.script import run_script
@@ -77,6 +78,8 @@ def main(argv=None):
     replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
     writer = open_writer(args, folder, views, teachers, replay, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
+    if len(todo) < args.epochs:
+        check_started(args, folder.samples, teachers)
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
