@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.labels.command import TeacherCheck
+from utils.labels.drawn import index_of
 from utils.labels.format_packed import PackedStore
 from utils.labels.opening import open_labels
 from utils.labels.packed_manifest import epoch_name
@@ -64,8 +65,9 @@ def run(args: argparse.Namespace) -> bool:
         args.input_size or stated.get("input_size", 224),
         args.mean or stated.get("mean", IMAGENET_MEAN),
         args.std or stated.get("std", IMAGENET_STD),
+        temperature=args.temperature,
     )
-    inquiry = Inquiry(store, samples, teachers, args.temperature)
+    inquiry = Inquiry(store, samples, teachers)
     verdict = first_verdict(inquiry, replay, args.path, args.images)
     if args.verbose:
         print_batches(verdict)
@@ -173,10 +175,13 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
             "no other image order, class order, input size or normalisation that was tried makes them fit; they are "
             "another teacher's, or about other images, so ask another --arch or give other --images"
         )
-    epoch, batch, row = verdict.places[wrong[0]]
+    epoch, batch, row = verdict.places[int(verdict.own.argmax())]
+    question = next(one for one in inquiry.questions if (one.epoch, one.batch) == (epoch, batch))
+    image = inquiry.name(int(index_of(question.labels)[row]))
+    mixed = " and its partner" if question.labels.mix_index is not None else ""
     return (
-        f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} first; some "
-        "images have changed, so restore them"
+        f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} least (image "
+        f"{image}{mixed}); some images have changed, so restore them"
     )
 
 

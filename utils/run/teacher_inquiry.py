@@ -6,6 +6,7 @@ same view of another image of the same class makes: the right image comes far be
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,7 @@ class Replay:
         antialias: of the resize.
         parts: show the batch in so many parts to a teacher in train mode; 0: all of it to one in eval mode.
         classes: int64 [C], the teacher's class that each class of the labels is; None: the same.
+        temperature: of the stored answers, where they are probabilities.
     """
 
     size: int
@@ -59,6 +61,7 @@ class Replay:
     antialias: bool = True
     parts: int = 0
     classes: torch.Tensor | None = None
+    temperature: float = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +160,12 @@ class Inquiry:
         store: `LabelStore`, as it is stored: not `ReusedLabels` or `PooledLabels`.
         samples: list of (path, class), the folder's images.
         teachers: `Ensemble`.
-        temperature: of the stored answers, where they are probabilities.
         places: (epoch, batch) of the batches to ask about; None: a few, spread over all.
     """
 
     store: LabelStore
     samples: Samples
     teachers: Ensemble
-    temperature: float = 20.0
     places: Sequence[tuple[int, int]] | None = None
     decoded: dict[int, Image.Image] = field(default_factory=dict)
     orders: dict[int, ReferenceOrder] = field(default_factory=dict)
@@ -211,6 +212,10 @@ class Inquiry:
                 self.decoded.clear()
             self.decoded[number] = load_rgb(self.samples[number][0])
         return self.decoded[number]
+
+    def name(self, number: int) -> str:
+        """Return an image's number and where it lies, for a sentence."""
+        return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: Replay) -> torch.Tensor:
         """Return the number of each row's image in the folder: int64 [B]."""
@@ -287,53 +292,56 @@ class Inquiry:
         twin.teachers = [copy.deepcopy(teacher).train() for teacher in self.teachers.teachers]
         return twin
 
-    def stored(self, question: Question) -> tuple[torch.Tensor, torch.Tensor]:
+    def stored(self, question: Question, replay: Replay) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored answers to a question's rows, float32 [m, C], and where they are known: bool [m, C]."""
         answers, rows = question.labels.logits, question.rows
         values = values_of(answers)[rows].float()
         known = torch.ones_like(values, dtype=torch.bool)
         if self.store.answers == "probabilities":
             known = values.exp() > KNOWN
-            values = torch.where(known, values * self.temperature, 0)
+            values = torch.where(known, values * replay.temperature, 0)
         if isinstance(answers, TopK):
             places, empty = answers.classes[rows], torch.zeros(len(rows), self.store.num_classes)
             return empty.scatter(1, places, values), empty.bool().scatter(1, places, known)
         return values, known
 
-    def comparable(self, answers: torch.Tensor) -> torch.Tensor:
+    def comparable(self, answers: torch.Tensor, replay: Replay) -> torch.Tensor:
         """Return a teacher's logits as `stored` has them: where labels hold probabilities, T · log softmax(z / T)."""
         if self.store.answers == "probabilities":
-            return self.temperature * F.log_softmax(answers / self.temperature, dim=1)
+            return replay.temperature * F.log_softmax(answers / replay.temperature, dim=1)
         return answers
 
-    def difference(self, question: Question, answers: torch.Tensor) -> torch.Tensor:
+    def difference(self, question: Question, answers: torch.Tensor, replay: Replay) -> torch.Tensor:
         """Stored answers minus a teacher's logits [m, C], NaN where nothing is stored: float32 [m, C]."""
-        values, known = self.stored(question)
-        return torch.where(known, values - self.comparable(answers), torch.nan)
+        values, known = self.stored(question, replay)
+        return torch.where(known, values - self.comparable(answers, replay), torch.nan)
 
-    def rounding(self, question: Question) -> torch.Tensor:
+    def rounding(self, question: Question, replay: Replay) -> torch.Tensor:
         """Difference that the rounding of stored answers explains, root mean square of each row: float32 [m]."""
-        values, known = self.stored(question)
+        values, known = self.stored(question, replay)
         size = row_size(torch.where(known, values, torch.nan))
         if self.store.answers == "probabilities":
-            size = torch.full_like(size, self.temperature)
+            size = torch.full_like(size, replay.temperature)
         half = size * 2.0**-11 if self.store.logits_dtype == torch.float16 else torch.zeros_like(size)
         if not isinstance(self.store, PackedStore) or self.store.codec.bits >= 16:
             return half
         tensors: dict[str, Any] = self.store.open(question.epoch)
         start = question.batch * self.store.batch_size
         steps = tensors["spans"][start + question.rows, 1] if "spans" in tensors else row_size(tensors["range"][1:])
-        scale = self.temperature if self.store.answers == "probabilities" else 1.0
+        scale = replay.temperature if self.store.answers == "probabilities" else 1.0
         return torch.hypot(half, scale * steps.float().expand(len(size)) / 12**0.5)
 
     def judge(self, replay: Replay, questions: Sequence[Question] | None = None) -> Verdict:
         """Compare the teacher's answers to questions (default: all) with the stored ones."""
         questions = self.questions if questions is None else questions
         found = [self.answers(question, replay) for question in questions]
-        own = [self.difference(question, answers) for question, answers in zip(questions, found, strict=True)]
-        others = [self.difference(question, self.answers(question, replay, another=True)) for question in questions]
-        stored = [torch.where(known, values, torch.nan) for values, known in map(self.stored, questions)]
-        rounding = torch.cat([self.rounding(question) for question in questions])
+        own, others, stored = [], [], []
+        for question, answers in zip(questions, found, strict=True):
+            own.append(self.difference(question, answers, replay))
+            others.append(self.difference(question, self.answers(question, replay, another=True), replay))
+            values, known = self.stored(question, replay)
+            stored.append(torch.where(known, values, torch.nan))
+        rounding = torch.cat([self.rounding(question, replay) for question in questions])
         numbers = torch.cat([values[values.isfinite()] for values in stored])
         return Verdict(
             own=torch.cat([row_size(each) for each in own]),
@@ -349,7 +357,7 @@ class Inquiry:
 
     def distance(self, question: Question, replay: Replay) -> float:
         """Median difference over the rows of a question: what `judge` calls typical, without the rest."""
-        return row_size(self.difference(question, self.answers(question, replay))).nanmedian().item()
+        return row_size(self.difference(question, self.answers(question, replay), replay)).nanmedian().item()
 
 
 def row_size(values: torch.Tensor) -> torch.Tensor:
