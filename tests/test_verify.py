@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_writer import PackedWriter
+from utils.labels.reuse import ReusedLabels
 from utils.labels.view_policy import ViewPolicy
 from utils.run import label_suspects
 from utils.run.label_suspects import as_numbers
@@ -383,3 +385,113 @@ def test_size_and_normalisation(codec, setting, tmp_path):
 def test_views(how, words, setting, tmp_path):
     """What training would show is not what the teacher saw."""
     refused(setting.verify(setting.packed(tmp_path / "labels", setting.labels(**how))), words, "make the labels again")
+
+
+def relabel(setting, folder, *words):
+    """The command line of relabel_FKD.py with teacher 1."""
+    teacher = "--arch", "cnn", "--checkpoint", setting.files[1], "--device", "cpu", "--precision", "fp32", "-j", 0
+    flags = "--input-size", SIDE, "-b", BATCH, "--epochs", 2, "--mix-type", "cutmix", "--fkd-path", folder
+    return run(relabel_FKD, "--data", setting.images, *teacher, *flags, *words)
+
+
+def test_own_labels_state_how_they_were_made(setting, tmp_path):
+    """Input size, normalisation and ensemble rule come from the manifest; views may be drawn."""
+    louder = torch.load(setting.files[2], weights_only=True)
+    torch.save(louder | {name: 3 * louder[name] for name in list(louder)[-2:]}, tmp_path / "louder.pth")
+    teacher = "--arch", "cnn", "--checkpoint", tmp_path / "louder.pth"
+    how = "--views", "drawn", "--bits", 8, *teacher, "--ensemble", "norm-mean", "--std", 0.3, 0.3, 0.3
+    labels = tmp_path / "labels"
+    assert relabel(setting, labels, *how).code == 0
+    result = setting.verify(labels, *teacher, size=None)
+    assert result.code == 0, result.err
+    assert result.out.startswith("these labels are these teachers' answers to these images: largest difference")
+    for rule in ("mean", "main-weighted"):
+        refused(setting.verify(labels, *teacher, "--ensemble", rule, size=None), "give --ensemble norm-mean")
+    refused(setting.verify(labels, *teacher, "--std", 1, 1, 1, size=None), "no other image order")
+
+
+def test_relabelling_goes_on_with_the_same_teacher(setting, tmp_path, monkeypatch):
+    """A started store is continued where the teacher answers as before, and refused where it does not."""
+    folder = tmp_path / "labels"
+    assert relabel(setting, folder).code == 0
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def stop_after_first():
+        (folder / "epoch_0001.safetensors").unlink()
+        manifest = json.loads(whole["manifest.json"])
+        del manifest["digests"]["epoch_0001.safetensors"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    stop_after_first()
+    assert relabel(setting, folder).code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    stop_after_first()
+    monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: setting.teacher(2))  # as another library might
+    refused(relabel(setting, folder), f"{folder} already cannot be continued with these teachers and images")
+    assert not (folder / "epoch_0001.safetensors").exists()
+
+
+def test_flags_that_do_not_go_together(setting, tmp_path):
+    """One sentence each, which names the flag."""
+    labels = setting.packed(tmp_path / "labels", setting.labels())
+    refused(verify(labels, "--images", setting.images), "--arch is missing")
+    refused(verify(labels, "--arch", "cnn"), "--images is missing")
+    refused(setting.verify(labels, size=16), "--input-size 16 is smaller than the views")
+    few = write_images(tmp_path / "few", setting.pixels[:, :2])
+    refused(setting.verify(labels, images=few), "holds 24 images", "refer to 48")
+    without = verify(labels)
+    assert without.code == 0
+    assert without.out.startswith("ok: 2 epochs of 48 images")
+
+
+def test_another_number_of_classes(setting, tmp_path, monkeypatch):
+    """The teacher of another task."""
+    labels = setting.packed(tmp_path / "labels", setting.labels())
+    bigger = nn.Sequential(setting.teacher(), nn.Linear(CLASSES, 20)).eval()
+    monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: bigger)
+    refused(setting.verify(labels), "are about 12 classes and the teacher about 20")
+
+
+def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
+    """One that answers all images alike is not refused, and says that it cannot tell."""
+    constant = nn.Sequential(setting.teacher(), Squashed()).eval()
+    labels = setting.packed(tmp_path / "labels", setting.labels(teacher=constant))
+    monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: constant)
+    other = write_images(tmp_path / "other", draw_images(PER_CLASS, 9))
+    for images in (setting.images, other):
+        assert "so it cannot tell" in fits(setting.verify(labels, images=images))
+
+
+class Squashed(nn.Module):
+    """Answers that hardly depend on the image."""
+
+    def forward(self, logits):
+        return 1e-4 * logits + torch.arange(CLASSES)
+
+
+def test_verbose(setting, tmp_path):
+    """A line for each batch that was asked about."""
+    result = setting.verify(setting.packed(tmp_path / "labels", setting.labels()), "-v")
+    lines = result.out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        f"epoch {e} batch {b}" for e, b in ((0, 0), (0, 1), (1, 0), (1, 2))
+    ]
+    assert all("16 rows, difference 0.0" in line for line in lines[:-1])
+
+
+def test_what_cannot_be_checked(setting, tmp_path):
+    """Labels without digests, without an index, without names of classes: each is said."""
+    batches = setting.labels(epochs=1)
+    for items in (6, 7):
+        writer = TarWriter(tmp_path / str(items), with_index=items == 7)
+        writer.write(0, batches[0])
+    strangers = unchecked(open_labels(tmp_path / "6", 7))
+    assert len(strangers) == 3
+    assert all(line.startswith("labels  not checked: ") for line in strangers)
+    assert "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher" in strangers[0]
+    assert "--fkd-seed 7" in strangers[1]
+    assert len(unchecked(open_labels(tmp_path / "7"))) == 2
+    store = open_labels(setting.packed(tmp_path / "own", batches))
+    store.image_digests, store.class_list = object(), ["a"]
+    assert unchecked(store) == []
+    assert unchecked(ReusedLabels(store, 0)) == []

@@ -12,6 +12,7 @@ import torch
 from utils.run.teacher_inquiry import LIMIT, Inquiry, Question, Replay, Verdict, row_size, spread
 from utils.system.errors import listing
 from utils.system.log import progress_bar
+from utils.training.teachers import RULES
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES = (32, 64, 128, 160, 192, 224, 256, 288, 299, 384)
@@ -147,7 +148,11 @@ def suspects(inquiry: Inquiry, replay: Replay, seed: int | None) -> Iterator[Sus
     if inquiry.store.mix_type == "cutmix":
         yield Suspect("box", "if rows and columns of the cutmix boxes are exchanged", again, {"swap_box": True})
     yield Suspect("resize", "if views are resized without antialiasing", "", {"antialias": False}, harmless=True)
-    if inquiry.store.batch_size > 1 and (inquiry.by_batch or inquiry.store.batch_size <= 256):
+    if len(inquiry.teachers.teachers) > 1:
+        for rule in RULES:
+            if rule != inquiry.teachers.rule:
+                yield Suspect("rule", f"combined by the rule {rule}", f"give --ensemble {rule}", {"rule": rule})
+    if inquiry.store.batch_size > 1:
         for parts, words in ((2, "on halves of each batch (BSSL of FADRM and CV-DD)"), (1, "on whole batches")):
             yield Suspect("mode", f"given in train mode, {words}", "", {"parts": parts}, harmless=True)
 
@@ -259,7 +264,7 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
     the row's own view of the nearest of them.
     """
     question = least_mixed(inquiry, replay)
-    if inquiry.by_batch or question.other_share(replay.size) > MIXED:
+    if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
         return []
     verdict = inquiry.judge(replay, [question])
     wrong = question.rows[verdict.misfits]
@@ -271,30 +276,20 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
     tried = candidates(inquiry, numbers[rows].tolist())
     whole = torch.cat([show_whole(inquiry, replay, chunk) for chunk in tried.split(CHUNK)])
 
-    def nearest(row: int) -> torch.Tensor:
-        """The images whose answers are nearest to a row's, seen whole."""
+    def nearest(row: int) -> list[int]:
+        """The images whose answers, seen whole, are nearest to a row's."""
         one = replace(question, rows=torch.tensor([row]))
-        return tried[row_size(inquiry.difference(one, whole, replay)).argsort()[:NEAR_IMAGES]]
+        return tried[row_size(inquiry.difference(one, whole, replay)).argsort()[:NEAR_IMAGES]].tolist()
 
     found = []
     for row in rows.tolist():
-        one = replace(question, rows=torch.tensor([row]))
-        own, partner, partner_row = int(numbers[row]), int(numbers[row]), None
-        if question.labels.mix_index is not None:
-            partner_row = int(question.labels.mix_index[row])
-            partner = int(numbers[partner_row])
-        least = float("inf")
-        for _ in range(1 if partner_row is None else 2):  # the image, then its partner, then both once more
-            for place, candidates_of in ((0, row), (1, partner_row)):
-                if candidates_of is None:
-                    continue
-                near = nearest(candidates_of)
-                pairs = [(int(n), partner) if place == 0 else (own, int(n)) for n in near]
-                answers = show_in_place(inquiry, replay, question, row, pairs)
-                distances = row_size(inquiry.difference(one, answers, replay))
-                if distances.min().item() < least:
-                    least = distances.min().item()
-                    own, partner = pairs[int(distances.argmin())]
+        other = row if question.labels.mix_index is None else int(question.labels.mix_index[row])
+        partner = int(numbers[other])
+        for _ in range(2):  # the image beside the partner assumed, the partner beside that image, and once more
+            own, _, least = closest(inquiry, replay, question, row, [(near, partner) for near in nearest(row)])
+            if other == row:
+                break
+            _, partner, least = closest(inquiry, replay, question, row, [(own, near) for near in nearest(other)])
         if own != int(numbers[row]) and least < LIMIT / 2 * verdict.other:
             found.append((row, int(numbers[row]), own))
     return sentences(inquiry, question, found, len(rows)) if 2 * len(found) >= len(rows) else []
@@ -329,18 +324,20 @@ def show_whole(inquiry: Inquiry, replay: Replay, numbers: torch.Tensor) -> torch
     return inquiry.show(inquiry.mixed(views, None, whole, replay), replay)
 
 
-def show_in_place(
+def closest(
     inquiry: Inquiry, replay: Replay, question: Question, row: int, pairs: Sequence[tuple[int, int]]
-) -> torch.Tensor:
-    """The teacher's answers to a row's view of other (image, partner): logits float32 [n, C]."""
+) -> tuple[int, int, float]:
+    """Return the (image, partner) of some whose view the row's stored answer is nearest to, and the difference."""
     labels, partners = question.labels, None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
     if labels.mix_index is not None:
-        partner_row = int(labels.mix_index[row])
-        views += [inquiry.view(labels, partner_row, partner, replay) for _, partner in pairs]
+        views += [inquiry.view(labels, int(labels.mix_index[row]), partner, replay) for _, partner in pairs]
         partners = torch.arange(len(views)).roll(len(pairs))
     images = inquiry.mixed(torch.stack(views), partners, labels, replay)
-    return inquiry.show(images[: len(pairs)], replay)
+    answers = inquiry.show(images[: len(pairs)], replay)
+    distances = row_size(inquiry.difference(replace(question, rows=torch.tensor([row])), answers, replay))
+    best = int(distances.argmin())
+    return *pairs[best], distances[best].item()
 
 
 def sentences(inquiry: Inquiry, question: Question, found: Sequence[tuple[int, int, int]], tried: int) -> list[str]:

@@ -46,9 +46,10 @@ class Replay:
         flip: `after` the crop, `before` it, or `never`.
         swap_box: exchange rows and columns of the cutmix box.
         antialias: of the resize.
-        parts: show the batch in so many parts to a teacher in train mode; 0: all of it to one in eval mode.
+        parts: 1 or 2: show the batch whole or in halves to a teacher in train mode; 0: whole to one in eval mode.
         classes: int64 [C], the teacher's class that each class of the labels is; None: the same.
         temperature: of the stored answers, where they are probabilities.
+        rule: how the answers of several teachers are combined; None: as the `Ensemble` does.
     """
 
     size: int
@@ -62,6 +63,7 @@ class Replay:
     parts: int = 0
     classes: torch.Tensor | None = None
     temperature: float = 20.0
+    rule: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,14 +172,13 @@ class Inquiry:
     decoded: dict[int, Image.Image] = field(default_factory=dict)
     orders: dict[int, ReferenceOrder] = field(default_factory=dict)
 
-    @property
-    def by_batch(self) -> bool:
+    def by_batch(self, replay: Replay) -> bool:
         """Whether the answer to a row depends on the other rows of its batch."""
-        return self.teachers.rule != "mean"
+        return bool(replay.parts) or (replay.rule or self.teachers.rule) != "mean"
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The rows that are asked about: at most VIEWS, or those of one batch where it must be whole."""
+        """The rows that are asked about: at most VIEWS."""
         places = self.places or spread(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
 
@@ -191,7 +192,7 @@ class Inquiry:
     def question(self, epoch: int, batch: int) -> Question:
         """Return the rows of a stored batch that may be asked about."""
         labels = self.store.read(epoch, batch)
-        rows = len(labels) if self.by_batch else min(len(labels), VIEWS)
+        rows = min(len(labels), VIEWS)
         return Question(epoch, batch, labels, torch.arange(rows) * len(labels) // rows)
 
     @cached_property
@@ -253,7 +254,7 @@ class Inquiry:
         numbers = self.images_of(question, replay)
         numbers = self.another[numbers] if another else numbers
         shown, partners = torch.arange(len(labels)), labels.mix_index
-        alone = not (self.by_batch or replay.parts)
+        alone = not self.by_batch(replay)
         if alone:  # the rows, and below them their partners
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
             partners = None if partners is None else torch.arange(len(shown)).roll(len(rows))
@@ -276,13 +277,11 @@ class Inquiry:
     @torch.no_grad()
     def show(self, images: torch.Tensor, replay: Replay) -> torch.Tensor:
         """Show images [B, 3, S, S] to the teacher: logits float32 [B, C] on the host, classes as in the labels."""
-        if replay.parts:
-            size = max(len(images) // replay.parts, 1)
-            parts = [*images[: size * (replay.parts - 1)].split(size), images[size * (replay.parts - 1) :]]
-            answers = torch.cat([self.in_train_mode(part) for part in parts if len(part)])
-        else:
-            answers = self.teachers(images)
-        answers = answers.float().cpu()
+        teachers = copy.copy(self.in_train_mode if replay.parts else self.teachers)
+        teachers.rule = replay.rule or self.teachers.rule
+        size = len(images) // max(replay.parts, 1) or len(images)
+        parts = images[:size], images[size:]  # halves, as BSSL has them, or the whole
+        answers = torch.cat([teachers(part) for part in parts if len(part)]).float().cpu()
         return answers if replay.classes is None else answers[:, replay.classes]
 
     @cached_property
