@@ -407,7 +407,8 @@ def test_own_labels_state_how_they_were_made(setting, tmp_path):
     assert result.out.startswith("these labels are these teachers' answers to these images: largest difference")
     for rule in ("mean", "main-weighted"):
         refused(setting.verify(labels, *teacher, "--ensemble", rule, size=None), "give --ensemble norm-mean")
-    refused(setting.verify(labels, *teacher, "--std", 1, 1, 1, size=None), "no other image order")
+    refused(setting.verify(labels, *teacher, "--std", 1, 1, 1, size=None), "--std contradicts", "made with 0.3 0.3 0.3")
+    refused(setting.verify(labels, *teacher, size=64), "--input-size contradicts", "made with 32")
 
 
 def test_relabelling_goes_on_with_the_same_teacher(setting, tmp_path, monkeypatch):

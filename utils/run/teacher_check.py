@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> bool:
     args.ensemble = args.ensemble or (None if args.preset else stated.get("ensemble"))
     names, files, rule = choose_teachers(args)
     teachers = Ensemble(names, files, rule, Precision(args.precision, pick_device(args.device)), args.stem)
+    refuse_contradictions(args, stated)
     replay = Replay(
         args.input_size or stated.get("input_size", 224),
         args.mean or stated.get("mean", IMAGENET_MEAN),
@@ -82,6 +83,18 @@ def stated_settings(store: LabelStore) -> dict[str, Any]:
     if not isinstance(store, PackedStore):
         return {}
     return {**store.manifest["settings"], **(store.manifest["policy"] or {})}
+
+
+def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
+    """Raise InputError where a flag contradicts what labels state about the views that the teacher saw."""
+    for name in ("input_size", "mean", "std"):
+        given, known = getattr(args, name), stated.get(name)
+        if given is not None and known is not None and given != known:
+            numbers = known if isinstance(known, list) else [known]
+            raise InputError(
+                f"--{name.replace('_', '-')} contradicts the labels in {args.path}, which were made with "
+                f"{' '.join(f'{number:g}' for number in numbers)}; leave it out"
+            )
 
 
 def states_index(store: LabelStore) -> bool:
