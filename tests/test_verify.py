@@ -363,9 +363,9 @@ def test_size_and_normalisation(codec, setting, tmp_path):
     """Each alone, also the near one, and both at once; the flags that are named make the labels fit."""
     cases = {
         "size": ({"size": 64}, ["at input size 64", "give --input-size 64"]),
-        "near": ({"norm": CIFAR10}, ["normalised as CIFAR-10's"]),
-        "none": ({"norm": NONE}, ["none (images in 0 … 1)", "--mean 0 0 0 --std 1 1 1"]),
-        "both": ({"size": 64, "norm": NONE}, ["at input size 64", "none (images in 0 … 1)"]),
+        "near": ({"norm": CIFAR10}, ["with CIFAR-10's normalisation"]),
+        "none": ({"norm": NONE}, ["without normalisation (images in 0 … 1)", "--mean 0 0 0 --std 1 1 1"]),
+        "both": ({"size": 64, "norm": NONE}, ["at input size 64", "without normalisation (images in 0 … 1)"]),
     }
     for name, (how, words) in cases.items():
         labels = setting.packed(tmp_path / name, setting.labels(mix="none", **how), codec)

@@ -157,13 +157,16 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
     whose = "these teachers'" if many else "this teacher's"
     values = f"values from {verdict.low:.1f} to {verdict.high:.1f}"
     if not explanation.harmless:
+        lead = f"{path}: these labels are not {whose} answers to these images"
+        if not explanation.suspects:
+            raise InputError(
+                f"{lead} (typical difference {verdict.typical:.2g}, {values}): {reason(inquiry, explanation)}"
+            )
+        how = " and ".join(suspect.words for suspect in explanation.suspects)
         raise InputError(
-            f"{path}: these labels are not {whose} answers to these images (typical difference {verdict.typical:.2g}, "
-            f"{values}): {reason(inquiry, explanation)}"
-            if not explanation.suspects
-            else f"{path}: these labels are not {whose} answers to these images as they are read now, but they are "
-            f"{' and '.join(s.words for s in explanation.suspects)} (then the largest difference is "
-            f"{verdict.largest:.2g}, {values}); {' and '.join(s.remedy for s in explanation.suspects if s.remedy)}"
+            f"{lead} as they are read now, but they fit {how} (then the largest difference is "
+            f"{verdict.largest:.2g}, {values}); "
+            + ", and ".join(suspect.remedy for suspect in explanation.suspects if suspect.remedy)
         )
     how = "".join(f", {suspect.words}," for suspect in explanation.suspects).removesuffix(",")
     sentence = f"these labels are {whose} answers to these images{how}: largest difference {verdict.largest:.2g}"
@@ -235,12 +238,13 @@ def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble
     store = open_labels(args.fkd_path, args.fkd_seed)
     inquiry = Inquiry(store, samples, teachers, places=[(0, 0)])
     try:
-        check_answers(inquiry, Replay(args.input_size, args.mean, args.std), args.fkd_path, args.data)
+        said = check_answers(inquiry, Replay(args.input_size, args.mean, args.std), args.fkd_path, args.data)
     except InputError as error:
         raise InputError(
             f"the labels that are in {args.fkd_path} already cannot be continued with these teachers and images "
             f"({error}); use those of the start, or another folder"
         ) from None
+    log.info("labels  the first batch in %s was asked about again: %s", args.fkd_path, said)
 
 
 def unchecked(store: LabelStore) -> list[str]:
@@ -249,9 +253,8 @@ def unchecked(store: LabelStore) -> list[str]:
     if getattr(store, "image_digests", None) is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
     if not states_index(getattr(store, "store", store)):
-        said.append(
-            f"the order of images (the labels have no index, so it is that of --fkd-seed {store.fkd_seed})"  # type: ignore[attr-defined]
-        )
+        seed = getattr(store, "fkd_seed", None)
+        said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
     if getattr(store, "class_list", None) is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
     return [f"labels  not checked: {what}" for what in said]

@@ -132,15 +132,15 @@ class Verdict:
     @property
     def misfits(self) -> torch.Tensor:
         """Which rows are not this teacher's answers to these images: bool [n]."""
-        return self.own > torch.maximum(self.noise, torch.full_like(self.noise, LIMIT * self.other))
+        return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, LIMIT * self.other))
 
     @property
     def fits(self) -> bool:
         """Whether the stored answers are this teacher's to these images.
 
-        Where the differences are far below those of other images, a single row above them is a wrong one.
+        Where the differences, but for rounding, are far below those of other images, a single row above is wrong.
         """
-        allowed = 0.0 if self.typical <= LIMIT / 5 * self.other else 0.1
+        allowed = 0.0 if self.excess <= (LIMIT / 5 * self.other) ** 2 else 0.1
         return self.misfits.float().mean().item() <= allowed
 
     @property
