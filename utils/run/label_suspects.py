@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from utils.run.teacher_inquiry import LIMIT, Inquiry, Question, Replay, Verdict, row_size, spread
+from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size, spread
 from utils.system.errors import listing
 from utils.system.log import progress_bar
 from utils.training.teachers import RULES
@@ -144,7 +144,7 @@ def distance(inquiry: Inquiry, question: Question, replay: Replay) -> float:
 def certain(taken: Sequence[Suspect], verdict: Verdict) -> bool:
     """Whether there are enough rows for an order of classes that was fitted to them."""
     reordered = any(suspect.kind == "classes" for suspect in taken)
-    return not reordered or len(verdict.own) >= CERTAIN or verdict.typical <= LIMIT / 5 * verdict.other
+    return not reordered or len(verdict.own) >= CERTAIN or verdict.typical <= verdict.limit / 5 * verdict.other
 
 
 def suspects(inquiry: Inquiry, replay: Replay, seed: int | None) -> Iterator[Suspect]:
@@ -308,7 +308,7 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
             if other == row:
                 break
             _, partner, least = closest(inquiry, replay, question, row, [(own, near) for near in nearest(other)])
-        if own != int(numbers[row]) and least < LIMIT / 2 * verdict.other:
+        if own != int(numbers[row]) and least < verdict.limit / 2 * verdict.other:
             found.append((row, int(numbers[row]), own))
     return sentences(inquiry, question, found, len(rows)) if 2 * len(found) >= len(rows) else []
 

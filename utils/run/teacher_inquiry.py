@@ -29,6 +29,7 @@ from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, finish_vi
 BATCHES, VIEWS = 4, 256  # at most, of a check
 KNOWN = 1e-5  # smaller probabilities are too coarse in half precision to compare
 LIMIT = 0.5  # of the difference that another image makes: a row above it is another image's, or another teacher's
+STRICT = 0.25  # the same, where images are the only ones of their classes: those of other classes differ more
 TIGHT = 0.05  # of the same: below it nothing can fit better
 BF16 = 2.0**-8  # relative error of the arithmetic
 CACHE_BYTES = 1e9  # of decoded images
@@ -102,6 +103,7 @@ class Verdict:
         found: the answers [m, C] to each question.
         largest: largest difference of two numbers.
         low, high: range of the stored answers.
+        limit: share of `other` above which a row is not that image's.
     """
 
     own: torch.Tensor
@@ -113,6 +115,7 @@ class Verdict:
     largest: float
     low: float
     high: float
+    limit: float
 
     @property
     def typical(self) -> float:
@@ -126,13 +129,13 @@ class Verdict:
 
     @property
     def excess(self) -> float:
-        """Median squared difference of a row beyond what the rounding of the stored answers explains."""
-        return max((self.own.square() - self.rounding.square()).median().item(), 0.0)
+        """Mean squared difference of a row beyond what the rounding of the stored answers explains."""
+        return max((self.own.square() - self.rounding.square()).mean().item(), 0.0)
 
     @property
     def misfits(self) -> torch.Tensor:
         """Which rows are not this teacher's answers to these images: bool [n]."""
-        return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, LIMIT * self.other))
+        return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, self.limit * self.other))
 
     @property
     def fits(self) -> bool:
@@ -140,7 +143,8 @@ class Verdict:
 
         Where the differences, but for rounding, are far below those of other images, a single row above is wrong.
         """
-        allowed = 0.0 if self.excess <= (LIMIT / 5 * self.other) ** 2 else 0.1
+        beyond_rounding = (self.own.square() - self.rounding.square()).median().item()
+        allowed = 0.0 if beyond_rounding <= (self.limit / 5 * self.other) ** 2 else 0.1
         return self.misfits.float().mean().item() <= allowed
 
     @property
@@ -352,6 +356,7 @@ class Inquiry:
             largest=max(each.abs().nan_to_num().max().item() for each in own),
             low=numbers.min().item(),
             high=numbers.max().item(),
+            limit=LIMIT if len(self.samples) > 1.5 * len({target for _, target in self.samples}) else STRICT,
         )
 
     def distance(self, question: Question, replay: Replay) -> float:
