@@ -29,6 +29,7 @@ from utils.labels.packed_manifest import digest_of_names, make_manifest
 from utils.labels.packed_writer import PackedWriter, digests_of_started
 from utils.run import arguments, preflight
 from utils.run.start import begin
+from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
 from utils.system.parser import Parser
 from utils.system.script import run_script
@@ -80,6 +81,8 @@ def main(argv=None):
     images = know_images(args.data, folder.samples, args.workers, digests_of_started(args.fkd_path), world)
     writer = open_writer(args, folder, views, teachers, replay, images, names, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
+    if len(todo) < args.epochs:
+        check_started(args, folder.samples, teachers)
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
         *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),

@@ -3,5 +3,6 @@
 import sys
 
 from utils.labels.command import main
+from utils.run.teacher_check import CHECK
 
-sys.exit(main())
+sys.exit(main(teacher_check=CHECK))

@@ -3,8 +3,8 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,7 +27,14 @@ from utils.system.parser import COUNT, NATURAL, Parser
 from utils.system.script import run_script
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+class TeacherCheck(NamedTuple):
+    """The part of `verify` that asks a teacher, which a higher layer provides."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], bool]  # False where the flags name no teacher
+
+
+def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("Look into FKD labels, pack, unpack and verify them.")
     commands = parser.add_subparsers(
@@ -45,8 +52,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     unpack.add_argument("target")
     unpack.add_argument("--items", type=int, choices=[6, 7], help="dialect: 6 SRe2L, 7 PRISM (default: as packed)")
     unpack.add_argument("--fp32", action="store_true", help="write logits as float32 (default: as stored)")
-    verify = commands.add_parser("verify", help="read and check everything")
+    verify = commands.add_parser("verify", help="read and check everything, or ask the teacher")
     verify.add_argument("path")
+    if teacher_check is not None:
+        teacher_check.add_arguments(verify)
     for command in (info, pack, unpack, verify):
         command.add_argument("--fkd-seed", "--fkd_seed", type=NATURAL, default=42, help="seed of the image order")
     return parser.parse_args(argv)
@@ -204,11 +213,13 @@ def verify(args: argparse.Namespace) -> None:
     print(f"ok: {amount(store)}, {stored_batches(store)} batches, {views} views, all sound")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = None) -> int:
     """Run one command; return the exit code."""
 
     def run(arguments: list[str] | None) -> None:
-        args = parse(arguments)
+        args = parse(arguments, teacher_check)
+        if args.command == "verify" and teacher_check is not None and teacher_check.run(args):
+            return
         {"info": info, "pack": pack, "unpack": unpack, "verify": verify}[args.command](args)
 
     return run_script(run, argv)

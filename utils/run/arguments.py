@@ -105,8 +105,8 @@ def view_policy(args: argparse.Namespace) -> ViewPolicy:
     return ViewPolicy(args.fkd_seed, args.input_size, *scales, mix_type, args.mixup, args.cutmix, args.hflip)
 
 
-def add_relabel_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of relabel_FKD.py, named as in the reference's relabel code."""
+def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
+    """The teachers whose answers are stored; named as in the reference's relabel code."""
     group = parser.add_argument_group("teachers")
     group.add_argument(
         "-a", "--arch", action="append", help="torchvision or timm model; repeat for an ensemble (default: resnet18)"
@@ -118,6 +118,11 @@ def add_relabel_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--candidate-number", type=COUNT, default=4, help="take so many teachers of --preset")
     group.add_argument("--ensemble", choices=RULES, help="how answers are combined (default: mean, or the preset's)")
     group.add_argument("--stem", choices=["standard", "small"], default="standard", help="small: 3x3/1 ResNet stem")
+
+
+def add_relabel_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of relabel_FKD.py, named as in the reference's relabel code."""
+    add_answering_arguments(parser)
     group = parser.add_argument_group("labels")
     group.add_argument("--data", help="distilled images, one sub-folder per class")
     group.add_argument("--fkd-path", required=True, help="folder to write the labels to")

@@ -1,0 +1,263 @@
+"""Are these labels this teacher's answers to these images? `python -m utils.labels verify` asks the teacher."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from utils.labels.command import TeacherCheck
+from utils.labels.drawn import index_of
+from utils.labels.format_packed import PackedStore
+from utils.labels.opening import open_labels
+from utils.labels.packed_manifest import epoch_name
+from utils.labels.store import LabelStore
+from utils.run.arguments import add_answering_arguments, choose_teachers
+from utils.run.label_suspects import Explanation, explain
+from utils.run.teacher_inquiry import Inquiry, Replay, Verdict
+from utils.system.errors import InputError
+from utils.system.log import log
+from utils.system.parser import COUNT, POSITIVE
+from utils.training.precision import Precision, pick_device
+from utils.training.teachers import Ensemble
+from utils.views.folders import Samples, open_folder
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
+
+ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `verify` that name a teacher and images."""
+    parser.add_argument("--images", help="distilled images, one sub-folder per class: ask a teacher about them")
+    add_answering_arguments(parser)
+    group = parser.add_argument_group("views")
+    group.add_argument("--input-size", type=COUNT, help="side of the views (default: as the labels say, or 224)")
+    group.add_argument("--mean", type=float, nargs=3, help="channel means (default: as the labels say, or ImageNet's)")
+    group.add_argument("--std", type=POSITIVE, nargs=3, help="channel standard deviations (default: likewise)")
+    group.add_argument("--temperature", type=POSITIVE, default=20.0, help="of labels that are probabilities (HALD)")
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one"
+    )
+    group.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32", help="arithmetic of the teacher"
+    )
+    group.add_argument("-v", "--verbose", action="store_true", help="print the differences of each batch")
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Ask the teacher that the flags name, and print the answer; False where they name none.
+
+    Raises:
+        InputError: the labels are not its answers to the images, or the flags do not go together.
+    """
+    if not args.images:
+        if args.arch or args.checkpoint or args.preset:
+            raise InputError("--images is missing; give the folder of images that the labels are about")
+        return False
+    if not (args.arch or args.preset):
+        raise InputError("--arch is missing; give the model whose answers the labels are")
+    samples = open_folder(args.images, "--images").samples
+    store = open_labels(args.path, args.fkd_seed)
+    stated = stated_settings(store)
+    args.ensemble = args.ensemble or (None if args.preset else stated.get("ensemble"))
+    names, files, rule = choose_teachers(args)
+    teachers = Ensemble(names, files, rule, Precision(args.precision, pick_device(args.device)), args.stem)
+    refuse_contradictions(args, stated)
+    replay = Replay(
+        args.input_size or stated.get("input_size", 224),
+        args.mean or stated.get("mean", IMAGENET_MEAN),
+        args.std or stated.get("std", IMAGENET_STD),
+        temperature=args.temperature,
+    )
+    inquiry = Inquiry(store, samples, teachers)
+    verdict = first_verdict(inquiry, replay, args.path, args.images)
+    if args.verbose:
+        print_batches(verdict)
+    seed = None if states_index(store) else args.fkd_seed
+    explanation = Explanation([], verdict) if verdict.tight else explain(inquiry, replay, verdict, seed)
+    print(judgement(args.path, inquiry, explanation))
+    return True
+
+
+def stated_settings(store: LabelStore) -> dict[str, Any]:
+    """Settings of relabel_FKD.py that labels state: `input_size`, `mean`, `std`, `ensemble` and others; may be none."""
+    if not isinstance(store, PackedStore):
+        return {}
+    return {**store.manifest["settings"], **(store.manifest["policy"] or {})}
+
+
+def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
+    """Raise InputError where a flag contradicts what labels state about the views that the teacher saw."""
+    for name in ("input_size", "mean", "std"):
+        given, known = getattr(args, name), stated.get(name)
+        if given is not None and known is not None and given != known:
+            numbers = known if isinstance(known, list) else [known]
+            raise InputError(
+                f"--{name.replace('_', '-')} contradicts the labels in {args.path}, which were made with "
+                f"{' '.join(f'{number:g}' for number in numbers)}; leave it out"
+            )
+
+
+def states_index(store: LabelStore) -> bool:
+    """Whether labels say which image each row is; otherwise that follows from --fkd-seed."""
+    return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
+
+
+def first_verdict(inquiry: Inquiry, replay: Replay, path: str | Path, folder: str) -> Verdict:
+    """Ask the teacher about all questions, the labels being read as assumed.
+
+    Raises:
+        InputError: labels, images and teacher are not of one size, or the teacher cannot take such views.
+    """
+    store, images = inquiry.store, len(inquiry.samples)
+    if images != store.num_images and (store.has_epochs or images < store.num_images):
+        raise InputError(
+            f"{folder} holds {images} images, but the labels in {path} refer to {store.num_images}; give the image "
+            "set that they were made for"
+        )
+    try:
+        classes = inquiry.teachers.num_classes(replay.size)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the teacher cannot answer views of {replay.size} px ({reason:.150}); give --input-size"
+        ) from None
+    if not store.num_classes_stated and classes >= store.num_classes:
+        store.state_classes(classes)
+    if classes != store.num_classes:
+        raise InputError(
+            f"the labels in {path} are about {store.num_classes} classes and the teacher about {classes}; it is "
+            "another teacher"
+        )
+    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    if reach > replay.size:
+        raise InputError(
+            f"--input-size {replay.size} is smaller than the views of the labels in {path}, whose cutmix boxes reach "
+            f"pixel {reach}; give the --input-size of relabelling"
+        )
+    return inquiry.judge(replay)
+
+
+def print_batches(verdict: Verdict) -> None:
+    """Print the differences of each batch that was asked about."""
+    for place in dict.fromkeys((epoch, batch) for epoch, batch, _ in verdict.places):
+        rows = verdict.own[[n for n, (epoch, batch, _) in enumerate(verdict.places) if (epoch, batch) == place]]
+        print(
+            f"epoch {place[0]} batch {place[1]}: {len(rows)} rows, difference {rows.median().item():.3g} (median), "
+            f"{rows.max().item():.3g} (worst row); another image makes {verdict.other:.3g}"
+        )
+
+
+def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> str:
+    """Return the sentence that says that labels are a teacher's answers.
+
+    Raises:
+        InputError: they are not; says how they would be.
+    """
+    verdict, many = explanation.verdict, len(inquiry.teachers.teachers) > 1
+    whose = "these teachers'" if many else "this teacher's"
+    values = f"values from {verdict.low:.1f} to {verdict.high:.1f}"
+    if not explanation.harmless:
+        lead = f"{path}: these labels are not {whose} answers to these images"
+        if not explanation.suspects:
+            raise InputError(
+                f"{lead} (typical difference {verdict.typical:.2g}, {values}): {reason(inquiry, explanation)}"
+            )
+        how = " and ".join(suspect.words for suspect in explanation.suspects)
+        raise InputError(
+            f"{lead} as they are read now, but they fit {how} (then the largest difference is "
+            f"{verdict.largest:.2g}, {values}); "
+            + ", and ".join(suspect.remedy for suspect in explanation.suspects if suspect.remedy)
+        )
+    how = "".join(f", {suspect.words}," for suspect in explanation.suspects).removesuffix(",")
+    sentence = f"these labels are {whose} answers to these images{how}: largest difference {verdict.largest:.2g}"
+    if verdict.blind:
+        return f"{sentence} ({values}), but its answers to other images of a class are as near, so it cannot tell"
+    if not verdict.tight:
+        return (
+            f"{sentence} ({values}), {verdict.typical / verdict.other:.0%} of that of another image, more than "
+            "rounding explains: views were replayed in another way, or the weights are near ones"
+        )
+    return f"{sentence} ({values})"
+
+
+def reason(inquiry: Inquiry, explanation: Explanation) -> str:
+    """Say what is known where no other reading of labels fits."""
+    if explanation.pairs:
+        return ", and ".join(explanation.pairs)
+    verdict = explanation.verdict
+    wrong = verdict.misfits.nonzero()[:, 0].tolist()
+    if len(wrong) > len(verdict.own) / 2:
+        return (
+            "no other image order, class order, input size or normalisation that was tried makes them fit; they are "
+            "another teacher's, or about other images, so ask another --arch or give other --images"
+        )
+    epoch, batch, row = verdict.places[int(verdict.own.argmax())]
+    question = next(one for one in inquiry.questions if (one.epoch, one.batch) == (epoch, batch))
+    image = inquiry.name(int(index_of(question.labels)[row]))
+    mixed = " and its partner" if question.labels.mix_index is not None else ""
+    return (
+        f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} least (image "
+        f"{image}{mixed}); some images have changed, so restore them"
+    )
+
+
+def check_answers(inquiry: Inquiry, replay: Replay, path: str | Path, folder: str) -> str:
+    """Ask the teacher, without looking for another reading where the labels do not fit.
+
+    Args:
+        inquiry: labels, images, teacher.
+        replay: how views are made and shown.
+        path, folder: of labels and of images, for errors.
+
+    Returns:
+        the sentence that they are its answers.
+
+    Raises:
+        InputError: they are not.
+    """
+    return judgement(path, inquiry, Explanation([], first_verdict(inquiry, replay, path, folder)))
+
+
+def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble) -> None:
+    """Ask the teachers of a relabelling that goes on about the first batch that it has stored already.
+
+    Other weights under the name of the same file, other images, or a PyTorch that computes otherwise would make one
+    label set of two.
+
+    Args:
+        args: of relabel_FKD.py.
+        samples: list of (path, class).
+        teachers: that will answer the rest.
+
+    Raises:
+        InputError: they answer otherwise now.
+    """
+    if not Path(args.fkd_path, epoch_name(0)).exists():  # another process had it in hand when all were stopped
+        log.info("labels  not checked: whether the epochs in %s are these teachers' answers", args.fkd_path)
+        return
+    store = open_labels(args.fkd_path, args.fkd_seed)
+    inquiry = Inquiry(store, samples, teachers, places=[(0, 0)])
+    try:
+        said = check_answers(inquiry, Replay(args.input_size, args.mean, args.std), args.fkd_path, args.data)
+    except InputError as error:
+        raise InputError(
+            f"the labels that are in {args.fkd_path} already cannot be continued with these teachers and images "
+            f"({error}); use those of the start, or another folder"
+        ) from None
+    log.info("labels  the first batch in %s was asked about again: %s", args.fkd_path, said)
+
+
+def unchecked(store: LabelStore) -> list[str]:
+    """Say what cannot be checked about labels for want of a teacher: a sentence each, none where all was."""
+    said = []
+    if getattr(store, "image_digests", None) is None:
+        said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
+    if not states_index(getattr(store, "store", store)):
+        seed = getattr(store, "fkd_seed", None)
+        said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
+    if getattr(store, "class_list", None) is None and store.class_names is None:
+        said.append("the order of classes (the labels do not name them)")
+    return [f"labels  not checked: {what}" for what in said]
+
+
+CHECK = TeacherCheck(add_arguments, run)
