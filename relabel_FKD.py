@@ -71,7 +71,7 @@ def main(argv=None):
     num_classes = teachers.num_classes(args.input_size)
     names = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
-    preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names)
+    preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names, world)
     if args.dry_run:
         Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), names)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)

@@ -75,7 +75,7 @@ def main(argv=None):
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, source, args.input_size)
     if teacher:
-        preflight.report_live_agreement(args, dataset, args.start_epoch, normalise, teacher, names)
+        preflight.report_live_agreement(args, dataset, args.start_epoch, normalise, teacher, names, world)
     run = Run(args, num_classes, folders, precision, world, images)
     preflight.check_run(run, source, num_classes, args.input_size)
     if args.dry_run:

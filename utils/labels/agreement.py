@@ -36,6 +36,7 @@ from utils.system.errors import listing
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VALUES = 30, 3000, 30_000_000
 DOMINANT = 2 / 3  # share of a view from which on it belongs to one image
 REFUSED, DOUBTED = 1e-3, 0.2  # probability of coincidence
+FEWEST_IMAGES = 4  # of a class; fewer are one or none in each half
 FEWEST_OPEN = 5  # classes of open chains, which fewer may form by coincidence
 CLEAR = 0.85  # share of images that must prefer the other class in open chains
 ENOUGH_IMAGES = 50  # fewer say too little to call an agreement chance
@@ -195,7 +196,9 @@ def judge(
         return found
     fault = "the teacher's answers hardly match the class folders"
     if num_classes > len(present):
-        seen = [f"{names[int(present[f])]} as class {c}" for f, c in sorted(elsewhere(scores, own, present).items())]
+        other = elsewhere(scores, own, present)
+        seen = [f"{names[int(present[f])]} as class {c}" for f, c in sorted(other.items())]
+        lost |= 2 * len(set(other.values())) > len(present) and len(images) >= FEWEST_IMAGES * len(present)
         fault += f": it knows {num_classes} classes, and the {len(present)} folders may not be the first of them"
         fault += f" (it takes {listing(seen, 3)})" if seen else ""
         fault += "; name its classes in order with --class-order FILE"
@@ -237,7 +240,7 @@ def permutation_of(
     closed_ones = {f for circle in circles for f in circle}
     # of many permuted classes a few are not recognised, which leaves open chains: classes whose other class moves too
     moving = halves[0].keys() | halves[1].keys()
-    chains = [f for f, c in agreed.items() if f not in closed_ones and not alone[f] and folder_of.get(c) in moving]
+    chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
     one_way = len(agreed) - sum(map(len, groups))  # classes that are taken for another, which stays as it is
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
@@ -251,8 +254,9 @@ def permutation_of(
         if group is chains:  # these were picked among many because their images prefer the other class
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        if all(count == 1 for count in counts):
-            chance = max(chance, 0.1)  # a weak teacher may mistake the only images that there are
+        if min(counts) < FEWEST_IMAGES:  # a weak teacher may mistake the few images that there are: is it weak?
+            strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
+            chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))
         if chance < DOUBTED and majority:
             wrong += group
             total_chance = min(total_chance, chance)

@@ -330,6 +330,7 @@ def report_live_agreement(
     normalise: Normalise,
     teacher: Callable[[torch.Tensor], torch.Tensor],
     names: Sequence[str],
+    world: World,
 ) -> None:
     """Have a teacher answer some views before it answers all, and compare its answers with the folders.
 
@@ -337,6 +338,7 @@ def report_live_agreement(
         args: settled flags.
         dataset, epoch, normalise, teacher: as for `ask_teacher`.
         names: name of each of C classes.
+        world: every rank must call; the first one's views count, since time limits their number.
 
     Raises:
         InputError: its classes are not those of the folders.
@@ -344,7 +346,7 @@ def report_live_agreement(
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
-    report_agreement(args, judge(views, targets, names, len(names)), names)
+    report_agreement(args, world.from_first(judge(views, targets, names, len(names))), names)
 
 
 def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence[str]) -> None:
