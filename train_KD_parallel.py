@@ -45,6 +45,7 @@ def parse(argv):
     args = arguments.settle(parser.parse_args(argv))
     if args.topk_mass == "auto":
         args.topk_mass = "kept"  # a live teacher answers for all classes
+    args.teacher_weights = arguments.choose_teacher_weights(args)
     args.output_dir = args.output_dir or default_output(args, "kd-")
     return args
 
@@ -63,10 +64,12 @@ def main(argv=None):
 
     # build
     teacher = open_teacher(args, precision)
+    if teacher:
+        teacher.refuse_fewer_classes(len(train.classes), f"--train-dir {args.train_dir}", args.input_size)
     args.teachers = teacher and teacher.described
     preflight.note_images(args, samples, val.samples)
     preflight.report_folders(args, len(samples), len(val.samples), len(train.classes))
-    teaches = f"teacher {args.teacher_model} answers live" if teacher else "hard labels: no teacher answers"
+    teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s views", teaches, policy.mix_type)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     preview = Preview(ViewDataset(samples, source, args.input_size), args.start_epoch, normalise, teacher)
@@ -93,8 +96,9 @@ def open_teacher(args: Namespace, precision: Precision) -> Ensemble | None:
     """Return the live teacher; None where the loss asks for none and no weights were given."""
     if args.loss_type == "ce" and not args.teacher_checkpoint:
         return None
-    names, files = [args.teacher_model], [args.teacher_checkpoint]
-    return Ensemble(names, files, "mean", precision, args.teacher_stem, flag="--teacher-model")
+    names, files, weights = [args.teacher_model], [args.teacher_checkpoint], [args.teacher_weights]
+    how = {"flag": "--teacher-model", "weights": weights, "input_size": args.input_size}
+    return Ensemble(names, files, "mean", precision, args.teacher_stem, **how)
 
 
 def provenance(args: Namespace, policy: ViewPolicy) -> dict:

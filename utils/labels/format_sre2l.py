@@ -12,6 +12,7 @@ from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
 from utils.labels.image_order import ReferenceOrder
+from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.pool import STORED
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
@@ -179,7 +180,14 @@ class TarWriter:
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
-        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
+        """Write one epoch: a list of `BatchLabels`, one per batch in order.
+
+        Raises:
+            InputError: a logit does not fit in half precision; nothing of the epoch is written.
+        """
+        if self.dtype == torch.float16:
+            for labels in batches:
+                refuse_beyond_half(values_of(labels.logits), "logit")
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):

@@ -141,11 +141,29 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
         }
 
     old, new = flat(stored), flat(wanted)
-    differences = [f"{key} is {old.get(key)}, not {new.get(key)}" for key in new if old.get(key) != new.get(key)]
+    changed = [key for key in new if old.get(key) != new.get(key)]
+    differences = [
+        f"{key} is {teachers_in_words(old.get(key))}, not {teachers_in_words(new.get(key))}"
+        if key == "teachers"
+        else f"{key} is {old.get(key)}, not {new.get(key)}"
+        for key in changed
+    ]
     if differences:
         raise InputError(
             f"{path} holds labels made with other settings: {'; '.join(differences)}; use the same, or another folder"
         )
+
+
+def teachers_in_words(teachers: Any) -> str:
+    """Who made labels, for a sentence: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+
+    Older stores say `pretrained` for the weights that were the library's newest when they were made.
+    """
+    try:
+        weights = {"pretrained": "pretrained, without a name"}
+        return " + ".join(f"{one['arch']} ({weights.get(one['weights'], one['weights'])})" for one in teachers)
+    except (TypeError, KeyError):  # another program's, or damaged
+        return str(teachers)
 
 
 def kind_is_sound(manifest: dict) -> bool:

@@ -22,7 +22,7 @@ from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
-from utils.system.errors import InputError
+from utils.system.errors import InputError, clause
 from utils.system.log import log
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import Samples, load_rgb, open_folder
@@ -80,6 +80,16 @@ def warn_of_folder_order(names: Sequence[str]) -> None:
                 following,
             )
             return
+
+
+def warn_of_last_batch(images: int, batch_size: int) -> None:
+    """Warn where the last batch of an epoch is a single image: training refuses it for students with batch norm."""
+    if (images - 1) % batch_size == 0:
+        log.warning(
+            "WARNING: the last batch of %d images in batches of %d is a single image, on which students with batch "
+            "normalisation cannot train; give another -b/--batch-size",
+            *(images, batch_size),
+        )
 
 
 def trailing_number(name: str) -> tuple[str, int | None]:
@@ -210,11 +220,10 @@ def check_student(
             outputs = copy.deepcopy(model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever a model meets in images that are too few, or too small for it
         raise InputError(
             f"--model {args.model} cannot train on a micro-batch of {rows} at --input-size {input_size} "
-            f"({reason:.150}); change --gradient-accumulation-steps, the batch size of the labels, "
+            f"({clause(error)}); change --gradient-accumulation-steps, the batch size of the labels, "
             + ("--hard-batch-size, " if args.hard_epochs else "")
             + "or the size"
             + (", or add --sync-bn" if args.processes > 1 and not args.sync_bn else "")
