@@ -63,15 +63,19 @@ def main(argv=None):
     draw = partial(DrawnViews, arguments.view_policy(args), len(folder.samples), args.batch_size)
     views = draw()
     names, files, rule = arguments.choose_teachers(args)
+    weights = arguments.choose_weights(args, names, files)
+    preflight.warn_of_last_batch(len(folder.samples), args.batch_size)
 
     # build
     torch.backends.cudnn.benchmark = False  # another process might find another algorithm the fastest: other bytes
-    teachers = Ensemble(names, files, rule, precision, args.stem)
+    teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=args.input_size)
+    teachers.refuse_fewer_classes(len(folder.classes), f"--data {args.data}", args.input_size)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     num_classes = teachers.num_classes(args.input_size)
     names = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
-    preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names, world)
+    answers = preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names, world)
+    Codec(args.bits, args.keep_topk, args.views).encode(answers)  # refuses answers that it cannot hold
     if args.dry_run:
         Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), names)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
@@ -85,7 +89,7 @@ def main(argv=None):
         check_started(args, folder.samples, teachers)
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",
-        *(len(folder.samples), len(todo), args.epochs, " + ".join(names), precision.device, precision),
+        *(len(folder.samples), len(todo), args.epochs, str(teachers), precision.device, precision),
     )
 
     check_room(args, len(folder.samples) * len(todo), num_classes)

@@ -46,6 +46,7 @@ def parse(argv):
     arguments.settle_views(args, {})
     if args.topk_mass == "auto":
         args.topk_mass = "kept"  # a live teacher answers for all classes
+    args.teacher_weights = arguments.choose_teacher_weights(args)
     args.output_dir = args.output_dir or default_output(args, "kd-")
     return args
 
@@ -59,6 +60,8 @@ def main(argv=None):
     folders = open_folders(args, world)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
     teacher = open_teacher(args, precision)
+    if teacher:
+        teacher.refuse_fewer_classes(len(train.classes), f"--train-dir {args.train_dir}", args.input_size)
     args.teachers = teacher and teacher.described
     num_classes = teacher.num_classes(args.input_size) if teacher else len(train.classes)
     names = preflight.number_classes(args, train, val, num_classes)
@@ -70,7 +73,7 @@ def main(argv=None):
     # build
     preflight.note_images(args, samples, val.samples)
     preflight.report_folders(args, len(samples), len(val.samples), len(train.classes))
-    teaches = f"teacher {args.teacher_model} answers live" if teacher else "hard labels: no teacher answers"
+    teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s views", teaches, policy.mix_type)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, source, args.input_size)
@@ -96,8 +99,9 @@ def open_teacher(args: Namespace, precision: Precision) -> Ensemble | None:
     """Return the live teacher; None where the loss asks for none and no weights were given."""
     if args.loss_type == "ce" and not args.teacher_checkpoint:
         return None
-    names, files = [args.teacher_model], [args.teacher_checkpoint]
-    return Ensemble(names, files, "mean", precision, args.teacher_stem, flag="--teacher-model")
+    names, files, weights = [args.teacher_model], [args.teacher_checkpoint], [args.teacher_weights]
+    how = {"flag": "--teacher-model", "weights": weights, "input_size": args.input_size}
+    return Ensemble(names, files, "mean", precision, args.teacher_stem, **how)
 
 
 def provenance(args: Namespace, policy: ViewPolicy) -> dict:

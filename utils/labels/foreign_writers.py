@@ -10,6 +10,7 @@ from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.format_hald import INDICES as HALD_INDICES
 from utils.labels.format_lpqld import INDICES as FLAT_INDICES
 from utils.labels.image_digests import ImageDigests, write_image_digests
+from utils.labels.packed_codec import refuse_beyond_half
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, make_folder
 
@@ -68,6 +69,7 @@ class FlatWriter:
     def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
         """Write batches after those that are there."""
         for labels in batches:
+            refuse_beyond_half(values_of(labels.logits), "logit", "train on the packed labels as they are")
             items = small_items(labels)
             if isinstance(labels.logits, TopK):
                 values, order = labels.logits.values.sort(dim=1, descending=True)

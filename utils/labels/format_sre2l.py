@@ -15,6 +15,7 @@ from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
 from utils.labels.image_indices import read_json_indices
 from utils.labels.image_order import ReferenceOrder
+from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.pool import STORED
 from utils.labels.store import epochs_without_gap, find_gap
 from utils.system.archive import load_archive
@@ -226,7 +227,14 @@ class TarWriter:
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
-        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
+        """Write one epoch: a list of `BatchLabels`, one per batch in order.
+
+        Raises:
+            InputError: a logit does not fit in half precision; nothing of the epoch is written.
+        """
+        if self.dtype == torch.float16:
+            for labels in batches:
+                refuse_beyond_half(values_of(labels.logits), "logit")
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):

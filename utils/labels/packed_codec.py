@@ -7,6 +7,7 @@ import torch
 from utils.labels.batch import Answers, TopK, values_of
 from utils.labels.class_ids import code_bytes
 from utils.labels.packed_tensors import Tensors
+from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max
 LOG_FLOOR = -17.0  # below the log of the smallest float16 above zero; where logs are stored, 0 becomes this
@@ -46,7 +47,11 @@ class Codec:
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:
-        """Turn answers, float [N, C] or the `TopK` of them, into the tensors of `compact`."""
+        """Turn answers, float [N, C] or the `TopK` of them, into the tensors of `compact`.
+
+        Raises:
+            InputError: a number does not fit in the half precision in which it is stored.
+        """
         if isinstance(answers, TopK):
             answers = keep_fewer(answers, self.keep_topk)
         elif self.keep_topk and self.keep_topk < answers.shape[1]:
@@ -57,23 +62,36 @@ class Codec:
         tensors = {"classes": classes} | self._encode_rows(answers.values.float().gather(1, order))
         if answers.rest is None:
             return tensors
-        return tensors | {"rest": answers.rest if self.bits == 32 else answers.rest.clamp(-HALF_MAX, HALF_MAX)}
+        if self.bits < 32:
+            refuse_beyond_half(answers.rest, "mean or variance of the logits that are not kept")
+        return tensors | {"rest": answers.rest}
 
     def _encode_columns(self, values: torch.Tensor) -> Tensors:
         """Values [N, C] as floats, or as levels between the ends of each column."""
         if self.bits >= 16:
-            return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
+            return self._encode_floats(values)
         low, high = values.amin(dim=0), values.amax(dim=0)
         step = (high - low).clamp_min(1e-6) / (2**self.bits - 1)
+        if step.isinf().any():
+            raise InputError(f"logits of the labels lie too far apart for --bits {self.bits}; use --bits 32")
         return {"levels": ((values - low) / step).round().to(torch.uint8), "range": torch.stack([low, step])}
+
+    def _encode_floats(self, values: torch.Tensor) -> Tensors:
+        """Values of any shape in single or half precision."""
+        if self.bits == 16:
+            refuse_beyond_half(values, "logit")
+        return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
 
     def _encode_rows(self, values: torch.Tensor) -> Tensors:
         """Values [N, k] as floats, or as levels between the ends of each row, which are halves."""
         if self.bits >= 16:
-            return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
+            return self._encode_floats(values)
         top = 2**self.bits - 1
-        low = values.amin(dim=1, keepdim=True).clamp(-HALF_MAX, HALF_MAX).half().float()
-        step = ((values.amax(dim=1, keepdim=True) - low) / top).half().float().clamp(HALF_TINY, HALF_MAX)
+        low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+        refuse_beyond_half(low, "logit")
+        low = low.half().float()
+        refuse_beyond_half((high - low) / top, "step between levels")
+        step = ((high - low) / top).half().float().clamp_min(HALF_TINY)
         levels = ((values - low) / step).round().clamp(0, top).to(torch.uint8)
         return {"levels": levels, "spans": torch.cat([low, step], dim=1)}
 
@@ -91,6 +109,16 @@ class Codec:
             return values
         rest = tensors["rest"][rows] if "rest" in tensors else None
         return TopK(values, tensors["classes"][rows].long(), rest)
+
+
+def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bits 32, without --use-fp16") -> None:
+    """Raise InputError where a number would become infinite in half precision."""
+    if values.half().isinf().any():
+        largest = values.abs().max().item()
+        raise InputError(
+            f"a {what} of the labels is {largest:.6g} in size, and the largest number of half precision, in which it "
+            f"would be stored, is {HALF_MAX:.0f}; {remedy}"
+        )
 
 
 def keep_largest(logits: torch.Tensor, k: int) -> TopK:

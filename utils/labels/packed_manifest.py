@@ -159,7 +159,7 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
     old, new = flat(stored), flat(wanted)
     compared = [key for key in new if key in old or not older]
     differences = [
-        f"{key} is {in_words(old.get(key))}, not {in_words(new.get(key))}"
+        f"{key} is {in_words(key, old.get(key))}, not {in_words(key, new.get(key))}"
         for key in compared
         if old.get(key) != new.get(key)
     ]
@@ -169,9 +169,23 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
         )
 
 
-def in_words(value: Any) -> str:
-    """A setting for an error sentence: a long list is cut."""
+def in_words(key: str, value: Any) -> str:
+    """A setting for an error sentence: teachers by name, and a long list is cut."""
+    if key == "teachers":
+        return teachers_in_words(value)
     return f"[{listing(value)}]" if isinstance(value, list) and len(value) > 5 else str(value)
+
+
+def teachers_in_words(teachers: Any) -> str:
+    """Who made labels, for a sentence: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+
+    Older stores say `pretrained` for the weights that were the library's newest when they were made.
+    """
+    try:
+        weights = {"pretrained": "pretrained, without a name"}
+        return " + ".join(f"{one['arch']} ({weights.get(one['weights'], one['weights'])})" for one in teachers)
+    except (TypeError, KeyError):  # another program's, or damaged
+        return str(teachers)
 
 
 def kind_is_sound(manifest: dict) -> bool:

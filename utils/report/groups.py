@@ -12,7 +12,8 @@ from utils.report.runs import FinishedRun
 # Arguments that cannot change a figure, or whose content is told apart by a digest.
 NEUTRAL = frozenset(
     "seed side_by_side output_dir overwrite resume dry_run workers no_progress verify_labels "
-    "train_dir val_dir fkd_path teacher_checkpoint wandb_project wandb_mode wandb_group wandb_tags".split()
+    "train_dir val_dir fkd_path teacher_checkpoint teacher_weights "
+    "wandb_project wandb_mode wandb_group wandb_tags".split()
 )
 LABEL_FACTS = "dialect", "epochs", "batch_size", "policy", "codec", "settings"  # how labels were made
 REGIME_SETTINGS = (  # how a regime makes its labels and views, and what its loss reads

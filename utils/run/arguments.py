@@ -1,7 +1,7 @@
 """argparse groups that the scripts share. Every flag does what its help says; checks name the flags."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.labels.command import add_codec_arguments
@@ -14,7 +14,7 @@ from utils.run.training_arguments import (
     check_temperatures,
     settle_hard_epochs,
 )
-from utils.system.errors import InputError
+from utils.system.errors import InputError, listing
 from utils.system.parser import COUNT, NATURAL, POSITIVE, number
 from utils.training.average import BUFFERS
 from utils.training.teachers import PRESETS, RULES
@@ -112,7 +112,16 @@ def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
         "-a", "--arch", action="append", help="torchvision or timm model; repeat for an ensemble (default: resnet18)"
     )
     group.add_argument(
-        "--checkpoint", action="append", help="weights of each --arch in turn (default: the library's pretrained ones)"
+        "--checkpoint",
+        action="append",
+        help="weights of each --arch in turn; `pretrained` for the library's (default: those of all)",
+    )
+    group.add_argument(
+        "--weights",
+        action="append",
+        metavar="NAME",
+        help="the library's pretrained weights of each --arch without a --checkpoint, in turn: IMAGENET1K_V1, "
+        "IMAGENET1K_V2, DEFAULT (the newest), a tag of timm's (default: IMAGENET1K_V1, as pretrained=True meant)",
     )
     group.add_argument("--preset", choices=PRESETS, help="the teachers and ensemble rule of PRISM for this student")
     group.add_argument("--candidate-number", type=COUNT, default=4, help="take so many teachers of --preset")
@@ -150,6 +159,9 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher-checkpoint",
         help="its weights (default: the library's pretrained ones; with --loss-type ce no teacher at all)",
+    )
+    group.add_argument(
+        "--teacher-weights", metavar="NAME", help="which of the library's pretrained ones (default: IMAGENET1K_V1)"
     )
     group.add_argument("--teacher-stem", choices=["standard", "small"], default="standard", help="as --stem")
     group.add_argument(
@@ -232,6 +244,44 @@ def choose_teachers(args: argparse.Namespace) -> tuple[list[str], list[str | Non
             f"{len(files)} --checkpoint for {len(names)} teachers; give one per teacher in the same order, or none"
         )
     return names, [None if file in (None, "pretrained") else file for file in files], rule or "mean"
+
+
+def choose_weights(args: argparse.Namespace, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
+    """Return for each teacher the --weights that are asked for, or None; `names, files` as from `choose_teachers`.
+
+    Raises:
+        InputError: another number of --weights than of teachers without a file.
+    """
+    asked = args.weights or [None] * files.count(None)
+    if len(asked) != files.count(None):
+        given = next((file for file in files if file is not None), None)
+        if given is not None and len(asked) > files.count(None):
+            raise InputError(
+                f"--weights {listing(asked)} contradicts --checkpoint {given}; give one --weights for each teacher "
+                "without a file, in the same order, or none"
+            )
+        raise InputError(
+            f"{len(asked)} --weights for {files.count(None)} teachers without a --checkpoint (of {listing(names)}); "
+            "give one for each in the same order, or none"
+        )
+    left = iter(asked)
+    return [next(left) if file is None else None for file in files]
+
+
+def choose_teacher_weights(args: argparse.Namespace) -> str | None:
+    """Return the --teacher-weights that are asked for, or None.
+
+    Raises:
+        InputError: the teacher has a file, or there is no teacher.
+    """
+    if args.teacher_weights and args.teacher_checkpoint:
+        raise InputError(
+            f"--teacher-weights {args.teacher_weights} contradicts --teacher-checkpoint {args.teacher_checkpoint}; "
+            "give one of them"
+        )
+    if args.teacher_weights and args.loss_type == "ce":
+        raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
+    return args.teacher_weights
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:

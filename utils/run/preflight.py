@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from utils.labels.agreement import Agreement, fitting_seed, judge, sample_labels, views_of
-from utils.labels.batch import BatchLabels
+from utils.labels.batch import BatchLabels, values_of
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
@@ -25,7 +25,8 @@ from utils.run.classes import Numbering, display_names, number_train_folders, nu
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
-from utils.system.errors import InputError, listing
+from utils.run.teacher_check import states_index, unchecked
+from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
@@ -204,10 +205,10 @@ def identify_images(
         known = know_images(args.train_dir, train, args.workers, stored, world)
     if stored is None:
         return known
-    clause = known.differences(stored) if known else None
-    if clause:
+    how = known.differences(stored) if known else None
+    if how:
         fault = (
-            f"--train-dir {args.train_dir} does not hold the images of the labels in {args.fkd_path}: {clause}; give "
+            f"--train-dir {args.train_dir} does not hold the images of the labels in {args.fkd_path}: {how}; give "
             "the images that were labelled, as they were, or label these with relabel_FKD.py"
         )
         if len(train) != len(stored):  # then labels have no image, or images no label
@@ -233,6 +234,16 @@ def warn_of_folder_order(names: Sequence[str]) -> None:
                 following,
             )
             return
+
+
+def warn_of_last_batch(images: int, batch_size: int) -> None:
+    """Warn where the last batch of an epoch is a single image: training refuses it for students with batch norm."""
+    if (images - 1) % batch_size == 0:
+        log.warning(
+            "WARNING: the last batch of %d images in batches of %d is a single image, on which students with batch "
+            "normalisation cannot train; give another -b/--batch-size",
+            *(images, batch_size),
+        )
 
 
 def trailing_number(name: str) -> tuple[str, int | None]:
@@ -283,10 +294,13 @@ def report(
     views = views_of(samples, store.num_classes, args.input_size)
 
     def other_seed() -> int | None:
-        implied = not getattr(store, "manifest", {"has_index": store.dialect != "sre2l"})["has_index"]
-        return fitting_seed(store, samples, targets, args.fkd_seed, args.input_size) if implied else None
+        if states_index(getattr(store, "store", store)) or getattr(store, "lists_images", False):
+            return None
+        return fitting_seed(store, samples, targets, args.fkd_seed, args.input_size)
 
     report_agreement(args, judge(views, targets, names, store.num_classes, other_seed), names)
+    for line in unchecked(store):
+        log.info(line)
 
 
 def count_batches(store: LabelStore) -> str:
@@ -331,7 +345,7 @@ def report_live_agreement(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     names: Sequence[str],
     world: World,
-) -> None:
+) -> torch.Tensor:
     """Have a teacher answer some views before it answers all, and compare its answers with the folders.
 
     Args:
@@ -340,6 +354,9 @@ def report_live_agreement(
         names: name of each of C classes.
         world: every rank must call; the first one's views count, since time limits their number.
 
+    Returns:
+        its answers, float32 [R, C].
+
     Raises:
         InputError: its classes are not those of the folders.
     """
@@ -347,6 +364,7 @@ def report_live_agreement(
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
     report_agreement(args, world.from_first(judge(views, targets, names, len(names))), names)
+    return torch.cat([values_of(labels.logits) for labels in samples])
 
 
 def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence[str]) -> None:
@@ -426,11 +444,10 @@ def check_student(
             outputs = copy.deepcopy(model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever a model meets in images that are too few, or too small for it
         raise InputError(
             f"--model {args.model} cannot train on a micro-batch of {rows} at --input-size {input_size} "
-            f"({reason:.150}); change --gradient-accumulation-steps, the batch size of the labels, "
+            f"({clause(error)}); change --gradient-accumulation-steps, the batch size of the labels, "
             + ("--hard-batch-size, " if args.hard_epochs else "")
             + "or the size"
             + (", or add --sync-bn" if args.processes > 1 and not args.sync_bn else "")

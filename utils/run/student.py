@@ -66,7 +66,7 @@ class Student:
         self.name = f"{args.model}-seed{args.seed}"
         self.log = NamedLog(self.name, args.side_by_side > 1)
         precision = Precision(args.precision, device)  # its own, since fp16 adapts its loss scaling
-        model = build_student(args.model, num_classes, args.seed, args.stem)
+        model = build_student(args.model, num_classes, args.seed, args.stem, args.input_size)
         model = precision.place(model)
         if args.sync_bn and world.size > 1:
             synchronise(model, world)

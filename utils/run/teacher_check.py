@@ -10,7 +10,7 @@ from utils.labels.format_packed import PackedStore
 from utils.labels.opening import open_labels
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
-from utils.run.arguments import add_answering_arguments, choose_teachers
+from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
 from utils.run.label_suspects import Explanation, explain
 from utils.run.teacher_inquiry import Inquiry, Replay, Verdict
 from utils.system.errors import InputError
@@ -60,10 +60,13 @@ def run(args: argparse.Namespace) -> bool:
     stated = stated_settings(store)
     args.ensemble = args.ensemble or (None if args.preset else stated.get("ensemble"))
     names, files, rule = choose_teachers(args)
-    teachers = Ensemble(names, files, rule, Precision(args.precision, pick_device(args.device)), args.stem)
+    weights = choose_weights(args, names, files)
     refuse_contradictions(args, stated)
+    size = args.input_size or stated.get("input_size", 224)
+    precision = Precision(args.precision, pick_device(args.device))
+    teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=size)
     replay = Replay(
-        args.input_size or stated.get("input_size", 224),
+        size,
         args.mean or stated.get("mean", IMAGENET_MEAN),
         args.std or stated.get("std", IMAGENET_STD),
         temperature=args.temperature,

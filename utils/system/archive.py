@@ -1,11 +1,15 @@
-"""Read the zip archives that `torch.save` writes, without trusting whoever wrote them.
+"""Read the files that `torch.save` writes, without trusting whoever wrote them.
 
 A `torch.save` file is a zip: `NAME/data.pkl`, a pickle that describes the object, and `NAME/data/K`,
-the raw bytes of storage K. Unpickling can run any code, and `torch.load` believes the sizes that
-the pickle states, so files from strangers are read by this module instead:
+the raw bytes of storage K. Before PyTorch 1.6 it was five pickles one after another (a magic number, a
+version, the byte order, the object, the list of storage names), then each storage: its length as int64
+and its raw bytes. Unpickling can run any code, and `torch.load` believes the sizes that the pickle
+states, so files from strangers are read by this module instead:
 
 * only the callables in an exact allow-list exist, and each is a small function of ours that checks
   its arguments; anything else is refused by name,
+* in a checkpoint, settings of some known classes may lie beside the weights: each becomes an `Inert`, which
+  keeps nothing of what the file says and can do nothing,
 * the pickle machine is the one in Python, with the opcodes removed that allocate memory before
   reading it,
 * a tensor must lie inside its storage, a storage must be as long as its record, records must be
@@ -18,7 +22,8 @@ import io
 import os
 import pickle
 import re
-import textwrap
+import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from utils.system.errors import InputError
+from utils.system.errors import InputError, clause
 
 MAX_PICKLE_BYTES = 64 * 2**20
 
@@ -51,7 +56,11 @@ STORAGE_DTYPES = {
 
 
 class ForbiddenPickle(pickle.UnpicklingError):
-    """The pickle asks for something outside the allow-list."""
+    """The pickle asks for something outside the allow-list; `module` is where that is, if it has a name."""
+
+    def __init__(self, what: str, module: str = "") -> None:
+        super().__init__(what)
+        self.module = module
 
 
 # The hints of these stand-ins say what a sound pickle hands over. A strange one may hand over anything.
@@ -61,8 +70,6 @@ class _NumpyDtype:
     """Stands in for `numpy.dtype`: a code such as `i8`, and the byte order from the pickled state."""
 
     def __init__(self, code: str, *_flags: object):
-        if code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
-            raise ForbiddenPickle(f"a numpy value of type {code!r}")
         self.code, self.order = code, "<"
 
     def set_state(self, state: Sequence[Any]) -> None:
@@ -71,6 +78,8 @@ class _NumpyDtype:
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
     """Stands in for numpy's `scalar(dtype, bytes)`; returns a plain Python number."""
+    if dtype.code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
+        raise ForbiddenPickle(f"a numpy value of type {dtype.code!r:.40}")
     array = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
     if array.size != 1:
         raise pickle.UnpicklingError("a numpy scalar of the wrong length")
@@ -103,7 +112,8 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > storage.numel() or (numel and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    return storage.as_strided(size, stride, offset) if numel else storage.new_empty(size)
+    # as_strided counts from the start of the memory, of which an old file's storage may be a part
+    return storage.as_strided(size, stride, storage.storage_offset() + offset) if numel else storage.new_empty(size)
 
 
 def _rebuild_parameter(tensor: torch.Tensor, _requires_grad: object, _hooks: object) -> torch.Tensor:
@@ -122,7 +132,84 @@ LABEL_GLOBALS: Globals = {
 }
 
 
-WEIGHT_GLOBALS: Globals = {**LABEL_GLOBALS, ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
+class _Parameter:
+    """Stands in for `torch.nn.Parameter` as PyTorch 0.3 pickled it: the plain tensor that it is made of."""
+
+    def __new__(cls, tensor: torch.Tensor, *_requires_grad: object) -> Any:
+        return tensor
+
+
+WEIGHT_GLOBALS: Globals = {
+    **LABEL_GLOBALS,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # PyTorch 0.3
+    ("torch.nn.parameter", "Parameter"): _Parameter,
+}
+
+
+class Inert:
+    """Stands in for a settings object: it takes any arguments, items and state, and keeps none of them."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_arguments: object, **_named: object) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: object, **_named: object) -> None:
+        """Ignore the arguments."""
+
+    def __setitem__(self, _key: object, _value: object) -> None:
+        """Ignore an item of a dict."""
+
+    def append(self, _item: object) -> None:
+        """Ignore an item of a list."""
+
+    def extend(self, _items: object) -> None:
+        """Ignore items of a list."""
+
+
+# Plain data that training scripts save beside the weights. The list is exact: no function is in it, and nothing of a
+# class but its name counts, so that a file which misuses one of these names only gets an `Inert`.
+_PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
+_PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
+_DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
+SETTINGS = {
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+    "typing": "Any Dict List Optional Tuple Union",
+    "collections": "defaultdict Counter deque",
+    "builtins": _PLAIN,
+    "__builtin__": _PLAIN,
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,
+    "datetime": "datetime date time timedelta timezone",
+    "numpy": "ndarray",
+    "numpy.core.multiarray": "_reconstruct",  # of an array
+    "numpy._core.multiarray": "_reconstruct",
+    "torch": f"device Size {_DTYPES}",
+    "easydict": "EasyDict",
+    "addict": "Dict",
+    "addict.addict": "Dict",
+    "yacs.config": "CfgNode",
+    "fvcore.common.config": "CfgNode",
+    "mmcv.utils.config": "Config ConfigDict",
+    "mmengine.config.config": "Config ConfigDict",
+    "ml_collections.config_dict.config_dict": "ConfigDict FrozenConfigDict",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.base": "Metadata ContainerMetadata",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode FloatNode IntegerNode PathNode StringNode",
+    "pytorch_lightning.utilities.parsing": "AttributeDict",
+    "lightning_fabric.utilities.data": "AttributeDict",
+    "lightning.fabric.utilities.data": "AttributeDict",
+    "lightning.pytorch.utilities.parsing": "AttributeDict",
+}
+
+
+CHECKPOINT_GLOBALS: Globals = {
+    **{(module, name): Inert for module, names in SETTINGS.items() for name in names.split()},
+    **WEIGHT_GLOBALS,
+}
 
 
 class _Unpickler(pickle._Unpickler):
@@ -130,8 +217,8 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]  # as in the base class, whose stub does not name it
 
-    def __init__(self, data: bytes, allowed: Globals, load_storage: Callable[..., torch.Tensor]):
-        super().__init__(io.BytesIO(data))
+    def __init__(self, file: Any, allowed: Globals, load_storage: Callable[..., torch.Tensor]):
+        super().__init__(file, encoding="utf-8")  # of the texts of Python 2
         self.allowed = allowed
         self.load_storage = load_storage
 
@@ -139,18 +226,18 @@ class _Unpickler(pickle._Unpickler):
         try:
             return self.allowed[module, name]
         except KeyError:
-            raise ForbiddenPickle(f"{module}.{name}") from None
+            raise ForbiddenPickle(f"{module}.{name}", module) from None
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         return self.load_storage(*pid)
 
     def load_build(self) -> None:
-        """Set the state of the two types that have any; a state dict's `_metadata` is dropped."""
+        """Set the byte order of a dtype; drop a state dict's `_metadata`, and the state of a parameter or settings."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _NumpyDtype):
             target.set_state(state)
-        elif not isinstance(target, OrderedDict):
+        elif not isinstance(target, OrderedDict | torch.Tensor | Inert):
             raise ForbiddenPickle(f"the state of a {type(target).__name__}")
 
 
@@ -204,15 +291,90 @@ class _Archive:
             raise pickle.UnpicklingError("big-endian tensors")
         if self.zip.getinfo(f"{self.root}/data.pkl").file_size > MAX_PICKLE_BYTES:
             raise pickle.UnpicklingError("a pickle of absurd size")
-        return _Unpickler(self.record("data.pkl"), allowed, self.storage).load()
+        return _Unpickler(io.BytesIO(self.record("data.pkl")), allowed, self.storage).load()
 
 
-def load_archive(path: Path | str, allowed: Globals = LABEL_GLOBALS) -> Any:
-    """Return the object in a `torch.save` zip file, made of containers, numbers and CPU tensors.
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
+VERSION = 1001  # the second
+
+
+class _OldArchive:
+    """One open file from before PyTorch 1.6, and the storages that its pickle names."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.size = self.budget = os.fstat(file.fileno()).st_size
+        self.storages: dict[str, tuple[bytearray, torch.Tensor]] = {}
+
+    def read(self, count: int) -> bytes:
+        """Read bytes; fewer where the file ends, before memory is taken for them."""
+        return self.file.read(max(0, min(count, self.size - self.file.tell())))
+
+    def readline(self) -> bytes:
+        """Read a line of a pickle."""
+        return self.file.readline(MAX_PICKLE_BYTES)
+
+    def pickled(self, allowed: Globals) -> Any:
+        """Return what the next pickle holds."""
+        start = self.file.tell()
+        value = _Unpickler(self, allowed, self.storage).load()
+        if self.file.tell() - start > MAX_PICKLE_BYTES:
+            raise pickle.UnpicklingError("a pickle of absurd size")
+        return value
+
+    def storage(
+        self, kind: str, dtype: torch.dtype, key: str, _location: object, numel: int, view: Any = None
+    ) -> torch.Tensor:
+        """Return storage `key`, or the part of it that `view` says, as a flat tensor that is filled in later."""
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ForbiddenPickle(f"a persistent {kind!r:.40}")
+        if type(numel) is not int or numel < 0:
+            raise pickle.UnpicklingError("a storage of impossible length")
+        if key not in self.storages:
+            size = numel * torch.empty(0, dtype=dtype).element_size()
+            self.budget -= size
+            if self.budget < 0:
+                raise pickle.UnpicklingError("storages larger than the file")
+            data = bytearray(size)
+            self.storages[key] = data, torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        storage = self.storages[key][1]
+        if storage.numel() != numel or storage.dtype != dtype:
+            raise pickle.UnpicklingError(f"storage {key} is not as long as stated")
+        if view is None:
+            return storage
+        _key, first, length = view
+        if type(first) is not int or type(length) is not int or not 0 <= first <= first + length <= numel:
+            raise pickle.UnpicklingError("a part that is larger than its storage")
+        return storage[first : first + length]
+
+    def load(self, allowed: Globals) -> Any:
+        if self.pickled({}) != MAGIC or self.pickled({}) != VERSION:
+            raise pickle.UnpicklingError("another kind of pickle")
+        if self.pickled({}).get("little_endian") is not True:
+            raise pickle.UnpicklingError("big-endian tensors")
+        value = self.pickled(allowed)
+        for key in self.pickled({}):
+            data, storage = self.storages.pop(key)
+            if self.read(8) != struct.pack("<q", storage.numel()):
+                raise pickle.UnpicklingError(f"storage {key} is not as long as stated")
+            content = self.read(len(data))
+            if len(content) < len(data):
+                raise pickle.UnpicklingError(f"the file ends in storage {key}")
+            data[:] = content
+        if self.storages or self.read(1):
+            raise pickle.UnpicklingError("storages that are missing, or bytes after the last")
+        return value
+
+
+def load_archive(
+    path: Path | str, allowed: Globals = LABEL_GLOBALS, remedy: str = "get the file from its author again"
+) -> Any:
+    """Return the object in a `torch.save` file of any PyTorch, made of containers, numbers and CPU tensors.
 
     Args:
         path: the file.
         allowed: what the pickle may name, `{(module, name): stand-in}`.
+        remedy: what to do about a file that names something else.
 
     Raises:
         InputError: the file is missing, damaged, or asks for anything outside `allowed`; the
@@ -220,14 +382,32 @@ def load_archive(path: Path | str, allowed: Globals = LABEL_GLOBALS) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            return _Archive(file).load(allowed)
+            old = file.read(1) == pickle.PROTO  # a zip begins with PK
+            file.seek(0)
+            return (_OldArchive(file) if old else _Archive(file)).load(allowed)
     except ForbiddenPickle as error:
+        if _is_model(path, error):
+            raise InputError(
+                f"{path} is refused: it is a whole pickled model (its pickle asks for {clause(error)}), not weights, "
+                "and reading it would run code; save torch.save(model.state_dict(), path) where its code is, and "
+                "give that file"
+            ) from None
         raise InputError(
-            f"{path} is refused: its pickle asks for {error}, which plain tensors and numbers do not "
-            "need and which could run code; get the file from its author again, or write it anew"
+            f"{path} is refused: its pickle asks for {clause(error)}, which plain tensors and numbers do not "
+            f"need and which could run code; {remedy}, or write it anew"
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
-        raise InputError(f"{path} is damaged or not a torch.save file ({reason}); copy or write it again") from None
+        raise InputError(
+            f"{path} is damaged or not a torch.save file ({clause(error)}); copy or write it again"
+        ) from None
+
+
+def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:
+    """Whether the first thing that was refused is most likely the class of a pickled model."""
+    top = error.module.partition(".")[0]
+    if not top or (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
+        return False
+    with open(path, "rb") as file:  # the pickle comes before the storages, or is the first record
+        return b"torch.nn.modules" in file.read(2**20)

@@ -1,5 +1,6 @@
 """Errors that are one sentence."""
 
+import textwrap
 from collections.abc import Iterable
 
 
@@ -28,3 +29,10 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
     words = [str(item) for item in items]
     shown = ", ".join(words[:limit])
     return shown if len(words) <= limit else f"{shown} and {len(words) - limit} more"
+
+
+def clause(error: object, width: int = 150) -> str:
+    """Turn another library's message into a part of our sentence: one line, no full stop in it, cut after a word."""
+    words = " ".join(str(error).split()).rstrip(". ").replace(". ", "; ")
+    words = " ".join(word if len(word) <= width // 2 else f"{word[: width // 2]}…" for word in words.split())
+    return textwrap.shorten(words, width, placeholder=" …") or type(error).__name__

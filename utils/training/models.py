@@ -1,7 +1,7 @@
 """Students and teachers by name: torchvision first, then timm (imported only when needed)."""
 
 import difflib
-import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,118 +10,203 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.system.archive import WEIGHT_GLOBALS, load_archive
-from utils.system.errors import InputError, listing
+from utils.system.errors import InputError, clause, listing
+from utils.training.weights import State, classes_of, load_weights
 
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled magic number
+USUAL_SIZE = 224  # side of the input that torchvision's models are built for
+OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
+SEARCH_SECONDS = 4  # for the architecture that a file's weights fit
+SEARCHED = (  # the field's students and teachers, the most common first
+    "resnet18 resnet50 resnet101 resnet34 mobilenet_v2 shufflenet_v2_x0_5 shufflenet_v2_x1_0 alexnet vgg11 vgg11_bn "
+    "vgg16 vgg16_bn resnet152 wide_resnet50_2 resnext50_32x4d squeezenet1_1 regnet_y_400mf regnet_x_400mf "
+    "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 densenet121 convnext_tiny vit_b_16 swin_t "
+    "deit_tiny_patch16_224 swin_tiny_patch4_window7_224"
+).split()
 
 
 def build_model(
-    name: str, num_classes: int, stem: str = "standard", pretrained: bool = False, flag: str = "--model"
+    name: str, num_classes: int, stem: str = "standard", flag: str = "--model", input_size: int | None = None
 ) -> nn.Module:
-    """Return a torchvision or timm classifier with `num_classes` outputs.
+    """Return a torchvision or timm classifier with `num_classes` outputs and random weights.
 
     Args:
         name: model name; torchvision's is taken where both have it.
         stem: `small` swaps a ResNet's 7x7/2 convolution and max-pool for a 3x3/1 convolution
             (the field's `resnet18_modified`, for images of 32 to 64 px).
-        pretrained: load the library's default weights (teachers).
         flag: the flag to name in errors.
+        input_size: side of its input in pixels, for models that are built for one size; None: the usual one.
 
     Raises:
-        InputError: no such model (near names are suggested), or it has no ResNet stem to swap.
+        InputError: no such model (near names are suggested), it has no ResNet stem to swap, or it cannot be
+            built for that size.
     """
-    if name in torchvision.models.list_models(module=torchvision.models):
-        if pretrained:
-            model = torchvision.models.get_model(name, weights="DEFAULT")
-        else:
-            extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-            model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    if in_torchvision(name):
+        extra: dict[str, Any] = sized(name, input_size)
+        if name in ("googlenet", "inception_v3"):
+            extra = {"aux_logits": False, "init_weights": True}
+        model = _built(
+            torchvision.models.get_model, name, flag, input_size, weights=None, num_classes=num_classes, **extra
+        )
     else:
-        model = _build_timm(name, num_classes, pretrained, flag)
+        import timm
+
+        refuse_unknown(name, flag)
+        extra = sized(name, input_size)
+        model = _built(timm.create_model, name, flag, input_size, pretrained=False, num_classes=num_classes, **extra)
     if stem == "small":
-        _shrink_stem(model, name)
+        _shrink_stem(model, name, flag)
     return model
 
 
-def _build_timm(name: str, num_classes: int, pretrained: bool, flag: str) -> nn.Module:
+def _built(make: Any, name: str, flag: str, input_size: int | None, **options: Any) -> nn.Module:
+    """Call a library's function that makes a model; an input size that it cannot take is the user's mistake."""
+    try:
+        return make(name, **options)
+    except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
+        if not options.keys() & {"image_size", "input_size", "img_size"}:
+            raise
+        raise InputError(
+            f"{flag} {name} cannot be built for --input-size {input_size} ({clause(error)}); choose a size that its "
+            "patches and windows divide, or another model"
+        ) from None
+
+
+def in_torchvision(name: str) -> bool:
+    """Whether torchvision has a classifier of that name."""
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def sized(name: str, input_size: int | None) -> dict[str, Any]:
+    """Arguments that build a known model for an unusual size; none where it takes any size, as most do."""
+    if input_size is None:
+        return {}
+    if in_torchvision(name):
+        if input_size == USUAL_SIZE:
+            return {}
+        if name.startswith("vit_"):
+            return {"image_size": input_size}
+        return {"input_size": (input_size, input_size)} if name.startswith("maxvit_") else {}
+    from timm.models import get_pretrained_cfg
+
+    usual = get_pretrained_cfg(name)
+    return {"img_size": input_size} if usual and usual.fixed_input_size and usual.input_size[-1] != input_size else {}
+
+
+def refuse_unknown(name: str, flag: str) -> None:
+    """Raise InputError where timm has no model of that name either."""
     import timm
 
-    if not timm.is_model(name):
-        known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-        hint = (
-            f"did you mean {listing(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"
+    if timm.is_model(name):
+        return
+    base = name.removesuffix("_modified")
+    if base != name and in_torchvision(base):
+        raise InputError(
+            f"{flag} {name} is the field's name of a {base} with a small stem; give {flag} {base} "
+            f"{stem_flag(flag)} small"
         )
-        raise InputError(f"{flag} {name} is neither a torchvision nor a timm model; {hint}")
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+    known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    hint = f"did you mean {listing(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"
+    raise InputError(f"{flag} {name} is neither a torchvision nor a timm model; {hint}")
 
 
-def _shrink_stem(model: nn.Module, name: str) -> None:
+def stem_flag(flag: str) -> str:
+    """The flag of the stem of the model that `flag` names."""
+    return "--teacher-stem" if flag.startswith("--teacher") else "--stem"
+
+
+def weights_flag(flag: str) -> str:
+    """The flag of the pretrained weights of the model that `flag` names."""
+    return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
+
+
+def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
     old = getattr(model, "conv1", None)
     if not isinstance(old, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise InputError(f"--stem small needs a ResNet with conv1 and maxpool, and {name} has none; leave the flag out")
+        raise InputError(
+            f"{stem_flag(flag)} small needs a ResNet with conv1 and maxpool, and {name} has none; leave the flag out"
+        )
     model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
 
 
-def build_student(name: str, num_classes: int, seed: int, stem: str = "standard") -> nn.Module:
+def build_student(
+    name: str, num_classes: int, seed: int, stem: str = "standard", input_size: int | None = None
+) -> nn.Module:
     """Return the student, its weights drawn right after `torch.manual_seed(seed)`."""
     torch.manual_seed(seed)
-    return build_model(name, num_classes, stem)
+    return build_model(name, num_classes, stem, input_size=input_size)
 
 
-def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the state dict in a checkpoint file, without running its pickle.
+def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -> str:
+    """Return the library's own name of pretrained weights.
 
-    Takes `.safetensors` and `torch.save` files; a dict under `state_dict` or `model` is unwrapped,
-    and the `module.` that DataParallel puts before names is removed.
+    Args:
+        name: torchvision or timm model.
+        asked: a name or DEFAULT, torchvision's newest or timm's usual ones. None: IMAGENET1K_V1, the weights that
+            `pretrained=True` meant in every project of the field, else DEFAULT.
+
+    Returns:
+        a member of torchvision's enum of this model's weights, or a tag of timm's.
 
     Raises:
-        InputError: the file is missing, damaged, or holds more than tensors and numbers.
+        InputError: no such model, or no such weights of it.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; give a checkpoint file with the model's weights")
-    if str(path).endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    if in_torchvision(name):
+        names = torchvision.models.get_model_weights(name).__members__
+        known = {key: weights.name for key, weights in names.items()}
+        usual = "IMAGENET1K_V1" if "IMAGENET1K_V1" in known else "DEFAULT"
+    else:
+        import timm
+        from timm.models import get_pretrained_cfg
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a readable safetensors file ({error}); copy it again") from None
-    state = load_legacy(path) if is_legacy(path) else load_archive(path, WEIGHT_GLOBALS)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+        refuse_unknown(name, flag)
+        base, _, usual = name.partition(".")
+        tags = [
+            other.partition(".")[2] for other in timm.list_pretrained(f"{base}*") if other.partition(".")[0] == base
+        ]
+        known = {tag: tag for tag in tags if tag and usual in ("", tag)}
+        default = get_pretrained_cfg(name)
+        if tags and default:
+            known["DEFAULT"] = default.tag or "DEFAULT"
+        usual = "DEFAULT"
+    if not known:
+        raise InputError(f"{flag} {name} has no pretrained weights; give a file with its weights")
+    if (asked or usual) not in known:
+        raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose of {listing(known, 12)}")
+    return known[asked or usual]
 
 
-def is_legacy(path: Path | str) -> bool:
-    """Whether a file is what `torch.save` wrote before PyTorch 1.6: pickles one after another, no zip."""
-    with open(path, "rb") as file:
-        return file.read(len(LEGACY_START)) == LEGACY_START
+def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: int | None = None) -> nn.Module:
+    """Return a torchvision or timm classifier with the pretrained `weights` that `pretrained_name` has returned.
 
-
-def load_legacy(path: Path | str) -> Any:
-    """Read such a file; its pickles may only name tensors and plain containers."""
+    Raises:
+        InputError: the weights cannot be fetched, or do not fit the input size.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
+        if in_torchvision(name):
+            chosen = torchvision.models.get_model_weights(name)[weights]
+            side = chosen.meta.get("min_size", (USUAL_SIZE,))[0]
+            if sized(name, 1) and input_size not in (None, side):
+                raise InputError(
+                    f"{flag} {name}: its pretrained weights {weights} are for --input-size {side}, not {input_size}; "
+                    "give that size, or a file with weights for yours"
+                )
+            return torchvision.models.get_model(name, weights=chosen)
+        import timm
+
+        tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
+        # timm resamples position embeddings for another size
+        model = _built(timm.create_model, tagged, flag, input_size, pretrained=True, **sized(tagged, input_size))
+    except (OSError, RuntimeError) as error:  # no network; or a download that is cut short
         raise InputError(
-            f"{path}, an old torch.save file, is damaged or holds more than tensors ({reason:.150}); save it again "
-            "with a PyTorch since 1.6"
+            f"{flag} {name}: its pretrained weights {weights} cannot be fetched or loaded ({clause(error)}); give a "
+            "file with its weights"
         ) from None
-
-
-def classes_of(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Number of classes of a state dict, from its last two-dimensional weight; None if there is none."""
-    rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
-    return rows[-1] if rows else None
+    if not getattr(model, "num_classes", None):
+        raise InputError(f"{flag} {name}: its pretrained weights {weights} answer no classes; choose others")
+    return model
 
 
 def build_teacher(
@@ -130,30 +215,113 @@ def build_teacher(
     stem: str = "standard",
     num_classes: int = 1000,
     flag: str = "--arch",
+    weights: str | None = None,
+    input_size: int | None = None,
 ) -> nn.Module:
     """Return a teacher in eval mode without gradients.
 
     Args:
         name: torchvision or timm model.
-        checkpoint: file with its weights, which says the number of classes; None takes the
-            library's pretrained weights of `num_classes` classes.
+        checkpoint: file with its weights, which says the number of classes; None takes pretrained ones.
+        num_classes: where a file does not say it.
+        weights: as `asked` of `pretrained_name`.
+        input_size: as for `build_model`.
 
     Raises:
         InputError: unknown model, or weights that do not fit it.
     """
     if checkpoint is None:
-        try:
-            teacher = build_model(name, num_classes, stem, pretrained=True, flag=flag)
-        except OSError as error:
+        if stem == "small":
             raise InputError(
-                f"{flag} {name}: its pretrained weights cannot be fetched ({error}); give a file"
-            ) from None
+                f"{stem_flag(flag)} small: pretrained weights of {flag} {name} are for the standard stem; give a file "
+                "with its weights"
+            )
+        teacher = build_pretrained(name, pretrained_name(name, weights, flag), flag, input_size)
     else:
         state = load_weights(checkpoint)
-        teacher = build_model(name, classes_of(state) or num_classes, stem, flag=flag)
-        try:
-            teacher.load_state_dict(state)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise InputError(f"{checkpoint} does not hold the weights of {flag} {name}: {reason:.200}") from None
+        teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size)
+        if not fit(shapes_of(teacher.state_dict()), state):
+            own = shapes_of(teacher.state_dict())
+            classifier = classifier_of(own)
+            classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
+            teacher = build_model(name, classes, stem, flag, input_size)
+            if not fit(shapes_of(teacher.state_dict()), state):
+                raise InputError(
+                    f"{checkpoint} does not hold the weights of {flag} {name}"
+                    f"{' with a small stem' if stem == 'small' else ''}"
+                    f"{advice(own, state, name, stem, flag)}"
+                )
+        teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
+
+
+Shapes = Mapping[str, torch.Size]
+
+
+def shapes_of(state: State) -> dict[str, torch.Size]:
+    """Shape of each tensor; batch counters left out, which files from before PyTorch 0.4.1 lack."""
+    return {name: tensor.shape for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def classifier_of(shapes: Shapes) -> str:
+    """Name of the weight whose rows are the classes: a model's last matrix or 1x1 convolution."""
+    return [name for name, shape in shapes.items() if name.endswith("weight") and len(shape) in (2, 4)][-1]
+
+
+def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
+    """Whether weights have a model's names and shapes; with `any_classes` the number of classes does not matter."""
+    found = shapes_of(state)
+    if found.keys() != shapes.keys():
+        return False
+    last = classifier_of(shapes) if any_classes else ""
+    free = {last, f"{last.removesuffix('weight')}bias"}
+    return all(
+        found[name] == shape or (name in free and found[name][1:] == shape[1:]) for name, shape in shapes.items()
+    )
+
+
+def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
+    """Say what a file's weights would fit, else how they differ from those of a model: the end of a sentence."""
+    other_stem = "small" if stem == "standard" else "standard"
+    ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
+    found = shapes_of(state)
+    if found.keys() == own.keys():
+        ways += [(name, stem, side, f"--input-size {side}") for side in OTHER_SIZES if sized(name, side)]
+        ways += [(name, stem, None, f"--input-size {USUAL_SIZE}")]
+    for other in [other for other in SEARCHED if other != name]:
+        ways += [(other, "standard", None, f"{flag} {other}")]
+        if "resn" in other:
+            ways += [(other, "small", None, f"{flag} {other} {stem_flag(flag)} small")]
+    end = time.monotonic() + SEARCH_SECONDS
+    for other, its_stem, side, words in ways:
+        if time.monotonic() > end:
+            break
+        shapes = skeleton(other, its_stem, side)
+        if shapes and fit(shapes, state, any_classes=True):
+            return f"; they fit {words}"
+    differences = [
+        f"{what} {listing(names, 3)}"
+        for what, names in (
+            ("lacks", [key for key in own if key not in found]),
+            ("also has", [key for key in found if key not in own]),
+            (
+                "has other shapes of",
+                [
+                    f"{key} ({list(found[key])}, not {list(own[key])})"
+                    for key in own
+                    if found.get(key, own[key]) != own[key]
+                ],
+            ),
+        )
+        if names
+    ]
+    return f" (the file {', '.join(differences)}); give the {flag} that it was trained as"
+
+
+def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
+    """Names and shapes of a model's weights, without the memory for them; None where that model cannot be built."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())
+    except Exception:  # only an idea of what might fit
+        return None

@@ -5,9 +5,9 @@ from itertools import islice
 
 import torch
 
-from utils.system.errors import InputError
+from utils.system.errors import InputError, clause
 from utils.system.files import digest_of
-from utils.training.models import build_teacher
+from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
 from utils.views.batch import Batch
 from utils.views.live import refuse_non_finite
@@ -56,6 +56,15 @@ class Ensemble:
         rule: how answers are combined, see `combine`.
         precision: `Precision`; bf16 and channels-last where it says so.
         stem: of every teacher.
+        flag: the flag to name in errors.
+        weights: for each teacher without a file, as `asked` of `pretrained_name`; None: the usual ones of all.
+        input_size: side of the images in pixels; each teacher is asked once. None: teachers of the usual size, unasked.
+
+    Attributes:
+        described: for each teacher its `arch` and `weights`: the digest of its file, or the library's name of them.
+
+    Raises:
+        InputError: a teacher cannot be built or answer at this size, or they disagree on the number of classes.
     """
 
     def __init__(
@@ -66,14 +75,59 @@ class Ensemble:
         precision: Precision,
         stem: str = "standard",
         flag: str = "--arch",
+        weights: Sequence[str | None] | None = None,
+        input_size: int | None = None,
     ):
-        self.rule, self.precision = rule, precision
-        teachers = (build_teacher(name, file, stem, flag=flag) for name, file in zip(names, files, strict=True))
-        self.teachers = [precision.place(t) for t in teachers]
-        self.described = [
-            {"arch": name, "weights": digest_of(file) if file else "pretrained"}
-            for name, file in zip(names, files, strict=True)
-        ]
+        self.rule, self.precision, self.flag = rule, precision, flag
+        self.teachers: list[torch.nn.Module] = []
+        self.described: list[dict[str, str]] = []
+        for name, file, asked in zip(names, files, weights or [None] * len(names), strict=True):
+            teacher = build_teacher(name, file, stem, flag=flag, weights=asked, input_size=input_size)
+            self.teachers.append(precision.place(teacher))
+            self.described.append(
+                {"arch": name, "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
+            )
+        if input_size is not None:
+            self._check(names, input_size)
+
+    def __str__(self) -> str:
+        return " + ".join(f"{teacher['arch']} ({teacher['weights'][:24]})" for teacher in self.described)
+
+    @torch.no_grad()
+    def _check(self, names: Sequence[str], input_size: int) -> None:
+        """Ask each teacher alone with one black image."""
+        images = torch.zeros(1, 3, input_size, input_size, device=self.precision.device)
+        classes = []
+        for name, teacher in zip(names, self.teachers, strict=True):
+            try:
+                with self.precision.autocast():
+                    answer = teacher(images)
+            except torch.cuda.OutOfMemoryError:  # not the size's fault
+                raise
+            except Exception as error:  # whatever a model meets in an image that is too small for it
+                raise InputError(
+                    f"{self.flag} {name} cannot answer at --input-size {input_size} ({clause(error)}); choose another "
+                    "size or teacher"
+                ) from None
+            if not isinstance(answer, torch.Tensor) or answer.dim() != 2:
+                shape = list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+                raise InputError(f"{self.flag} {name} answers with {shape}, not with logits; choose a classifier")
+            classes.append(answer.shape[1])
+        if len(set(classes)) > 1:
+            each = ", ".join(f"{name} {count}" for name, count in zip(names, classes, strict=True))
+            raise InputError(
+                f"{self.flag}: teachers differ in their number of classes ({each}); give teachers of the same"
+            )
+
+    def refuse_fewer_classes(self, folders: int, data: str, input_size: int) -> None:
+        """Raise InputError where there are more class folders than classes; `data` is their flag and path."""
+        classes = self.num_classes(input_size)
+        if classes < folders:
+            names = " + ".join(teacher["arch"] for teacher in self.described)
+            raise InputError(
+                f"{self.flag} {names} answers for {classes} classes, but {data} has {folders} class folders; give a "
+                "teacher that was trained on all of them"
+            )
 
     def num_classes(self, input_size: int) -> int:
         """C, asked of the teachers with one black image of S x S pixels."""
@@ -106,7 +160,9 @@ class Ensemble:
         with self.precision.autocast():
             answers = [teacher(images) for teacher in self.teachers]
         if len({answer.shape[1] for answer in answers}) > 1:
-            raise InputError(f"--arch: teachers have {[a.shape[1] for a in answers]} classes; they must have the same")
+            raise InputError(
+                f"{self.flag}: teachers have {[a.shape[1] for a in answers]} classes; they must have the same"
+            )
         rows = [len(batch) for batch in batches]
         if len(answers) == 1 and self.rule == "mean":
             return list(answers[0].float().split(rows))

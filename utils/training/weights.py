@@ -1,0 +1,89 @@
+"""Weights in files, as the field's training scripts leave them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.system.archive import CHECKPOINT_GLOBALS, load_archive
+from utils.system.errors import InputError, clause, listing
+from utils.system.log import log
+
+# Where training scripts put the weights, best first. Averaged ones are another model with another accuracy, so they
+# are only taken if there are no others.
+KEYS = "state_dict", "model_state_dict", "model", "net", "student"
+AVERAGED_KEYS = "state_dict_ema", "model_ema"
+PREFIXES = "module.", "model.", "backbone."  # of DataParallel and AveragedModel, Lightning, self-supervised code
+COMPILED = "_orig_mod."  # torch.compile puts it before the names of whatever it was called on
+COUNTERS = {"total_ops", "total_params", "n_averaged"}  # thop's, in every layer, and AveragedModel's: no weights
+
+State = Mapping[str, torch.Tensor]
+
+
+def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
+    """Return the state dict in a checkpoint file, without running its pickle.
+
+    Takes `.safetensors` and `torch.save` files. A dict under one of KEYS is unwrapped, else one under AVERAGED_KEYS.
+    Prefixes that all names have are removed, nested ones too, and so are counters. Anything else in the file is
+    ignored: optimizer, random states, settings.
+
+    Raises:
+        InputError: the file is missing, damaged, a whole pickled model, or holds no state dict.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path} does not exist; give a checkpoint file with the model's weights")
+    if str(path).endswith(".safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return plain_names(load_file(path))
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a readable safetensors file ({clause(error)}); copy it again") from None
+    remedy = "where its code is, save torch.save(model.state_dict(), path) alone"
+    state = unwrapped(load_archive(path, CHECKPOINT_GLOBALS, remedy), path)
+    if not is_state(state):
+        raise InputError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), path)")
+    return plain_names(state)
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a dict of tensors alone, with text as names."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+    )
+
+
+def unwrapped(value: Any, path: Path | str) -> Any:
+    """Return the state dict that is nested in what a file holds, or else what it holds; log a choice."""
+    if is_state(value) or not isinstance(value, dict):
+        return value
+    nested = {key: unwrapped(value[key], path) for key in (*KEYS, *AVERAGED_KEYS) if key in value}
+    found = [key for key, inner in nested.items() if is_state(inner)]
+    if not found:
+        return value
+    taken, *others = found
+    if others or taken in AVERAGED_KEYS:
+        averaged = ", which are averaged ones (EMA)" if taken in AVERAGED_KEYS else ""
+        log.info("weights %s: takes %s%s%s", path, taken, averaged, f", not {listing(others)}" if others else "")
+    return nested[taken]
+
+
+def plain_names(state: State) -> dict[str, torch.Tensor]:
+    """Remove counters, COMPILED, and as often as possible each of PREFIXES that all names have."""
+    plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
+    renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
+    plain = renamed if len(renamed) == len(plain) else plain
+    while prefix := next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
+        plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    return plain
+
+
+def classes_of(state: State) -> int | None:
+    """Number of classes of a state dict, from its last two-dimensional weight; None if there is none."""
+    rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
+    return rows[-1] if rows else None
