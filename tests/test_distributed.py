@@ -19,6 +19,8 @@ import train_FKD_parallel
 from utils.labels import command
 from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
+from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch
+from utils.labels.rank_shares import SharedLabels
 from utils.labels.rank_shares import only as cut_down
 from utils.labels.view_policy import ViewPolicy
 from utils.run import folder
@@ -369,3 +371,25 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
     assert list(guarded(Loader())) == ["a", "b"]
     assert seen == ["forked", ranks.REST, "forked"]
+
+
+class Pool:
+    """Two stored epochs of batches of 8, the last of which has 3 rows."""
+
+    epochs, batches_per_epoch, num_images = 2, 2, 16
+
+    def random_access(self):
+        pass
+
+    def batches(self, epoch):
+        return 2
+
+    def rows(self, epoch, batch):
+        return 3 if (epoch, batch) == (1, 1) else 8
+
+
+def test_the_smallest_batch_of_a_pool_is_found_by_several_processes():
+    """Any stored batch may be drawn in any epoch, also by the processes of a run, which wrap the pool."""
+    pooled = PooledLabels(Pool(), SAMPLED, 0, 2)
+    assert smallest_batch(pooled) == 3
+    assert smallest_batch(SharedLabels(pooled, Share(1, 2, 8))) == 3
