@@ -194,3 +194,29 @@ def test_the_whole_plan(tiny, real, tmp_path):
     again = subprocess.run(command, **calls)
     assert again.returncode == 0, again.stdout + again.stderr
     assert (again.stdout.count("finished before: "), again.stdout.count("done: ")) == (4, 0)
+    page = (tmp_path / "w" / "report" / "report.md").read_text()
+    assert f"drawn from {real} with seed 0" in page
+    refuse_other_data(tiny, real, tmp_path, command, calls)
+
+
+def refuse_other_data(tiny, real, root, command, calls):
+    """What WORK holds is of other data: nothing of it is used, and nothing is trained."""
+
+    def refused(message, **changed):
+        call = calls | {"env": calls["env"] | changed}
+        done = subprocess.run(command, **call)
+        assert (done.returncode, "done: " in done.stdout) == (2, False), done.stdout + done.stderr
+        assert re.search(message, done.stderr), done.stderr
+
+    before = (root / "w" / "images" / "random.txt").read_text()
+    refused("random does not hold the draw of seed 8 from", RANDOM_SEED="8")
+    make_images(root / "others" / "train", per_class=PER_CLASS, seed=11)
+    refused("error: IMAGE_SETS: .* have the same last name", IMAGE_SETS=f"{tiny.train} {root}/others/train")
+    refused("error: IMAGE_SETS: .* have the same last name", IMAGE_SETS=f"{tiny.train} {root}/mine/random")
+    refused("train/.*-seed1 is finished, but was made with other settings or data", IMAGE_SETS=f"{root}/others/train")
+    make_images(root / "val", per_class=2, seed=3)
+    refused("seed1 is finished, but was made with other settings or data", VAL_DIR=str(root / "val"))
+    torch.save(build_student(LIGHT, CLASSES, 1).state_dict(), root / "teacher.pth")
+    refused("SL.*seed1 is finished, but was made with other", REGIMES="SL+KD", SEEDS="1")
+    refused("holds labels made with other settings", REGIMES="SL", SEEDS="1")
+    assert (root / "w" / "images" / "random.txt").read_text() == before
