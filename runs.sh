@@ -6,7 +6,8 @@
 #
 # Every other setting is that of train.sh. A run that fails is named and does not stop the others; the same
 # command again skips what is finished, resumes what was stopped, and repeats what failed. A word in GPUS
-# that is there twice takes two runs at once. Results in RUNS_DIR/LABELS/MODEL-seedSEED, output beside it.
+# that is there twice takes two runs at once. Results in RUNS_DIR/LABELS/MODEL-seedSEED, with its output and its
+# command beside it: a finished run of another command is refused, not taken for this one.
 #
 #   PLAN=plan.txt RUNS_DIR=… GPUS=… sh runs.sh [flags]
 #
@@ -22,8 +23,30 @@ here=$(cd "$(dirname "$0")" && pwd)
 runs_dir=${RUNS_DIR:-save/runs}
 tab=$(printf '\t')
 
+quoted() {  # quoted TEXT: one word of sh
+    printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
+}
+
 is_finished() {  # is_finished NAME: say so where it is
-    [ -f "$runs_dir/$1/summary.json" ] && echo "finished before: $1"
+    [ -f "$runs_dir/$1/summary.json" ] || return 1
+    if [ -f "$runs_dir/$1.command" ]; then
+        echo "finished before: $1"
+    else
+        echo "finished before: $1 (by an earlier release, which did not note the command)"
+    fi
+}
+
+described() {  # described [flags]: $command with its flags, as it is noted beside a run
+    printf '%s\n' "$command" "$@"
+}
+
+is_of_another_command() {  # is_of_another_command NAME [flags]: say so where a finished run was made by another one
+    name=$1
+    shift
+    [ -f "$runs_dir/$name/summary.json" ] && [ -f "$runs_dir/$name.command" ] || return 1
+    [ "$(cat "$runs_dir/$name.command")" != "$(described "$@")" ] || return 1
+    echo "error: $runs_dir/$name is finished, but was made with other settings or data ($name.command beside it has" \
+        "them); use those, give another RUNS_DIR, or delete that folder to run it anew" >&2
 }
 
 train() {  # train OUTPUT LOG [flags]: run $command
@@ -43,6 +66,8 @@ one_run() {  # one_run NAME "SEED"-or-nothing [flags]
     name=$1 seed=$2 again=--overwrite
     shift 2
     [ ! -f "$runs_dir/$name/checkpoint.pth.tar" ] || again=--resume
+    mkdir -p "$(dirname "$runs_dir/$name")"
+    described "$@" >"$runs_dir/$name.command"
     # shellcheck disable=SC2086  # two words or none
     if train "$name" "$name.log" ${seed:+--seed $seed} --no-progress "$again" "$@"; then
         echo "done: $name"
@@ -56,6 +81,10 @@ several() {  # several NAME "SEED SEED …" [flags]: the runs NAME-seedSEED, sid
     shift 2
     for seed in $seeds; do
         [ ! -f "$runs_dir/$model-seed$seed/checkpoint.pth.tar" ] || again=--resume
+    done
+    mkdir -p "$(dirname "$runs_dir/$model")"
+    for seed in $seeds; do
+        described "$@" >"$runs_dir/$model-seed$seed.command"
     done
     output=$(dirname "$model") log=$model-seeds$(echo "$seeds" | tr ' ' -).log
     # shellcheck disable=SC2086  # one seed a word
@@ -77,10 +106,28 @@ several() {  # several NAME "SEED SEED …" [flags]: the runs NAME-seedSEED, sid
     return $bad
 }
 
-one_line() {  # one_line NUMBER [flags]: what is left of a line of the plan
+read_line() {  # read_line NUMBER: $name, $command, and $rest, which has seeds after another tab or equals $command
     line=$(sed -n "${1}p" "$PLAN")
     name=${line%%"$tab"*} rest=${line#*"$tab"}
-    command=${rest%%"$tab"*} left=''
+    command=${rest%%"$tab"*}
+}
+
+refuse_others() {  # refuse_others NUMBER [flags]: end where a finished run of a line was made by another command
+    read_line "$1"
+    shift
+    if [ "$rest" = "$command" ]; then
+        ! is_of_another_command "$name" "$@" || exit 2
+    else
+        line=$name
+        for seed in ${rest#*"$tab"}; do
+            ! is_of_another_command "$line-seed$seed" "$@" || exit 2
+        done
+    fi
+}
+
+one_line() {  # one_line NUMBER [flags]: what is left of a line of the plan
+    read_line "$1"
+    left=''
     shift
     if [ "$rest" = "$command" ]; then
         ! is_finished "$name" || return 0
@@ -113,14 +160,31 @@ GPUS=${GPUS:-0}
 SLOTS=$(mktemp -d)
 trap 'rm -rf "$SLOTS"' EXIT
 if [ -z "${PLAN-}" ]; then
-    PLAN=$SLOTS/given
+    PLAN=$SLOTS/given settings=''
+    for setting in TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE \
+        SCHEDULE NPROC; do  # those of train.sh that change a figure, so that the command has them
+        eval "value=\${$setting-}"
+        [ -z "$value" ] || settings="$settings$setting=$(quoted "$value") "
+    done
     for labels in ${LABELS:-${FKD_PATH:-data/labels}}; do
         for model in ${MODELS:-resnet18}; do
             printf '%s\t%s\t%s\n' "$(basename "$labels")/$model" \
-                "MODEL='$model' FKD_PATH='$labels' sh '$here/train.sh'" "${SEEDS:-0}"
+                "${settings}MODEL=$(quoted "$model") FKD_PATH=$(quoted "$labels") sh $(quoted "$here/train.sh")" \
+                "${SEEDS:-0}"
         done
     done >"$PLAN"
 fi
+twice=$(awk -F '\t' '$1 in command && command[$1] != $2 && !said++ { print $1 } { command[$1] = $2 }' "$PLAN")
+[ -z "$twice" ] || {
+    echo "error: two different runs are named $twice; give folders with different last names in LABELS, or other names" \
+        "in the plan" >&2
+    exit 2
+}
+number=0
+while [ "$number" -lt "$(awk 'END { print NR }' "$PLAN")" ]; do
+    number=$((number + 1))
+    refuse_others "$number" "$@"
+done
 jobs=$(echo "$GPUS" | wc -w)
 [ "${NPROC:-1}" -eq 1 ] || SIDE_BY_SIDE=1  # a student that several processes share stands alone
 awk -F '\t' -v jobs="$jobs" -v most="${SIDE_BY_SIDE:-8}" '

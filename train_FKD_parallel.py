@@ -28,7 +28,6 @@ from utils.system.files import folder_bytes
 from utils.system.log import log
 from utils.system.parser import Parser
 from utils.system.script import run_script
-from utils.views.loaders import pick_loader
 from utils.views.preview import Preview
 from utils.views.workers import ViewDataset
 
@@ -66,7 +65,7 @@ def main(argv=None):
     preflight.check_run(run, store, store.num_classes, args.input_size, hard)
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
-        pick_loader(args.loader, train.samples, args.workers, precision.device)
+        run.announce_loader(train.samples, store, val.samples, hard)
         if world.is_first:
             dataset = ViewDataset(train.samples, store, args.input_size)
             Preview(dataset, soft_epochs(args).start).draw(views, names)

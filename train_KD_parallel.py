@@ -30,7 +30,6 @@ from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
 from utils.views.folders import first_images
 from utils.views.live import LiveTeacher
-from utils.views.loaders import pick_loader
 from utils.views.preview import Preview
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset
@@ -83,7 +82,7 @@ def main(argv=None):
     preflight.check_run(run, source, num_classes, args.input_size)
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
-        pick_loader(args.loader, samples, args.workers, precision.device)
+        run.announce_loader(samples, source, val.samples)
         Preview(dataset, args.start_epoch, normalise, teacher).draw(views, names)
         log.info("dry run: everything is in place, nothing was trained; look at %s", views)
         return

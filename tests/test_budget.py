@@ -7,6 +7,7 @@ from conftest import LIGHT, SIDE
 from test_resident import CPU, dataset_of, folder, normalise_on, run  # noqa: F401
 
 import train_FKD_parallel
+import train_KD_parallel
 from utils.system.log import log
 from utils.training.footprint import Footprint, saved_bytes
 from utils.training.models import build_student
@@ -156,5 +157,33 @@ def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
     result = conftest.run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
     assert result.code == 0, result.err
     assert "memory  of 0.00 GB free on the device" in result.out
-    assert "loader  workers" in result.out
+    assert "loader  workers: decoded images do not fit beside the training; 0 processes (-j)" in result.out
     assert "validation images do not fit" in result.out
+
+
+@pytest.mark.parametrize(
+    ("free", "loader", "expected"),
+    [
+        (10**4, "auto", "loader  workers: decoded images do not fit beside the training; 0 processes (-j)"),
+        (10**4, "workers", "loader  workers: as asked; 0 processes (-j)"),
+        (10**9, "auto", "loader  resident: decoded images stay on the device"),
+        (10**9, "workers", "loader  workers: as asked; 0 processes (-j)"),
+    ],
+)
+@pytest.mark.parametrize("script", [train_FKD_parallel, train_KD_parallel], ids=lambda script: script.__name__)
+def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, expected, tiny, tmp_path, monkeypatch):
+    """Both plan what a device must hold, and say the same of it."""
+    monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
+    monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (free, "device"))
+    flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader)
+    if script is train_KD_parallel:
+        flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader, fkd_path=None, loss_type="ce")
+    said = []
+    for more in (["--dry-run"], ["--overwrite"]):
+        result = conftest.run(script, *flags, *more)
+        assert result.code == 0, result.err
+        said.append([line for line in result.out.splitlines() if line.startswith(("memory  ", "loader  "))])
+    assert said[0][-1] == said[1][-1] == expected
+    assert [line for line in said[0] if "of 0.00 GB" not in line] == [
+        line for line in said[1] if "of 0.00 GB" not in line
+    ]

@@ -19,13 +19,18 @@ import train_FKD_parallel
 from utils.labels import command
 from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
+from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch
+from utils.labels.rank_shares import SharedLabels
 from utils.labels.rank_shares import only as cut_down
 from utils.labels.view_policy import ViewPolicy
 from utils.run import folder
+from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks
 from utils.system.errors import InputError
 from utils.system.ranks import Share, World, from_environment, share
 from utils.training.models import build_student
+from utils.training.optimizer import build_optimizer
+from utils.training.precision import Precision
 from utils.views.batch import Batch
 from utils.views.workers import guarded
 
@@ -369,3 +374,50 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
     assert list(guarded(Loader())) == ["a", "b"]
     assert seen == ["forked", ranks.REST, "forked"]
+
+
+class Pool:
+    """Two stored epochs of batches of 8, the last of which has 3 rows."""
+
+    epochs, batches_per_epoch, num_images = 2, 2, 16
+
+    def random_access(self):
+        pass
+
+    def batches(self, epoch):
+        return 2
+
+    def rows(self, epoch, batch):
+        return 3 if (epoch, batch) == (1, 1) else 8
+
+
+def test_the_smallest_batch_of_a_pool_is_found_by_several_processes():
+    """Any stored batch may be drawn in any epoch, also by the processes of a run, which wrap the pool."""
+    pooled = PooledLabels(Pool(), SAMPLED, 0, 2)
+    assert smallest_batch(pooled) == 3
+    assert smallest_batch(SharedLabels(pooled, Share(1, 2, 8))) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ((2, True), (2, False), True),
+        ((2, False), (4, True), True),
+        ((2, True), (4, True), False),
+        ((1, True), (1, False), False),
+        ((2, True), (1, False), False),
+        ((1, False), (2, True), False),
+    ],
+)
+def test_sync_bn_may_change_only_where_it_has_no_effect(before, now, refused, tmp_path):
+    """(processes, --sync-bn) of a run and of its resumption; one process has the statistics of all rows anyway."""
+    model = torch.nn.Linear(2, 2)
+    parts = model, build_optimizer(model, True, 0.1, 0.0), Precision("fp32", torch.device("cpu")).scaler
+    first, second = ({"processes": processes, "sync_bn": sync_bn} for processes, sync_bn in (before, now))
+    first |= {"temperature_schedule": "constant", "input_size": 224, "val_resize": 256}
+    save_checkpoint(tmp_path / "c", Progress(), *parts, first)
+    if refused:
+        with pytest.raises(InputError, match=f"--sync-bn was {before[1]} and is {now[1]}; resume with the same"):
+            load_checkpoint(tmp_path / "c", first | second)
+    else:
+        assert "state_dict" in load_checkpoint(tmp_path / "c", first | second)

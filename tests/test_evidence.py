@@ -1,6 +1,7 @@
 """The plan of regimes x image sets x students x seeds, the random baseline, the demo's coreset."""
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -14,10 +15,13 @@ import torch
 from conftest import CLASSES, LIGHT, PER_CLASS, SIDE, make_images, run
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from utils.report import random_images
 from utils.report.random_images import draw_images
 from utils.training.models import build_student
+from utils.views.folders import open_folder
+from utils.views.identity import know_images
 
 ROOT = Path(__file__).parents[1]
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
@@ -65,20 +69,95 @@ def test_every_draw_is_without_replacement(classes, seed, data):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{train}", "--like", "{real}", "--output", "{out}"], "class 0 of the real images has 4 files, and 7 are"),
+        (
+            ["{train}", "--like", "{real}", "--output", "{out}"],
+            "class n00 of the real images has 4 files, and 7 are",
+        ),
         (["{real}", "--like", "{val}", "--output", "{val}"], "--output .* exists"),
         (["{missing}", "--like", "{val}", "--output", "{out}"], "REAL .*missing is not a folder"),
-        (["{real}", "--like", "{two}", "--output", "{out}"], "has 3 class folders and --like .* has 2"),
+        (["{real}", "--like", "{other}", "--output", "{out}"], "REAL .* and --like .*: the names .*only in REAL: n00"),
     ],
 )
 def test_what_cannot_be_drawn(words, message, tiny, real, tmp_path):
     """One sentence, exit code 2, and nothing is left."""
-    make_images(tmp_path / "two", classes=2)
-    places = {"train": tiny.train, "val": tiny.val, "real": real, "out": tmp_path / "out", "two": tmp_path / "two"}
+    for name in ("cat", "dog"):
+        make_images(tmp_path / "made", classes=1)
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "made" / "class_0").rename(tmp_path / "other" / name)
+    places = {"train": tiny.train, "val": tiny.val, "real": real, "out": tmp_path / "out"}
+    places["other"] = tmp_path / "other"
     result = run(random_images, *(word.format(missing=tmp_path / "missing", **places) for word in words))
     assert result.code == 2
     assert re.search(message, result.err)
     assert not (tmp_path / "out").exists()
+
+
+def make_named(folder, names):
+    """Write an image folder with classes of these names, each image of its own colour."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (20 * number, 50 * i, 7)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def drawn_from(output):
+    """Class folder of a random set -> class folders of the real images in it."""
+    rows = [line.split("\t") for line in output.with_name(f"{output.name}.txt").read_text().splitlines()]
+    return {(link.split("/")[0], Path(path).parent.name) for link, path in rows}
+
+
+def test_classes_are_paired_by_name(tmp_path):
+    """Real images have more classes than the distilled ones, some of which come before in the order of names."""
+    real = make_named(tmp_path / "real", ["ant", "bee", "cat", "dog", "eel"])
+    like = make_named(tmp_path / "like", ["bee", "dog"])
+    result = run(random_images, real, "--like", like, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "3 of 5 class folders" in result.out
+    assert drawn_from(tmp_path / "out") == {("bee", "bee"), ("dog", "dog")}
+    record = json.loads((tmp_path / "out.json").read_text())
+    samples = open_folder(tmp_path / "out", "out").samples
+    assert (record["real"], record["seed"]) == (str(real), 0)
+    assert record["digest"] == know_images(str(tmp_path / "out"), samples, 0).digests.digest()
+
+
+def test_a_class_map_pairs_other_names(tmp_path):
+    """A line for each class; other words are refused with the lines that are wanted."""
+    real, like = make_named(tmp_path / "real", ["n1x", "n2x", "n3x"]), make_named(tmp_path / "like", ["ant", "bee"])
+    result = run(random_images, real, "--like", like, "--output", tmp_path / "out")
+    assert (result.code, "REAL_FOLDER<tab>LIKE_FOLDER" in result.err) == (2, True)
+    (tmp_path / "map").write_text("n3x\tant\nn1x\tbee\n")
+    result = run(random_images, real, "--like", like, "--output", tmp_path / "out", "--class-map", tmp_path / "map")
+    assert result.code == 0, result.err
+    assert drawn_from(tmp_path / "out") == {("ant", "n3x"), ("bee", "n1x")}
+    (tmp_path / "map").write_text("n3x\tant\n")
+    result = run(random_images, real, "--like", like, "--output", tmp_path / "two", "--class-map", tmp_path / "map")
+    assert (result.code, "no folder of REAL belongs to class bee" in result.err) == (2, True)
+
+
+def test_a_set_that_is_there_is_taken_again_only_if_it_is_the_same_draw(tmp_path):
+    """Another seed, other real images, or another set to match: refused; nothing is changed."""
+    real, other = (make_named(tmp_path / name, ["ant", "bee"]) for name in ("real", "other"))
+    like = make_named(tmp_path / "like", ["ant", "bee"])
+    for folder in like.iterdir():
+        (folder / "0.png").unlink()
+
+    def draw(*words):
+        return run(random_images, *words, "--output", tmp_path / "out", "--again")
+
+    assert draw(real, "--like", like).code == 0
+    made = (tmp_path / "out.txt").read_text()
+    again = draw(real, "--like", like)
+    assert (again.code, "in " in again.out and "already" in again.out) == (0, True)
+    (like / "ant" / "1.png").rename(tmp_path / "kept.png")
+    for words in ([real, "--like", like], [other, "--like", like]):
+        result = draw(*words)
+        assert (result.code, "does not hold the draw of seed 0" in result.err) == (2, True)
+    (tmp_path / "kept.png").rename(like / "ant" / "1.png")
+    results = [draw(real, "--like", like, "--seed", seed) for seed in range(1, 6)]
+    assert 2 in {result.code for result in results}
+    assert draw(other, "--like", like).code == 2
+    assert (tmp_path / "out.txt").read_text() == made
 
 
 def test_herding_follows_the_mean():
@@ -115,3 +194,28 @@ def test_the_whole_plan(tiny, real, tmp_path):
     again = subprocess.run(command, **calls)
     assert again.returncode == 0, again.stdout + again.stderr
     assert (again.stdout.count("finished before: "), again.stdout.count("done: ")) == (4, 0)
+    page = (tmp_path / "w" / "report" / "report.md").read_text()
+    assert f"drawn from {real} with seed 0" in page
+    refuse_other_data(tiny, real, tmp_path, command, calls)
+
+
+def refuse_other_data(tiny, real, root, command, calls):
+    """What WORK holds is of other data: nothing of it is used, and nothing is trained."""
+
+    def refused(message, **changed):
+        call = calls | {"env": calls["env"] | changed}
+        done = subprocess.run(command, **call)
+        assert (done.returncode, "done: " in done.stdout) == (2, False), done.stdout + done.stderr
+        assert re.search(message, done.stderr), done.stderr
+
+    before = (root / "w" / "images" / "random.txt").read_text()
+    refused("random does not hold the draw of seed 8 from", RANDOM_SEED="8")
+    make_images(root / "others" / "train", per_class=PER_CLASS, seed=11)
+    refused("error: IMAGE_SETS: .* have the same last name", IMAGE_SETS=f"{tiny.train} {root}/others/train")
+    refused("error: IMAGE_SETS: .* have the same last name", IMAGE_SETS=f"{tiny.train} {root}/mine/random")
+    refused("train/.*-seed1 is finished, but was made with other settings or data", IMAGE_SETS=f"{root}/others/train")
+    make_images(root / "val", per_class=2, seed=3)
+    refused("seed1 is finished, but was made with other settings or data", VAL_DIR=str(root / "val"))
+    torch.save(build_student(LIGHT, CLASSES, 1).state_dict(), root / "teacher.pth")
+    refused("SL.*seed1 is finished, but was made with other", REGIMES="SL+KD", SEEDS="1")
+    assert (root / "w" / "images" / "random.txt").read_text() == before

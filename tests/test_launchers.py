@@ -180,10 +180,10 @@ class ManyRuns:
         self.settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "RUNS_DIR": str(folder / "runs")}
         self.settings |= {"MODELS": "resnet18 resnet50", "SEEDS": "0 1", "LABELS": "l/a l/b", "NOTES": str(self.notes)}
 
-    def __call__(self, fails="nothing", **environment):
+    def __call__(self, fails="nothing", flags=("--epochs", "5"), **environment):
         self.notes.write_text("")
         settings = self.settings | {"FAILS": fails} | environment
-        command = ["sh", str(ROOT / "runs.sh"), "--epochs", "5"]
+        command = ["sh", str(ROOT / "runs.sh"), *flags]
         done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=self.folder)
         return done, self.notes.read_text().splitlines()
 
@@ -240,6 +240,42 @@ def test_what_does_not_fit_side_by_side(many_runs):
     assert done.stdout.count("done: ") == 8
     assert sum(" --seeds " in line for line in lines) == 4
     assert len(lines) == 12
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"flags": ("--epochs", "6")}, {"flags": ()}, {"EPOCHS": "7"}, {"VAL_DIR": "it's b"}, {"LABELS": "other/a l/b"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_finished_run_of_another_command_is_not_taken_for_this_one(changed, many_runs):
+    """It is refused before anything is trained; the same command skips it, whatever cannot change a figure."""
+    settings = {"GPUS": "0 1", "VAL_DIR": "it's a", "MODELS": "resnet18"}
+    assert many_runs(**settings)[0].returncode == 0
+    done, lines = many_runs(**settings | changed)
+    assert (done.returncode, lines) == (2, [])
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(
+        f"error: {many_runs.folder}/runs/a/resnet18-seed0 is finished, but was made with other"
+    )
+    again, lines = many_runs(**settings | {"GPUS": "3", "WORKERS": "9", "SIDE_BY_SIDE": "1"})
+    assert (again.returncode, again.stdout.count("finished before: "), lines) == (0, 4, [])
+
+
+def test_runs_without_a_command_are_of_an_earlier_release(many_runs):
+    """They are skipped, and it is said that nobody knows how they were made."""
+    folder = many_runs.folder / "runs" / "a" / "resnet18-seed0"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").touch()
+    done, _ = many_runs(GPUS="0")
+    assert done.returncode == 0
+    assert "finished before: a/resnet18-seed0 (by an earlier release, which did not note the command)" in done.stdout
+
+
+def test_two_label_sets_of_one_name_are_refused(many_runs):
+    """Their runs would have the same folders."""
+    done, lines = many_runs(LABELS="one/a two/a", GPUS="0")
+    assert (done.returncode, lines) == (2, [])
+    assert "error: two different runs are named a/resnet18; give folders with different last names" in done.stderr
 
 
 def test_a_plan(tmp_path):

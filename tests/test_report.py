@@ -21,6 +21,8 @@ from utils.report.formulas import (
     paired,
     spread,
 )
+from utils.report.groups import group_runs
+from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document, size, tex
 from utils.system.errors import InputError
 
@@ -30,8 +32,21 @@ LOSS = {"HL": "ce", "SL": "mse_gt", "SL+KD": "mse_gt"}
 DIALECT = {"HL": "hard labels", "SL": "packed", "SL+KD": "live teacher"}
 
 
-def make_run(root, name, top1, seed=0, regime="SL", images="distilled", model="resnet18", commit="c0ffee", **changed):
-    """Write a run folder as a run leaves it; `changed` are settings."""
+def make_run(
+    root,
+    name,
+    top1,
+    seed=0,
+    regime="SL",
+    images="distilled",
+    model="resnet18",
+    commit="c0ffee",
+    validation=None,
+    facts=None,
+    device_name=None,
+    **changed,
+):
+    """Write a run folder as a run leaves it; `changed` are settings, `facts` what it says about its labels."""
     folder = root / name
     folder.mkdir(parents=True)
     args = {"model": model, "stem": "standard", "seed": seed, "epochs": EPOCHS, "loss_type": LOSS[regime]}
@@ -48,6 +63,10 @@ def make_run(root, name, top1, seed=0, regime="SL", images="distilled", model="r
         **{"labels": {"dialect": DIALECT[regime], "bytes": 5000}, "versions": {"torch": "2.15.0"}},
         **{"images": {"bytes": 140000, "digest": images, "folder": args["train_dir"]}, "git_commit": commit},
     }
+    if validation:
+        summary["validation"] = {"digest": validation}
+    summary["labels"] |= facts or {}
+    summary["versions"] |= {"device_name": device_name} if device_name else {}
     rows = "".join(f"{e},{top1 if e == EPOCHS - 1 else 20 + e}\n" for e in range(0, EPOCHS))
     (folder / "args.json").write_text(json.dumps(args))
     (folder / "metrics.csv").write_text(f"epoch,val_top1\n{rows}")
@@ -165,6 +184,171 @@ def test_what_differs_is_never_averaged(changed, tmp_path):
     name = {"images": "distilled (", "commit": "git_commit="}.get(next(iter(changed)), f"{next(iter(changed))}=")
     assert all(name in f"{row['images']} {row['settings']}" for row in rows)
     assert name in page
+
+
+SGD = {"sgd": True, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+ADAMW = {"sgd": False, "adamw_lr": 0.001, "adamw_weight_decay": 0.01}
+PACKED = {"facts": {"policy": {"mix_type": "cutmix", "mixup": 0.8, "cutmix": 1.0}}}
+SAME = {  # name -> settings of two runs whose figures are equal
+    "cos": ({"schedule": "cos", "cos": True}, {"schedule": "cos", "cos": False}),
+    "eval_every": ({"eval_every": 1}, {"eval_every": 10}),
+    "loader": ({"loader": "workers"}, {"loader": "auto"}),
+    "device": ({"device": "cpu", "device_name": "x86_64"}, {"device": "auto", "device_name": "x86_64"}),
+    "precision": ({"precision": "auto", "arithmetic": "bf16"}, {"precision": "bf16", "arithmetic": "bf16"}),
+    "class files": (
+        {"class_order": "a.txt", "class_map": "b.txt", "classes": "numbered by a.txt, paired by b.txt"},
+        {"classes": "numbered by the names that the labels state, paired by name"},
+    ),
+    "rates of SGD": (ADAMW | {"momentum": 0.1, "learning_rate": 2.0, "weight_decay": 0.3}, ADAMW),
+    "rates of AdamW": (SGD | {"adamw_lr": 0.1, "adamw_weight_decay": 0.3}, SGD),
+    "smoothing": ({"schedule": "cos", "smoothing": 3.0}, {"schedule": "cos", "smoothing": 2.0}),
+    "ce_weight": ({"loss_type": "kl", "ce_weight": 0.3}, {"loss_type": "kl", "ce_weight": 0.1}),
+    "temperature": ({"temperature": 3.0}, {"temperature": 20.0}),  # mse_gt
+    "temperature of ce": ({"loss_type": "ce", "keep_topk": 2}, {"loss_type": "ce", "temperature": 20.0}),
+    "temperature of probabilities": (
+        {"loss_type": "kl", "answers": "probabilities", "student_temperature": 1.0, "temperature": 3.0},
+        {"loss_type": "kl", "answers": "probabilities", "student_temperature": 1.0, "temperature": 4.0},
+    ),
+    "temperature schedule": (
+        {"loss_type": "kl", "temperature_step_size": 5, "temperature_gamma": 0.5, "temperature_min": 1.0},
+        {"loss_type": "kl"},
+    ),
+    "topk_mass": ({"loss_type": "kl", "topk_mass": "kept"}, {"loss_type": "kl", "topk_mass": "renormalised"}),
+    "teacher": ({"teacher_model": "resnet50", "teacher_stem": "small"}, {"teacher_model": "resnet18"}),
+    "no mixing": ({"mix_type": "None", "mixup": 0.3, "cutmix": 2.0}, {"mix_type": None}),
+    "alpha": ({"mix_type": "cutmix", "mixup": 0.3, "cutmix": 1.0}, {"mix_type": "cutmix", "mixup": 0.8, "cutmix": 1.0}),
+    "sync_bn": ({"sync_bn": True, "processes": 1}, {"sync_bn": False, "processes": 1}),
+    "reuse_labels": ({"reuse_labels": True}, {"reuse_labels": False}),
+    "ipc": ({"ipc": 10}, {"ipc": None}),
+    "num_classes": ({"num_classes": 10, "facts": {"num_classes": 10}}, {"facts": {"num_classes": 10}}),
+    "fkd_seed": (PACKED | {"fkd_seed": 1}, PACKED | {"fkd_seed": 2}),
+    "accept_labels": ({"accept_labels": True}, {"accept_labels": False}),
+    "names of validation files": (
+        {"val_images": "sizes:1", "validation": "abc"},
+        {"val_images": "sizes:2", "validation": "abc", "val_dir": "elsewhere"},
+    ),
+    "flags of later releases": (
+        {"student_temperature": "teacher", "val_resize": 37, "input_size": 32},
+        {"input_size": 32},
+    ),
+}
+APART = {  # name -> settings of two runs whose figures differ
+    "schedule": ({"schedule": "cos", "cos": True}, {"schedule": "linear", "cos": False}),
+    "device": ({"device": "cpu", "device_name": "x86_64"}, {"device": "auto", "device_name": "NVIDIA H100"}),
+    "momentum": (SGD, SGD | {"momentum": 0.8}),
+    "adamw_lr": (ADAMW, ADAMW | {"adamw_lr": 0.1}),
+    "smoothing": ({"schedule": "smoothed", "smoothing": 3.0}, {"schedule": "smoothed", "smoothing": 2.0}),
+    "ce_weight": ({"ce_weight": 0.3}, {"ce_weight": 0.1}),
+    "temperature": ({"loss_type": "kl", "temperature": 3.0}, {"loss_type": "kl", "temperature": 20.0}),
+    "temperature_min": (
+        {"loss_type": "dist", "temperature_schedule": "cosine-reverse", "temperature_min": 1.0},
+        {"loss_type": "dist", "temperature_schedule": "cosine-reverse", "temperature_min": 2.0},
+    ),
+    "topk_mass": (
+        {"loss_type": "kl", "keep_topk": 2, "topk_mass": "kept"},
+        {"loss_type": "kl", "keep_topk": 2, "topk_mass": "renormalised"},
+    ),
+    "teachers": ({"teachers": [{"weights": "a"}]}, {"teachers": [{"weights": "b"}]}),
+    "cutmix": ({"mix_type": "cutmix", "cutmix": 1.0}, {"mix_type": "cutmix", "cutmix": 2.0}),
+    "sync_bn": ({"sync_bn": True, "processes": 2}, {"sync_bn": False, "processes": 2}),
+    "fkd_seed": (
+        PACKED | {"fkd_seed": 1, "label_order": "sampled"},
+        PACKED | {"fkd_seed": 2, "label_order": "sampled"},
+    ),
+    "train_images": ({"train_images": "classes:a"}, {"train_images": "classes:b"}),
+    "val_resize": ({"val_resize": 32, "input_size": 32}, {"input_size": 32}),
+    "validation": ({"val_images": "sizes:1", "validation": "abc"}, {"val_images": "sizes:1", "validation": "def"}),
+    "labels accepted": ({"labels_accepted": "classes a and b are swapped"}, {"labels_accepted": None}),
+}
+
+
+def groups_of(root, pair):
+    """The groups of two runs with these settings, seeds 0 and 1."""
+    for seed, settings in enumerate(pair):
+        make_run(root, f"{seed}", 60 + 10 * seed, seed=seed, **settings)
+    groups, repeated = group_runs(find_runs([str(root)]).finished)
+    assert repeated == []
+    return groups
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_flags_without_effect_keep_no_runs_apart(name, tmp_path):
+    """One group, whose mean is that of both."""
+    (group,) = groups_of(tmp_path, SAME[name])
+    assert (group.last().n, group.last().mean, group.apart) == (2, 65, ())
+
+
+@pytest.mark.parametrize("name", APART)
+def test_flags_with_an_effect_do(name, tmp_path):
+    """Two groups, which tell in what they differ."""
+    one, other = groups_of(tmp_path, APART[name])
+    assert one.apart != other.apart
+    assert name in " ".join(one.apart + other.apart)
+    assert one.name != other.name
+
+
+def test_validation_sets_are_never_compared(tmp_path):
+    """Neither regimes, nor image sets, nor settings, nor hard labels for the recovery; the tables name both sets."""
+    for folder, digest, gain in (("one", "aaaa11112222", 0), ("two", "bbbb33334444", 20)):
+        make_run(tmp_path, f"{folder}/d", 60 + gain, validation=digest, val_dir=f"data/{folder}")
+        make_run(tmp_path, f"{folder}/hl", 40 + gain, regime="HL", validation=digest, val_dir=f"data/{folder}")
+    make_run(tmp_path, "one/r", 55, images="random", validation="aaaa11112222", val_dir="data/one")
+    _, page, rows = report_on(tmp_path, "--full-data", "90")
+    assert len(rows) == 5
+    for row in rows:
+        assert re.search(r"validation=(one \(aaaa11\)|two \(bbbb33\))", row["settings"])
+    with open(tmp_path / "report" / "comparisons.csv") as file:
+        compared = list(csv.DictReader(file))
+    assert sorted((row["axis"], row["difference"]) for row in compared) == [
+        ("images", "5"),
+        ("regime", "-20"),
+        ("regime", "-20"),
+    ]
+    with open(tmp_path / "report" / "evidence.csv") as file:
+        (found,) = csv.DictReader(file)
+    assert ([float(found[name]) for name in ("ior", "hlr")], "validation=two (bbbb33)" in page) == ([5, 50], True)
+
+
+def test_accepted_labels_are_marked(tmp_path):
+    """In a group of their own, and with the sentence under the main table; no gain over right ones is computed."""
+    make_run(tmp_path, "a", 60)
+    make_run(tmp_path, "b", 50, images="random", labels_accepted="class_3 and class_5 seem to be swapped")
+    _, page, rows = report_on(tmp_path)
+    assert {row["images"]: row["settings"] for row in rows} == {"distilled": "", "random": "labels accepted"}
+    main = page[page.index("## Top-1 by group") :].split("\n## ")[0]
+    assert "resnet18, SL, random, labels accepted: class_3 and class_5 seem to be swapped." in main
+    assert "Is it the images" not in page
+
+
+def test_two_random_sets_are_not_one(tmp_path):
+    """Neither is taken in silence; either can be named. One that has another name is no baseline."""
+    make_run(tmp_path, "d", 60)
+    make_run(tmp_path, "a", 50, images="random", train_dir="a/random")
+    make_run(tmp_path, "b", 55, images="other draw", train_dir="b/random")
+    result = run(command, tmp_path, "--output", tmp_path / "report")
+    assert result.code == 2
+    assert "--random random is the name of 2 image sets of different content (a/random, b/random); give" in result.err
+    for name, gain in (("a/random", ["10", "5"]), ("b/random", ["-5", "5"])):
+        _, page, _ = report_on(tmp_path, "--random", name)
+        with open(tmp_path / "report" / "evidence.csv") as file:
+            assert sorted(row["ior"] for row in csv.DictReader(file)) == sorted(gain)
+        assert f"the images in {name}, which are taken for random by their name alone" in page
+    result = run(command, tmp_path, "--output", tmp_path / "report", "--random", "c")
+    assert (result.code, "--random c is the name of no image set; give one of" in result.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("digest", "says"), [("random", "drawn from data/train with seed 3"), ("x", "by their name alone")]
+)
+def test_a_baseline_is_known_by_its_record(digest, says, tmp_path):
+    """By the digest of the images, which RANDOM.json states; a folder that somebody called random is not."""
+    make_run(tmp_path, "d", 60)
+    make_run(tmp_path, "r", 50, images="random", train_dir=str(tmp_path / "images" / "random"))
+    (tmp_path / "images").mkdir()
+    record = {"real": "data/train", "seed": 3, "digest": digest}
+    (tmp_path / "images" / "random.json").write_text(json.dumps(record))
+    page = report_on(tmp_path)[1]
+    assert says in page[page.index("Is it the images") :]
 
 
 def test_versions_keep_runs_apart_unless_ignored(tmp_path):

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import read_run, run
 
 import train_FKD_parallel
+from utils.run.student import Student
 from utils.run.tracker import REACH_SECONDS, NoTracker, Place, reachable, start_tracker, wandb_mode
 from utils.system.errors import InputError
 
@@ -271,3 +273,42 @@ def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny
     assert KEY not in log + result.out + result.err
     logged = [("log", step) for step in range(2 if failing == "log" else 3)]
     assert called == logged + ([] if failing == "log" else [("finish", None)])
+
+
+def test_a_piece_without_wandb_keeps_the_id_of_the_pieces_before(tiny, tmp_path, monkeypatch):
+    """So that a later piece goes on with the same W&B run."""
+    ids = []
+
+    class Run:
+        id, summary, config = "abc", {}, SimpleNamespace(update=lambda facts, allow_val_change: None)
+
+        def log(self, values, step):
+            pass
+
+        def finish(self):
+            pass
+
+    def init(**settings):
+        ids.append(settings["id"])
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=lambda **_: None, Image=str))
+    wandb = {"wandb_project": "p", "wandb_mode": "offline"}
+    finish_epoch = Student.finish_epoch
+
+    def stop_after(last):
+        def finish(student, *results):
+            finish_epoch(student, *results)
+            student.save()
+            if student.progress.epoch > last:
+                raise InputError("stopped here")
+
+        monkeypatch.setattr(Student, "finish_epoch", finish)
+
+    for last, more in enumerate((wandb, {"resume": True}, {"resume": True} | wandb)):
+        stop_after(last)
+        result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **more))
+        assert "stopped here" in result.err, result.err
+        state = torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=True)
+        assert (state["progress"]["epoch"], state["progress"]["wandb_id"]) == (last + 1, "abc")
+    assert ids == [None, "abc"]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from utils.labels.batch import BatchLabels
+from utils.labels.rank_shares import SharedLabels
 from utils.labels.store import LabelStore, ViewSource
 
 STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
@@ -96,7 +97,9 @@ def stored_batches(store: LabelStore) -> int:
 
 
 def smallest_batch(source: ViewSource) -> int:
-    """Rows of the smallest batch that training on a label store or `DrawnViews` may meet."""
+    """Rows of the smallest batch, over all ranks, that training on a label store or `DrawnViews` may meet."""
+    if isinstance(source, SharedLabels):
+        source = source.store
     if isinstance(source, PooledLabels):
         store = source.store
         return min(store.rows(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from utils.report.evidence import find_evidence, parse_full_data
+from utils.report.evidence import RANDOM, find_baseline, find_evidence, parse_full_data
 from utils.report.figures import draw_figures
 from utils.report.groups import Group, comparisons, group_runs
 from utils.report.report import (
@@ -23,6 +23,7 @@ from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
 from utils.run.arguments import add_wandb_arguments
 from utils.run.tracker import NoTracker, Place, start_tracker
+from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
 from utils.system.parser import Parser
@@ -35,7 +36,9 @@ def parse(argv: list[str] | None) -> Namespace:
     parser = Parser("Compare finished runs: one table, one figure.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="--output-dir of a run, or a folder with many of them")
     parser.add_argument("--output", required=True, help="folder for report.md, report.tex, *.csv and the figures")
-    parser.add_argument("--random", default="random", metavar="NAME", help="image set of random real images")
+    parser.add_argument(
+        "--random", default=RANDOM, metavar="NAME", help="image set of random real images: its folder's name"
+    )
     parser.add_argument(
         "--full-data",
         nargs="+",
@@ -59,12 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     start_log()
     full = parse_full_data(args.full_data)
+    if "images" in args.ignore:
+        raise InputError("--ignore images would average over image sets; leave it out, and compare the groups")
     found = find_runs(args.runs)
     groups, repeated = group_runs(found.finished, frozenset(args.ignore), args.random)
-    findings, compared = find_evidence(groups, args.random, full), comparisons(groups)
+    baseline = find_baseline(groups, args.random)
+    findings, compared = find_evidence(groups, baseline, full), comparisons(groups)
 
     shown = [group_table(groups)] if groups else []
-    shown += [finding_table(findings, args.random)] if findings else []
+    shown += [finding_table(findings)] if findings else []
     shown += [table for table in [student_table(groups)] if table]
     axes = [axis for axis in ("images", "regime", "student", "settings") if any(c.axis == axis for c in compared)]
     pairs = [comparison_table(compared, axis) for axis in axes]

@@ -8,30 +8,16 @@ from typing import Any
 from utils.labels.file_digests import NEW
 from utils.report.formulas import Spread, paired, spread
 from utils.report.runs import FinishedRun
+from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
+from utils.system.files import digest_of_text
 
-# Arguments that cannot change a figure, or whose content is told apart by a digest.
-NEUTRAL = frozenset(
-    "seed side_by_side output_dir overwrite resume dry_run workers no_progress verify_labels "
-    "train_dir val_dir fkd_path teacher_checkpoint teacher_weights "
-    "wandb_project wandb_mode wandb_group wandb_tags".split()
-)
-LABEL_FACTS = "dialect", "epochs", "batch_size", "policy", "codec", "settings"  # how labels were made
 REGIME_SETTINGS = (  # how a regime makes its labels and views, and what its loss reads
     "labels loss_type temperature ce_weight keep_topk mix_type mixup cutmix hflip min_scale_crops max_scale_crops "
-    "fkd_seed reuse_labels teachers teacher_model teacher_stem"
+    "fkd_seed label_order answers topk_mass student_temperature teachers teacher_model teacher_stem teacher_weights"
 ).split()
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
-STUDENT, IMAGES = ("model", "stem"), ("train_images", "images")  # settings that have a column of their own
-
-
-def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return everything that a run's figure depends on, the seed left out: name -> value as text."""
-    settings = {name: value for name, value in run.args.items() if name not in NEUTRAL and value is not None}
-    settings["images"] = run.summary.get("images", {}).get("digest") or run.args["train_dir"]
-    settings |= run.summary.get("versions", {})
-    settings |= {f"labels.{fact}": run.summary["labels"].get(fact) for fact in LABEL_FACTS}
-    settings["git_commit"] = run.summary.get("git_commit")
-    return {name: str(value) for name, value in settings.items()}
+STUDENT = "model", "stem"  # settings that have a column of their own, as the images
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are named if any other group differs, of whatever regime
 
 
 def regime_of(run: FinishedRun) -> str:
@@ -48,7 +34,8 @@ class Group:
     Attributes:
         student, regime, images: what the tables call it.
         settings: all that its runs have in common.
-        apart: those of its settings in which other groups of its regime differ, as `name=value`.
+        apart: those of its settings in which other groups of its regime differ, as `name=value`; of validation sets,
+            in which any other group differs; and `labels accepted`, if they were against the evidence.
         runs: seed -> run.
     """
 
@@ -63,6 +50,21 @@ class Group:
     def name(self) -> str:
         """One line that no other group has."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
+
+    @property
+    def folder(self) -> PurePath:
+        """The folder of its training images, in which its first run found them."""
+        return PurePath(next(iter(self.runs.values())).args["train_dir"])
+
+    @property
+    def validation(self) -> tuple[str | None, ...]:
+        """What names its validation set: figures of different ones are not compared."""
+        return tuple(self.settings.get(name) for name in VALIDATION)
+
+    @property
+    def accepted(self) -> str | None:
+        """Why its labels seem wrong, though the user accepted them; None for others."""
+        return self.settings.get("labels_accepted")
 
     @property
     def series(self) -> str:
@@ -106,7 +108,7 @@ def group_runs(
     Args:
         runs: of any settings.
         ignore: names of settings whose differences do not matter.
-        baseline: image set that comes last.
+        baseline: name of the image set that comes last.
 
     Returns:
         (groups, ordered by student as found, regime and images; runs that repeat a seed of their group, and do
@@ -125,15 +127,21 @@ def group_runs(
     parts = [(regime, dict(settings), seeds) for (regime, *settings), seeds in found.items()]
     groups = [named(part, parts, names) for part in parts]
     students = list(dict.fromkeys(group.student for group in groups))
-    groups.sort(key=lambda g: (students.index(g.student), REGIMES.index(g.regime), g.images == baseline, g.series))
+    groups.sort(key=lambda g: (students.index(g.student), REGIMES.index(g.regime), is_called(g, baseline), g.series))
     return groups, repeated
+
+
+def is_called(group: Group, name: str) -> bool:
+    """Whether a group's images have that name: in the tables, or at the end of their folder's path."""
+    parts = PurePath(name).parts
+    return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
     """Name every image set by as few of its folder's last names as tell it apart: digest -> name."""
     folders: dict[str, PurePath] = {}
     for run in runs:
-        folders.setdefault(settings_of(run)["images"], PurePath(run.args["train_dir"]))
+        folders.setdefault(image_digest(run), PurePath(run.args["train_dir"]))
     for depth in itertools.count(1):
         names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
         if len(set(names.values())) == len(names):
@@ -146,12 +154,19 @@ def image_names(runs: list[FinishedRun]) -> dict[str, str]:
 def named(part: tuple, parts: list[tuple], names: dict[str, str]) -> Group:
     """Return one part as a `Group`, which knows in what it differs from the others of its regime."""
     regime, settings, seeds = part
+    everyone = [other for _, other, _ in parts]
     others = [other for kind, other, _ in parts if kind == regime]
+    same_images = [other for other in others if other["images"] == settings["images"]]
     apart = []
-    for name in sorted(set().union(*others)):
+    for name in sorted(set().union(*everyone)):
         value = settings.get(name)
-        rivals = others if name != "labels" else [o for o in others if o["images"] == settings["images"]]
-        if name not in (*STUDENT, *IMAGES) and {o.get(name) for o in rivals} != {value}:
+        rivals = everyone if name in EVERYWHERE else same_images if name in ("labels", "train_images") else others
+        differs = {other.get(name) for other in rivals} != {value}
+        if name == "labels_accepted":
+            several = len({other.get(name) for other in rivals} - {None}) > 1
+            number = f" ({digest_of_text(value)[:6]})" if value and several else ""
+            apart += [f"labels accepted{number}"] if value else []
+        elif differs and name not in (*STUDENT, "images"):
             apart.append(f"{name}={text_of(name, value or '–', seeds)}")
     run = next(iter(seeds.values()))
     stem = " (small stem)" if run.args.get("stem") == "small" else ""
@@ -159,11 +174,16 @@ def named(part: tuple, parts: list[tuple], names: dict[str, str]) -> Group:
 
 
 def text_of(name: str, value: str, seeds: dict[int, FinishedRun]) -> str:
-    """How a table shows a setting: labels by their folder, digests and commits by their first letters."""
+    """How a table shows a setting: labels and validation sets by their folder, digests by their first letters."""
+    run = next(iter(seeds.values()))
     if name == "labels":
-        folder = PurePath(next(iter(seeds.values())).args.get("fkd_path") or "")
-        return f"{folder.name} ({value.removeprefix(NEW)[:6]})"
-    return value[:10] if name == "git_commit" or name.endswith("_images") else value
+        return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
+    if name in VALIDATION:
+        digest = value.rpartition(":")[2][:6]
+        return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"
+    if name == "train_images":
+        return value.rpartition(":")[2][:10]
+    return value[:10] if name == "git_commit" else value
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
@@ -197,15 +217,20 @@ class Comparison:
 
 
 def comparisons(groups: list[Group]) -> list[Comparison]:
-    """Compare every two groups that differ in images, regime, student or settings, and in nothing else of these."""
+    """Compare every two groups that differ in images, regime, student or settings, and in nothing else of these.
+
+    Only groups of the same validation set are compared.
+    """
     implied = {
-        "images": {*IMAGES, "labels"},
+        "images": {"images", "train_images", "labels"},
         "student": set(STUDENT),
         "regime": {*REGIME_SETTINGS, *(f"labels.{fact}" for fact in LABEL_FACTS)},
         "settings": set(),
     }
     found = []
     for ours, theirs in itertools.combinations(groups, 2):
+        if ours.validation != theirs.validation:
+            continue  # the difference would be that of the validation sets
         axes = [axis for axis in ("images", "regime", "student") if getattr(ours, axis) != getattr(theirs, axis)]
         if len(axes) > 1 or (axes != ["regime"] and axes and ours.apart != theirs.apart):
             continue

@@ -3,31 +3,43 @@
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
 Of every class as many images as DISTILLED has, drawn without replacement. RANDOM gets links to the files,
-in folders named as those of DISTILLED, and RANDOM.txt lists them, one line `CLASS/NAME<tab>PATH` each.
+in folders named as those of DISTILLED, and RANDOM.txt lists them, one line `CLASS/NAME<tab>PATH` each. Classes are
+paired by the names of their folders; REAL may have more of them. RANDOM.json says how the images were drawn, and their
+digest, by which a report knows them. With --again a set that is there already must be the one that would be drawn.
 """
 
 import os
 import sys
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torchvision.datasets import ImageFolder
 
-from utils.system.errors import InputError
-from utils.system.files import write_text
+from utils.run.classes import Sides, pair_names
+from utils.system.errors import InputError, listing
+from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
 from utils.system.parser import NATURAL, Parser
 from utils.system.script import run_script
-from utils.views.folders import open_folder
+from utils.views.folders import Samples, open_folder
+from utils.views.identity import know_images
+
+SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 
 
-def draw_images(samples: list[tuple[str, int]], wanted: dict[int, int], seed: int) -> list[tuple[str, int]]:
+def draw_images(
+    samples: Samples, wanted: dict[int, int], seed: int, classes: Sequence[str] | None = None
+) -> list[tuple[str, int]]:
     """Draw `wanted[c]` of the images of each class c, without replacement; equal for equal arguments.
 
     Args:
         samples: (path, class) of all images.
         wanted: class -> number of images.
         seed: of the draw; each class has its own stream, so that no class depends on another.
+        classes: names of the classes, for errors.
 
     Returns:
         (path, class) of the drawn images, in the order of `samples`.
@@ -40,7 +52,8 @@ def draw_images(samples: list[tuple[str, int]], wanted: dict[int, int], seed: in
         of_class = [sample for sample in samples if sample[1] == target]
         if len(of_class) < number:
             raise InputError(
-                f"class {target} of the real images has {len(of_class)} files, and {number} are wanted; "
+                f"class {classes[target] if classes else target} of the real images has {len(of_class)} files, and "
+                f"{number} are wanted; "
                 "give the whole training set"
             )
         picks = np.random.default_rng((seed, target)).choice(len(of_class), number, replace=False)
@@ -48,21 +61,42 @@ def draw_images(samples: list[tuple[str, int]], wanted: dict[int, int], seed: in
     return drawn
 
 
-def link_images(drawn: list[tuple[str, int]], classes: list[str], output: Path) -> None:
-    """Fill the folder `output` with links to the drawn images, and write their list beside it.
+def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
+    """Return the link of each drawn image, `CLASS/NAME`, with its path.
 
     A link is named as its file; a number comes before the name where two files of a class share it.
     """
-    lines: list[str] = []
+    links: dict[str, str] = {}
     for path, target in drawn:
-        folder = output / classes[target]
-        folder.mkdir(parents=True, exist_ok=True)
-        link = folder / os.path.basename(path)
-        if link.is_symlink():
-            link = folder / f"{len(lines)}-{link.name}"
-        link.symlink_to(os.path.abspath(path))
-        lines.append(f"{link.relative_to(output)}\t{path}")
-    write_text(output.with_name(f"{output.name}.txt"), "\n".join(lines) + "\n")
+        link = f"{classes[target]}/{os.path.basename(path)}"
+        if link in links:
+            link = f"{classes[target]}/{len(links)}-{os.path.basename(path)}"
+        links[link] = path
+    return links
+
+
+def pair_classes(real: ImageFolder, like: ImageFolder, class_map: str | None) -> tuple[Samples, str]:
+    """Return the images of REAL with their classes among those of --like, and how these were paired.
+
+    Args:
+        real, like: image folders; classes of REAL that --like has not are left out.
+        class_map: --class-map, or None.
+
+    Raises:
+        InputError: the names of the folders do not say which belongs to which, or REAL lacks a class.
+    """
+    where = f"REAL {real.root} and --like {like.root}"
+    places, how = pair_names(real.classes, like.classes, class_map, where, SIDES)
+    lacking = [name for place, name in enumerate(like.classes) if place not in places]
+    if lacking:
+        raise InputError(f"{where}: no folder of REAL belongs to class {listing(lacking, 3)}; give real images of it")
+    found = [(path, places[target]) for path, target in real.samples]
+    return [(path, place) for path, place in found if place is not None], how
+
+
+def record_of(output: Path) -> Path:
+    """The file that says how the images in a folder were drawn."""
+    return output.with_name(f"{output.name}.json")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -72,19 +106,59 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--like", required=True, help="folder of the set to match: its classes and images per class")
     parser.add_argument("--seed", type=NATURAL, default=0, help="seed of the draw")
     parser.add_argument("--output", required=True, help="folder to make; OUTPUT.txt beside it lists the images")
+    parser.add_argument(
+        "--class-map",
+        metavar="FILE",
+        help=f"lines {SIDES.line}, where the names of class folders differ; the word `sorted` pairs them by position "
+        "(default: by name)",
+    )
+    parser.add_argument("--again", action="store_true", help="keep --output if it is there and holds the same draw")
     args = parser.parse_args(argv)
     start_log()
     real, like, output = open_folder(args.real, "REAL"), open_folder(args.like, "--like"), Path(args.output)
-    if len(real.classes) != len(like.classes):
-        raise InputError(
-            f"REAL {args.real} has {len(real.classes)} class folders and --like {args.like} has {len(like.classes)}; "
-            "both must hold the same classes, in the same order of sorted names"
-        )
+    samples, how = pair_classes(real, like, args.class_map)
+    drawn = draw_images(samples, Counter(like.targets), args.seed, like.classes)
+    links = name_links(drawn, like.classes)
+    listed = "".join(f"{link}\t{path}\n" for link, path in links.items())
+    list_file = output.with_name(f"{output.name}.txt")
+    if args.again and list_file.exists():
+        refuse_another_draw(args, output, links, list_file)
+        log.info("%d real images, drawn with seed %d, are in %s already", len(drawn), args.seed, output)
+        return
     if output.exists():
         raise InputError(f"--output {output} exists; delete it, or give another folder")
-    drawn = draw_images(real.samples, Counter(like.targets), args.seed)
-    link_images(drawn, like.classes, output)
+    left_out = len(real.classes) - len({target for _, target in samples})
+    if left_out:
+        log.info(
+            "%d of %d class folders of %s are left out: --like has not these classes",
+            left_out,
+            len(real.classes),
+            args.real,
+        )
+    log.info("classes are paired %s", how)
+    for link, path in links.items():
+        (output / link).parent.mkdir(parents=True, exist_ok=True)
+        (output / link).symlink_to(os.path.abspath(path))
+    found = open_folder(output, "--output")
+    digest = know_images(str(output), found.samples, workers=1).digests.digest()
+    made = {"real": args.real, "like": args.like, "seed": args.seed, "class_map": args.class_map, "digest": digest}
+    write_json(record_of(output), made)
+    write_text(list_file, listed)  # last: it says that the set is complete
     log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), args.seed, output)
+
+
+def refuse_another_draw(args: Namespace, output: Path, links: dict[str, str], list_file: Path) -> None:
+    """Raise InputError if `output` does not hold the images that would be drawn now."""
+    before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
+    try:
+        same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())
+    except OSError:  # a link, or what it leads to, is gone
+        same = False
+    if not same:
+        raise InputError(
+            f"--output {output} does not hold the draw of seed {args.seed} from {args.real} like {args.like}; give the "
+            f"REAL, --like and --seed of before, or delete {output}, {list_file} and what was made of them"
+        )
 
 
 if __name__ == "__main__":

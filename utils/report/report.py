@@ -1,6 +1,6 @@
 """What a report says: groups, findings and comparisons as tables and as rows of CSV."""
 
-from utils.report.evidence import Finding
+from utils.report.evidence import Finding, origin_of
 from utils.report.formulas import Spread
 from utils.report.groups import Comparison, Group
 from utils.report.runs import FinishedRun, FoundRuns
@@ -47,11 +47,15 @@ def group_table(groups: list[Group]) -> Table:
         "Last epoch's figures, mean ± standard deviation over n seeds. The best top-1 of a run was picked on the "
         "validation set. Labels of SL+KD: the teacher's weights. Hours: wall clock of one run."
     )
+    accepted = [f"{group.name}: {group.accepted}" for group in groups if group.accepted]
+    if accepted:
+        note += " LABELS ACCEPTED: these groups' labels seem wrong, and --accept-labels let the runs go on. "
+        note += "; ".join(accepted) + "."
     return Table("Top-1 by group", columns, rows, note, left=3)
 
 
-def finding_table(findings: list[Finding], baseline: str) -> Table:
-    """Return the answer: every image set beside the random one."""
+def finding_table(findings: list[Finding]) -> Table:
+    """Return the answer: every image set beside the random one, of which there is one in all findings."""
     rows = []
     for found in findings:
         group, gain = found.group, found.improvement
@@ -62,11 +66,22 @@ def finding_table(findings: list[Finding], baseline: str) -> Table:
                 *(with_error(found.recovery), with_error(found.score)),
             ]
         )
-    columns = ["student", "regime", "images", "n", "top-1 (%)", f"top-1, {baseline} (%)", "IOR", "HLR", "LRS (%)"]
+    columns = [
+        "student",
+        "regime",
+        "images",
+        "n",
+        "top-1 (%)",
+        f"top-1, {findings[0].random.images} (%)",
+        "IOR",
+        "HLR",
+        "LRS (%)",
+    ]
     note = (
         "IOR, improvement over random: paired over n common seeds, percentage points ± standard error. HLR, hard-label "
         "recovery: what hard labels on these images still miss of all real images. LRS, label-robust score with "
-        "w = 0.5. docs/evidence.md says what may not be concluded."
+        "w = 0.5. docs/evidence.md says what may not be concluded. Random images: "
+        f"{origin_of(findings[0].random)}."
     )
     return Table("Is it the images or the labels?", columns, rows, note, left=3)
 

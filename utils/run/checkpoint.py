@@ -23,7 +23,7 @@ RESULT_ARGUMENTS = (
     "labels label_order num_classes train_images val_images val_resize "
     "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip "
     "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
-    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers"
+    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers sync_bn"
 ).split()
 
 # What checkpoints from before these arguments existed were made with.
@@ -125,10 +125,18 @@ def save_checkpoint(
         "average": average and average.state_dict(),
         "progress": dataclasses.asdict(progress),
         "images": images and images.tensors(),
-        "arguments": {name: arguments.get(name) for name in RESULT_ARGUMENTS},
+        "arguments": result_arguments(arguments),
     }
     with atomic_file(path) as temporary:
         torch.save(state, temporary)
+
+
+def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that change the result; --sync-bn, which one process ignores, is None for one."""
+    found = {name: arguments.get(name) for name in RESULT_ARGUMENTS}
+    if arguments.get("processes", 1) == 1:
+        found["sync_bn"] = None
+    return found
 
 
 def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
@@ -151,7 +159,7 @@ def load_checkpoint(
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
     if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
-    stored = state["arguments"]
+    stored, folder = state["arguments"], arguments.get("train_dir")
     stored = EARLIER | {"val_resize": round(stored.get("input_size", 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = arguments.get("earlier") or {}
@@ -160,6 +168,9 @@ def load_checkpoint(
     arguments = {**arguments, **{name: earlier[name] for name in old}}
     if evaluated:  # their content is compared when they are evaluated again
         arguments = {**arguments, "val_images": stored.get("val_images")}
+    arguments = result_arguments(arguments)
+    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # one process, before or now, or an earlier release
+        stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)
@@ -172,7 +183,7 @@ def load_checkpoint(
             raise InputError(f"{path} is damaged: its list of images cannot be read; start another run") from None
         if clause:
             raise InputError(
-                f"--resume {path}: the images in --train-dir {arguments.get('train_dir')} have changed since the run "
+                f"--resume {path}: the images in --train-dir {folder} have changed since the run "
                 f"began: {clause}; put them back, or start another run"
             )
     return state

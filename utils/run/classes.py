@@ -31,6 +31,23 @@ class Numbering:
     how: str
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The two image folders whose classes are paired, as messages name them.
+
+    Attributes:
+        own, other: their flags; a folder of `own` takes the class of one of `other`.
+        line: what a line of --class-map holds.
+    """
+
+    own: str
+    other: str
+    line: str
+
+
+VALIDATION = Sides("--val-dir", "--train-dir", "VALIDATION_FOLDER<tab>TRAINING_FOLDER")
+
+
 @cache
 def imagenet_numbers() -> dict[str, int]:
     """Return the class of every name that ImageNet-1K's classes have: wnid, words of torchvision and of WordNet.
@@ -148,7 +165,7 @@ def number_val_folders(
 
 
 def pair_names(
-    folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str
+    folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str, sides: Sides = VALIDATION
 ) -> tuple[list[int | None], str]:
     """Return the place of each validation folder among the training folders (None: not there), and how it was found."""
     if class_map == BY_POSITION:
@@ -159,7 +176,7 @@ def pair_names(
             )
         return list(range(len(folders))), "by position, as --class-map says"
     if class_map is not None:
-        return map_names(folders, train_folders, class_map), f"by {class_map}"
+        return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
         """Pair by equal keys if every training folder has one of its own that a validation folder shares."""
@@ -194,29 +211,29 @@ def pair_names(
     strange = [name for name in folders if name not in train_folders]
     lacking = [name for name in train_folders if name not in folders]
     raise InputError(
-        f"{where}: the names of the class folders do not say which belongs to which (only in --val-dir: "
-        f"{listing(strange, 3) or 'none'}; only in --train-dir: {listing(lacking, 3)}); rename them, or give "
-        "--class-map FILE with a line VALIDATION_FOLDER<tab>TRAINING_FOLDER for each class, or --class-map "
+        f"{where}: the names of the class folders do not say which belongs to which (only in "
+        f"{sides.own}: {listing(strange, 3) or 'none'}; only in {sides.other}: {listing(lacking, 3)}); rename them, "
+        f"or give --class-map FILE with a line {sides.line} for each class, or --class-map "
         f"{BY_POSITION} if both are in the same order"
     )
 
 
-def map_names(folders: Sequence[str], train_folders: Sequence[str], class_map: str) -> list[int | None]:
-    """Pair folders by a file of lines `VALIDATION_FOLDER<tab>TRAINING_FOLDER`; a folder not in it has no class."""
+def map_names(
+    folders: Sequence[str], train_folders: Sequence[str], class_map: str, sides: Sides = VALIDATION
+) -> list[int | None]:
+    """Pair folders by a file of lines as `sides` has them; a folder that is not in it has no class."""
     pairs: dict[str, str] = {}
     for line in read_names(class_map, "--class-map"):
         name, tab, train_name = line.partition("\t")
         name, train_name = name.strip(), train_name.strip()
         if not tab or name not in folders or train_name not in train_folders or name in pairs:
             wrong = "has no tab" if not tab else "names a folder twice" if name in pairs else "names no folder"
-            raise InputError(
-                f"--class-map {class_map}: the line {line!r} {wrong}; give lines VALIDATION_FOLDER<tab>TRAINING_FOLDER"
-            )
+            raise InputError(f"--class-map {class_map}: the line {line!r} {wrong}; give lines {sides.line}")
         pairs[name] = train_name
     places = {name: place for place, name in enumerate(train_folders)}
     if len(set(pairs.values())) < len(pairs):
         twice = next(name for name in pairs.values() if list(pairs.values()).count(name) > 1)
-        raise InputError(f"--class-map {class_map} gives {twice} two validation folders; merge their images in one")
+        raise InputError(f"--class-map {class_map} gives {twice} two folders of {sides.own}; merge their images in one")
     return [places[pairs[name]] if name in pairs else None for name in folders]
 
 

@@ -30,7 +30,7 @@ from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
 from utils.views.folders import Samples
 from utils.views.identity import KnownImages
-from utils.views.loaders import build_batches, decoded_bytes
+from utils.views.loaders import build_batches, decoded_bytes, pick_loader
 from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
 from utils.views.validation import ROWS_ON_A_DEVICE, ValidationBatches
@@ -105,9 +105,7 @@ class Run:
             hard: what its hard epochs show; all of their rows are one micro-batch.
         """
         args, device, phases = self.args, self.precision.device, self.phases
-        dataset = ViewDataset(samples, self.shared(source, arguments.micro_batch(args)), args.input_size)
-        if has_own_memory(device):
-            self.plan = make_plan(self.budget(dataset, validation, hard), source.batches_per_epoch, args.loader)
+        dataset = self.planned(samples, source, validation, hard)
         epochs = range(phases.soft_before(self.position[0]), phases.soft)
         batches = build_batches(args.loader, dataset, epochs, self.normalise, args.workers, device, self.plan)
         if hard is None:
@@ -115,6 +113,26 @@ class Run:
         dataset = ViewDataset(samples, self.shared(hard, args.hard_batch_size), args.input_size)
         epochs = range(phases.hard_before(self.position[0]), phases.hard)
         return PhasedBatches(batches, batches.of_same_images(dataset, epochs), phases)
+
+    def planned(
+        self, samples: Samples, source: ViewSource, validation: Sequence[tuple[str, int]], hard: HardViews | None
+    ) -> ViewDataset:
+        """Return the dataset of `batches`, after planning what its device holds; arguments as there."""
+        dataset = ViewDataset(samples, self.shared(source, arguments.micro_batch(self.args)), self.args.input_size)
+        if has_own_memory(self.precision.device):
+            self.plan = make_plan(self.budget(dataset, validation, hard), source.batches_per_epoch, self.args.loader)
+        return dataset
+
+    def announce_loader(
+        self,
+        samples: Samples,
+        source: ViewSource,
+        validation: Sequence[tuple[str, int]] = (),
+        hard: HardViews | None = None,
+    ) -> None:
+        """Log which loader `batches` would take, and why; for a dry run, which decodes nothing."""
+        self.planned(samples, source, validation, hard)
+        pick_loader(self.args.loader, samples, self.args.workers, self.precision.device, self.plan)
 
     def budget(
         self, dataset: ViewDataset, validation: Sequence[tuple[str, int]], hard: HardViews | None = None

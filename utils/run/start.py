@@ -13,8 +13,8 @@ from utils.training.precision import Precision, pick_device
 def begin(args: Namespace) -> tuple[World, Precision]:
     """Join the processes of the run, start the log, pick the device; on the CPU keep the memory that is freed.
 
-    What the run's figures depend on is noted in `args`: `processes`, their number, and `arithmetic`, the
-    precision with its memory layout.
+    What the run's figures depend on is noted in `args`: `device`, cpu or cuda, `processes`, their number, and
+    `arithmetic`, the precision with its memory layout.
 
     Args:
         args: settled arguments with `device`, `precision`, `workers`, `no_progress`.
@@ -28,7 +28,7 @@ def begin(args: Namespace) -> tuple[World, Precision]:
     world = ranks.start(args.device)
     start_log(world.is_first)
     precision = Precision(args.precision, pick_device(args.device, world))
-    args.processes, args.arithmetic = world.size, str(precision)
+    args.device, args.processes, args.arithmetic = precision.device.type, world.size, str(precision)
     if precision.device.type == "cpu":
         keep_freed_memory()
     args.no_progress |= not world.is_first

@@ -113,7 +113,8 @@ class Student:
             try:
                 if first:
                     self.tracker = start_tracker(*where, public, place_of(args), self.progress.wandb_id)
-                self.progress.wandb_id = self.tracker.run_id
+                # a piece without W&B keeps the run of the pieces before, which a later piece may go on with
+                self.progress.wandb_id = self.tracker.run_id or self.progress.wandb_id
                 yield
             finally:
                 self.tracker.finish()

@@ -36,9 +36,10 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     return text
 
 
-def versions() -> dict[str, str]:
-    """Versions that a figure should be published with."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def versions(device_type: str = "auto") -> dict[str, str]:
+    """Versions that a figure should be published with, and the name of the device: `cpu`, `cuda`, or CUDA if it can."""
+    on_gpu = device_type != "cpu" and torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -92,7 +93,7 @@ def summarise(
         "labels": labels,
         "images": images,
         "validation": validation,
-        "versions": versions(),
+        "versions": versions(arguments.get("device", "auto")),
         "git_commit": git_commit(),
     }
 

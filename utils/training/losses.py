@@ -187,8 +187,3 @@ def dist(
 def pearson(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """Pearson correlation of each row of a with the same row of b."""
     return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1, eps=eps)
-
-
-def is_finite(loss: torch.Tensor) -> torch.Tensor:
-    """Whether a scalar loss is finite, as a tensor on its device."""
-    return torch.isfinite(loss.detach())

@@ -29,41 +29,57 @@ def build_batches(
     """Return the training batches of --loader {auto,workers,resident}.
 
     Args:
-        loader: as for `pick_loader`.
+        loader, plan: as for `pick_loader`.
         dataset, epochs, normalise, workers, device: as for `WorkerBatches`.
-        plan: `Plan` of a device that must hold more than the images; None looks at these alone.
+
+    Raises:
+        InputError: as `pick_loader`.
+    """
+    kind = pick_loader(loader, dataset.samples, workers, device, plan)
+    if kind is DeviceBatches and plan is not None:
+        return DeviceBatches(dataset, epochs, normalise, workers, device, plan.at_once)
+    return kind(dataset, epochs, normalise, workers, device)
+
+
+def pick_loader(
+    loader: str, samples: Samples, workers: int, device: torch.device, plan: Plan | None = None
+) -> type[DeviceBatches] | type[ResidentBatches] | type[WorkerBatches]:
+    """Return the class of training batches for --loader {auto,workers,resident}, and log which and why.
+
+    Without a plan `auto` takes resident where the decoded images fit in half of the free memory.
+
+    Args:
+        loader: --loader.
+        samples: list of (path, class).
+        workers: number of worker processes, for the log.
+        device: torch.device.
+        plan: `Plan` of a device that must hold more than the images, which has decided for them.
 
     Raises:
         InputError: an image cannot be read, or `resident` was asked for and does not fit.
     """
     if plan is not None and plan.resident:
-        return DeviceBatches(dataset, epochs, normalise, workers, device, plan.at_once)
-    loader = "workers" if plan is not None and loader == "auto" else loader
-    make = pick_loader(loader, dataset.samples, workers, device)
-    return make(dataset, epochs, normalise, workers, device)
-
-
-def pick_loader(
-    loader: str, samples: Samples, workers: int, device: torch.device
-) -> type[DeviceBatches] | type[ResidentBatches] | type[WorkerBatches]:
-    """Return the class of training batches for --loader {auto,workers,resident}, and log which and why.
-
-    `auto` takes resident where the decoded images fit in half of the free memory.
-    """
+        log.info("loader  resident: decoded images stay on the device")
+        return DeviceBatches
     free, place = free_memory(device)
-    needed = 0 if loader == "workers" else decoded_bytes(samples, device, limit=free)
-    fits = needed < (free if loader == "resident" else free / 2)
-    if loader == "resident" and not fits:
-        raise InputError(
-            f"--loader resident needs more than the {gigabytes(free)} free in {place} memory for the decoded images; "
-            "use --loader workers"
-        )
-    if loader == "workers" or not fits:
-        reason = "as asked" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
-        log.info("loader  workers: %s; %d processes (-j)", reason, workers)
-        return WorkerBatches
-    log.info("loader  resident: decoded images take %s of %s free %s memory", gigabytes(needed), gigabytes(free), place)
-    return DeviceBatches if device.type == "cuda" else ResidentBatches
+    if loader == "workers":
+        reason = "as asked"
+    elif plan is not None and loader == "auto":
+        reason = "decoded images do not fit beside the training"
+    else:
+        needed = decoded_bytes(samples, device, limit=free)
+        if plan is None and needed < (free if loader == "resident" else free / 2):
+            amounts = gigabytes(needed), gigabytes(free)
+            log.info("loader  resident: decoded images take %s of %s free %s memory", *amounts, place)
+            return DeviceBatches if device.type == "cuda" else ResidentBatches
+        if loader == "resident":
+            raise InputError(
+                f"--loader resident needs more than the {gigabytes(free)} free in {place} memory for the decoded "
+                "images; use --loader workers"
+            )
+        reason = f"decoded images exceed half of the free {place} memory"
+    log.info("loader  workers: %s; %d processes (-j)", reason, workers)
+    return WorkerBatches
 
 
 def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
