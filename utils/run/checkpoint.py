@@ -160,7 +160,7 @@ def load_checkpoint(
     if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored, folder = state["arguments"], arguments.get("train_dir")
-    stored = EARLIER | {"val_resize": round(stored.get("input_size", 0) * 256 / 224)} | stored
+    stored = EARLIER | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = arguments.get("earlier") or {}
     # digests of earlier releases, which took others, have no word before them
