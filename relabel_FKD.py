@@ -138,7 +138,10 @@ def open_writer(
     if args.format == "tar":
         dtype = torch.float16 if args.bits == 16 else torch.float32
         return TarWriter(args.fkd_path, dtype, leads=leads, image_digests=images.digests)
+    # the words do not depend on how many views were looked at, so that a continued store has the same settings
+    accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings = {
+        **({"labels_accepted": accepted} if args.labels_accepted else {}),
         "classes": names[: max(folder.targets) + 1],
         "teachers": teachers.described,
         "ensemble": teachers.rule,

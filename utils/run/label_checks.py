@@ -43,6 +43,10 @@ def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
     knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
     store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
     settle_views(args, stated_views(store) | size_from_boxes(args, store))
+    accepted = getattr(store, "manifest", {}).get("settings", {}).get("labels_accepted")
+    if isinstance(accepted, str):  # the mark follows the labels
+        log.warning("WARNING, accepted: %s", accepted)
+        args.labels_accepted = accepted
     settle_classes(args, train, store)
     check_images_of_labels(args, train, store)
     check_label_flags(args, store)
