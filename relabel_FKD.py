@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnBatch, DrawnViews
@@ -34,7 +33,7 @@ from utils.system.parser import Parser
 from utils.system.script import run_script
 from utils.training.teachers import Ensemble
 from utils.views.device import DeviceBatches
-from utils.views.folders import image_sizes, open_folder
+from utils.views.folders import ImageSet, image_sizes, open_folder
 from utils.views.identity import KnownImages, know_images
 from utils.views.loaders import pick_loader
 from utils.views.preview import Preview
@@ -116,7 +115,7 @@ def write_epochs(writer, epochs, views, batches, teachers, sizes, no_progress):
 
 def open_writer(
     args: Namespace,
-    folder: ImageFolder,
+    folder: ImageSet,
     views: DrawnViews,
     teachers: Ensemble,
     replay: str | None,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.datasets import ImageFolder
 
 from utils.labels.agreement import sample_labels, teacher_agreement
 from utils.labels.batch import BatchLabels
@@ -29,7 +28,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
-from utils.views.folders import Samples, load_rgb, open_folder
+from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
 
 SAMPLED_IMAGES = 16
@@ -37,11 +36,11 @@ PROBES = 64  # images whose content is compared where not all are
 MOST_RIVALS = 2000  # validation images that are read for it at the most
 
 
-def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageFolder, ImageFolder]:
+def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet, ImageSet]:
     """Open both image folders and decode a few of their images.
 
     Returns:
-        (training ImageFolder, validation ImageFolder).
+        (training ImageSet, validation ImageSet).
     """
     train, val = open_folder(train_dir, "--train-dir"), open_folder(val_dir, "--val-dir")
     warn_of_folder_order(train.classes)
@@ -52,8 +51,8 @@ def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageFold
 
 def number_classes(
     args: argparse.Namespace,
-    train: ImageFolder,
-    val: ImageFolder,
+    train: ImageSet,
+    val: ImageSet,
     num_classes: int,
     stated: Mapping[str, int] | None = None,
 ) -> list[str]:
@@ -94,7 +93,7 @@ def number_classes(
     return display_names(train.classes, own, num_classes)
 
 
-def number_relabelled(args: argparse.Namespace, folder: ImageFolder, num_classes: int) -> list[str]:
+def number_relabelled(args: argparse.Namespace, folder: ImageSet, num_classes: int) -> list[str]:
     """Give every image of --data the number of its class among the teachers', in place, as `number_classes` does.
 
     Returns:
@@ -107,11 +106,10 @@ def number_relabelled(args: argparse.Namespace, folder: ImageFolder, num_classes
     return display_names(folder.classes, own, num_classes)
 
 
-def renumber(folder: ImageFolder, numbering: Numbering) -> None:
+def renumber(folder: ImageSet, numbering: Numbering) -> None:
     """Replace the classes of a folder's images by those of `numbering`; images without a class go."""
     numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
     folder.samples = [(path, number) for path, number in numbers if number is not None]
-    folder.targets = [number for _, number in folder.samples]
 
 
 def check_images(samples: Samples) -> None:
@@ -248,7 +246,7 @@ def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_c
 
 
 def report(
-    args: argparse.Namespace, train: ImageFolder, val: ImageFolder, store: LabelStore, samples: Sequence[BatchLabels]
+    args: argparse.Namespace, train: ImageSet, val: ImageSet, store: LabelStore, samples: Sequence[BatchLabels]
 ) -> None:
     """Log what was found, in a few lines, and warn loudly where labels and folders seem not to match."""
     report_folders(args, len(train.samples), len(val.samples), len(train.classes))
