@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_images, run
 from PIL import Image
@@ -10,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
 from utils.system.errors import InputError
-from utils.views.folders import ImageSet, open_folder
+from utils.views.folders import ImageSet, load_rgb, open_folder
 
 
 def names_of(images: ImageSet):
@@ -128,3 +129,76 @@ def test_folders_that_cannot_be_used(tmp_path):
     write(tmp_path / "loose", "0.png")
     with pytest.raises(InputError, match=r"--train-dir .*loose holds images, but no sub-folders; give"):
         open_folder(tmp_path / "loose", "--train-dir")
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def rgb_of(image, path, **options):
+    """Pixels, uint8 [H, W, 3], of an image that was saved and read again."""
+    image.save(path, **options)
+    return np.asarray(load_rgb(path))
+
+
+@pytest.mark.parametrize("scale", [257, 256])
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm"])
+def test_grey_images_of_16_bits(name, scale, tmp_path):
+    """The same pixels as in 8 bits, however 8 bits were made 16; not black and white."""
+    wide = Image.fromarray(GREY.astype(np.uint16) * scale)
+    assert wide.mode == "I;16"
+    pixels = rgb_of(wide.convert("I") if name.endswith("pgm") else wide, tmp_path / name)
+    assert (pixels == GREY[:, :, None]).all()
+
+
+def test_grey_images_of_16_bits_in_the_other_byte_order(tmp_path):
+    """I;16B, which a TIFF of a big-endian program is read as."""
+    data = (GREY.astype(">u2") * 257).tobytes()
+    image = Image.frombytes("I;16B", (16, 16), data)
+    image.save(tmp_path / "grey.tif")
+    with Image.open(tmp_path / "grey.tif") as read:
+        assert read.mode == "I;16B"
+    assert (np.asarray(load_rgb(tmp_path / "grey.tif")) == GREY[:, :, None]).all()
+
+
+def test_values_between_those_of_8_bits(tmp_path):
+    """0x12FF is as bright as 0x12, as PIL reads 16-bit colours."""
+    values = np.array([[0, 255, 256, 0x12FF, 65535]], dtype=np.uint16)
+    assert rgb_of(Image.fromarray(values), tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 1, 0x12, 255]
+
+
+def test_a_black_image_of_16_bits(tmp_path):
+    """Black is black in any range."""
+    assert (rgb_of(Image.fromarray(np.zeros((2, 2), np.uint16)), tmp_path / "a.png") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "name", "words"),
+    [
+        (GREY.astype(np.uint16), "a.png", "16-bit grey values are all below 256"),
+        (GREY.astype(np.float32), "a.tif", "floating-point numbers"),
+        (GREY.astype(np.int32) << 20, "a.tif", "32-bit integers"),
+    ],
+)
+def test_pixels_of_unknown_range(array, name, words, tmp_path):
+    """Refused in one sentence, which names the file and what to do."""
+    Image.fromarray(array).save(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} cannot be decoded .*{words}.*; save it in 8 bits"):
+        load_rgb(tmp_path / name)
+
+
+def test_other_modes_are_what_pil_makes_of_them(tmp_path):
+    """Palette (with transparency), grey or colour with alpha, CMYK, black and white: values, not only shapes."""
+    rgb = np.stack([GREY, GREY.T, 255 - GREY], axis=2)
+    alpha = Image.fromarray(GREY.T.copy())
+    colour = Image.fromarray(rgb)
+    with_alpha = colour.copy()
+    with_alpha.putalpha(alpha)
+    assert (rgb_of(with_alpha, tmp_path / "rgba.png") == rgb).all()  # alpha is left out, not blended
+    grey_alpha = Image.fromarray(GREY)
+    grey_alpha.putalpha(alpha)
+    assert (rgb_of(grey_alpha, tmp_path / "la.png") == GREY[:, :, None]).all()
+    palette = Image.fromarray(GREY).convert("P")
+    assert (rgb_of(palette, tmp_path / "p.png", transparency=7) == GREY[:, :, None]).all()
+    bits = Image.fromarray(GREY).point(lambda value: 255 * (value > 99), mode="1")
+    assert (rgb_of(bits, tmp_path / "bits.png") == 255 * (GREY > 99)[:, :, None]).all()
+    assert (rgb_of(colour.convert("CMYK"), tmp_path / "cmyk.tif") == rgb).all()

@@ -44,7 +44,7 @@ def other_image_count(tmp_path, tiny):
 
 
 def other_class_count(tmp_path, tiny):
-    return {"val_dir": make_images(tmp_path / "val", classes=2)}, ["--val-dir", "2", "3"]
+    return {"val_dir": make_images(tmp_path / "val", classes=2)}, ["--val-dir", "--train-dir: class_2)"]
 
 
 def more_folders_than_classes(tmp_path, tiny):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -147,9 +148,28 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
         with Image.open(file or path) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"it claims {image.width} x {image.height} pixels")
-            return image.convert("RGB")
+            return to_rgb(image)
     except Exception as error:
         raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any PIL image to 8-bit RGB; grey values of 16 bits, which PIL would clip at 255, keep their high byte.
+
+    PIL takes the high byte of 16-bit colours as well. It is v again where an 8-bit v was saved as v * 257 or v * 256.
+
+    Raises:
+        ValueError: the range of its grey values is not known, so they have no brightness.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image.convert("I"))
+        if 0 < values.max() < 256:
+            raise ValueError("its 16-bit grey values are all below 256 and would be black; save it in 8 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, whose range is not known; save it in 8 bits")
+    return image.convert("RGB")
 
 
 def header_size(path: Path | str) -> tuple[int, int]:
