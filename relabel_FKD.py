@@ -67,18 +67,18 @@ def main(argv=None):
     teachers = Ensemble(names, files, rule, precision, args.stem)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     num_classes = teachers.num_classes(args.input_size)
-    names = preflight.number_relabelled(args, folder, num_classes)
+    classes = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
     preview = Preview(dataset, 0, normalise, teachers)
     preflight.report_agreement(*preview.agreement(len(folder.classes)))
     if args.dry_run:
-        preview.draw(Path(f"{args.fkd_path}-views.png"), names)
+        preview.draw(Path(f"{args.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
     kind = world.from_first(pick_loader(args.loader, folder.samples, args.workers, precision.device))
     replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
     images = know_images(args.data, folder.samples, args.workers, digests_of_started(args.fkd_path), world)
-    writer = open_writer(args, folder, views, teachers, replay, images, names, world.is_first)
+    writer = open_writer(args, folder, views, teachers, replay, images, classes, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
     log.info(
         "relabel %d images x %d of %d epochs with %s on %s in %s",

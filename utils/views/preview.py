@@ -10,6 +10,7 @@ from utils.labels.agreement import agreement
 from utils.labels.batch import TopK
 from utils.labels.store import LabelStore
 from utils.system.files import atomic_file
+from utils.system.text import printable
 from utils.views.live import refuse_non_finite
 from utils.views.replay import Normalise, mix
 from utils.views.workers import Positions, ViewDataset
@@ -110,4 +111,5 @@ def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[
 
 def short(name: str) -> str:
     """A class name, cut where it would run into its neighbour's."""
+    name = printable(name)
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
