@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 import relabel_FKD
 import train_FKD_parallel
 from utils.labels.opening import open_labels
+from utils.run.side_by_side import default_output
 from utils.run.tracker import NoTracker, Place, start_tracker
 from utils.system.text import one_line, printable, printable_all, shorten
 from utils.training.models import build_model
@@ -129,3 +131,33 @@ def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, caplog, monkeypatch):
     folder = Path(tmp_path, LATIN)
     assert isinstance(start_tracker("p", "offline", None, folder, {}, Place("run", "group", "train")), NoTracker)
     assert "the run goes on without it" in caplog.text
+
+
+LONG = "long-" * 60
+
+
+@pytest.mark.parametrize(
+    "flag", ["output_dir", "train_dir", "val_dir", "fkd_path", "resume", "class_order", "class_map"]
+)
+def test_a_name_longer_than_file_systems_take(flag, tiny, tmp_path):
+    """One sentence, whichever flag has it, in a dry run and in a real one."""
+    for dry in (True, None):
+        changed = {"output_dir": tmp_path / "run", "dry_run": dry} | {flag: tmp_path / LONG}
+        result = run(train_FKD_parallel, *tiny.flags(changed.pop("output_dir"), **changed))
+        assert result.code == 2, result.err
+        assert len(result.err.splitlines()) == 1
+        assert "long-" in result.err
+
+
+def test_the_default_folder_of_many_models():
+    """Its name fits: it names some models and counts the others."""
+    names = [f"some_architecture_{number}" for number in range(14)]
+    for models, expected in (
+        (["resnet18"], "kd-resnet18-"),
+        (["resnet18", "vgg16"], "kd-resnet18+vgg16-"),
+        (names, f"kd-{'+'.join(names[:5])}+9-more-"),
+        (["m" * 200, "n"], f"kd-{'m' * 200}+1-more-"),
+    ):
+        name = Path(default_output(Namespace(model=models), "kd-")).name
+        assert name.startswith(expected)
+        assert len(name) < 255

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from utils.system import ranks
-from utils.system.errors import InputError, Interrupted
+from utils.system.errors import InputError, Interrupted, explain_system_error
 from utils.system.signals import end_workers
 from utils.system.text import one_line
 
@@ -32,11 +32,16 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         ranks.finish()
         return 0
     except InputError as error:
-        text, code = f"error: {error}", 2
+        text, code = f"error: {explain_system_error(error) or error}", 2
     except Interrupted as stop:
         text, code = f"stopped: {stop}", stop.exit_code
     except torch.cuda.OutOfMemoryError as error:
         text, code = f"error: {out_of_memory(error)}", 2
+    except (OSError, RuntimeError) as error:
+        reason = explain_system_error(error)
+        if reason is None:
+            raise
+        text, code = f"error: {reason}", 2
     except KeyboardInterrupt:
         text, code = "stopped: interrupted", 130
     finally:
