@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnBatch, DrawnViews
@@ -35,7 +34,7 @@ from utils.system.parser import Parser
 from utils.system.script import run_script
 from utils.training.teachers import Ensemble
 from utils.views.device import DeviceBatches
-from utils.views.folders import image_sizes, open_folder
+from utils.views.folders import ImageSet, image_sizes, open_folder
 from utils.views.identity import KnownImages, know_images
 from utils.views.loaders import pick_loader
 from utils.views.preview import Preview
@@ -72,18 +71,18 @@ def main(argv=None):
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {args.data}", args.input_size)
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     num_classes = teachers.num_classes(args.input_size)
-    names = preflight.number_relabelled(args, folder, num_classes)
+    classes = preflight.number_relabelled(args, folder, num_classes)
     dataset = ViewDataset(folder.samples, draw(), args.input_size)  # its own, which another thread may read
-    answers = preflight.report_live_agreement(args, dataset, 0, normalise, teachers, names, world)
+    answers = preflight.report_live_agreement(args, dataset, 0, normalise, teachers, classes, world)
     Codec(args.bits, args.keep_topk, args.views).encode(answers)  # refuses answers that it cannot hold
     if args.dry_run:
-        Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), names)
+        Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
     kind = world.from_first(pick_loader(args.loader, folder.samples, args.workers, precision.device))
     replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
     images = know_images(args.data, folder.samples, args.workers, digests_of_started(args.fkd_path), world)
-    writer = open_writer(args, folder, views, teachers, replay, images, names, world.is_first)
+    writer = open_writer(args, folder, views, teachers, replay, images, classes, world.is_first)
     todo = world.from_first(writer.missing(args.epochs))
     if len(todo) < args.epochs:
         check_started(args, folder.samples, teachers)
@@ -122,7 +121,7 @@ def write_epochs(writer, epochs, views, batches, teachers, sizes, no_progress):
 
 def open_writer(
     args: Namespace,
-    folder: ImageFolder,
+    folder: ImageSet,
     views: DrawnViews,
     teachers: Ensemble,
     replay: str | None,

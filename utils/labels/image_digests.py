@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils.system.errors import InputError
-from utils.system.files import atomic_file, digest_of_text
+from utils.system.files import atomic_file, digest_of_text, utf8_path
 
 IMAGES = "images.safetensors"
 DIGEST_BYTES = 8
@@ -75,10 +75,10 @@ def read_image_digests(
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_path(path) as name, safe_open(name, "pt") as file:
             if set(file.keys()) != expected:
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
-            digests = ImageDigests(*(file.get_tensor(name) for name in NAMES))
+            digests = ImageDigests(*(file.get_tensor(key) for key in NAMES))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
     shape = (*(digests.pixels.shape[:1] if num_images is None else [num_images]), DIGEST_BYTES)

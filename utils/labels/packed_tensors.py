@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils.labels.class_ids import code_bytes, decode_ids, encode_ids
 from utils.system.errors import InputError
+from utils.system.files import utf8_path
 
 Tensors = dict[str, torch.Tensor]
 Expected = dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]
@@ -154,7 +155,7 @@ def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
         InputError: the file is missing or damaged, or holds others.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with utf8_path(path) as name, safe_open(name, "pt") as file:
             if set(file.keys()) != set(expected):
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             return {key: file.get_tensor(key) for key in expected}

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import ImageFolder
 
 from utils.run.classes import Sides, pair_names
 from utils.system.errors import InputError, listing
@@ -24,7 +23,7 @@ from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
 from utils.system.parser import NATURAL, Parser
 from utils.system.script import run_script
-from utils.views.folders import Samples, open_folder
+from utils.views.folders import ImageSet, Samples, open_folder
 from utils.views.identity import know_images
 
 SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
@@ -75,7 +74,7 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
     return links
 
 
-def pair_classes(real: ImageFolder, like: ImageFolder, class_map: str | None) -> tuple[Samples, str]:
+def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[Samples, str]:
     """Return the images of REAL with their classes among those of --like, and how these were paired.
 
     Args:

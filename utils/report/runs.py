@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.system.errors import InputError
+from utils.system.text import printable_all
 
 MARKS = ("summary.json", "args.json")  # either makes a folder a run
 
@@ -88,7 +89,7 @@ def read_run(folder: Path, found: FoundRuns) -> None:
     if not (folder / "summary.json").exists():
         found.unfinished.append((folder, len(rows), json.loads((folder / "args.json").read_text())["epochs"]))
         return
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = printable_all(json.loads((folder / "summary.json").read_text()))
     args, last = summary["args"], summary["last"]
     if summary["epochs_done"] < args["epochs"]:
         found.unfinished.append((folder, summary["epochs_done"], args["epochs"]))

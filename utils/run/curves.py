@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.system.files import atomic_file
+from utils.system.text import printable
 
 TRAINING, VALIDATION = "#0072B2", "#D55E00"  # told apart by the colour-blind (Okabe and Ito)
 
@@ -33,7 +34,7 @@ def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str)
     with rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.4, "lines.linewidth": 1.2}):
         figure = Figure(figsize=(16 / 2.54, 11 / 2.54), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, fontsize=9, wrap=True, parse_math=False)
+        figure.suptitle(printable(title), fontsize=9, wrap=True, parse_math=False)
         (loss, top1), (val_loss, lr) = figure.subplots(2, 2, sharex=True)
         for place, columns, name in (
             (loss, ["train_loss"], f"training loss ({loss_type}, mean over views)"),

@@ -15,8 +15,9 @@ from utils.run.side_by_side import students
 from utils.run.summary import COLUMNS, format_value
 from utils.system.errors import InputError
 from utils.system.files import FolderLock, write_json, write_text
-from utils.system.log import log
+from utils.system.log import Printable, log
 from utils.system.ranks import World
+from utils.system.text import shorten
 
 CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 
@@ -100,9 +101,9 @@ class RunFolder:
     @contextlib.contextmanager
     def log_file(self, owner: str) -> Iterator[None]:
         """Write the log to train.log as well, but for what is about another student than `owner`."""
-        handler = LogFile(self.file("train.log"))
+        handler = LogFile(self.file("train.log"), encoding="utf-8", errors="backslashreplace")
         handler.addFilter(lambda record: getattr(record, "owner", owner) == owner)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(Printable("%(asctime)s %(message)s"))
         log.addHandler(handler)
         try:
             yield
@@ -125,8 +126,13 @@ class RunFolder:
         write_json(self.file("summary.json"), summary)
 
     def draw_curves(self, history: list[dict], title: str, loss_type: str) -> None:
-        """Draw losses, top-1 and learning rate over epochs to curves.png."""
-        draw_curves(self.file("curves.png"), history, title, loss_type)
+        """Draw losses, top-1 and learning rate over epochs to curves.png; if that fails, the run goes on."""
+        try:
+            draw_curves(self.file("curves.png"), history, title, loss_type)
+        except InputError:  # the disk is full
+            raise
+        except Exception as error:
+            log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, shorten(error, 150))
 
 
 def open_folders(args: argparse.Namespace, world: World) -> list[RunFolder]:

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets import ImageFolder
-
 from utils.labels.batch import TopK
 from utils.labels.format_packed import PackedStore
 from utils.labels.hard import HardViews
@@ -20,14 +18,14 @@ from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
-from utils.views.folders import Samples
+from utils.views.folders import ImageSet, Samples
 
 IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
 # A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 4, 18  # 0.46^4 = 4 %, 0.46^18 = 1e-6
 
 
-def check_labels(args: argparse.Namespace, train: ImageFolder) -> LabelStore:
+def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
     """Open --fkd-path and compare it with the arguments and the training folder.
 
     What the result depends on is noted in `args`: `mix_type`, `keep_topk`, `topk_mass`, `answers`,
@@ -130,7 +128,7 @@ def hard_views(args: argparse.Namespace, samples: Samples, num_classes: int) -> 
     return HardViews(targets, num_classes, *how)
 
 
-def settle_classes(args: argparse.Namespace, train: ImageFolder, store: LabelStore) -> None:
+def settle_classes(args: argparse.Namespace, train: ImageSet, store: LabelStore) -> None:
     """Settle C: what the labels state, else --num-classes, else as many as there are folders."""
     where = f"the labels in {args.fkd_path}"
     if store.num_classes_stated:
@@ -195,7 +193,7 @@ def warn_of_unfinished_labels(store: LabelStore) -> None:
         )
 
 
-def check_images_of_labels(args: argparse.Namespace, train: ImageFolder, store: LabelStore) -> None:
+def check_images_of_labels(args: argparse.Namespace, train: ImageSet, store: LabelStore) -> None:
     """Labels and training folder must be about as many images, of no more classes than the labels know."""
     where = f"the labels in {args.fkd_path}"
     images = len(train.samples)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.datasets import ImageFolder
 
 from utils.labels.agreement import Agreement, fitting_seed, judge, sample_labels, views_of
 from utils.labels.batch import BatchLabels, values_of
@@ -30,7 +29,7 @@ from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
-from utils.views.folders import Samples, load_rgb, open_folder
+from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.views.preview import ask_teacher
 from utils.views.replay import Normalise
@@ -41,11 +40,11 @@ PROBES = 64  # images whose content is compared where not all are
 MOST_RIVALS = 2000  # validation images that are read for it at the most
 
 
-def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageFolder, ImageFolder]:
+def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet, ImageSet]:
     """Open both image folders and decode a few of their images.
 
     Returns:
-        (training ImageFolder, validation ImageFolder).
+        (training ImageSet, validation ImageSet).
     """
     train, val = open_folder(train_dir, "--train-dir"), open_folder(val_dir, "--val-dir")
     warn_of_folder_order(train.classes)
@@ -56,8 +55,8 @@ def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageFold
 
 def number_classes(
     args: argparse.Namespace,
-    train: ImageFolder,
-    val: ImageFolder,
+    train: ImageSet,
+    val: ImageSet,
     num_classes: int,
     stated: Mapping[str, int] | None = None,
 ) -> list[str]:
@@ -98,7 +97,7 @@ def number_classes(
     return display_names(train.classes, own, num_classes)
 
 
-def number_relabelled(args: argparse.Namespace, folder: ImageFolder, num_classes: int) -> list[str]:
+def number_relabelled(args: argparse.Namespace, folder: ImageSet, num_classes: int) -> list[str]:
     """Give every image of --data the number of its class among the teachers', in place, as `number_classes` does.
 
     Returns:
@@ -111,11 +110,10 @@ def number_relabelled(args: argparse.Namespace, folder: ImageFolder, num_classes
     return display_names(folder.classes, own, num_classes)
 
 
-def renumber(folder: ImageFolder, numbering: Numbering) -> None:
+def renumber(folder: ImageSet, numbering: Numbering) -> None:
     """Replace the classes of a folder's images by those of `numbering`; images without a class go."""
     numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
     folder.samples = [(path, number) for path, number in numbers if number is not None]
-    folder.targets = [number for _, number in folder.samples]
 
 
 def check_images(samples: Samples) -> None:
@@ -267,8 +265,8 @@ def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_c
 
 def report(
     args: argparse.Namespace,
-    train: ImageFolder,
-    val: ImageFolder,
+    train: ImageSet,
+    val: ImageSet,
     store: LabelStore,
     samples: Sequence[BatchLabels],
     names: Sequence[str],

@@ -6,6 +6,8 @@ import time
 
 from utils.system.errors import InputError
 
+NAME_LETTERS = 100  # of all models in the name of a folder; file systems take 255 bytes
+
 
 def check_students(args: argparse.Namespace) -> None:
     """Raise InputError where --model or --seed names a student twice, or --resume one checkpoint for several."""
@@ -21,8 +23,12 @@ def check_students(args: argparse.Namespace) -> None:
 
 
 def default_output(args: argparse.Namespace, prefix: str = "") -> str:
-    """The --output-dir of a run that was given none."""
-    return f"./save/{prefix}{'+'.join(args.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """The --output-dir of a run that was given none; it names the models, or some of many."""
+    models, shown = args.model, 1
+    while shown < len(models) and len("+".join(models[: shown + 1])) <= NAME_LETTERS:
+        shown += 1
+    name = "+".join(models[:shown]) + (f"+{len(models) - shown}-more" if shown < len(models) else "")
+    return f"./save/{prefix}{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def students(args: argparse.Namespace) -> list[argparse.Namespace]:

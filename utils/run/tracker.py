@@ -16,6 +16,7 @@ from typing import Any
 
 from utils.system.errors import InputError
 from utils.system.log import log
+from utils.system.text import printable, printable_all
 
 INIT_SECONDS, FINISH_SECONDS = 15, 60  # what a slow W&B may cost a run at its start and its end
 REACH_SECONDS = 2  # within which an online W&B must answer, else the run is logged offline
@@ -88,14 +89,14 @@ class WandbTracker:
         options: dict[str, Any] = {"mode": mode} | ({"reinit": "create_new"} if place.several else {})
         self.run: Any = wandb.init(
             project=project,
-            name=place.name,
-            group=place.group,
+            name=printable(place.name),
+            group=printable(place.group),
             job_type=place.job_type,
-            tags=place.tags,
+            tags=printable_all(place.tags),
             id=run_id,
             resume="allow" if run_id else None,
             dir=str(folder),
-            config=config,
+            config=printable_all(config),
             **options,
             settings=wandb.Settings(console="off", silent=True, **{k: v for k, v in limits.items() if k in known}),
         )
@@ -123,7 +124,7 @@ class WandbTracker:
         last, best = summary["last"], summary["best"]
         figures = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
         figures["train_images_per_second"] = summary["train_images_per_second"]
-        facts = {name: summary[name] for name in ("labels", "images", "versions", "git_commit")}
+        facts = {name: printable_all(summary[name]) for name in ("labels", "images", "versions", "git_commit")}
 
         def send() -> None:
             import wandb
@@ -141,7 +142,10 @@ class WandbTracker:
         def send() -> None:
             import wandb
 
-            logged = {title: wandb.Table(columns=columns, data=rows) for title, (columns, rows) in tables.items()}
+            logged = {
+                title: wandb.Table(columns=columns, data=rows)
+                for title, (columns, rows) in printable_all(tables).items()
+            }
             self.run.log(logged | {picture.stem: wandb.Image(str(picture)) for picture in pictures})
 
         self._guard(send)
@@ -186,6 +190,9 @@ def start_tracker(
     if mode == "online" and not reachable(server()):
         log.info("W&B: %s does not answer, so this run is logged offline; `wandb sync` uploads it later", server())
         mode = "offline"
+    if str(folder) != printable(str(folder)):
+        log.info("W&B: the name of %s is not UTF-8, which W&B cannot write to; the run goes on without it", folder)
+        return NoTracker()
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
     try:

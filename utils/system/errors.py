@@ -1,7 +1,11 @@
 """Errors that are one sentence."""
 
+import errno
+import os
 import textwrap
 from collections.abc import Iterable
+
+TOO_FEW_FILES = os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), "received 0 items of ancdata"
 
 
 class InputError(Exception):
@@ -22,6 +26,22 @@ class Interrupted(Exception):
     def __init__(self, message: str, exit_code: int = 130):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def explain_system_error(error: Exception) -> str | None:
+    """Return one sentence for a limit of the system that a run has met, wherever it did; None for other errors.
+
+    Too few file descriptors show in many ways: an image that cannot be decoded, a worker that cannot start.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in TOO_FEW_FILES):
+        return (
+            "the system lets this process open too few files at once (ulimit -n); raise the limit, for instance with "
+            "ulimit -n 4096, or lower -j/--workers"
+        )
+    if number == errno.ENAMETOOLONG and isinstance(error, OSError):
+        return f"the path {error.filename} is longer than file systems take; give a shorter one"
+    return None
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

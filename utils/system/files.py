@@ -71,14 +71,30 @@ def make_folder(path: Path | str) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path | str, value: object) -> None:
     """Write a JSON file atomically, two-space indented."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path | str) -> Iterator[str]:
+    """Yield a path to an existing file for libraries that take only UTF-8: `path` itself, or its open descriptor's.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
 
 
 def folder_bytes(path: str | Path) -> int:

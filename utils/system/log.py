@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from utils.system.text import printable
+
 Item = TypeVar("Item")
 
 log = logging.getLogger("validator")
@@ -15,6 +17,14 @@ log = logging.getLogger("validator")
 def progress_bar(batches: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterable[Item]:
     """Wrap an iterable in a tqdm bar on stderr; silent when stderr is not a terminal."""
     return tqdm(batches, description, total, leave=False, disable=None if enabled else True)
+
+
+class Printable(logging.Formatter):
+    """A formatter whose lines can be written wherever they go: names of files may be in no encoding."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As Formatter's."""
+        return printable(super().format(record))
 
 
 class LogHandler(logging.StreamHandler):
@@ -31,6 +41,8 @@ def start_log(speaks: bool = True) -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    log.addHandler(LogHandler(sys.stdout) if speaks else logging.NullHandler())
+    handler = LogHandler(sys.stdout) if speaks else logging.NullHandler()
+    handler.setFormatter(Printable())
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,5 +1,6 @@
 """How the scripts end: exit codes, and keys that leave the command line."""
 
+import io
 import os
 import re
 import sys
@@ -8,8 +9,9 @@ from collections.abc import Callable
 import torch
 
 from utils.system import ranks
-from utils.system.errors import InputError, Interrupted
+from utils.system.errors import InputError, Interrupted, explain_system_error
 from utils.system.signals import end_workers
+from utils.system.text import one_line
 
 KEY_FLAG = "--wandb-api-key"
 
@@ -20,6 +22,9 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     0 done; 2 bad input; 128 + the signal's number where one ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
     Of several processes one prints why the run ends. Workers whose loader is still referred to would live on for 30 s.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file in another encoding lacks some letters
+            stream.reconfigure(errors="backslashreplace")
     if argv is None:
         hide_key()
     try:
@@ -27,17 +32,22 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         ranks.finish()
         return 0
     except InputError as error:
-        text, code = f"error: {error}", 2
+        text, code = f"error: {explain_system_error(error) or error}", 2
     except Interrupted as stop:
         text, code = f"stopped: {stop}", stop.exit_code
     except torch.cuda.OutOfMemoryError as error:
         text, code = f"error: {out_of_memory(error)}", 2
+    except (OSError, RuntimeError) as error:
+        reason = explain_system_error(error)
+        if reason is None:
+            raise
+        text, code = f"error: {reason}", 2
     except KeyboardInterrupt:
         text, code = "stopped: interrupted", 130
     finally:
         end_workers()
     if ranks.may_speak():
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
     return code
 
 

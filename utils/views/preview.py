@@ -11,6 +11,7 @@ from utils.labels.batch import BatchLabels, TopK
 from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
 from utils.system.files import atomic_file
+from utils.system.text import printable
 from utils.views.live import refuse_non_finite
 from utils.views.replay import Normalise, finish_views, mix
 from utils.views.workers import Positions, ViewDataset
@@ -140,4 +141,5 @@ def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[
 
 def short(name: str) -> str:
     """A class name, cut where it would run into its neighbour's."""
+    name = printable(name)
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"

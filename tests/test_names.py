@@ -1,0 +1,163 @@
+"""Names of folders that are not UTF-8 or very long: no traceback, the headline is printed, nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LIGHT, SIDE, make_images, read_run, run
+from PIL import Image
+
+import relabel_FKD
+import train_FKD_parallel
+from utils.labels.opening import open_labels
+from utils.run.side_by_side import default_output
+from utils.run.tracker import NoTracker, Place, start_tracker
+from utils.system.text import one_line, printable, printable_all, shorten
+from utils.training.models import build_model
+
+CAT = os.fsdecode("猫".encode("gbk"))  # as an archive from Windows is unpacked
+LATIN = os.fsdecode("né".encode("latin-1"))
+
+
+def renamed(folder, **options):
+    """Images whose last class folder has a name in GBK."""
+    make_images(folder, **options)
+    (folder / "class_2").rename(folder / CAT)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Training and validation images, below a folder whose name is not UTF-8 either."""
+    try:
+        train = renamed(tmp_path / LATIN / "train")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    return train, renamed(tmp_path / LATIN / "val", per_class=2, seed=1)
+
+
+def test_printable():
+    """Surrogates become what the bytes were, all else stays."""
+    assert printable("plain é 猫 …") == "plain é 猫 …"
+    assert printable(LATIN) == "n\\xe9"
+    assert printable("\ud800") == "\\ud800"
+    assert printable_all({LATIN: [1, (LATIN, None)]}) == {"n\\xe9": [1, ("n\\xe9", None)]}
+    assert one_line(f"a\nb{LATIN}") == "a\\nbn\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("one two three", 13, "one two three"),
+        ("one two three", 12, "one two …"),
+        ("one two, three", 11, "one two …"),
+        ("one\n  two", 7, "one two"),
+        ("abcdefgh", 5, "abc …"),
+        ("one two three", 9, "one two …"),
+    ],
+)
+def test_shorten(text, width, short):
+    """At a word, in one line, never longer than asked for."""
+    assert shorten(text, width) == short
+    assert len(short) <= width
+
+
+def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path):
+    """Dry run, training, resume: pictures are drawn, the headline is printed, every file is read back."""
+    train, val = folders
+    output = tmp_path / LATIN / f"run {LATIN}"
+    flags = tiny.flags(output, train_dir=train, val_dir=val, epochs=1)
+    dry = run(train_FKD_parallel, *flags, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert Image.open(output / "views.png").size == (1200, 1300)
+    result = run(train_FKD_parallel, *flags)
+    assert result.code == 0, result.err
+    assert "last epoch  top-1" in result.out
+    assert f"results in {printable(str(output))}" in result.out
+    done = read_run(output)
+    assert done.summary["args"]["train_dir"] == str(train)
+    assert json.loads((output / "args.json").read_text())["train_dir"] == str(train)
+    assert Image.open(output / "curves.png").format == "PNG"
+    assert "n\\xe9" in (output / "train.log").read_text(encoding="utf-8")
+    resumed = run(train_FKD_parallel, *flags, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert read_run(output).summary["last"] == done.summary["last"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path):
+    """stdout in ASCII, or strict UTF-8: every line is printed, and an error is one."""
+    train, val = folders
+    command = [sys.executable, train_FKD_parallel.__file__]
+    flags = tiny.flags(tmp_path / f"run{LATIN}", train_dir=train, val_dir=val, dry_run=True)
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run([*command, *flags], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"Logging error" not in done.stderr
+    assert b"dry run: everything is in place" in done.stdout
+    assert b"n\\xe9" in done.stdout
+    flags = tiny.flags(tmp_path / "run", train_dir=tmp_path / f"no\n{LATIN}")
+    done = subprocess.run([*command, *flags], capture_output=True, env=environment)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert b"no\\nn\\xe9 is not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["packed", "tar"])
+def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
+    """Written and read back; the log names the teachers, not the classes."""
+    train, _ = folders
+    labels, teacher = tmp_path / f"labels {LATIN}", tmp_path / f"{LATIN}.pth"
+    torch.save(build_model(LIGHT, 3).state_dict(), teacher)
+    words = ["--data", train, "-a", LIGHT, "--checkpoint", teacher, "-b", 6, "--epochs", 1, "--input-size", SIDE]
+    words += ["--fkd-path", labels, "--format", kind, "--device", "cpu", "--workers", 0]
+    result = run(relabel_FKD, *words)
+    assert result.code == 0, result.err
+    assert f"with {LIGHT} on cpu" in result.out
+    store = open_labels(labels)
+    assert len(store.image_digests) == store.num_images == 12
+    assert store.read(0, 0).logits.shape == (6, 3)
+
+
+def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, caplog, monkeypatch):
+    """W&B cannot write there; the run goes on without it, and says so."""
+    monkeypatch.setattr("utils.system.log.log.propagate", True)
+    caplog.set_level("INFO", logger="validator")
+    folder = Path(tmp_path, LATIN)
+    assert isinstance(start_tracker("p", "offline", None, folder, {}, Place("run", "group", "train")), NoTracker)
+    assert "the run goes on without it" in caplog.text
+
+
+LONG = "long-" * 60
+
+
+@pytest.mark.parametrize(
+    "flag", ["output_dir", "train_dir", "val_dir", "fkd_path", "resume", "class_order", "class_map"]
+)
+def test_a_name_longer_than_file_systems_take(flag, tiny, tmp_path):
+    """One sentence, whichever flag has it, in a dry run and in a real one."""
+    for dry in (True, None):
+        changed = {"output_dir": tmp_path / "run", "dry_run": dry} | {flag: tmp_path / LONG}
+        result = run(train_FKD_parallel, *tiny.flags(changed.pop("output_dir"), **changed))
+        assert result.code == 2, result.err
+        assert len(result.err.splitlines()) == 1
+        assert "long-" in result.err
+
+
+def test_the_default_folder_of_many_models():
+    """Its name fits: it names some models and counts the others."""
+    names = [f"some_architecture_{number}" for number in range(14)]
+    for models, expected in (
+        (["resnet18"], "kd-resnet18-"),
+        (["resnet18", "vgg16"], "kd-resnet18+vgg16-"),
+        (names, f"kd-{'+'.join(names[:5])}+9-more-"),
+        (["m" * 200, "n"], f"kd-{'m' * 200}+1-more-"),
+    ):
+        name = Path(default_output(Namespace(model=models), "kd-")).name
+        assert name.startswith(expected)
+        assert len(name) < 255
