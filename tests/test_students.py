@@ -51,7 +51,7 @@ lock.release()
 TIMES = {"train_seconds", "train_images_per_second", "val_seconds", "seconds"}
 
 
-def small_student(name, num_classes, seed, _stem="standard"):
+def small_student(name, num_classes, seed, _stem="standard", _input_size=None):
     """A convolution with batch normalisation; `dropping` draws random numbers, `diverging` is beyond float32."""
     torch.manual_seed(seed)
     drop = nn.Dropout(0.5) if name == "dropping" else nn.Identity()
