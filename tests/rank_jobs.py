@@ -28,7 +28,7 @@ from utils.views import validation, workers
 SCRIPTS = {script.__name__: script for script in (relabel_FKD, train_FKD_parallel, train_KD_parallel)}
 
 
-def small_student(_name, num_classes, seed, _stem, _input_size):
+def small_student(_name, num_classes, seed, _stem, _input_size=None):
     """Two convolutions with batch normalisation."""
     torch.manual_seed(seed)
     first = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import SIDE, make_images, make_labels, run
+from conftest import SIDE, make_images, make_labels, read_run, run
 from PIL import Image
 from test_signals import signal_in_step
 from torch.utils.data import DataLoader
@@ -148,28 +148,53 @@ def answered(tiny, folder, order):
     return labels
 
 
-@pytest.mark.parametrize(("order", "warned"), [([0, 1, 2], False), ([1, 2, 0], True)])
-def test_shuffled_class_folders_are_noticed(order, warned, tiny, tmp_path):
-    """Before training, loudly; the right order is not warned about."""
-    labels = answered(tiny, tmp_path / "labels", order)
+def test_the_right_class_order_is_not_warned_about(tiny, tmp_path):
+    """All answers are the folders' classes."""
+    labels = answered(tiny, tmp_path / "labels", [0, 1, 2])
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=labels, dry_run=True))
     assert result.code == 0
-    assert ("WARNING" in result.out) == warned
-    assert ("0.0%" if warned else "100.0%") in result.out
+    assert "WARNING" not in result.out
+    assert "teacher agrees with the folders on 100.0%" in result.out
+
+
+def test_shuffled_class_folders_are_refused(tiny, tmp_path):
+    """Before training, with the classes named; --class-order puts them right, --accept-labels goes on with a mark."""
+    labels = answered(tiny, tmp_path / "labels", [1, 2, 0])
+    flags = tiny.flags(tmp_path / "run", fkd_path=labels, epochs=1)
+    result = run(train_FKD_parallel, *flags)
+    assert result.code == 2
+    assert "teacher agrees with the folders on 0.0%" in result.out
+    assert (
+        "the images of 3 classes are answered as one another's (class_0 as class_1, class_1 as class_2, " in result.err
+    )
+    assert not (tmp_path / "run").exists()
+    order = tmp_path / "order.txt"
+    order.write_text("class_2\nclass_0\nclass_1\n")
+    result = run(train_FKD_parallel, *flags, "--class-order", order)
+    assert result.code == 0, result.err
+    assert "teacher agrees with the folders on 100.0%" in result.out
+    assert read_run(tmp_path / "run").summary["args"]["labels_accepted"] is None
+    result = run(train_FKD_parallel, *flags, "--overwrite", "--accept-labels")
+    assert result.code == 0, result.err
+    assert "WARNING, accepted: labels and class folders do not belong together" in result.out
+    assert "the images of 3 classes" in read_run(tmp_path / "run").summary["args"]["labels_accepted"]
 
 
 @pytest.mark.parametrize("names", [["class_0", "class_1", "class_2"], ["class_2", "class_1", "class_0"]])
 def test_packed_labels_know_their_class_folders(names, tiny, tmp_path):
-    """A warning where the manifest was made for other folders or another order."""
+    """Refused where the manifest was made for other folders or another order, until the order is stated."""
     store = open_labels(tiny.labels)
     settings = {"class_names": digest_of_names(names)}
     shape = store.num_images, store.num_classes, store.batch_size, store.epochs, store.mix_type, True
     writer = PackedWriter(tmp_path / "labels", make_manifest(Codec(), *shape, settings))
     for epoch in range(store.epochs):
         writer.write(epoch, [store.read(epoch, batch) for batch in range(store.batches_per_epoch)])
-    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=tmp_path / "labels", dry_run=True))
-    assert result.code == 0, result.err
-    assert ("made for class folders with other names" in result.out) == (names[0] == "class_2")
+    flags = tiny.flags(tmp_path / "run", fkd_path=tmp_path / "labels", dry_run=True)
+    result = run(train_FKD_parallel, *flags)
+    assert result.code == (2 if names[0] == "class_2" else 0), result.err
+    assert ("made for class folders with other names" in result.err) == (names[0] == "class_2")
+    (tmp_path / "order.txt").write_text("\n".join(names))
+    assert run(train_FKD_parallel, *flags, "--class-order", tmp_path / "order.txt").code == 0
 
 
 def test_views_of_a_live_teacher(tiny, tmp_path):
@@ -195,7 +220,7 @@ def test_checks_of_a_full_label_set_are_fast(tmp_path):
     started = time.perf_counter()
     store = open_labels(labels)
     store.check_complete(range(300))
-    agreement.sample_labels(store, range(1))
+    agreement.sample_labels(store, range(1), 3)
     assert time.perf_counter() - started < 2
     (labels / "epoch_299" / "batch_77.tar").unlink()
     with pytest.raises(InputError, match=r"epoch_299/batch_77\.tar is missing"):
@@ -230,12 +255,19 @@ def test_other_images_and_labels_are_refused_on_resume(tiny, tmp_path):
     train, labels = shutil.copytree(tiny.train, tmp_path / "train"), shutil.copytree(tiny.labels, tmp_path / "labels")
     flags = {"train_dir": train, "fkd_path": labels}
     tiny.train_run(tmp_path / "run", epochs=1, **flags)
-    os.rename(train / "class_0" / "0.png", train / "class_0" / "00.png")
-    shutil.copy(labels / "epoch_1" / "batch_0.tar", labels / "epoch_0" / "batch_0.tar")
-    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1, resume=True, **flags))
+    resumed = tiny.flags(tmp_path / "run", epochs=1, resume=True, **flags)
+    kept = (labels / "epoch_0" / "batch_1.tar").read_bytes()  # not the first file
+    shutil.copy(labels / "epoch_1" / "batch_1.tar", labels / "epoch_0" / "batch_1.tar")
+    result = run(train_FKD_parallel, *resumed)
     assert result.code == 2
-    assert "list of training images was" in result.err
     assert "digest of the labels was" in result.err
+    (labels / "epoch_0" / "batch_1.tar").write_bytes(kept)
+    os.rename(train / "class_0" / "0.png", train / "class_0" / "00.png")  # the same image
+    assert run(train_FKD_parallel, *resumed).code == 0
+    shutil.copy(train / "class_0" / "1.png", train / "class_0" / "00.png")
+    result = run(train_FKD_parallel, *resumed)
+    assert result.code == 2
+    assert "have changed since the run began: 1 of the run's 12 images are not in it (image 0)" in result.err
 
 
 @pytest.mark.parametrize("words", [["--wandb-api-key", "K"], ["--wandb-api-key=K"]])

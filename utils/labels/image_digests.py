@@ -94,13 +94,14 @@ def write_image_digests(folder: Path, digests: ImageDigests) -> None:
         save_file(digests.tensors(), temporary)
 
 
-def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str]) -> str | None:
-    """Compare the images that labels were made for with those of a folder.
+def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str], of: str = "labels") -> str | None:
+    """Compare the images that labels were made for, or a run began with, with those of a folder.
 
     Args:
-        stored: digests of the labels' images.
+        stored: digests of the labels' or the run's images.
         found: digests of the folder's images.
         names: path of each of the folder's images, relative to it.
+        of: `labels` or `run`, for the words.
 
     Returns:
         None if all are the same; else a clause that says how they differ, for the middle of a sentence.
@@ -113,24 +114,27 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
     now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]  # where each is now
     gone = [number for number, place in enumerate(now) if place is None]
-    kept = len(stored) - len(gone)
-    if kept == 0:
-        return "none of its images is one of those that the labels were made for"
+    began, owners = {
+        "labels": ("the labels were made for", "the labels'"),
+        "run": ("the run began with", "the run's"),
+    }[of]
+    if len(gone) == len(stored):
+        return f"none of its images is one of those that {began}"
     equal = stored.rows(range(min(len(stored), len(found)))).same(found.rows(range(min(len(stored), len(found)))))
     moved = [n for n, place in enumerate(now) if place is not None and not (n < len(equal) and equal[n])]
     clauses = []
     if len(stored) != len(found):
-        clauses.append(f"it holds {len(found)} images and the labels were made for {len(stored)}")
+        clauses.append(f"it holds {len(found)} images and {began} {len(stored)}")
     if gone:
         first = f", image {gone[0]} first" if len(gone) > 1 else f" (image {gone[0]})"
-        clauses.append(f"{len(gone)} of the labels' {len(stored)} images are not in it{first}")
+        clauses.append(f"{len(gone)} of {owners} {len(stored)} images are not in it{first}")
     if moved:
         number = moved[0]
         clauses.append(
-            f"{len(moved)} images have another number: image {number} of the labels is now image {now[number]}, "
+            f"{len(moved)} images have another number: image {number} of the {of} is now image {now[number]}, "
             f"{names[now[number] or 0]}"
         )
     if not clauses:  # the stored ones are all there, but not one to one
         most, times = Counter(place for place in now if place is not None).most_common(1)[0]
-        clauses.append(f"{names[most]} stands for {times} of the labels' images")
+        clauses.append(f"{names[most]} stands for {times} of {owners} images")
     return " and ".join(clauses)

@@ -178,7 +178,7 @@ def load_checkpoint(
     stored_images = state.get("images")  # None in checkpoints of earlier releases
     if images is not None and stored_images is not None:
         try:
-            clause = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)))
+            clause = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)), "run")
         except (TypeError, KeyError, AttributeError, RuntimeError):
             raise InputError(f"{path} is damaged: its list of images cannot be read; start another run") from None
         if clause:

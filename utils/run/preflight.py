@@ -372,11 +372,11 @@ def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence
         InputError: a fault is certain, and --accept-labels was not given.
     """
     log.info(
-        "teacher agrees with the folders on %.1f %% of %d views of %d images (chance: %.1f %%)",
+        "teacher agrees with the folders on %.1f%% of %d views of %d images (chance: %.1f%%)",
         *(100 * found.share, found.views, found.images, 100 * found.chance),
     )
     if found.worst and not found.fault:
-        worst = [f"{names[number]} ({100 * share:.0f} %)" for number, share in found.worst]
+        worst = [f"{names[number]} ({100 * share:.0f}%)" for number, share in found.worst]
         log.info("classes that it agrees with least: %s", listing(worst, 3))
     if found.fault and found.certain:
         accept_or_refuse(args, f"labels and class folders do not belong together: {found.fault}")

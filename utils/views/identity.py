@@ -45,9 +45,9 @@ class KnownImages:
     names: list[str]
     digests: ImageDigests
 
-    def differences(self, stored: ImageDigests) -> str | None:
+    def differences(self, stored: ImageDigests, of: str = "labels") -> str | None:
         """Return how they differ from the images that `stored` names, as a clause; None if they are the same."""
-        return find_differences(stored, self.digests, self.names)
+        return find_differences(stored, self.digests, self.names, of)
 
 
 def know_images(
