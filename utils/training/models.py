@@ -58,7 +58,7 @@ def build_model(
     return model
 
 
-def _built(make: Any, name: str, flag: str, input_size: int | None, **options: Any) -> nn.Module:
+def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any) -> nn.Module:
     """Call a library's function that makes a model; an input size that it cannot take is the user's mistake."""
     try:
         return make(name, **options)
@@ -66,7 +66,7 @@ def _built(make: Any, name: str, flag: str, input_size: int | None, **options: A
         if not options.keys() & {"image_size", "input_size", "img_size"}:
             raise
         raise InputError(
-            f"{flag} {name} cannot be built for --input-size {input_size} ({clause(error)}); choose a size that its "
+            f"{flag} {name} cannot be built for --input-size {side} ({clause(error)}); choose a size that its "
             "patches and windows divide, or another model"
         ) from None
 
@@ -174,7 +174,7 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
     if not known:
         raise InputError(f"{flag} {name} has no pretrained weights; give a file with its weights")
     if (asked or usual) not in known:
-        raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose of {listing(known, 12)}")
+        raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose one of {listing(known, 12)}")
     return known[asked or usual]
 
 
