@@ -1,10 +1,13 @@
 """What can go wrong besides the input: full disks, divergence, labels of another class order, slow checks."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -28,7 +31,7 @@ from utils.system.files import atomic_file, write_text
 from utils.system.script import run_script, take_key
 from utils.training.models import build_model
 from utils.views.folders import open_folder
-from utils.views.workers import start_worker
+from utils.views.workers import guarded, start_worker
 
 
 @pytest.fixture
@@ -305,6 +308,50 @@ def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
     assert "--loader workers" in done.err
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(28, 2), (34, 2), (20, 0)])
+def test_few_file_descriptors(limit, workers, tiny, tmp_path):
+    """Soon one sentence that names the limit, or a run that gets by; never a hang or a traceback."""
+    loader = "workers" if workers else "resident"
+    flags = tiny.flags(tmp_path / "run", loader=loader, workers=workers, epochs=1)
+    done = subprocess.run(
+        [sys.executable, train_FKD_parallel.__file__, *flags],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        **{"capture_output": True, "text": True, "timeout": 100},
+    )
+    if limit == 28 or done.returncode:
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert "ulimit -n" in done.stderr
+        assert "-j/--workers" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(errno.EMFILE, "Too many open files"), "ulimit -n"), (RuntimeError("no space"), "/dev/shm")],
+)
+def test_a_worker_that_cannot_send(error, words):
+    """Its threads drop what they cannot send, for which the parent would wait for ever: it ends, and says why."""
+
+    class Unsendable:
+        def __reduce__(self):
+            raise error
+
+    loader = DataLoader([0] * 8, collate_fn=lambda _: Unsendable(), num_workers=2, worker_init_fn=start_worker)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=words):
+        list(guarded(loader))
+    assert time.monotonic() - started < 20
+
+
+def test_the_cause_of_few_descriptors_is_named(tiny, tmp_path, monkeypatch):
+    """An image is not to be replaced since it could not be opened."""
+    message = f"a.png cannot be decoded ([Errno 24] {os.strerror(errno.EMFILE)}); replace the image"
+    monkeypatch.setattr("utils.run.preflight.check_images", lambda _: (_ for _ in ()).throw(InputError(message)))
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
+    assert result.code == 2
+    assert result.err.startswith("error: this process and its workers may open too few files at once (ulimit -n)")
 
 
 def test_workers_end_with_the_script(capsys):

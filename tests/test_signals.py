@@ -11,7 +11,9 @@ import pytest
 from conftest import run, same_weights
 
 import train_FKD_parallel
+from utils.system.signals import StopSignals
 from utils.training.learner import train_step
+from utils.views.resident import ResidentBatches
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -146,6 +148,45 @@ def test_a_signal_to_every_process(tiny, tmp_path):
     assert process.returncode == 143, (out, err)
     assert "--resume" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
+    """One signal is enough where the next batch never comes; what was trained is saved."""
+    monkeypatch.setattr("utils.system.signals.PATIENCE", 0.2)
+    epoch = ResidentBatches.epoch
+
+    def stuck(self, *place):
+        yield next(epoch(self, *place))
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("utils.views.resident.ResidentBatches.epoch", stuck)
+    started = time.monotonic()
+    stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
+    assert time.monotonic() - started < 30
+    assert stopped.code == 128 + number, stopped.err
+    assert "in epoch 0 after 1 batches; the state is saved" in stopped.err
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_slow_batch_is_waited_for(monkeypatch):
+    """A stop in a step, or several processes, which stop together: nothing is cut short."""
+    monkeypatch.setattr("utils.system.signals.PATIENCE", 0.05)
+
+    def slow():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        yield "item"
+
+    with StopSignals(alone=False) as signals:
+        assert list(signals.until_stop(slow())) == ["item"]
+    with StopSignals() as signals:
+        for item in signals.until_stop(["first", "second"]):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            assert item == "first"
 
 
 def test_two_runs_on_one_folder(tiny, tmp_path):

@@ -70,7 +70,7 @@ class Run:
         self.students = [Student(one, num_classes, folder, precision.device, world, images) for one, folder in own]
         self.phases = phases_of(args)
         self.streams = Streams(precision.device, several=len(self.students) > 1)
-        self.signals = StopSignals(world.largest)
+        self.signals = StopSignals(world.largest, alone=world.size == 1)
         self.failed: dict[str, InputError] = {}
         self.plan: Plan | None = None
         self.line = ProgressLine(args.epochs, not args.no_progress)

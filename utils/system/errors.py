@@ -5,7 +5,15 @@ import os
 import textwrap
 from collections.abc import Iterable
 
-TOO_FEW_FILES = os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), "received 0 items of ancdata"
+FILE_LIMIT_TEXTS = (
+    *(os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), "received 0 items of ancdata"),
+    f"exited unexpectedly with exit code {errno.EMFILE}",  # a worker of ours: see utils/views/workers.py
+)
+WORKER_DIED = "a data loading worker died, most often for want of memory or of /dev/shm; lower -j/--workers"
+OPEN_FILES = (
+    "this process and its workers may open too few files at once (ulimit -n); raise the limit, for instance with "
+    "ulimit -n 4096, or lower -j/--workers"
+)
 
 
 class InputError(Exception):
@@ -28,18 +36,22 @@ class Interrupted(Exception):
         self.exit_code = exit_code
 
 
+def met_file_limit(error: BaseException) -> bool:
+    """Whether an error comes from too few file descriptors; others often wrap it, with its text alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in FILE_LIMIT_TEXTS)
+
+
 def explain_system_error(error: Exception) -> str | None:
     """Return one sentence for a limit of the system that a run has met, wherever it did; None for other errors.
 
     Too few file descriptors show in many ways: an image that cannot be decoded, a worker that cannot start.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in TOO_FEW_FILES):
-        return (
-            "the system lets this process open too few files at once (ulimit -n); raise the limit, for instance with "
-            "ulimit -n 4096, or lower -j/--workers"
-        )
-    if number == errno.ENAMETOOLONG and isinstance(error, OSError):
+    if met_file_limit(error):
+        return OPEN_FILES
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):  # raised wherever the parent was
+        return WORKER_DIED
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the path {error.filename} is longer than file systems take; give a shorter one"
     return None
 

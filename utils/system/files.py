@@ -97,6 +97,17 @@ def utf8_path(path: Path | str) -> Iterator[str]:
         yield os.fspath(path)
 
 
+def can_open(count: int) -> bool:
+    """Whether this process may open so many files more, under its limit (ulimit -n)."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return False
+    return True
+
+
 def folder_bytes(path: str | Path) -> int:
     """Sum of the sizes of all files in and below a folder, in bytes."""
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)

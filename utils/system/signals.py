@@ -20,7 +20,14 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 WORKER_GRACE = 30  # seconds that a worker lives on after SIGTERM, which Slurm sends to every process
 
 
+PATIENCE = 10  # seconds after a signal that the next batch is waited for
+
+
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class StillWaiting(BaseException):
+    """A stop was asked for, and the next batch does not come; no `except Exception` on the way may take it."""
 
 
 class StopSignals:
@@ -30,22 +37,27 @@ class StopSignals:
 
     Args:
         largest: `World.largest`: ranks stop together, after the same batch.
+        alone: there is one rank; it need not wait for ever for the next batch.
 
     Attributes:
         received: number of the signal, or None.
     """
 
-    def __init__(self, largest: Callable[[int], int] = int):
+    def __init__(self, largest: Callable[[int], int] = int, alone: bool = True):
         self.received: int | None = None
+        self.waiting, self.alone = False, alone
         self.previous: dict[int, Any] = {}  # handlers, by signal
         self.largest = largest
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self.note) for number in STOPPING}
+            self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -53,10 +65,28 @@ class StopSignals:
         """The signal handler."""
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
+
+    def give_up(self, _number: int, _frame: FrameType | None) -> None:
+        """The handler of the timer that `note` starts: end the wait for an item that does not come."""
+        if self.waiting and self.alone:
+            raise StillWaiting
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield from `items`; end before the next one is fetched where a stop was asked for."""
-        for item in items:
+        """Yield from `items`; end before the next one is fetched where a stop was asked for.
+
+        Where it was asked for while the next item was fetched, that one is waited for, but not for ever.
+        """
+        stream = iter(items)
+        while True:
+            try:
+                self.waiting = True
+                item = next(stream)
+                self.waiting = False
+            except (StopIteration, StillWaiting):
+                return
+            finally:
+                self.waiting = False
             yield item
             if self.agreed() is not None:
                 return
@@ -74,6 +104,7 @@ def prepare_worker() -> None:
         return
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # inherited from `StopSignals`, it would not end this process
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # the parent's step may need it once more
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
         if not parent.is_alive():  # it ended before the line above

@@ -5,10 +5,17 @@ What travels through the DataLoader is a *position*. Positions run on over all e
 positions out). So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
+import contextlib
+import errno
 import gc
+import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import TypeVar
 
 import torch
@@ -21,7 +28,8 @@ from utils.labels.drawn import Views, index_of
 from utils.labels.rank_shares import SharedLabels, parts_of
 from utils.labels.store import ViewSource
 from utils.labels.view_policy import MixBox, fractions
-from utils.system.errors import InputError
+from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
+from utils.system.files import can_open
 from utils.system.ranks import Parts, let_threads_rest
 from utils.system.signals import prepare_worker
 from utils.views.batch import Batch
@@ -31,6 +39,9 @@ from utils.views.replay import Normalise, finish_views, replay_view
 View = tuple[torch.Tensor, int, torch.Tensor, bool, int]  # uint8 [S, S, 3], class, coords [4], flip, image index
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
+
+FILES_PER_WORKER, SPARE_FILES = 4, 16  # what a DataLoader opens to start them, and to receive batches
+DYING_SECONDS = 2  # within which a worker has ended that does not answer any more
 
 
 class ViewDataset(Dataset):
@@ -107,6 +118,17 @@ def start_worker(_worker_id: int) -> None:
     gc.freeze()  # collecting what came from the parent would copy its memory
     fetch_patch.apply()
     prepare_worker()
+    # what the threads cannot send is dropped, or tried for ever, and the parent would wait for it: end instead
+    Queue._on_queue_feeder_error = staticmethod(lambda error, _item: end_worker(error))  # type: ignore[attr-defined]
+    sys.excepthook = lambda _type, error, _traceback: end_worker(error)
+
+
+def end_worker(error: BaseException) -> None:
+    """End this worker process, in which a thread has failed; its exit code tells the parent about open files."""
+    limit = met_file_limit(error)
+    if not limit and not isinstance(error, (OSError, RuntimeError)):
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    os._exit(errno.EMFILE if limit else 1)
 
 
 def view_loader(
@@ -135,15 +157,33 @@ def view_loader(
 
 def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
     """Iterate a DataLoader; the death of a worker becomes an InputError with the remedy."""
+    workers = getattr(loader, "num_workers", 0)
+    if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # half made, a loader cannot be taken down
+        raise InputError(OPEN_FILES)
     let_threads_rest()  # its workers are forked in the next line
+    iterator = iter(loader)
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        yield from iterator
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = explain_system_error(error)
+        closed = isinstance(error, (EOFError, ConnectionError)) and "in DataLoader worker process" not in str(error)
+        if reason == WORKER_DIED or closed:
+            reason = OPEN_FILES if errno.EMFILE in exit_codes(iterator) else WORKER_DIED
+        if reason is None:
             raise
-        raise InputError(
-            "a data loading worker died, most often for want of memory or of /dev/shm; lower -j/--workers"
-        ) from error
+        raise InputError(reason) from error
+
+
+def exit_codes(iterator: object) -> set[int | None]:
+    """Return the exit codes of a DataLoader's workers, of which one has ended, or will at once."""
+    workers: list[BaseProcess] = getattr(iterator, "_workers", [])
+    codes: set[int | None] = set()
+    end = time.monotonic() + DYING_SECONDS
+    while codes <= {None} and time.monotonic() < end:
+        with contextlib.suppress(RuntimeError):  # PyTorch raises it wherever we are when a worker ends
+            time.sleep(0.05)
+            codes = {worker.exitcode for worker in workers}
+    return codes
 
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
