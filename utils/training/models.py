@@ -178,7 +178,9 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
     if not known:
         raise InputError(f"{flag} {name} has no pretrained weights; give a file with its weights")
     if (asked or usual) not in known:
-        raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose one of {listing(known, 12)}")
+        raise InputError(
+            f"{weights_flag(flag)} {asked}: {name} has no such weights; choose one of {listing(known, 12)}"
+        )
     return known[asked or usual]
 
 
