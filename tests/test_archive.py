@@ -1,13 +1,16 @@
 """Files from strangers: nothing outside the allow-list is called, no stated size is believed."""
 
+import argparse
+import io
 import pickle
+import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from utils.system.archive import WEIGHT_GLOBALS, load_archive
+from utils.system.archive import CHECKPOINT_GLOBALS, SETTINGS, WEIGHT_GLOBALS, Inert, load_archive
 from utils.system.errors import InputError
 
 
@@ -105,7 +108,7 @@ def test_a_reason_that_quotes_the_file_is_one_short_line(text, tmp_path):
     assert len(refused(write_zip(tmp_path / "f", pickled), "damaged")) < 1000
 
 
-def tensor_pickle(numel, offset, size, stride, key="0"):
+def tensor_pickle(numel, offset, size, stride, key="0", more=()):
     """Return a data.pkl with one float32 tensor made as stated."""
 
     class Storage:
@@ -113,13 +116,11 @@ def tensor_pickle(numel, offset, size, stride, key="0"):
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            return ("storage", torch.FloatStorage, key, "cpu", numel) if isinstance(value, Storage) else None
+            return ("storage", torch.FloatStorage, key, "cpu", numel, *more) if isinstance(value, Storage) else None
 
     class Tensor:
         def __reduce__(self):
             return torch._utils._rebuild_tensor_v2, (Storage(), offset, size, stride, False, {})
-
-    import io
 
     buffer = io.BytesIO()
     Pickler(buffer, protocol=2).dump(Tensor())
@@ -195,15 +196,16 @@ def test_flipped_bytes_are_noticed(tmp_path):
     refused(path, "damaged")
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     "dtype",
     "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool".split(),
 )
-def test_dtypes_round_trip(dtype, tmp_path):
+def test_dtypes_round_trip(dtype, legacy, tmp_path):
     """Every storage type of the list, also as a shared, offset, transposed and an empty view."""
     base = torch.arange(12).view(3, 4).to(getattr(torch, dtype))
     saved = {"whole": base, "part": base[1:], "turned": base.t(), "empty": base[:0], "number": base[2, 3]}
-    torch.save(saved, tmp_path / "f")
+    torch.save(saved, tmp_path / "f", _use_new_zipfile_serialization=not legacy)
     loaded = load_archive(tmp_path / "f")
     assert loaded.keys() == saved.keys()
     for name, tensor in saved.items():
@@ -231,3 +233,130 @@ def test_a_checkpoint_round_trips(tmp_path):
         assert torch.equal(loaded["state_dict"][name], tensor)
     torch.testing.assert_close(loaded["optimizer"], state["optimizer"], rtol=0, atol=0)
     refused(tmp_path / "f", "_rebuild_parameter")  # label files have no parameters
+
+
+MAGIC = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+
+
+def write_legacy(path, pickled, storages, head=MAGIC, keys=None):
+    """Write a file as PyTorch before 1.6 did, with any pickle; `storages` are name -> (stated length, bytes)."""
+    parts = [pickle.dumps(part, protocol=2) for part in head]
+    parts += [pickled, pickle.dumps(sorted(storages) if keys is None else keys, protocol=2)]
+    parts += [struct.pack("<q", numel) + data for _, (numel, data) in sorted(storages.items())]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+FLOATS = np.arange(8, dtype=np.float32).tobytes()
+
+
+def test_a_true_legacy_tensor_is_read(tmp_path):
+    """Whole, and as a part of a storage: what the next test breaks."""
+    path = write_legacy(tmp_path / "f", tensor_pickle(8, 2, (2, 3), (3, 1), more=(None,)), {"0": (8, FLOATS)})
+    assert load_archive(path).tolist() == [[2, 3, 4], [5, 6, 7]]
+    part = tensor_pickle(8, 1, (2,), (1,), more=(("1", 4, 3),))  # elements 4 to 6, of which the last two
+    assert load_archive(write_legacy(tmp_path / "f", part, {"0": (8, FLOATS)})).tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("numel", "more", "storages", "options"),
+    [
+        (2**40, (), {"0": (2**40, FLOATS)}, {}),
+        (-8, (), {"0": (-8, FLOATS)}, {}),
+        ("8", (), {"0": (8, FLOATS)}, {}),
+        (8, (), {"0": (7, FLOATS)}, {}),
+        (8, (), {"0": (8, FLOATS[:-1])}, {}),
+        (8, (), {"0": (8, FLOATS + b"more")}, {}),
+        (8, (), {}, {}),
+        (8, (), {"0": (8, FLOATS)}, {"keys": ["0", "0"]}),
+        (8, (), {"0": (8, FLOATS)}, {"keys": ["1"]}),
+        (8, (("1", 0, 9),), {"0": (8, FLOATS)}, {}),
+        (8, (("1", -1, 8),), {"0": (8, FLOATS)}, {}),
+        (8, (("1", 4, 2),), {"0": (8, FLOATS)}, {}),
+        (8, (), {"0": (8, FLOATS)}, {"head": [1, *MAGIC[1:]]}),
+        (8, (), {"0": (8, FLOATS)}, {"head": [MAGIC[0], 1002, MAGIC[2]]}),
+        (8, (), {"0": (8, FLOATS)}, {"head": [*MAGIC[:2], {"little_endian": False}]}),
+        (8, (), {"0": (8, FLOATS)}, {"head": [*MAGIC[:2], []]}),
+    ],
+)
+def test_legacy_sizes_are_not_believed(numel, more, storages, options, tmp_path):
+    """Storages that are longer than the file, missing, or not as stated."""
+    path = write_legacy(tmp_path / "f", tensor_pickle(numel, 0, (4,), (1,), more=more), storages, **options)
+    refused(path, "damaged")
+
+
+@pytest.mark.parametrize("allowed", ["labels", "checkpoint"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "getattr"),
+        ("subprocess", "Popen"),
+        ("pathlib", "os.system"),
+        ("argparse", "_sys"),
+        ("collections", "_sys.modules"),
+        ("torch", "load"),
+        ("numpy", "load"),
+        ("functools", "partial"),
+    ],
+)
+def test_functions_are_refused_by_name(module, name, legacy, allowed, tmp_path):
+    """In checkpoints too, where classes of settings become `Inert`."""
+    text = f"\x8c{chr(len(module))}{module}\x8c{chr(len(name))}{name}".encode("latin1")
+    pickled = b"\x80\x04" + text + b"\x93X\x04\x00\x00\x00true\x85R."
+    path = tmp_path / "f"
+    write_legacy(path, pickled, {}) if legacy else write_zip(path, pickled)
+    with pytest.raises(InputError, match=f"f is refused: its pickle asks for {module}.{name}, which"):
+        load_archive(path, CHECKPOINT_GLOBALS) if allowed == "checkpoint" else load_archive(path)
+
+
+def test_settings_become_inert(tmp_path):
+    """Whatever a pickle does with the class of settings: arguments, named ones, state, items; nothing is kept."""
+    for opcodes in (
+        b"X\x01\x00\x00\x00a\x85R",  # REDUCE
+        b")\x81}X\x01\x00\x00\x00aK\x01sb",  # NEWOBJ, BUILD
+        b")}X\x01\x00\x00\x00aK\x01s\x92",  # NEWOBJ_EX
+        b")\x81X\x08\x00\x00\x00__dict__K\x01s",  # SETITEM
+        b")\x81(K\x01K\x02u",  # SETITEMS
+        b")\x81(K\x01K\x02e",  # APPENDS
+        b")\x81K\x01a",  # APPEND
+    ):
+        value = load_archive(
+            write_zip(tmp_path / "f", b"\x80\x04cargparse\nNamespace\n" + opcodes + b"."), CHECKPOINT_GLOBALS
+        )
+        assert type(value) is Inert
+        assert not hasattr(value, "__dict__")
+        assert not hasattr(value, "a")
+        assert not callable(value)
+    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "f")
+    refused(tmp_path / "f", "argparse.Namespace")  # label files have no settings
+
+
+def test_no_setting_is_a_function():
+    """The list names classes alone; `_reconstruct`, which makes an empty numpy array, is the one exception."""
+    import importlib
+
+    for module, names in SETTINGS.items():
+        if module in ("builtins", "argparse", "types", "collections", "pathlib", "datetime"):
+            assert all(isinstance(getattr(importlib.import_module(module), name), type) for name in names.split())
+    assert all(
+        CHECKPOINT_GLOBALS[module, name] is Inert
+        for module in ("builtins", "pathlib")
+        for name in SETTINGS[module].split()
+    )
+
+
+def test_a_truncated_legacy_file(tmp_path):
+    """Wherever it ends, it is called damaged."""
+    torch.save(
+        [torch.arange(6.0), {"a": torch.ones(2, dtype=torch.bool)}],
+        tmp_path / "whole",
+        _use_new_zipfile_serialization=False,
+    )
+    content = (tmp_path / "whole").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "f").write_bytes(content[:length])
+        refused(tmp_path / "f", "damaged")

@@ -124,13 +124,13 @@ def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
     assert store.read(0, 0).logits.shape == (6, 3)
 
 
-def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, caplog, monkeypatch):
+def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, monkeypatch):
     """W&B cannot write there; the run goes on without it, and says so."""
-    monkeypatch.setattr("utils.system.log.log.propagate", True)
-    caplog.set_level("INFO", logger="validator")
+    said = []  # not captured by pytest, whose workers cannot send such a name to each other
+    monkeypatch.setattr("utils.run.tracker.log.info", lambda text, *words: said.append(text))
     folder = Path(tmp_path, LATIN)
     assert isinstance(start_tracker("p", "offline", None, folder, {}, Place("run", "group", "train")), NoTracker)
-    assert "the run goes on without it" in caplog.text
+    assert any("the run goes on without it" in text for text in said)
 
 
 LONG = "long-" * 60

@@ -1,5 +1,6 @@
 """Ensembles, resumed relabelling, and naive KD."""
 
+import json
 import os
 import random
 import signal
@@ -10,17 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BATCH, SIDE, read_run, run, same_weights
+from conftest import BATCH, SIDE, make_images, read_run, run, same_weights
 
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 from utils.labels.opening import open_labels
-from utils.training.models import build_student
+from utils.system.errors import InputError
+from utils.training.models import build_model, build_student
 from utils.training.precision import Precision
 from utils.training.teachers import PRESETS, Ensemble, combine
 
 ROOT = Path(__file__).parents[1]
+FP32 = Precision("fp32", torch.device("cpu"))
 STUDENT = "shufflenet_v2_x0_5"  # small weights: little to write and compare
 
 
@@ -221,3 +224,185 @@ def test_teacher_stem(tiny, tmp_path):
     refused = run(train_KD_parallel, *words)
     assert refused.code == 2
     assert "does not hold the weights of --teacher-model resnet18" in refused.err
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Pretrained weights without a network: a small model of 3 classes; returns what was asked for."""
+    asked = []
+
+    def build(name, weights, *_):
+        asked.append((name, weights))
+        torch.manual_seed(len(weights))
+        return build_model("resnet18", 3)
+
+    monkeypatch.setattr("utils.training.models.build_pretrained", build)
+    return asked
+
+
+def library_words(tiny, target, *more):
+    words = relabel_words(tiny, [None], target, *more)
+    place = words.index("-a")
+    return words[:place] + words[place + 4 :]  # without -a and --checkpoint
+
+
+def test_the_manifest_says_which_pretrained_weights_answered(tiny, library, tmp_path):
+    """By name, also where that is not given or is DEFAULT; so does the log."""
+    for more, expected in (
+        (["-a", "resnet50"], ["IMAGENET1K_V1"]),
+        (["-a", "resnet50", "--weights", "DEFAULT"], ["IMAGENET1K_V2"]),
+        (["-a", "resnet50", "-a", "alexnet", "--weights", "IMAGENET1K_V2", "--weights", "DEFAULT"],
+         ["IMAGENET1K_V2", "IMAGENET1K_V1"]),
+        (["--preset", "r50", "--candidate-number", "2"], ["IMAGENET1K_V1", "IMAGENET1K_V1"]),
+        (["--preset", "r50", "--candidate-number", "2", "--weights", "DEFAULT", "--weights", "IMAGENET1K_V1"],
+         ["IMAGENET1K_V2", "IMAGENET1K_V1"]),
+    ):  # fmt: skip
+        library.clear()
+        target = tmp_path / "-".join([*more, "labels"])
+        result = run(relabel_FKD, *library_words(tiny, target, *more))
+        assert result.code == 0, result.err
+        teachers = open_labels(target).provenance()["settings"]["teachers"]
+        assert [teacher["weights"] for teacher in teachers] == expected
+        assert [weights for _, weights in library] == expected
+        assert f"{teachers[0]['arch']} ({expected[0]})" in result.out
+
+
+def test_weights_for_the_teachers_without_a_file(tiny, teachers, library, tmp_path):
+    """In turn; one too many contradicts a --checkpoint."""
+    ensemble = ["-a", "resnet18", "-a", "resnet50", "--checkpoint", teachers[0], "--checkpoint", "pretrained"]
+    done = run(relabel_FKD, *library_words(tiny, tmp_path / "a", *ensemble, "--weights", "IMAGENET1K_V2"))
+    assert done.code == 0, done.err
+    assert library == [("resnet50", "IMAGENET1K_V2")]
+    both = [*ensemble, "--weights", "IMAGENET1K_V1", "--weights", "IMAGENET1K_V1"]
+    for words, sentence in (
+        (both, f"contradicts --checkpoint {teachers[0]}"),
+        (["-a", "resnet18", "--checkpoint", teachers[0], "--weights", "DEFAULT"], "contradicts --checkpoint"),
+        (["-a", "resnet18", "-a", "resnet50", "--weights", "DEFAULT"], "1 --weights for 2 teachers"),
+        (["-a", "resnet18", "--weights", "V7"], "--weights V7: resnet18 has no such weights"),
+    ):
+        refused = run(relabel_FKD, *library_words(tiny, tmp_path / "b", *words))
+        assert (refused.code, sentence in refused.err) == (2, True), refused.err
+
+
+def test_a_store_of_other_weights_is_not_continued(tiny, library, tmp_path):
+    """Nor one that does not say which: it was made when the newest were taken."""
+    words = library_words(tiny, tmp_path / "labels", "-a", "resnet50")
+    assert run(relabel_FKD, *words).code == 0
+    other = run(relabel_FKD, *words, "--weights", "IMAGENET1K_V2")
+    assert other.code == 2
+    assert "teachers is resnet50 (IMAGENET1K_V1), not resnet50 (IMAGENET1K_V2); use the same, or another" in other.err
+    manifest = tmp_path / "labels" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("IMAGENET1K_V1", "pretrained"))
+    earlier = run(relabel_FKD, *words)
+    assert earlier.code == 2
+    assert "teachers is resnet50 (pretrained, without a name), not resnet50 (IMAGENET1K_V1)" in earlier.err
+
+
+def test_weights_of_a_live_teacher(tiny, teachers, library, tmp_path):
+    """Named in the summary; a resumed run cannot have others."""
+    words = [*tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1), "--teacher-model", "resnet50"]
+    done = run(train_KD_parallel, *words, "--teacher-weights", "DEFAULT")
+    assert done.code == 0, done.err
+    described = [{"arch": "resnet50", "weights": "IMAGENET1K_V2"}]
+    assert json.loads((tmp_path / "kd" / "summary.json").read_text())["labels"]["teachers"] == described
+    assert "teacher resnet50 (IMAGENET1K_V2) answers live" in done.out
+    resumed = run(train_KD_parallel, *words, "--resume")
+    assert (resumed.code, "IMAGENET1K_V2" in resumed.err, "IMAGENET1K_V1" in resumed.err) == (2, True, True)
+    for more, sentence in (
+        (["--teacher-checkpoint", teachers[0]], "contradicts --teacher-checkpoint"),
+        (["--loss-type", "ce"], "--teacher-weights has no effect with --loss-type ce"),
+    ):
+        refused = run(train_KD_parallel, *words, "--teacher-weights", "DEFAULT", *more)
+        assert (refused.code, sentence in refused.err) == (2, True)
+
+
+def test_teachers_of_fewer_classes_than_folders(tiny, teachers, tmp_path):
+    """Refused before the first epoch, by both scripts."""
+    more = make_images(tmp_path / "more", classes=4)
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, train_dir=more, val_dir=more)
+    refused = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
+    assert refused.code == 2
+    assert f"--teacher-model resnet18 answers for 3 classes, but --train-dir {more} has 4 class folders" in refused.err
+    words = relabel_words(tiny, teachers, tmp_path / "labels")
+    words[1] = str(more)
+    refused = run(relabel_FKD, *words)
+    assert refused.code == 2
+    assert f"--arch resnet18 answers for 3 classes, but --data {more} has 4 class folders" in refused.err
+    assert not (tmp_path / "labels").exists()
+
+
+def test_teachers_of_different_numbers_of_classes(tmp_path):
+    """Each is named with its own."""
+    for name, classes in (("resnet18", 3), ("alexnet", 4)):
+        torch.save(build_student(name, classes, 0).state_dict(), tmp_path / name)
+    names = ["resnet18", "alexnet"]
+    with pytest.raises(InputError, match=r"--arch: teachers .* \(resnet18 3, alexnet 4\)"):
+        Ensemble(names, [tmp_path / name for name in names], "mean", FP32, input_size=64)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_transformers_at_32_px(name, tiny, tmp_path):
+    """As students and as teachers."""
+    torch.save(build_student(name, 3, 0, input_size=SIDE).state_dict(), tmp_path / "teacher.pth")
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1, model=name)
+    done = run(train_KD_parallel, *words, "--teacher-model", name, "--teacher-checkpoint", tmp_path / "teacher.pth")
+    assert done.code == 0, done.err
+
+
+def test_models_that_cannot_take_the_size(tiny, tmp_path):
+    """One sentence with both flags, for students and for teachers."""
+    torch.save(build_student("inception_v3", 3, 0).state_dict(), tmp_path / "teacher.pth")
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1)
+    files = "--teacher-checkpoint", tmp_path / "teacher.pth"
+    for result, flags in (
+        (run(train_KD_parallel, *words, "--teacher-model", "inception_v3", *files), "--teacher-model inception_v3"),
+        (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "inception_v3"), "--model inception_v3"),
+        (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "maxvit_t"), "--model maxvit_t"),
+    ):
+        assert result.code == 2
+        assert len(result.err.splitlines()) == 1
+        assert flags in result.err
+        assert f"--input-size {SIDE}" in result.err
+        assert ". " not in result.err
+
+
+@pytest.fixture
+def loud(teachers, tmp_path):
+    """A teacher whose first class has logits near 70,000."""
+    state = torch.load(teachers[0], weights_only=True)
+    state["fc.bias"][0] += 70000
+    torch.save(state, tmp_path / "loud.pth")
+    return [tmp_path / "loud.pth"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--use-fp16"], ["--format", "tar", "--use-fp16"], ["--bits", 16, "--keep-topk", 2], ["--use-fp16", "--dry-run"]],
+    ids=lambda more: " ".join(map(str, more)),
+)
+def test_answers_that_half_precision_cannot_hold(more, tiny, loud, tmp_path):
+    """Refused while labelling, before anything is written; whole in 32 bits, and in 8 bits with single ranges."""
+    refused = run(relabel_FKD, *relabel_words(tiny, loud, tmp_path / "labels", *more))
+    assert refused.code == 2
+    assert "is 70000" in refused.err or "is 69999" in refused.err or "is 70001" in refused.err
+    assert "is 65504; use --bits 32" in refused.err
+    assert not (tmp_path / "labels").exists()
+    for bits in (32, 8):
+        target = tmp_path / f"bits{bits}"
+        assert run(relabel_FKD, *relabel_words(tiny, loud, target, "--bits", bits)).code == 0
+        assert open_labels(target).read(0, 0).logits[:, 0].min() > 65504
+
+
+def test_a_last_batch_of_one_image(tiny, teachers, tmp_path):
+    """Relabelling warns of what training refuses, and names the flag; other batches are not warned of."""
+    words = relabel_words(tiny, teachers, tmp_path / "labels")
+    for size, warned in ((11, True), (5, False), (12, False)):
+        words[words.index("-b") + 1] = str(size)
+        done = run(relabel_FKD, *words, "--dry-run")
+        assert done.code == 0, done.err
+        assert ("is a single image" in done.out + done.err) == warned
+    words[words.index("-b") + 1] = "11"
+    assert run(relabel_FKD, *words).code == 0
+    flags = tiny.flags(tmp_path / "run", fkd_path=tmp_path / "labels", batch_size=11, epochs=1)
+    refused = run(train_FKD_parallel, *flags)
+    assert (refused.code, "cannot train on a micro-batch of 1" in refused.err) == (2, True)

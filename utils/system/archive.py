@@ -312,7 +312,10 @@ class _OldArchive:
 
     def readline(self) -> bytes:
         """Read a line of a pickle."""
-        return self.file.readline(MAX_PICKLE_BYTES)
+        line = self.file.readline(MAX_PICKLE_BYTES)
+        if not line.endswith(b"\n"):
+            raise pickle.UnpicklingError("the file ends in its pickle")
+        return line
 
     def pickled(self, allowed: Globals) -> Any:
         """Return what the next pickle holds."""

@@ -16,12 +16,16 @@ from utils.training.weights import State, classes_of, load_weights
 USUAL_SIZE = 224  # side of the input that torchvision's models are built for
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
 SEARCH_SECONDS = 4  # for the architecture that a file's weights fit
-SEARCHED = (  # the field's students and teachers, the most common first
-    "resnet18 resnet50 resnet101 resnet34 mobilenet_v2 shufflenet_v2_x0_5 shufflenet_v2_x1_0 alexnet vgg11 vgg11_bn "
-    "vgg16 vgg16_bn resnet152 wide_resnet50_2 resnext50_32x4d squeezenet1_1 regnet_y_400mf regnet_x_400mf "
-    "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 densenet121 convnext_tiny vit_b_16 swin_t "
-    "deit_tiny_patch16_224 swin_tiny_patch4_window7_224"
-).split()
+SEARCHED = {  # the field's students and teachers, under a weight that all of a row have
+    "layer1.0.conv1.weight": "resnet18 resnet50 resnet101 resnet34 resnet152 wide_resnet50_2 resnext50_32x4d",
+    "features.0.weight": "alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
+    "features.0.0.weight": "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny swin_t",
+    "stage2.0.branch2.0.weight": "shufflenet_v2_x0_5 shufflenet_v2_x1_0",
+    "features.conv0.weight": "densenet121 densenet169",
+    "stem.0.weight": "regnet_y_400mf regnet_x_400mf",
+    "class_token": "vit_b_16 vit_b_32",
+    "patch_embed.proj.weight": "deit_tiny_patch16_224 deit_small_patch16_224 swin_tiny_patch4_window7_224",
+}
 
 
 def build_model(
@@ -174,7 +178,13 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
     if not known:
         raise InputError(f"{flag} {name} has no pretrained weights; give a file with its weights")
     if (asked or usual) not in known:
+<<<<<<< HEAD
         raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose {listing(known, 12)}")
+=======
+        raise InputError(
+            f"{weights_flag(flag)} {asked}: {name} has no such weights; choose one of {listing(known, 12)}"
+        )
+>>>>>>> teachers
     return known[asked or usual]
 
 
@@ -285,10 +295,10 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
     found = shapes_of(state)
-    if found.keys() == own.keys():
-        ways += [(name, stem, side, f"--input-size {side}") for side in OTHER_SIZES if sized(name, side)]
-        ways += [(name, stem, None, f"--input-size {USUAL_SIZE}")]
-    for other in [other for other in SEARCHED if other != name]:
+    if found.keys() == own.keys() and sized(name, 1):
+        ways += [(name, stem, side, f"--input-size {side}") for side in OTHER_SIZES]
+    likely = " ".join(names for weight, names in SEARCHED.items() if weight in found).split()
+    for other in [other for other in likely if other != name]:
         ways += [(other, "standard", None, f"{flag} {other}")]
         if "resn" in other:
             ways += [(other, "small", None, f"{flag} {other} {stem_flag(flag)} small")]
@@ -319,9 +329,13 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
 
 
 def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
-    """Names and shapes of a model's weights, without the memory for them; None where that model cannot be built."""
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())
-    except Exception:  # only an idea of what might fit
-        return None
+    """Names and shapes of a model's weights; None where that model cannot be built."""
+    for device in "meta", "cpu":  # without the memory for them, if the model's code can do without values
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device(device):
+                return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())
+        except InputError:
+            return None
+        except (NotImplementedError, RuntimeError):
+            continue
+    return None
