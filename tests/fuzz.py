@@ -168,11 +168,8 @@ class Corpus:
         archive, generic = [*ANYWHERE, near_the_end, rewrite_zip, rewrite_zip, rewrite_zip], ANYWHERE
         self.kinds = {
             "batch_0.tar": (self.make_labels, self.read_labels, archive),
-<<<<<<< HEAD
             "edc/batch_0.tar": (self.make_edc_labels, self.read_labels, archive),
-=======
             "old_batch_0.tar": (self.make_old_labels, self.read_labels, [*generic, damage_pickle]),
->>>>>>> teachers
             "checkpoint.pth.tar": (self.make_checkpoint, self.read_checkpoint, archive),
             "weights.pth": (self.make_weights, load_weights, archive),
             "old.pth": (self.make_old_weights, load_weights, [*generic, damage_pickle]),
@@ -204,15 +201,13 @@ class Corpus:
         items = list(vars(self.labels()).values())
         torch.save([*items[:4], [np.int64(1), 2, 3, 4], *items[5:]], path)
 
-<<<<<<< HEAD
     def make_edc_labels(self, path):
         """An 8-item file of EDC."""
         torch.save([*vars(self.labels()).values(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
-=======
+
     def make_old_labels(self, path):
         """The same as PyTorch before 1.6 writes it."""
         torch.save(list(vars(self.labels()).values()), path, _use_new_zipfile_serialization=False)
->>>>>>> teachers
 
     def read_labels(self, path):
         """As a store does."""

@@ -178,13 +178,9 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
     if not known:
         raise InputError(f"{flag} {name} has no pretrained weights; give a file with its weights")
     if (asked or usual) not in known:
-<<<<<<< HEAD
-        raise InputError(f"{weights_flag(flag)} {asked}: {name} has no such weights; choose {listing(known, 12)}")
-=======
         raise InputError(
             f"{weights_flag(flag)} {asked}: {name} has no such weights; choose one of {listing(known, 12)}"
         )
->>>>>>> teachers
     return known[asked or usual]
 
 
