@@ -155,6 +155,6 @@ def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (10**4, "device"))
     result = conftest.run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
     assert result.code == 0, result.err
-    assert "memory  of 0.00 GB free on the device" in result.out
+    assert "memory  of 10 kB free on the device" in result.out
     assert "loader  workers" in result.out
     assert "validation images do not fit" in result.out

@@ -26,6 +26,7 @@ from utils.run.label_checks import soft_epochs
 from utils.run.run import Run
 from utils.system.errors import InputError
 from utils.system.log import log
+from utils.system.memory import readable_size
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
@@ -368,6 +369,6 @@ def check_disk(folder: str | Path, needed: float, purpose: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"{folder}: {free / 1e6:.0f} MB of disk are free, and {purpose} {needed / 1e6:.0f} MB; free some space or "
-            "choose another folder"
+            f"{folder}: {readable_size(free)} of disk are free, and {purpose} {readable_size(needed)}; free some space "
+            "or choose another folder"
         )
