@@ -24,8 +24,8 @@ EPOCHS, SIDE, BATCH_SIZE = 100, 32, 50
 VARIANTS = [
     ("full: f16, stored views", "--bits 16", 100),
     ("1/4: 8 bits, drawn views", "--bits 8 --views drawn", 98),
-    ("1/12: 4 bits, drawn views", "--bits 4 --views drawn", 51),
-    ("1/40: 4 bits, drawn views", "--bits 4 --views drawn", 13),
+    ("1/12: 4 bits, drawn views", "--bits 4 --views drawn", 53),
+    ("1/40: 4 bits, drawn views", "--bits 4 --views drawn", 15),
     ("1/40: 8 bits, drawn views", "--bits 8 --views drawn", 8),
     ("1/12: 8 bits, drawn views", "--bits 8 --views drawn", 32),
     ("1/12: f16, fewer epochs", "--bits 16", 8),

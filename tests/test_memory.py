@@ -13,6 +13,7 @@ from PIL import Image
 
 from utils.labels.drawn import DrawnViews
 from utils.labels.view_policy import ViewPolicy
+from utils.system.memory import readable_size
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss
@@ -68,3 +69,12 @@ def test_memory_stays_level_over_epochs(folder, kind):
         evaluate([learner], validation)
         memory.append(resident_bytes())
     assert median(memory[-5:]) - median(memory[SETTLED - 2 : SETTLED + 3]) < ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (340, "340 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (4.37e9, "4.37 GB"), (1.5e15, "1,500.0 TB")],
+)
+def test_sizes(count, text):
+    """Three digits, and no size is nothing because of its unit."""
+    assert readable_size(count) == text

@@ -102,8 +102,16 @@ def test_too_little_disk_is_noticed_before_training(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "deep" / "run"))
     assert result.code == 2
-    assert "1 MB of disk are free" in result.err
+    assert "1 MB of disk are free, and checkpoints need " in result.err
     assert not (tmp_path / "deep").exists()
+
+
+def test_little_disk_for_little(tmp_path, monkeypatch):
+    """Neither figure is rounded to nothing."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"labels: 0 B of disk are free, and the labels need 12\.3 kB; free some"):
+        preflight.check_disk(tmp_path / "labels", 12_345, "the labels need")
 
 
 @pytest.mark.parametrize("batch", [0, 4])

@@ -23,6 +23,7 @@ from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch, stored_batc
 from utils.labels.store import LabelStore, refuse_gap
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
+from utils.system.memory import readable_size
 from utils.system.parser import COUNT, NATURAL, Parser
 from utils.system.script import run_script
 
@@ -145,7 +146,7 @@ def amount(store: LabelStore) -> str:
 def ratio(args: argparse.Namespace) -> str:
     """Sizes of source and target in words."""
     before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (args.source, args.target))
-    return f"{before / 1e6:.1f} MB to {after / 1e6:.1f} MB ({after / before:.2f} of it)"
+    return f"{readable_size(before)} to {readable_size(after)} ({after / before:.2f} of it)"
 
 
 def unpack(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from utils.run.run import Run
 from utils.run.teacher_check import states_index, unchecked
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
+from utils.system.memory import readable_size
 from utils.system.ranks import World
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
@@ -467,6 +468,6 @@ def check_disk(folder: str | Path, needed: float, purpose: str) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"{folder}: {free / 1e6:.0f} MB of disk are free, and {purpose} {needed / 1e6:.0f} MB; free some space or "
-            "choose another folder"
+            f"{folder}: {readable_size(free)} of disk are free, and {purpose} {readable_size(needed)}; free some space "
+            "or choose another folder"
         )

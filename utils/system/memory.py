@@ -36,9 +36,16 @@ def free_memory(device: torch.device) -> tuple[int, str]:
     return free_host_memory(), "host"
 
 
-def gigabytes(count: float) -> str:
-    """A number of bytes for a log line."""
-    return f"{count / 1e9:.2f} GB"
+def readable_size(count: float) -> str:
+    """Return a number of bytes with three digits, in the unit in which it is no fraction: `340 B`, `4.37 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+gigabytes = readable_size  # its earlier name
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h

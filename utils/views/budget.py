@@ -8,7 +8,7 @@ from utils.labels.batch import tensors_of
 from utils.labels.store import ViewSource
 from utils.system import memory
 from utils.system.log import log
-from utils.system.memory import gigabytes
+from utils.system.memory import readable_size
 
 USABLE = 0.9  # of the free memory: the allocator's pieces do not fit without gaps
 PART = 1e9  # bytes of labels that go up together at the most: pinned on the host, where each takes a power of two
@@ -71,7 +71,7 @@ def make_plan(budget: Budget, batches_per_epoch: int, loader: str) -> Plan:
     forced = loader == "resident" and not plan.resident and budget.images < budget.free
     log.info(
         "memory  of %s free on the device: training about %s, images %s, labels %s an epoch, validation images %s",
-        *map(gigabytes, (budget.free, budget.training, budget.images, budget.labels, budget.validation)),
+        *map(readable_size, (budget.free, budget.training, budget.images, budget.labels, budget.validation)),
     )
     if forced:
         log.info("memory  the images hardly fit beside the training; they are kept on the device as asked")
