@@ -28,6 +28,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.memory import readable_size
 from utils.system.ranks import World
+from utils.system.text import shorten
 from utils.training.precision import Precision, unsearched
 from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
@@ -344,10 +345,9 @@ def check_student(
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
             f"--model {args.model} cannot train on a micro-batch of {rows} at --input-size {input_size} "
-            f"({reason:.150}); change --gradient-accumulation-steps, the batch size of the labels, "
+            f"({shorten(error, 150)}); change --gradient-accumulation-steps, the batch size of the labels, "
             + ("--hard-batch-size, " if args.hard_epochs else "")
             + "or the size"
             + (", or add --sync-bn" if args.processes > 1 and not args.sync_bn else "")
