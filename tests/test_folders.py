@@ -1,5 +1,6 @@
 """Image folders: which files are counted, in which order, and what their pixels are."""
 
+import io
 import os
 from pathlib import Path
 
@@ -202,3 +203,26 @@ def test_other_modes_are_what_pil_makes_of_them(tmp_path):
     bits = Image.fromarray(GREY).point(lambda value: 255 * (value > 99), mode="1")
     assert (rgb_of(bits, tmp_path / "bits.png") == 255 * (GREY > 99)[:, :, None]).all()
     assert (rgb_of(colour.convert("CMYK"), tmp_path / "cmyk.tif") == rgb).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty, or of a type that PIL does not know"),
+        (b"GIF", "it is empty, or of a type that PIL does not know"),
+        (None, "No such file or directory"),
+        (b"P6 100000 100000 255\n", "it claims 100000 x 100000 pixels|exceeds limit"),
+    ],
+)
+@pytest.mark.parametrize("from_memory", [False, True])
+def test_files_that_are_no_images(content, words, from_memory, tmp_path):
+    """The sentence names the file once, and no object of Python."""
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    elif from_memory:
+        return
+    with pytest.raises(InputError, match=rf"a\.png cannot be decoded \(.*({words}).*\); replace the image") as caught:
+        load_rgb(path, io.BytesIO(content) if from_memory else None)
+    assert "0x" not in str(caught.value)
+    assert str(caught.value).count("a.png") == 1

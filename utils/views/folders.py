@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.system.errors import InputError, listing
 from utils.system.log import log
+from utils.system.text import shorten
 
 Samples = list[tuple[str, int]]  # (path, class) of every image
 
@@ -150,7 +151,16 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
                 raise ValueError(f"it claims {image.width} x {image.height} pixels")
             return to_rgb(image)
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+
+
+def why_undecodable(error: Exception) -> str:
+    """Return why PIL refused a file, without the name of the file or of the object that it was read from."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, or of a type that PIL does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shorten(error, 150) or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -178,7 +188,7 @@ def header_size(path: Path | str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
 
 
 def image_sizes(samples: Samples) -> torch.Tensor:
