@@ -253,7 +253,8 @@ def report(
     """Log what was found, in a few lines, and warn loudly where labels and folders seem not to match."""
     report_folders(args, len(train.samples), len(val.samples), len(train.classes))
     batches = f"{count_batches(store)} batches of {store.batch_size}"
-    what = store.dialect, store.mix_type, store.num_classes, batches, args.fkd_path
+    mixing = "unmixed" if store.mix_type == "none" else store.mix_type
+    what = store.dialect, mixing, store.num_classes, batches, args.fkd_path
     log.info("labels  %s, %s, %d classes, %s (%s)", *what)
     warn_of_class_names(store, train.classes)
     report_agreement(*teacher_agreement(samples, torch.tensor(train.targets), store.num_classes))
