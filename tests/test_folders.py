@@ -102,6 +102,10 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path / "twin").symlink_to(tmp_path / "real" / "in")
     names = [name for name, _ in names_of(open_folder(tmp_path, "--train-dir"))]
     assert names == ["real/0.png", "real/in/1.png", "twin/1.png", "twin/up/0.png"]
+    (tmp_path / "real" / "root").symlink_to(tmp_path)
+    (tmp_path / "real" / "to_itself").symlink_to("to_itself")
+    (tmp_path / "to_itself").symlink_to("to_itself")
+    assert [name for name, _ in names_of(open_folder(tmp_path, "--train-dir"))] == names
 
 
 def test_a_link_to_nothing(tmp_path):
@@ -226,3 +230,15 @@ def test_files_that_are_no_images(content, words, from_memory, tmp_path):
         load_rgb(path, io.BytesIO(content) if from_memory else None)
     assert "0x" not in str(caught.value)
     assert str(caught.value).count("a.png") == 1
+
+
+@pytest.mark.parametrize("flag", ["train_dir", "val_dir"])
+def test_a_run_does_not_write_between_images(flag, tiny, tmp_path):
+    """A folder of results among the class folders would be the next run's class."""
+    images = make_images(tmp_path / "images")
+    result = run(train_FKD_parallel, *tiny.flags(images / "run", **{flag: images}, dry_run=True))
+    assert result.code == 2
+    assert f"--output-dir {images}/run is in the image folder --{flag.replace('_', '-')} {images}" in result.err
+    assert not (images / "run").exists()
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "images2", **{flag: images}, dry_run=True))
+    assert result.code == 0, result.err
