@@ -73,7 +73,7 @@ def main(argv=None):
     preflight.note_images(args, samples, val.samples)
     preflight.report_folders(args, len(samples), len(val.samples), len(train.classes))
     teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
-    log.info("%s on %s views", teaches, policy.mix_type)
+    log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, source, args.input_size)
     if teacher:

@@ -1,5 +1,6 @@
 """Image folders: which files are counted, in which order, and what their pixels are."""
 
+import io
 import os
 from pathlib import Path
 
@@ -101,6 +102,10 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path / "twin").symlink_to(tmp_path / "real" / "in")
     names = [name for name, _ in names_of(open_folder(tmp_path, "--train-dir"))]
     assert names == ["real/0.png", "real/in/1.png", "twin/1.png", "twin/up/0.png"]
+    (tmp_path / "real" / "root").symlink_to(tmp_path)
+    (tmp_path / "real" / "to_itself").symlink_to("to_itself")
+    (tmp_path / "to_itself").symlink_to("to_itself")
+    assert [name for name, _ in names_of(open_folder(tmp_path, "--train-dir"))] == names
 
 
 def test_a_link_to_nothing(tmp_path):
@@ -202,3 +207,38 @@ def test_other_modes_are_what_pil_makes_of_them(tmp_path):
     bits = Image.fromarray(GREY).point(lambda value: 255 * (value > 99), mode="1")
     assert (rgb_of(bits, tmp_path / "bits.png") == 255 * (GREY > 99)[:, :, None]).all()
     assert (rgb_of(colour.convert("CMYK"), tmp_path / "cmyk.tif") == rgb).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty, or of a type that PIL does not know"),
+        (b"GIF", "it is empty, or of a type that PIL does not know"),
+        (None, "No such file or directory"),
+        (b"P6 100000 100000 255\n", "it claims 100000 x 100000 pixels|exceeds limit"),
+    ],
+)
+@pytest.mark.parametrize("from_memory", [False, True])
+def test_files_that_are_no_images(content, words, from_memory, tmp_path):
+    """The sentence names the file once, and no object of Python."""
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    elif from_memory:
+        return
+    with pytest.raises(InputError, match=rf"a\.png cannot be decoded \(.*({words}).*\); replace the image") as caught:
+        load_rgb(path, io.BytesIO(content) if from_memory else None)
+    assert "0x" not in str(caught.value)
+    assert str(caught.value).count("a.png") == 1
+
+
+@pytest.mark.parametrize("flag", ["train_dir", "val_dir"])
+def test_a_run_does_not_write_between_images(flag, tiny, tmp_path):
+    """A folder of results among the class folders would be the next run's class."""
+    images = make_images(tmp_path / "images")
+    result = run(train_FKD_parallel, *tiny.flags(images / "run", **{flag: images}, dry_run=True))
+    assert result.code == 2
+    assert f"--output-dir {images}/run is in the image folder --{flag.replace('_', '-')} {images}" in result.err
+    assert not (images / "run").exists()
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "images2", **{flag: images}, dry_run=True))
+    assert result.code == 0, result.err

@@ -194,7 +194,7 @@ def test_hard_labels_need_no_teacher(tiny, tmp_path, monkeypatch):
     flags = tiny.flags(tmp_path / "ce", fkd_path=None, epochs=2, loss_type="ce")
     result = run(train_KD_parallel, *flags)
     assert result.code == 0, result.err
-    assert "hard labels: no teacher answers on none views" in result.out
+    assert "hard labels: no teacher answers on unmixed views" in result.out
     alone = read_run(tmp_path / "ce")
     assert alone.summary["labels"]["dialect"] == "hard labels"
     assert alone.summary["labels"]["bytes"] == 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.system.errors import InputError
-from utils.system.text import printable_all
+from utils.system.text import printable_all, shorten
 
 MARKS = ("summary.json", "args.json")  # either makes a folder a run
 
@@ -65,7 +65,7 @@ def find_runs(paths: list[str]) -> FoundRuns:
             read_run(folder, found)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-            found.damaged.append((folder, " ".join(reason.split())[:150]))
+            found.damaged.append((folder, shorten(reason, 150)))
     return found
 
 

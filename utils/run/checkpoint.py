@@ -13,6 +13,7 @@ from utils.labels.image_digests import NAMES, ImageDigests
 from utils.system.archive import WEIGHT_GLOBALS, load_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file
+from utils.system.text import shorten
 from utils.views.identity import KnownImages
 
 # Arguments that change the result: a run cannot be resumed with others.
@@ -222,5 +223,5 @@ def restore(
         restore_rng(state["rng"])
         return checked(Progress(**state["progress"]))
     except Exception as error:  # whatever a damaged or foreign state leads PyTorch to
-        reason = " ".join(str(error).split())
-        raise InputError(f"--resume: the checkpoint does not fit this run ({reason:.200}); start another run") from None
+        reason = shorten(error, 200)
+        raise InputError(f"--resume: the checkpoint does not fit this run ({reason}); start another run") from None

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,12 +136,17 @@ class RunFolder:
             log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, shorten(error, 150))
 
 
+def is_below(path: Path | str, folder: Path | str) -> bool:
+    """Whether a path lies in or below a folder, links followed."""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+
+
 def open_folders(args: argparse.Namespace, world: World) -> list[RunFolder]:
     """Return the `RunFolder` of each of `students(args)`.
 
     Raises:
         InputError: a folder holds a run, and neither --resume nor --overwrite was given; several students and
-            several processes, or no student to resume.
+            several processes, or no student to resume; a folder is in an image folder.
     """
     resume, everyone = args.resume is not None, students(args)
     if len(everyone) > 1 and world.size > 1:
@@ -149,6 +155,12 @@ def open_folders(args: argparse.Namespace, world: World) -> list[RunFolder]:
             "torchrun, or one after the other"
         )
     folders = [RunFolder(one.output_dir, args.overwrite, resume, world.is_first) for one in everyone]
+    for flag, images in (("--train-dir", args.train_dir), ("--val-dir", args.val_dir)):
+        inside = [folder for folder in folders if images and is_below(folder.path, images)]
+        if inside:  # the next run would take it, with its pictures, for a class
+            raise InputError(
+                f"--output-dir {inside[0].path} is in the image folder {flag} {images}; give another folder"
+            )
     if len(everyone) > 1 and resume and not any(folder.file(CHECKPOINT).exists() for folder in folders):
         raise InputError(
             f"--resume: no student in --output-dir {args.output_dir} has a checkpoint; give the folder that holds "

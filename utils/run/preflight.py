@@ -286,7 +286,8 @@ def report(
     """
     report_folders(args, len(train.samples), len(val.samples), len(train.classes))
     batches = f"{count_batches(store)} batches of {store.batch_size}"
-    what = store.dialect, store.mix_type, store.num_classes, batches, args.fkd_path
+    mixing = "unmixed" if store.mix_type == "none" else store.mix_type
+    what = store.dialect, mixing, store.num_classes, batches, args.fkd_path
     log.info("labels  %s, %s, %d classes, %s (%s)", *what)
     refuse_class_names(args, store, train.classes)
     targets = torch.tensor(train.targets)

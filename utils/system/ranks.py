@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from utils.system.errors import InputError
+from utils.system.text import shorten
 
 Value = TypeVar("Value")
 
@@ -181,9 +182,9 @@ def start(device_name: str) -> World:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
         host: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the {world.size} processes of this run cannot connect ({reason:.120}); check MASTER_ADDR and MASTER_PORT"
+            f"the {world.size} processes of this run cannot connect ({shorten(error, 120)}); check MASTER_ADDR and "
+            "MASTER_PORT"
         ) from None
     return World(world.rank, world.size, world.local_rank, host)
 

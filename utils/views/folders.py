@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.system.errors import InputError, listing
 from utils.system.log import log
+from utils.system.text import shorten
 
 Samples = list[tuple[str, int]]  # (path, class) of every image
 
@@ -59,10 +60,12 @@ def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
         skipped += [entry.path for entry in entries if is_debris(entry.name) or is_dead_link(entry)]
-        classes = [entry.name for entry in entries if entry.is_dir() and not is_debris(entry.name)]
-        files = [images_below(os.path.join(root, name), skipped) for name in classes]
+        classes = [entry.name for entry in entries if os.path.isdir(entry.path) and not is_debris(entry.name)]
+        files = [images_below(os.path.join(root, name), root, skipped) for name in classes]
     except OSError as error:
-        raise InputError(f"{flag} {path}: {error.filename} cannot be read ({error.strerror})") from None
+        raise InputError(
+            f"{flag} {path}: {error.filename} cannot be read ({error.strerror}); make it readable, or remove it"
+        ) from None
     if not classes:
         loose = any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
         content = "images, but no sub-folders" if loose else "no sub-folders"
@@ -79,14 +82,18 @@ def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     return ImageSet(root, classes, [(file, target) for target, own in enumerate(files) for file in own])
 
 
-def images_below(folder: str, skipped: list[str]) -> list[str]:
+def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
     """Return the paths of all images in and below a class folder; those of what is left out go to `skipped`."""
+
+    def place_of(path: str) -> tuple[int, int]:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
     found: list[tuple[str, list[str]]] = []
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    waiting = [(folder, frozenset([place_of(root)]))]
     while waiting:
         folder, above = waiting.pop()
-        status = os.stat(folder)
-        place = status.st_dev, status.st_ino
+        place = place_of(folder)
         if place in above:  # a link to a folder that it is in: every image would come again and again
             skipped.append(folder)
             continue
@@ -95,10 +102,10 @@ def images_below(folder: str, skipped: list[str]) -> list[str]:
             for entry in entries:
                 if is_debris(entry.name):
                     skipped.append(entry.path)
-                elif entry.is_dir():
+                elif entry.is_dir() if not entry.is_symlink() else os.path.isdir(entry.path):
                     waiting.append((entry.path, above | {place}))
-                elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or is_dead_link(entry)):
-                    names.append(entry.name)  # a dead link is refused when it is decoded, not left out in silence
+                elif entry.name.lower().endswith(SUFFIXES) and is_file(entry):
+                    names.append(entry.name)
                 else:
                     skipped.append(entry.path)
         found.append((folder, names))
@@ -108,6 +115,11 @@ def images_below(folder: str, skipped: list[str]) -> list[str]:
 def is_debris(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by Windows or macOS."""
     return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    """Whether a folder's entry is a file, or a dead link: decoding refuses it, it is not left out in silence."""
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or is_dead_link(entry)
 
 
 def is_dead_link(entry: os.DirEntry) -> bool:
@@ -150,7 +162,16 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
                 raise ValueError(f"it claims {image.width} x {image.height} pixels")
             return to_rgb(image)
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+
+
+def why_undecodable(error: Exception) -> str:
+    """Return why PIL refused a file, without the name of the file or of the object that it was read from."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, or of a type that PIL does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shorten(error, 150).rstrip(".") or type(error).__name__
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -178,7 +199,7 @@ def header_size(path: Path | str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({error or type(error).__name__}); replace the image") from None
+        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
 
 
 def image_sizes(samples: Samples) -> torch.Tensor:
