@@ -24,8 +24,9 @@ FLAGS = {  # theirs: ours
 }
 RUNS = EXPECTED["runs"]
 # What the order of floating-point sums makes of these few steps: training loss of epochs 1 and 2, validation loss after
-# epoch 0. An old PyTorch adds up in another order than the reference's, 2.15: 2.4 % and 1.1 % were seen with 2.0.1.
-DRIFT = (0.02, 0.01) if hasattr(torch.amp, "GradScaler") else (0.05, 0.02)
+# epoch 0. It depends on PyTorch and on the processor: the reference ran with 2.15 on an AMD EPYC, to which 2 % and 1 %
+# hold; 2.4 % and 1.1 % were seen with 2.0.1, 2.7 % on an Intel Xeon, before and after the same change alike.
+DRIFT = (0.05, 0.02)
 
 
 @pytest.fixture(autouse=True)
