@@ -122,7 +122,7 @@ def test_other_names_are_refused(val, train):
 
 def test_a_class_without_validation_images_is_refused():
     """Its name is in the sentence."""
-    with pytest.raises(InputError, match=r"only in --train-dir: nine"):
+    with pytest.raises(InputError, match=r"no folder of --val-dir belongs to class nine; give images of every class"):
         pair(WORDS[:-1], WORDS)
 
 
@@ -170,6 +170,21 @@ def test_class_map(tmp_path):
     file.write_text("zero\tdigit_0\n")
     with pytest.raises(InputError, match=r"no validation folder belongs to class digit_1, digit_2, digit_3 and 6 more"):
         number_val_folders(sorted(WORDS), train, Numbering(list(range(10)), ""), str(file), "here")
+
+
+def test_files_of_editors_on_windows(tmp_path):
+    """A byte order mark is no part of the first name; UTF-16 is named."""
+    file = tmp_path / "map.tsv"
+    lines = "".join(f"{word}\tdigit_{n}\r\n" for n, word in enumerate(WORDS))
+    train = [f"digit_{n}" for n in range(10)]
+    file.write_bytes(lines.encode("utf-8-sig"))
+    places, _ = pair(WORDS, train, str(file))
+    assert [train[place] for place in places] == [f"digit_{WORDS.index(word)}" for word in sorted(WORDS)]
+    file.write_bytes("\r\n".join(WORDS).encode("utf-8-sig"))
+    assert number_train_folders(sorted(WORDS), 10, str(file)).numbers == [WORDS.index(word) for word in sorted(WORDS)]
+    file.write_bytes(lines.encode("utf-16"))
+    with pytest.raises(InputError, match=r"is not a text file in UTF-8; save it as one"):
+        pair(WORDS, train, str(file))
 
 
 def test_names_for_pictures():

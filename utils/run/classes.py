@@ -6,6 +6,7 @@ which folder is which class. Validation folders take the number of the training 
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -85,12 +86,14 @@ def read_names(path: str, flag: str) -> list[str]:
     """Read a file with one class folder a line.
 
     Raises:
-        InputError: the file cannot be read, or names a folder twice.
+        InputError: the file cannot be read, is not UTF-8 text, or names a folder twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path(path).read_bytes().removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape").splitlines()
     except OSError as error:
         raise InputError(f"{flag} {path} cannot be read ({error.strerror}); give a text file") from None
+    if any("\0" in line for line in lines):
+        raise InputError(f"{flag} {path} is not a text file in UTF-8; save it as one")
     names = [line.strip("\r\n") for line in lines if line.strip()]
     twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
@@ -210,9 +213,13 @@ def pair_names(
             return same, "by ImageNet's list of classes"
     strange = [name for name in folders if name not in train_folders]
     lacking = [name for name in train_folders if name not in folders]
+    if not strange:
+        raise InputError(
+            f"{where}: no folder of {sides.own} belongs to class {listing(lacking, 3)}; give images of every class"
+        )
     raise InputError(
         f"{where}: the names of the class folders do not say which belongs to which (only in "
-        f"{sides.own}: {listing(strange, 3) or 'none'}; only in {sides.other}: {listing(lacking, 3)}); rename them, "
+        f"{sides.own}: {listing(strange, 3)}; only in {sides.other}: {listing(lacking, 3)}); rename them, "
         f"or give --class-map FILE with a line {sides.line} for each class, or --class-map "
         f"{BY_POSITION} if both are in the same order"
     )

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from utils.labels.agreement import dominating
 from utils.labels.batch import BatchLabels, TopK
 from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
@@ -17,7 +18,7 @@ from utils.views.replay import Normalise, finish_views, mix
 from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
-SECONDS = 3  # that a teacher may be asked before it labels
+SECONDS, EPOCHS = 3, 30  # that a teacher may be asked before it labels
 NAME_WIDTH = 16  # letters of a class name: two of them fit above a view
 
 
@@ -28,13 +29,13 @@ def ask_teacher(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     num_folders: int,
 ) -> list[BatchLabels]:
-    """Have a teacher answer the first views of an epoch, as it will be asked: enough to see which class is which.
+    """Have a teacher answer the first views from an epoch on, as it will be asked: enough to see which class is which.
 
-    Some 30 views per class are wanted, but it stops after a few seconds.
+    Some 30 views per class are wanted that are mostly of one image, but it stops after a few seconds.
 
     Args:
-        dataset: views without answers.
-        epoch: which epoch's batches.
+        dataset: views without answers, of any epoch.
+        epoch: the first epoch whose batches are shown; where it has too few, those of the next ones.
         normalise, teacher: images float [B, 3, S, S] -> logits [B, C].
         num_folders: class folders.
 
@@ -46,7 +47,7 @@ def ask_teacher(
     """
     answered: list[BatchLabels] = []
     rows, started = 0, time.monotonic()
-    for positions in Positions(range(epoch, epoch + 1), dataset.source):
+    for positions in Positions(range(epoch, epoch + EPOCHS), dataset.source):
         mix_index, mix_lam, mix_bbox, _ = dataset.load_batch_config(positions[0])
         views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
         images = finish_views(views.to(normalise.mean.device), normalise, mix_index, mix_lam, mix_bbox)
@@ -55,7 +56,7 @@ def ask_teacher(
         crops, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
         index, stored = index_of(dataset.labels), logits.float().cpu()
         answered.append(BatchLabels(crops, flips, mix_index, mix_lam, mix_bbox, stored, index))
-        rows += len(views)
+        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # two halves of a view say little
         if rows >= 30 * num_folders or time.monotonic() - started > SECONDS:
             break
     return answered
