@@ -134,9 +134,6 @@ def open_writer(
     Of several processes the one that `leads` prepares and checks the folder. `replay` says how views were
     replayed where that could matter; `names` are the folders of the teachers' classes.
     """
-    if args.format == "tar":
-        dtype = torch.float16 if args.bits == 16 else torch.float32
-        return TarWriter(args.fkd_path, dtype, leads=leads, image_digests=images.digests)
     # the words do not depend on how many views were looked at, so that a continued store has the same settings
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings = {
@@ -151,6 +148,10 @@ def open_writer(
         "std": list(args.std),
         "class_names": digest_of_names(folder.classes),
     }
+    if args.format == "tar":
+        dtype = torch.float16 if args.bits == 16 else torch.float32
+        settings["input_size"] = args.input_size  # of packed labels the policy states it
+        return TarWriter(args.fkd_path, dtype, leads=leads, image_digests=images.digests, settings=settings)
     codec = Codec(args.bits, args.keep_topk, args.views)
     shape = views.num_images, teachers.num_classes(args.input_size), args.batch_size, args.epochs, views.policy.mix_type
     manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import relabel_FKD
 import train_FKD_parallel
+from utils.labels.command import main as labels_command
 from utils.views.identity import pixel_digest
 from utils.views.replay import IMAGENET_MEAN, Normalise
 from utils.views.validation import CentreCrops, ValidationBatches, usual_resize
@@ -16,15 +17,21 @@ from utils.views.validation import CentreCrops, ValidationBatches, usual_resize
 GREY = "0.5 0.5 0.5".split()
 
 
-@pytest.fixture
-def packed(tiny, tmp_path):
-    """Packed labels of 32 px, normalised by 0.5."""
+@pytest.fixture(params=["packed", "tar", "unpacked", "packed again"])
+def packed(request, tiny, tmp_path):
+    """Labels of 32 px, normalised by 0.5, without boxes: made here in either format, or turned into the other."""
     words = ["--data", tiny.train, "--fkd-path", tmp_path / "packed", "-b", BATCH, "--epochs", EPOCHS, "-j", 0]
     words += ["--input-size", SIDE, "--device", "cpu", "--precision", "fp32", "--mean", *GREY, "--std", *GREY]
-    words += ["-a", "shufflenet_v2_x0_5", "--checkpoint", teacher(tmp_path), "--mix-type", "cutmix"]
-    done = run(relabel_FKD, *words)
+    words += ["-a", "shufflenet_v2_x0_5", "--checkpoint", teacher(tmp_path), "--mix-type", "mixup"]
+    first = "tar" if request.param in ("tar", "packed again") else "packed"
+    done = run(relabel_FKD, *words, "--format", first)
     assert done.code == 0, done.err
-    return Tiny(tiny.train, tiny.val, tmp_path / "packed")
+    labels = tmp_path / "packed"
+    if request.param in ("unpacked", "packed again"):
+        labels = tmp_path / "turned"
+        command = "unpack" if request.param == "unpacked" else "pack"
+        assert labels_command([command, str(tmp_path / "packed"), str(labels)]) == 0
+    return Tiny(tiny.train, tiny.val, labels)
 
 
 def teacher(folder):

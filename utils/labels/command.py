@@ -122,7 +122,7 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
         "num_classes_stated": not some or args.num_classes is not None,
         "batches": None if store.has_epochs else stored_batches(store),
     }
-    settings = {"packed_from": store.dialect}
+    settings = {"packed_from": store.dialect, **getattr(store, "settings", {})}
     drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and not store.lists_images  # from --fkd-seed
     return make_manifest(codec, *shape, not drawn, settings, has_rest=not some, **kind)
 
@@ -165,7 +165,8 @@ def unpack(args: argparse.Namespace) -> None:
         )
     items = args.items or (7 if store.manifest["has_index"] else 6)
     dtype = torch.float16 if store.codec.bits == 16 and not args.fp32 else torch.float32
-    writer = TarWriter(args.target, dtype, with_index=items == 7, image_digests=store.image_digests)
+    settings = {name: value for name, value in store.settings.items() if name != "packed_from"}
+    writer = TarWriter(args.target, dtype, with_index=items == 7, image_digests=store.image_digests, settings=settings)
     order = ReferenceOrder(store.num_images, args.fkd_seed)
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         if items == 6 and not torch.equal(torch.cat([index_of(labels) for labels in batches]), order(epoch)):

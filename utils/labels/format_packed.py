@@ -249,6 +249,11 @@ class PackedStore:
         return self.manifest["settings"].get("class_names")
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """How the labels were made, the policy of their views included."""
+        return {**self.manifest["settings"], **(self.manifest["policy"] or {})}
+
+    @property
     def class_list(self) -> list[str] | None:
         """Names of the class folders that the labels were made for, in order, or None."""
         return self.manifest["settings"].get("classes")

@@ -12,7 +12,7 @@ from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.batch_items import parse_items
 from utils.labels.drawn import index_of
 from utils.labels.file_digests import digest_of_labels
-from utils.labels.image_digests import ImageDigests, read_image_digests, write_image_digests
+from utils.labels.image_digests import ImageDigests, read_image_digests, read_settings, write_image_digests
 from utils.labels.image_indices import read_json_indices
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import refuse_beyond_half
@@ -52,7 +52,7 @@ class TarStore:
         InputError: not a label folder, or its first epoch cannot be used.
     """
 
-    class_names = class_list = None  # not stated by these dialects
+    class_names = None  # not stated by these dialects
     answers, label_order = "logits", STORED
     has_epochs = num_classes_stated = True
 
@@ -86,6 +86,8 @@ class TarStore:
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
+        self.settings = read_settings(self.path)
+        self.class_list: list[str] | None = self.settings.get("classes")
         self.lists_images = self.dialect == "sre2l" and (self.path / ORDER).exists()
         self.order = self._listed_order() if self.lists_images else ReferenceOrder(self.num_images, fkd_seed)
 
@@ -200,6 +202,7 @@ class TarWriter:
         with_index: write the index, the seventh item.
         leads: make and check the folder; False in a process that another one leads.
         image_digests: which images the labels are about, written beside them; None where nobody knows.
+        settings: how the labels were made, written with the digests.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
@@ -212,6 +215,7 @@ class TarWriter:
         with_index: bool = True,
         leads: bool = True,
         image_digests: ImageDigests | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         if not leads:
@@ -220,7 +224,7 @@ class TarWriter:
         if any(self.path.iterdir()):
             raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
         if image_digests is not None:
-            write_image_digests(self.path, image_digests)
+            write_image_digests(self.path, image_digests, settings)
 
     def missing(self, epochs: int) -> list[int]:
         """Epochs that are still to be written: all, since a started folder is refused."""

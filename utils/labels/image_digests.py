@@ -5,13 +5,16 @@ JPEG that another library decodes has other pixels and the same bytes.
 
 `images.safetensors`, in a packed folder or beside the epochs of tar labels, holds for N images in the order of their
 numbers `pixel_digests` u8 [N, 8] and `file_digests` u8 [N, 8]: blake2b of 8 bytes, of `WIDTHxHEIGHT` and the decoded
-RGB bytes (rows first), and of the file.
+RGB bytes (rows first), and of the file. Beside tar labels its metadata has `settings`, JSON: what a packed manifest
+states (`input_size`, `mean`, `std`, `classes` and who answered).
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +91,45 @@ def read_image_digests(
     return digests
 
 
-def write_image_digests(folder: Path, digests: ImageDigests) -> None:
-    """Write the digests into a label folder, whole or not at all."""
+def write_image_digests(folder: Path, digests: ImageDigests, settings: dict[str, Any] | None = None) -> None:
+    """Write the digests into a label folder, whole or not at all; with them the settings of relabelling, as JSON."""
+    metadata = {"settings": json.dumps(settings)} if settings else None
     with atomic_file(folder / IMAGES) as temporary:
-        save_file(digests.tensors(), temporary)
+        save_file(digests.tensors(), temporary, metadata)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings that `write_image_digests` left beside tar labels: `input_size`, `mean`, `classes` and so on.
+
+    Returns:
+        the settings; empty for labels of other projects.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / IMAGES
+    if not path.exists():
+        return {}
+    try:
+        with utf8_path(path) as name, safe_open(name, "pt") as file:
+            settings = json.loads((file.metadata() or {}).get("settings", "{}"))
+        sound = (
+            isinstance(settings, dict)
+            and type(settings.get("input_size", 1)) is int
+            and all(
+                isinstance(settings.get(name, [0.5] * 3), list)
+                and len(settings.get(name, [0.5] * 3)) == 3
+                and all(isinstance(value, int | float) for value in settings.get(name, [0.5] * 3))
+                for name in ("mean", "std")
+            )
+            and isinstance(settings.get("classes", []), list)
+            and all(isinstance(name, str) for name in settings.get("classes", []))
+        )
+        if not sound:
+            raise ValueError("it states impossible settings")
+    except (OSError, SafetensorError, RuntimeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
+    return settings
 
 
 def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str], of: str = "labels") -> str | None:

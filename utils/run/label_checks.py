@@ -22,7 +22,7 @@ from utils.views.folders import ImageSet, Samples
 
 IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
 # A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).
-SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 4, 18  # 0.46^4 = 4 %, 0.46^18 = 1e-6
+SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18  # 0.46^8 = 0.2 %, 0.46^18 = 1e-6
 
 
 def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
@@ -41,7 +41,7 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
     knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
     store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
     settle_views(args, stated_views(store) | size_from_boxes(args, store))
-    accepted = getattr(store, "manifest", {}).get("settings", {}).get("labels_accepted")
+    accepted = getattr(store, "settings", {}).get("labels_accepted")
     if isinstance(accepted, str):  # the mark follows the labels
         log.warning("WARNING, accepted: %s", accepted)
         args.labels_accepted = accepted
@@ -63,11 +63,9 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
 
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
-    """Return what the manifest of packed labels says of the views: `input_size`, `mean`, `std`, as far as it does."""
-    manifest = getattr(store, "manifest", {})
-    settings, policy = manifest.get("settings") or {}, manifest.get("policy") or {}
-    stated = {"input_size": policy.get("input_size"), "mean": settings.get("mean"), "std": settings.get("std")}
-    return {name: value for name, value in stated.items() if value is not None}
+    """Return what labels made here say of their views: `input_size`, `mean`, `std`, as far as they do."""
+    settings = getattr(store, "settings", {})
+    return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
 
 
 def stated_classes(store: LabelStore) -> dict[str, int] | None:

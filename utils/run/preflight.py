@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.labels.agreement import Agreement, fitting_seed, judge, sample_labels, views_of
+from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, sample_labels, views_of
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
@@ -132,6 +133,9 @@ def note_images(args: argparse.Namespace, train: Samples, val: Samples) -> None:
     """
     args.train_images = f"classes:{digest_of_names([str(target) for _, target in train])}"
     sizes = [os.stat(path) for path, _ in val]
+    for (path, _), size in zip(val, sizes, strict=True):
+        if not size.st_size:
+            raise InputError(f"{path} is empty; replace the image, or remove it")
     names = relative_names(args.val_dir, val)
     lines = [f"{name} {size.st_size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
     args.val_images = f"sizes:{digest_of_names(lines)}"
@@ -255,7 +259,10 @@ def sample_views(args: argparse.Namespace, store: LabelStore, num_folders: int) 
     """Return some batches of labels, spread over the epochs to train, or over a pool."""
     if isinstance(store, PooledLabels):
         return sample_labels(store.store, range(store.store.epochs), num_folders)
-    return sample_labels(store, soft_epochs(args), num_folders)
+    epochs = soft_epochs(args)
+    if len(epochs) * store.num_images < VIEWS_PER_CLASS * num_folders and epochs.stop < store.epochs:
+        epochs = range(epochs.start, store.epochs)  # too few views are trained on to tell; the others are as good
+    return sample_labels(store, epochs, num_folders)
 
 
 def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_classes: int) -> None:
@@ -363,11 +370,17 @@ def report_live_agreement(
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
-    report_agreement(args, world.from_first(judge(views, targets, names, len(names))), names)
+    found = world.from_first(judge(views, targets, names, len(names)))
+    if found.fault:  # there are no labels yet
+        fault = found.fault.replace("the labels were most likely made for", "it was most likely trained on")
+        fault = fault.replace("image order or --fkd_seed", "or these are not its weights")
+        fault = fault.replace("labels'", "teacher's")
+        found = dataclasses.replace(found, fault=fault)
+    report_agreement(args, found, names, "teacher")
     return torch.cat([values_of(labels.logits) for labels in samples])
 
 
-def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence[str]) -> None:
+def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence[str], who: str = "labels") -> None:
     """Log how often the teacher agrees with the folders; refuse what cannot be coincidence, warn of what may be.
 
     Raises:
@@ -381,9 +394,9 @@ def report_agreement(args: argparse.Namespace, found: Agreement, names: Sequence
         worst = [f"{names[number]} ({100 * share:.0f}%)" for number, share in found.worst]
         log.info("classes that it agrees with least: %s", listing(worst, 3))
     if found.fault and found.certain:
-        accept_or_refuse(args, f"labels and class folders do not belong together: {found.fault}")
+        accept_or_refuse(args, f"{who} and class folders do not belong together: {found.fault}")
     elif found.fault:
-        log.warning("WARNING: labels and class folders may not belong together: %s", found.fault)
+        log.warning("WARNING: %s and class folders may not belong together: %s", who, found.fault)
 
 
 def check_run(run: Run, source: ViewSource, num_classes: int, input_size: int, hard: HardViews | None = None) -> None:

@@ -83,9 +83,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
     """Settings of relabel_FKD.py that labels state: `input_size`, `mean`, `std`, `ensemble` and others; may be none."""
-    if not isinstance(store, PackedStore):
-        return {}
-    return {**store.manifest["settings"], **(store.manifest["policy"] or {})}
+    return getattr(store, "settings", {})
 
 
 def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
@@ -258,6 +256,9 @@ def unchecked(store: LabelStore) -> list[str]:
     if not states_index(getattr(store, "store", store)):
         seed = getattr(store, "fkd_seed", None)
         said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
+    settings = getattr(store, "settings", {})
+    if "input_size" not in settings or "mean" not in settings:
+        said.append("size and normalisation of the teacher's views (the labels do not state both)")
     if getattr(store, "class_list", None) is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
     return [f"labels  not checked: {what}" for what in said]
