@@ -246,7 +246,7 @@ def test_evaluation_waits_once_a_pass(mode, monkeypatch):
 @pytest.mark.parametrize("number", [1, 3])
 def test_teachers_answer_without_waiting(mode, monkeypatch, rule, number):
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: a_model().eval().requires_grad_(False))
-    ensemble = teachers.Ensemble(["any"] * number, [None] * number, rule, Precision("fp32", DEVICE))
+    ensemble = teachers.Ensemble(["resnet18"] * number, [None] * number, rule, Precision("fp32", DEVICE))
     logits = ensemble(torch.zeros(ROWS, 3, SIZE, SIZE, device=DEVICE))
     assert on_device(logits).shape == (ROWS, CLASSES)
 

@@ -388,10 +388,10 @@ def test_views(how, words, setting, tmp_path):
 
 
 def relabel(setting, folder, *words):
-    """The command line of relabel_FKD.py with teacher 1."""
+    """The command line of relabel_FKD.py with teacher 1, whose classes are in the order of numbers, not of text."""
     teacher = "--arch", "cnn", "--checkpoint", setting.files[1], "--device", "cpu", "--precision", "fp32", "-j", 0
     flags = "--input-size", SIDE, "-b", BATCH, "--epochs", 2, "--mix-type", "cutmix", "--fkd-path", folder
-    return run(relabel_FKD, "--data", setting.images, *teacher, *flags, *words)
+    return run(relabel_FKD, "--data", setting.images, *teacher, *flags, "--accept-labels", *words)
 
 
 def test_own_labels_state_how_they_were_made(setting, tmp_path):
@@ -480,18 +480,20 @@ def test_verbose(setting, tmp_path):
 
 
 def test_what_cannot_be_checked(setting, tmp_path):
-    """Labels without digests, without an index, without names of classes: each is said."""
+    """Labels without digests, an index, the size of their views, names of classes: each is said."""
     batches = setting.labels(epochs=1)
     for items in (6, 7):
         writer = TarWriter(tmp_path / str(items), with_index=items == 7)
         writer.write(0, batches[0])
     strangers = unchecked(open_labels(tmp_path / "6", 7))
-    assert len(strangers) == 3
+    assert len(strangers) == 4
     assert all(line.startswith("labels  not checked: ") for line in strangers)
     assert "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher" in strangers[0]
     assert "--fkd-seed 7" in strangers[1]
-    assert len(unchecked(open_labels(tmp_path / "7"))) == 2
+    assert "size and normalisation" in strangers[2]
+    assert len(unchecked(open_labels(tmp_path / "7"))) == 3
     store = open_labels(setting.packed(tmp_path / "own", batches))
-    store.image_digests, store.class_list = object(), ["a"]
+    store.image_digests = object()
+    store.manifest["settings"] |= {"classes": ["a"], "input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []
     assert unchecked(ReusedLabels(store, 0)) == []
