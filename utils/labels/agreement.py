@@ -33,7 +33,7 @@ from utils.labels.image_order import ReferenceOrder
 from utils.labels.store import LabelStore
 from utils.system.errors import listing
 
-VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VALUES = 30, 3000, 30_000_000
+VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
 DOMINANT = 2 / 3  # share of a view from which on it belongs to one image
 REFUSED, DOUBTED = 1e-3, 0.2  # probability of coincidence
 FEWEST_IMAGES = 4  # of a class; fewer are one or none in each half
@@ -89,7 +89,7 @@ def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) ->
         epochs: a range, those that are trained on.
         num_folders: class folders; about 30 views are read for each.
     """
-    rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VALUES // store.num_classes)
+    rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VIEWS, MOST_VALUES // store.num_classes)
     wanted = max(8, -(-rows // store.batch_size))
     count = min(len(epochs), max(3, -(-wanted // store.batches_per_epoch)))
     chosen = sorted({epochs[place * (len(epochs) - 1) // max(count - 1, 1)] for place in range(count)})
