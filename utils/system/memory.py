@@ -45,9 +45,6 @@ def readable_size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-gigabytes = readable_size  # its earlier name
-
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 

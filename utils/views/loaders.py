@@ -6,7 +6,7 @@ import torch
 
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.memory import free_memory, gigabytes
+from utils.system.memory import free_memory, readable_size
 from utils.views.budget import Plan
 from utils.views.device import DeviceBatches
 from utils.views.folders import Samples, header_size
@@ -69,12 +69,12 @@ def pick_loader(
     else:
         needed = decoded_bytes(samples, device, limit=free)
         if plan is None and needed < (free if loader == "resident" else free / 2):
-            amounts = gigabytes(needed), gigabytes(free)
+            amounts = readable_size(needed), readable_size(free)
             log.info("loader  resident: decoded images take %s of %s free %s memory", *amounts, place)
             return DeviceBatches if device.type == "cuda" else ResidentBatches
         if loader == "resident":
             raise InputError(
-                f"--loader resident needs more than the {gigabytes(free)} free in {place} memory for the decoded "
+                f"--loader resident needs more than the {readable_size(free)} free in {place} memory for the decoded "
                 "images; use --loader workers"
             )
         reason = f"decoded images exceed half of the free {place} memory"
