@@ -44,7 +44,10 @@ def other_image_count(tmp_path, tiny):
 
 
 def other_class_count(tmp_path, tiny):
-    return {"val_dir": make_images(tmp_path / "val", classes=2)}, ["--val-dir", "only in --train-dir: class_2"]
+    return {"val_dir": make_images(tmp_path / "val", classes=2)}, [
+        "--val-dir",
+        "no folder of --val-dir belongs to class class_2",
+    ]
 
 
 def more_folders_than_classes(tmp_path, tiny):

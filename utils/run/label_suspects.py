@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from utils.labels.agreement import assign
 from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size, spread
 from utils.system.errors import listing
 from utils.system.log import progress_bar
@@ -242,7 +243,7 @@ def class_orders(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator
         cost += (values.square() * known).sum(0)[:, None] - 2 * (values * known).T @ answers
         cost += known.T @ answers.square()
         named |= known.any(dim=0)
-    order = assign(cost - 1e-9 * cost.abs().max() * torch.eye(classes))
+    order = assign((1e-9 * cost.abs().max() * torch.eye(classes) - cost).numpy()).tolist()
     moved = [n for n in range(classes) if order[n] != n and named[n]]
     if not moved:
         return
@@ -255,24 +256,6 @@ def class_orders(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator
         words = f"with the teacher's classes in another order: {pairs}"
     remedy = "the class folders must be in the order of the labels' classes (--class-order of train_FKD_parallel.py)"
     yield Suspect("classes", words, remedy, {"classes": torch.tensor(order)})
-
-
-def assign(cost: torch.Tensor) -> list[int]:
-    """Return for each row a column of its own, so that the sum of their costs is small; least where scipy is there.
-
-    Args:
-        cost: float [C, C].
-    """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError:
-        chosen, rest = [-1] * len(cost), cost.clone()
-        for _ in range(len(cost)):
-            row, column = divmod(int(rest.argmin()), len(cost))
-            chosen[row] = column
-            rest[row], rest[:, column] = float("inf"), float("inf")
-        return chosen
-    return linear_sum_assignment(cost.numpy())[1].tolist()
 
 
 def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:

@@ -71,8 +71,9 @@ def know_images(
 
 
 def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the path of every image relative to its folder."""
-    return [os.path.relpath(path, root) for path, _ in samples]
+    """Return the path of every image relative to the folder in which `open_folder` found it."""
+    folder = os.path.join(root, "")
+    return [path.removeprefix(folder) for path, _ in samples]
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
