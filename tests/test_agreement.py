@@ -66,6 +66,20 @@ def test_half_of_the_classes_permuted():
     assert found.share == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_live_teacher_is_not_called_labels():
+    """Swapped classes and answers at chance: the sentence speaks of the teacher, and advises nothing about labels."""
+    labels = right_labels(np.random.default_rng(0), 10, 10, GOOD)
+    swap, chance = permuted(labels, swapped(10, 3, 7)), permuted(labels, np.roll(np.arange(10), 1))
+    chance = other_targets(chance, np.random.default_rng(0).permutation(chance.targets))
+    stored, live = verdict(swap), verdict(swap, live=True)
+    assert live.certain
+    assert live.fault == stored.fault.replace("labels'", "teacher's") != stored.fault
+    found = verdict(chance, live=True)
+    assert found.certain
+    assert found.fault.endswith("it was most likely trained on another class order, or these are not its weights")
+    assert verdict(chance).fault.endswith("made for another class order, image order or --fkd_seed")
+
+
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize(("classes", "per_class"), [(10, 10), (100, 5)])
 def test_image_numbers_that_are_off_by_one(classes, per_class, shift):

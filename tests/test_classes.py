@@ -160,7 +160,12 @@ def test_class_map(tmp_path):
     assert pair(WORDS, train, "sorted")[0] == list(range(10))
     with pytest.raises(InputError, match="10 and 9 class folders"):
         pair(WORDS, train[:-1], "sorted")
-    for text, wrong in (("zero digit_0\n", "has no tab"), ("zero\tdigit_x\n", "names no folder")):
+    cases = {
+        "zero digit_0\n": "has no tab",
+        "zero\tdigit_x\n": "names no folder",
+        "digit_0\tzero\n": "has its two names in the wrong order",
+    }
+    for text, wrong in cases.items():
         file.write_text(text)
         with pytest.raises(InputError, match=wrong):
             pair(WORDS, train, str(file))

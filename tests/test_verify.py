@@ -250,6 +250,14 @@ def test_tar(mix, setting, tmp_path):
         fits(setting.verify(tmp_path / str(items)))
 
 
+def test_size_of_strangers(setting, tmp_path):
+    """Tar labels do not state a size; their cutmix boxes reach to it."""
+    writer = TarWriter(tmp_path / "labels", torch.float16)
+    for epoch, one in enumerate(setting.labels(epochs=4)):
+        writer.write(epoch, one)
+    fits(setting.verify(tmp_path / "labels", size=None))
+
+
 def test_other_projects(setting, tmp_path):
     """Flat folders, all logits or the largest; probabilities, and the temperature named if it is another."""
     flat, top = FlatWriter(tmp_path / "lpld"), FlatWriter(tmp_path / "lpqld")

@@ -23,6 +23,7 @@ show it less than once in 1,000 sets, and warned about where less than once in 5
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,14 +93,15 @@ def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) ->
     rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VIEWS, MOST_VALUES // store.num_classes)
     wanted = max(8, -(-rows // store.batch_size))
     count = min(len(epochs), max(3, -(-wanted // store.batches_per_epoch)))
-    chosen = sorted({epochs[place * (len(epochs) - 1) // max(count - 1, 1)] for place in range(count)})
-    samples = []
-    for epoch in chosen:
-        batches = store.batches(epoch)
-        some = min(batches, -(-wanted // len(chosen)))
-        places = sorted({place * (batches - 1) // max(some - 1, 1) for place in range(some)})
-        samples += [store.read(epoch, batch) for batch in places]
-    return samples
+    chosen = pick_evenly(epochs, count)
+    share = -(-wanted // len(chosen))
+    return [store.read(epoch, batch) for epoch in chosen for batch in pick_evenly(range(store.batches(epoch)), share)]
+
+
+def pick_evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many items, evenly spread, the first and, if there are two or more, the last among them."""
+    count = min(most, len(items))
+    return [items[place * (len(items) - 1) // max(count - 1, 1)] for place in range(count)]
 
 
 def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) -> Views:
@@ -154,6 +156,7 @@ def judge(
     names: Sequence[str],
     num_classes: int,
     other_seed: Callable[[], int | None] = lambda: None,
+    live: bool = False,
 ) -> Agreement:
     """Compare a teacher's answers with the classes of the folders.
 
@@ -163,6 +166,7 @@ def judge(
         names: name of each class, for the sentence.
         num_classes: C, what the teacher chose from.
         other_seed: finds another --fkd_seed under which the answers fit; asked only if they do not.
+        live: the teacher has just been asked: there are no labels that may have other numbers of images.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -188,8 +192,13 @@ def judge(
         seed = other_seed()
         if seed is not None:
             return replace(found, fault=f"they fit with --fkd_seed {seed}; give that seed", certain=True)
-    for look in (permutation_of, shift_of):
-        fault, chance = look(scores, images, own, targets, names)
+    whose = "teacher's" if live else "labels'"
+    remedy = f"; if the {whose} classes are in another order, name them in that order with --class-order FILE"
+    fault, chance = permutation_of(scores, images, own, names)
+    if fault is not None and chance < DOUBTED:
+        return replace(found, fault=fault + remedy, certain=chance < REFUSED or lost)
+    if not live:
+        fault, chance = shift_of(scores, images, own, targets)
         if fault is not None and chance < DOUBTED:
             return replace(found, fault=fault, certain=chance < REFUSED or lost)
     if not at_chance and found.share >= found.chance + (1 - found.chance) / 10:
@@ -202,6 +211,8 @@ def judge(
         fault += f": it knows {num_classes} classes, and the {len(present)} folders may not be the first of them"
         fault += f" (it takes {listing(seen, 3)})" if seen else ""
         fault += "; name its classes in order with --class-order FILE"
+    elif live:
+        fault += "; it was most likely trained on another class order, or these are not its weights"
     else:
         fault += "; the labels were most likely made for another class order, image order or --fkd_seed"
     return replace(found, fault=fault, certain=lost)
@@ -214,7 +225,7 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 
 
 def permutation_of(
-    scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, _targets: torch.Tensor, names: Sequence[str]
+    scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
     """Look for classes whose images are answered as one another's.
 
@@ -263,10 +274,7 @@ def permutation_of(
     if not wrong:
         return None, 1.0
     swaps = [f"{names[int(present[f])]} as {names[agreed[f]]}" for f in wrong]
-    clause = (
-        f"the images of {len(wrong)} classes are answered as one another's ({listing(swaps, 4)}); if the labels' "
-        "classes are in another order, name them in that order with --class-order FILE"
-    )
+    clause = f"the images of {len(wrong)} classes are answered as one another's ({listing(swaps, 4)})"
     return clause, total_chance
 
 
@@ -351,7 +359,7 @@ def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]
 
 
 def shift_of(
-    scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, targets: torch.Tensor, _names: Sequence[str]
+    scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, targets: torch.Tensor
 ) -> tuple[str | None, float]:
     """Look for image numbers that are all off by a few: arguments and results as of `permutation_of`.
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from utils.labels.image_digests import NAMES, ImageDigests
 from utils.system.archive import WEIGHT_GLOBALS, load_archive
-from utils.system.errors import InputError
+from utils.system.errors import InputError, clause
 from utils.system.files import atomic_file
-from utils.system.text import shorten
 from utils.views.identity import KnownImages
 
 # Arguments that change the result: a run cannot be resumed with others.
@@ -179,13 +178,13 @@ def load_checkpoint(
     stored_images = state.get("images")  # None in checkpoints of earlier releases
     if images is not None and stored_images is not None:
         try:
-            clause = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)), "run")
+            how = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)), "run")
         except (TypeError, KeyError, AttributeError, RuntimeError):
             raise InputError(f"{path} is damaged: its list of images cannot be read; start another run") from None
-        if clause:
+        if how:
             raise InputError(
                 f"--resume {path}: the images in --train-dir {folder} have changed since the run "
-                f"began: {clause}; put them back, or start another run"
+                f"began: {how}; put them back, or start another run"
             )
     return state
 
@@ -223,5 +222,6 @@ def restore(
         restore_rng(state["rng"])
         return checked(Progress(**state["progress"]))
     except Exception as error:  # whatever a damaged or foreign state leads PyTorch to
-        reason = shorten(error, 200)
-        raise InputError(f"--resume: the checkpoint does not fit this run ({reason}); start another run") from None
+        raise InputError(
+            f"--resume: the checkpoint does not fit this run ({clause(error, 200)}); start another run"
+        ) from None

@@ -233,8 +233,15 @@ def map_names(
     for line in read_names(class_map, "--class-map"):
         name, tab, train_name = line.partition("\t")
         name, train_name = name.strip(), train_name.strip()
-        if not tab or name not in folders or train_name not in train_folders or name in pairs:
-            wrong = "has no tab" if not tab else "names a folder twice" if name in pairs else "names no folder"
+        wrong = None
+        if not tab:
+            wrong = "has no tab"
+        elif name in pairs:
+            wrong = "names a folder twice"
+        elif name not in folders or train_name not in train_folders:
+            exchanged = name in train_folders and train_name in folders
+            wrong = "has its two names in the wrong order" if exchanged else "names no folder"
+        if wrong is not None:
             raise InputError(f"--class-map {class_map}: the line {line!r} {wrong}; give lines {sides.line}")
         pairs[name] = train_name
     places = {name: place for place, name in enumerate(train_folders)}

@@ -14,11 +14,10 @@ from typing import Any
 from utils.run.curves import draw_curves
 from utils.run.side_by_side import students
 from utils.run.summary import COLUMNS, format_value
-from utils.system.errors import InputError
+from utils.system.errors import InputError, clause
 from utils.system.files import FolderLock, write_json, write_text
 from utils.system.log import Printable, log
 from utils.system.ranks import World
-from utils.system.text import shorten
 
 CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 
@@ -133,7 +132,7 @@ class RunFolder:
         except InputError:  # the disk is full
             raise
         except Exception as error:
-            log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, shorten(error, 150))
+            log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, clause(error))
 
 
 def is_below(path: Path | str, folder: Path | str) -> bool:

@@ -1,6 +1,7 @@
 """What the labels say, compared with the flags and the training folder, before time is spent."""
 
 import argparse
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def stated_classes(store: LabelStore) -> dict[str, int] | None:
     return None if names is None else {name: number for number, name in enumerate(names)}
 
 
+def cutmix_reach(store: LabelStore) -> tuple[int, int]:
+    """Return (the farthest pixel that the first cutmix boxes of labels reach, how many boxes these are)."""
+    if store.mix_type != "cutmix":
+        return 0, 0
+    places = ((epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
+    boxes = [store.read(*place).mix_bbox for place in islice(places, SAMPLED_BOXES)]
+    return max(max(box[2:]) for box in boxes if box is not None), len(boxes)
+
+
 def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, int]:
     """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
 
@@ -86,22 +96,18 @@ def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, in
     Raises:
         InputError: a box does not fit into --input-size.
     """
-    if store.mix_type != "cutmix":
-        return {}
-    places = [(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch))]
-    boxes = [store.read(*place).mix_bbox for place in places[:SAMPLED_BOXES]]
-    reach = max(max(box[2:]) for box in boxes if box is not None)
+    reach, boxes = cutmix_reach(store)
     if args.input_size is not None and reach > args.input_size:
         raise InputError(
             f"--input-size {args.input_size} is smaller than the views of the labels in {args.fkd_path}, whose cutmix "
             f"boxes reach pixel {reach}; give the --input-size of relabelling"
         )
-    if "input_size" in stated_views(store):
+    if "input_size" in stated_views(store) or not boxes:
         return {}
-    if args.input_size is None and len(boxes) >= FEW_BOXES:
+    if args.input_size is None and boxes >= FEW_BOXES:
         log.info("labels  views of %d px, to which their cutmix boxes reach", reach)
         return {"input_size": reach}
-    return {"input_size": reach} if len(boxes) >= MANY_BOXES else {}
+    return {"input_size": reach} if boxes >= MANY_BOXES else {}
 
 
 def soft_epochs(args: argparse.Namespace) -> range:

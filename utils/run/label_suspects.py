@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from utils.labels.agreement import assign
-from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size, spread
+from utils.labels.agreement import assign, pick_evenly
+from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar
 from utils.training.teachers import RULES
@@ -298,7 +298,7 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
 
 def least_mixed(inquiry: Inquiry, replay: Replay) -> Question:
     """The stored batch whose views have least of their partners."""
-    places = spread(inquiry.full_batches, SEARCHED_BATCHES)
+    places = pick_evenly(inquiry.full_batches, SEARCHED_BATCHES)
     return min((inquiry.question(*place) for place in places), key=lambda q: q.other_share(replay.size))
 
 

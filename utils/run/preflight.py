@@ -2,17 +2,15 @@
 
 import argparse
 import copy
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, sample_labels, views_of
+from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, pick_evenly, sample_labels, views_of
 from utils.labels.batch import BatchLabels, values_of
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
@@ -153,25 +151,18 @@ def warn_of_overlap(
     shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
     if not shared:
         sizes = {stat.st_size for stat in val_stats}
-        alike = [path for (path, _), stat in zip(train, stats, strict=True) if stat.st_size in sizes]
-        probes = {(os.path.getsize(path), file_digest(Path(path).read_bytes())) for path in spread(alike, PROBES)}
+        alike = [(path, stat.st_size) for (path, _), stat in zip(train, stats, strict=True) if stat.st_size in sizes]
+        probes = {(size, file_digest(Path(path).read_bytes())) for path, size in pick_evenly(alike, PROBES)}
         wanted = {size for size, _ in probes}
-        rivals = [path for (path, _), stat in zip(val, val_stats, strict=True) if stat.st_size in wanted]
-        content = ((os.path.getsize(path), file_digest(Path(path).read_bytes())) for path in rivals[:MOST_RIVALS])
-        shared = sum(one in probes for one in content)
+        sized = [(path, stat.st_size) for (path, _), stat in zip(val, val_stats, strict=True)]
+        rivals = [(path, size) for path, size in sized if size in wanted]
+        shared = sum((size, file_digest(Path(path).read_bytes())) in probes for path, size in rivals[:MOST_RIVALS])
     if shared:
         log.warning(
             "WARNING: at least %d images of --val-dir %s are in --train-dir %s as well; their top-1 says nothing about "
             "new images",
             *(shared, args.val_dir, args.train_dir),
         )
-
-
-def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most so many items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[place * (len(items) - 1) // (most - 1)] for place in range(most)]
 
 
 def identify_images(
@@ -198,7 +189,7 @@ def identify_images(
     known = None
     compared = len(train)
     if not whole and stored is not None and len(stored) == len(train):
-        places = spread(range(len(train)), PROBES)
+        places = pick_evenly(range(len(train)), PROBES)
         sample = identify([train[place] for place in places], args.workers, stored)
         whole = not stored.rows(places).same(sample).all()
         compared = len(places)
@@ -370,12 +361,7 @@ def report_live_agreement(
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
-    found = world.from_first(judge(views, targets, names, len(names)))
-    if found.fault:  # there are no labels yet
-        fault = found.fault.replace("the labels were most likely made for", "it was most likely trained on")
-        fault = fault.replace("image order or --fkd_seed", "or these are not its weights")
-        fault = fault.replace("labels'", "teacher's")
-        found = dataclasses.replace(found, fault=fault)
+    found = world.from_first(judge(views, targets, names, len(names), live=True))
     report_agreement(args, found, names, "teacher")
     return torch.cat([values_of(labels.logits) for labels in samples])
 

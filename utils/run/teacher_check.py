@@ -11,6 +11,7 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
 from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
+from utils.run.label_checks import FEW_BOXES, cutmix_reach
 from utils.run.label_suspects import Explanation, explain
 from utils.run.teacher_inquiry import Inquiry, Replay, Verdict
 from utils.system.errors import InputError
@@ -29,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help="distilled images, one sub-folder per class: ask a teacher about them")
     add_answering_arguments(parser)
     group = parser.add_argument_group("views")
-    group.add_argument("--input-size", type=COUNT, help="side of the views (default: as the labels say, or 224)")
+    group.add_argument(
+        "--input-size",
+        type=COUNT,
+        help="side of the views (default: as the labels, or their cutmix boxes, say; or 224)",
+    )
     group.add_argument("--mean", type=float, nargs=3, help="channel means (default: as the labels say, or ImageNet's)")
     group.add_argument("--std", type=POSITIVE, nargs=3, help="channel standard deviations (default: likewise)")
     group.add_argument("--temperature", type=POSITIVE, default=20.0, help="of labels that are probabilities (HALD)")
@@ -62,7 +67,8 @@ def run(args: argparse.Namespace) -> bool:
     names, files, rule = choose_teachers(args)
     weights = choose_weights(args, names, files)
     refuse_contradictions(args, stated)
-    size = args.input_size or stated.get("input_size", 224)
+    reach, boxes = cutmix_reach(store)
+    size = args.input_size or stated.get("input_size") or (reach if boxes >= FEW_BOXES else 224)
     precision = Precision(args.precision, pick_device(args.device))
     teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=size)
     replay = Replay(

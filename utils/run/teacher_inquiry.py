@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from utils.labels.agreement import pick_evenly
 from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.drawn import index_of
 from utils.labels.format_packed import PackedStore
@@ -183,7 +184,7 @@ class Inquiry:
     @cached_property
     def questions(self) -> list[Question]:
         """The rows that are asked about: at most VIEWS."""
-        places = self.places or spread(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
+        places = self.places or pick_evenly(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
 
     @cached_property
@@ -367,9 +368,3 @@ class Inquiry:
 def row_size(values: torch.Tensor) -> torch.Tensor:
     """Root mean square of each row of [m, C], leaving NaN out: float32 [m]."""
     return values.float().square().nanmean(dim=1).sqrt()
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Pick `count` of some items, the first and the last among them."""
-    last = len(items) - 1
-    return [items[place] for place in sorted({n * last // max(count - 1, 1) for n in range(count)})]

@@ -2,8 +2,9 @@
 
 import errno
 import os
-import textwrap
 from collections.abc import Iterable
+
+from utils.system.text import shorten
 
 FILE_LIMIT_TEXTS = (
     *(os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), "received 0 items of ancdata"),
@@ -66,5 +67,4 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
 def clause(error: object, width: int = 150) -> str:
     """Turn another library's message into a part of our sentence: one line, no full stop in it, cut after a word."""
     words = " ".join(str(error).split()).rstrip(". ").replace(". ", "; ")
-    words = " ".join(word if len(word) <= width // 2 else f"{word[: width // 2]}…" for word in words.split())
-    return textwrap.shorten(words, width, placeholder=" …") or type(error).__name__
+    return shorten(words, width) or type(error).__name__

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from utils.system.errors import InputError
-from utils.system.text import shorten
+from utils.system.errors import InputError, clause
 
 Value = TypeVar("Value")
 
@@ -183,7 +182,7 @@ def start(device_name: str) -> World:
         host: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda else dist.group.WORLD
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the {world.size} processes of this run cannot connect ({shorten(error, 120)}); check MASTER_ADDR and "
+            f"the {world.size} processes of this run cannot connect ({clause(error, 120)}); check MASTER_ADDR and "
             "MASTER_PORT"
         ) from None
     return World(world.rank, world.size, world.local_rank, host)

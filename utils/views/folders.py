@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from utils.system.errors import InputError, listing
+from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
-from utils.system.text import shorten
 
 Samples = list[tuple[str, int]]  # (path, class) of every image
 
@@ -171,7 +170,7 @@ def why_undecodable(error: Exception) -> str:
         return "it is empty, or of a type that PIL does not know"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return shorten(error, 150).rstrip(".") or type(error).__name__
+    return clause(error)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
