@@ -71,7 +71,7 @@ def main(argv=None):
 
     # build
     preflight.note_images(args, samples, val.samples)
-    preflight.report_folders(args, len(samples), len(val.samples), len(train.classes))
+    preflight.report_folders(args, samples, val.samples, names)
     teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)

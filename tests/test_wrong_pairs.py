@@ -269,6 +269,23 @@ def test_training_images_in_the_validation_set(kind, pair, tmp_path):
     assert "WARNING" not in train(pair, tmp_path, "--dry-run").out.replace("WARNING: the teacher", "")
 
 
+def test_a_validation_set_copied_in_part(tmp_path):
+    """Nine classes of two images and one of one are told; classes of all sizes are as they are."""
+    train, val = make_images(tmp_path / "train", 10, 2), make_images(tmp_path / "val", 10, 2, seed=1)
+
+    def said():
+        flags = Tiny(train, val, None).flags(tmp_path / "out", loss_type="ce", dry_run=True)
+        result = run(train_KD_parallel, *flags)
+        assert result.code == 0, result.err
+        return result.out
+
+    assert "complete?" not in said()
+    (val / "class_9" / "1.png").unlink()
+    assert "WARNING: fewer validation images than the 2 of the other classes are in class_9; is --val-dir" in said()
+    (val / "class_8" / "1.png").unlink()
+    assert "complete?" not in said()
+
+
 @pytest.mark.parametrize(("change", "found"), WRONG[:4], ids=[change.__name__ for change, _ in WRONG[:4]])
 def test_resuming_on_other_images_is_refused(change, found, tmp_path):
     """Labels of strangers know no images, but the run does."""

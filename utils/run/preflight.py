@@ -4,6 +4,7 @@ import argparse
 import copy
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from utils.views.workers import ViewDataset
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # images whose content is compared where not all are
+EVEN = 0.9  # share of validation classes of one size from which on the sizes of all should be one
 MOST_RIVALS = 2000  # validation images that are read for it at the most
 
 
@@ -256,10 +258,25 @@ def sample_views(args: argparse.Namespace, store: LabelStore, num_folders: int) 
     return sample_labels(store, epochs, num_folders)
 
 
-def report_folders(args: argparse.Namespace, num_train: int, num_val: int, num_classes: int) -> None:
-    """Log what is in the two image folders."""
-    log.info("train   %d images, %d classes (%s)", num_train, num_classes, args.train_dir)
-    log.info("val     %d images, %d classes (%s)", num_val, num_classes, args.val_dir)
+def report_folders(args: argparse.Namespace, train: Samples, val: Samples, names: Sequence[str]) -> None:
+    """Log what is in the two image folders; warn if the validation set seems to be copied in part.
+
+    Args:
+        args: settled flags.
+        train, val: lists of (path, class).
+        names: name of each class.
+    """
+    num_classes = len({target for _, target in train})
+    log.info("train   %d images, %d classes (%s)", len(train), num_classes, args.train_dir)
+    log.info("val     %d images, %d classes (%s)", len(val), num_classes, args.val_dir)
+    counts = Counter(target for _, target in val)
+    usual, share = Counter(counts.values()).most_common(1)[0]
+    fewer = [names[target] for target, count in sorted(counts.items()) if count < usual]
+    if fewer and share >= EVEN * len(counts):
+        log.warning(
+            "WARNING: fewer validation images than the %d of the other classes are in %s; is --val-dir %s complete?",
+            *(usual, listing(fewer, 3), args.val_dir),
+        )
 
 
 def report(
@@ -282,7 +299,7 @@ def report(
     Raises:
         InputError: the labels were made for other classes, or for another order of them or of the images.
     """
-    report_folders(args, len(train.samples), len(val.samples), len(train.classes))
+    report_folders(args, train.samples, val.samples, names)
     batches = f"{count_batches(store)} batches of {store.batch_size}"
     mixing = "unmixed" if store.mix_type == "none" else store.mix_type
     what = store.dialect, mixing, store.num_classes, batches, args.fkd_path
