@@ -118,6 +118,24 @@ def test_a_teacher_from_a_file(state, tmp_path):
     assert same_weights(teacher.state_dict(), state)
 
 
+def test_a_densenet_under_its_old_names(tmp_path):
+    """torchvision's own file of it: `norm.1` for `norm1`, no batch counters."""
+    state = build_student("densenet121", 5, 0).state_dict()
+    old = {
+        name.replace("norm1.", "norm.1.")
+        .replace("norm2.", "norm.2.")
+        .replace("conv1.", "conv.1.")
+        .replace("conv2.", "conv.2.")
+        if "denselayer" in name
+        else name: value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet121.pth")
+    assert same_weights(build_teacher("densenet121", tmp_path / "densenet121.pth").state_dict(), state)
+
+
 def test_plain_weights_are_taken_before_averaged_ones(state, tmp_path, caplog):
     """And the log says which; averaged ones alone are taken, and called so."""
     other = {name: value + 1 for name, value in state.items()}

@@ -1,6 +1,7 @@
 """Weights in files, as the field's training scripts leave them."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ AVERAGED_KEYS = "state_dict_ema", "model_ema"
 PREFIXES = "module.", "model.", "backbone."  # of DataParallel and AveragedModel, Lightning, self-supervised code
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of whatever it was called on
 COUNTERS = {"total_ops", "total_params", "n_averaged"}  # thop's, in every layer, and AveragedModel's: no weights
+
+# torchvision's files of DenseNets are older than its names: denselayer1.norm.1.weight is denselayer1.norm1.weight
+OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
 State = Mapping[str, torch.Tensor]
 
@@ -74,13 +78,13 @@ def unwrapped(value: Any, path: Path | str) -> Any:
 
 
 def plain_names(state: State) -> dict[str, torch.Tensor]:
-    """Remove counters, COMPILED, and as often as possible each of PREFIXES that all names have."""
+    """Remove counters, COMPILED, and as often as possible each of PREFIXES that all names have; renew old names."""
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
     while prefix := next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    return plain
+    return {OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in plain.items()}
 
 
 def classes_of(state: State) -> int | None:
