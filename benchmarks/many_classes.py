@@ -6,7 +6,7 @@ Makes images, a teacher, its labels, and packs them in every way: all classes, t
 of a row, each at 16, 8 and 4 bits a value. Trains --seeds students on each; those on top-k labels of the most bits
 twice, with the rest of the mass kept and with the k renormalised. Prints mean and standard deviation of the last
 epoch's top-1 beside the bytes on disk. What a call finds finished in WORK is not made again, so that it can be
-stopped at any time.
+stopped at any time; a call with other settings than those of WORK is refused.
 """
 
 import argparse
@@ -57,6 +57,20 @@ def call(main, words):
     """Run one of this project's commands; end where it fails."""
     if code := run_script(main, [str(word) for word in words]):
         sys.exit(code)
+
+
+def refuse_other_settings(args):
+    """Note the settings of all that is in WORK; end where they were others."""
+    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # of a call: WORK may hold more, or less
+    settings = {name: value for name, value in vars(args).items() if name not in ("work", *chosen)}
+    path = args.work / "settings.json"
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+    made_with = json.loads(path.read_text())
+    changed = [f"--{name.replace('_', '-')}" for name in settings if settings[name] != made_with.get(name)]
+    if changed:
+        print(f"error: {args.work} was made with other {', '.join(changed)}; give another WORK", file=sys.stderr)
+        sys.exit(2)
 
 
 def once(product, make):
@@ -176,6 +190,7 @@ def main(argv=None):
     """Make what is missing, train, print, write, draw."""
     args = parse(argv)
     args.work.mkdir(parents=True, exist_ok=True)
+    refuse_other_settings(args)
     prepare(args)
     rows = measure(args)
     show(rows)

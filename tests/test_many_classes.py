@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -11,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import many_classes
 
 
-def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch):
+def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch, capsys):
     """A call goes on where the last one was stopped, and every way of using labels gets a row."""
     flags = f"{tmp_path}/work --model shufflenet_v2_x0_5 --teacher-epochs 1 --epochs 1 --batch-size 4 --topk 2 --bits 8"
     flags = [*flags.split(), "--glyphs", "--classes 4 --train 2 --distilled 2 --val 1", "--json", f"{tmp_path}/rows"]
@@ -27,5 +28,8 @@ def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch):
     assert all("--seed 1" in " ".join(words) for words in trained)
     after = json.loads((tmp_path / "rows").read_text())
     assert [row["top1"][:1] for row in after] == [row["top1"] for row in before]
+    with pytest.raises(SystemExit):
+        many_classes.main([*flags, "--seeds", "1", "--temperature", "20"])
+    assert "was made with other --temperature; give another WORK" in capsys.readouterr().err
     with Image.open(tmp_path / "figure.png") as image:
         assert image.width > 900
