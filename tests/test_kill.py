@@ -23,13 +23,12 @@ import torch
 import utils.run.student
 utils.run.student.CHECKPOINT_SECONDS = -1  # after every epoch, however short
 save = torch.save
-def slow_save(state, path):
-    save(state, path)
-    with open(path, "r+b") as file:  # as a slow disk leaves it for a while
-        size = file.seek(0, 2)
-        file.truncate(size // 2)
-        time.sleep(0.2)
-    save(state, path)
+def slow_save(state, file):
+    save(state, file)
+    file.truncate(file.tell() // 2)  # as a slow disk leaves it for a while
+    time.sleep(0.2)
+    file.seek(0)
+    save(state, file)
 torch.save = slow_save
 import train_FKD_parallel
 from utils.system.script import run_script

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import LIGHT, SIDE, make_images, read_run, run
 from PIL import Image
+from safetensors.torch import save_file
 
 import relabel_FKD
 import train_FKD_parallel
@@ -112,8 +113,10 @@ def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path)
 def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
     """Written and read back; the log names the teachers, not the classes."""
     train, _ = folders
-    labels, teacher = tmp_path / f"labels {LATIN}", tmp_path / f"{LATIN}.pth"
-    torch.save(build_model(LIGHT, 3).state_dict(), teacher)
+    labels, suffix = tmp_path / f"labels {LATIN}", "safetensors" if kind == "packed" else "pth"
+    state = build_model(LIGHT, 3).state_dict()
+    save_file(state, tmp_path / "teacher") if kind == "packed" else torch.save(state, tmp_path / "teacher")
+    teacher = (tmp_path / "teacher").rename(tmp_path / f"{LATIN}.{suffix}")
     words = ["--data", train, "-a", LIGHT, "--checkpoint", teacher, "-b", 6, "--epochs", 1, "--input-size", SIDE]
     words += ["--fkd-path", labels, "--format", kind, "--device", "cpu", "--workers", 0]
     result = run(relabel_FKD, *words)

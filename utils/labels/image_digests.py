@@ -82,7 +82,7 @@ def read_image_digests(
             if set(file.keys()) != expected:
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             digests = ImageDigests(*(file.get_tensor(key) for key in NAMES))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # it may name a type that torch lacks
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
     shape = (*(digests.pixels.shape[:1] if num_images is None else [num_images]), DIGEST_BYTES)
     if any(tensor.dtype != torch.uint8 or tensor.shape != shape for tensor in digests.tensors().values()):

@@ -159,7 +159,7 @@ def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
             if set(file.keys()) != set(expected):
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             return {key: file.get_tensor(key) for key in expected}
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # it may name a type that torch lacks
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
 
 

@@ -127,8 +127,8 @@ def save_checkpoint(
         "images": images and images.tensors(),
         "arguments": result_arguments(arguments),
     }
-    with atomic_file(path) as temporary:
-        torch.save(state, temporary)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # PyTorch 2.0 takes no other name than UTF-8
+        torch.save(state, file)
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
     """Write the weights of the best evaluation so far; enough to use the model, not to resume."""
     state = {"epoch": progress.epoch, "state_dict": model.state_dict(), "best_acc1": progress.best_top1}
-    with atomic_file(path) as temporary:
-        torch.save(state, temporary)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # PyTorch 2.0 takes no other name than UTF-8
+        torch.save(state, file)
 
 
 def load_checkpoint(

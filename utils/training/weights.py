@@ -10,6 +10,7 @@ import torch
 
 from utils.system.archive import CHECKPOINT_GLOBALS, load_archive
 from utils.system.errors import InputError, clause, listing
+from utils.system.files import utf8_path
 from utils.system.log import log
 
 # Where training scripts put the weights, best first. Averaged ones are another model with another accuracy, so they
@@ -43,8 +44,9 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return plain_names(load_file(path))
-        except SafetensorError as error:
+            with utf8_path(path) as name:
+                return plain_names(load_file(name))
+        except (SafetensorError, AttributeError) as error:  # a type that this PyTorch lacks
             raise InputError(f"{path} is not a readable safetensors file ({clause(error)}); copy it again") from None
     remedy = "where its code is, save torch.save(model.state_dict(), path) alone"
     state = unwrapped(load_archive(path, CHECKPOINT_GLOBALS, remedy), path)
