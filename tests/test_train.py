@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     assert {k: v for k, v in resumed.summary["best"].items() if k != "loss"} == {
         k: v for k, v in whole_run.summary["best"].items() if k != "loss"
     }
+
+
+def test_a_checkpoint_with_damaged_settings(whole_run, tiny, tmp_path):
+    """A setting that is a table of numbers is quoted in one short line."""
+    shutil.copytree(whole_run.path, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    state = torch.load(path, weights_only=True)
+    state["arguments"]["schedule"] = {0: torch.zeros(50, 50)}
+    torch.save(state, path)
+    refused = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18", resume=True))
+    assert refused.code == 2
+    assert "--schedule was {0: tensor([[0., 0., 0.," in refused.err
+    assert (len(refused.err.splitlines()), len(refused.err) < 800) == (1, True)
 
 
 def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):

@@ -13,6 +13,7 @@ from utils.labels.image_digests import NAMES, ImageDigests
 from utils.system.archive import WEIGHT_GLOBALS, load_archive
 from utils.system.errors import InputError, clause
 from utils.system.files import atomic_file
+from utils.system.text import shorten
 from utils.views.identity import KnownImages
 
 # Arguments that change the result: a run cannot be resumed with others.
@@ -173,8 +174,13 @@ def load_checkpoint(
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
-        differences = ", ".join(f"{flag(name)} was {stored.get(name)} and is {arguments.get(name)}" for name in changed)
-        raise InputError(f"--resume {path}: {differences}; resume with the same settings, or start another run")
+        differences = [
+            f"{flag(name)} was {shorten(stored.get(name), 200)} and is {shorten(arguments.get(name), 200)}"
+            for name in changed
+        ]
+        raise InputError(
+            f"--resume {path}: {', '.join(differences)}; resume with the same settings, or start another run"
+        )
     stored_images = state.get("images")  # None in checkpoints of earlier releases
     if images is not None and stored_images is not None:
         try:
