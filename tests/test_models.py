@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 import types
 import warnings
 
@@ -122,12 +123,7 @@ def test_a_densenet_under_its_old_names(tmp_path):
     """torchvision's own file of it: `norm.1` for `norm1`, no batch counters."""
     state = build_student("densenet121", 5, 0).state_dict()
     old = {
-        name.replace("norm1.", "norm.1.")
-        .replace("norm2.", "norm.2.")
-        .replace("conv1.", "conv.1.")
-        .replace("conv2.", "conv.2.")
-        if "denselayer" in name
-        else name: value
+        re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", name): value
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }

@@ -113,9 +113,9 @@ def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path)
 def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
     """Written and read back; the log names the teachers, not the classes."""
     train, _ = folders
-    labels, suffix = tmp_path / f"labels {LATIN}", "safetensors" if kind == "packed" else "pth"
-    state = build_model(LIGHT, 3).state_dict()
-    save_file(state, tmp_path / "teacher") if kind == "packed" else torch.save(state, tmp_path / "teacher")
+    labels = tmp_path / f"labels {LATIN}"
+    save, suffix = (save_file, "safetensors") if kind == "packed" else (torch.save, "pth")
+    save(build_model(LIGHT, 3).state_dict(), tmp_path / "teacher")
     teacher = (tmp_path / "teacher").rename(tmp_path / f"{LATIN}.{suffix}")
     words = ["--data", train, "-a", LIGHT, "--checkpoint", teacher, "-b", 6, "--epochs", 1, "--input-size", SIDE]
     words += ["--fkd-path", labels, "--format", kind, "--device", "cpu", "--workers", 0]

@@ -11,6 +11,7 @@ from utils.labels.format_hald import INDICES as HALD_INDICES
 from utils.labels.format_lpqld import INDICES as FLAT_INDICES
 from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.packed_codec import refuse_beyond_half
+from utils.system.archive import save_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, make_folder
 
@@ -24,13 +25,6 @@ def empty_folder(path: str | Path, image_digests: ImageDigests | None) -> Path:
     if image_digests is not None:
         write_image_digests(path, image_digests)
     return path
-
-
-def save(path: Path, content: Any) -> None:
-    """Write a `torch.save` file whole or not at all."""
-    # through an open file, since torch.save writes a file's name, which is a temporary one, into it
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
 
 
 def small_items(labels: BatchLabels) -> list[Any]:
@@ -76,7 +70,7 @@ class FlatWriter:
                 items += [values.half(), labels.logits.classes.gather(1, order).short()]
             else:
                 items.append(labels.logits.half().clone())
-            save(self.path / f"batch_{len(self.images)}.tar", items)
+            save_archive(self.path / f"batch_{len(self.images)}.tar", items)
             self.images.append(images_of(labels))
 
     def finish(self) -> None:
@@ -107,9 +101,9 @@ class HaldWriter:
             box = None if labels.mix_bbox is None else list(labels.mix_bbox)
             partners = None if labels.mix_index is None else labels.mix_index.clone()
             items.append([coords, flip, partners, mix_lam, box, values_of(labels.logits).exp().half()])
-        save(self.path / f"epoch_{epoch}.tar", items)
+        save_archive(self.path / f"epoch_{epoch}.tar", items)
         self.images[str(epoch)] = [image for labels in batches for image in images_of(labels)]
 
     def finish(self) -> None:
         """Write the list of images."""
-        save(self.path / HALD_INDICES, self.images)
+        save_archive(self.path / HALD_INDICES, self.images)

@@ -18,9 +18,9 @@ from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.pool import STORED
 from utils.labels.store import epochs_without_gap, find_gap
-from utils.system.archive import load_archive
+from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
-from utils.system.files import atomic_file, digest_of, make_folder
+from utils.system.files import digest_of, make_folder
 
 ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
 
@@ -247,9 +247,7 @@ class TarWriter:
             items += [values_of(labels.logits).to(self.dtype), labels.index]
             # a slice would be saved with all of the epoch that it is a slice of
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
-            # through an open file, since torch.save writes a file's name, which is a temporary one, into it
-            with atomic_file(folder / f"batch_{batch}.tar") as temporary, open(temporary, "wb") as file:
-                torch.save(items if self.with_index else items[:6], file)
+            save_archive(folder / f"batch_{batch}.tar", items if self.with_index else items[:6])
 
     def finish(self) -> None:
         """Do nothing: there is no manifest."""

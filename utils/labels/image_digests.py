@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from utils.labels.packed_tensors import read_tensors
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of_text, utf8_path
 
@@ -74,16 +75,11 @@ def read_image_digests(
     Raises:
         InputError: the file is damaged, holds other tensors, or digests of another number of images.
     """
-    path, expected = folder / IMAGES, {*NAMES, *beside}
+    path = folder / IMAGES
     if not path.exists():
         return None
-    try:
-        with utf8_path(path) as name, safe_open(name, "pt") as file:
-            if set(file.keys()) != expected:
-                raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
-            digests = ImageDigests(*(file.get_tensor(key) for key in NAMES))
-    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # it may name a type that torch lacks
-        raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
+    tensors = read_tensors(path, {*NAMES, *beside})
+    digests = ImageDigests(*(tensors[name] for name in NAMES))
     shape = (*(digests.pixels.shape[:1] if num_images is None else [num_images]), DIGEST_BYTES)
     if any(tensor.dtype != torch.uint8 or tensor.shape != shape for tensor in digests.tensors().values()):
         count = "images" if num_images is None else f"{num_images} images, which its labels are about"

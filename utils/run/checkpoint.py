@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from utils.labels.image_digests import NAMES, ImageDigests
-from utils.system.archive import WEIGHT_GLOBALS, load_archive
+from utils.system.archive import WEIGHT_GLOBALS, load_archive, save_archive
 from utils.system.errors import InputError, clause
-from utils.system.files import atomic_file
 from utils.system.text import shorten
 from utils.views.identity import KnownImages
 
@@ -128,8 +127,7 @@ def save_checkpoint(
         "images": images and images.tensors(),
         "arguments": result_arguments(arguments),
     }
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # PyTorch 2.0 takes no other name than UTF-8
-        torch.save(state, file)
+    save_archive(path, state)
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +141,7 @@ def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
     """Write the weights of the best evaluation so far; enough to use the model, not to resume."""
     state = {"epoch": progress.epoch, "state_dict": model.state_dict(), "best_acc1": progress.best_top1}
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:  # PyTorch 2.0 takes no other name than UTF-8
-        torch.save(state, file)
+    save_archive(path, state)
 
 
 def load_checkpoint(

@@ -84,6 +84,12 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
     return max(max(box[2:]) for box in boxes if box is not None), len(boxes)
 
 
+def likely_size(store: LabelStore) -> int | None:
+    """Return the side of the views that the cutmix boxes of labels suggest; None if there are too few boxes."""
+    reach, boxes = cutmix_reach(store)
+    return reach if boxes >= FEW_BOXES else None
+
+
 def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, int]:
     """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
 

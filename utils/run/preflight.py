@@ -38,8 +38,8 @@ from utils.views.workers import ViewDataset
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # images whose content is compared where not all are
-EVEN = 0.9  # share of validation classes of one size from which on the sizes of all should be one
 MOST_RIVALS = 2000  # validation images that are read for it at the most
+EVEN = 0.9  # share of validation classes of one size from which on the sizes of all should be one
 
 
 def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet, ImageSet]:
@@ -156,8 +156,7 @@ def warn_of_overlap(
         alike = [(path, stat.st_size) for (path, _), stat in zip(train, stats, strict=True) if stat.st_size in sizes]
         probes = {(size, file_digest(Path(path).read_bytes())) for path, size in pick_evenly(alike, PROBES)}
         wanted = {size for size, _ in probes}
-        sized = [(path, stat.st_size) for (path, _), stat in zip(val, val_stats, strict=True)]
-        rivals = [(path, size) for path, size in sized if size in wanted]
+        rivals = [(path, s.st_size) for (path, _), s in zip(val, val_stats, strict=True) if s.st_size in wanted]
         shared = sum((size, file_digest(Path(path).read_bytes())) in probes for path, size in rivals[:MOST_RIVALS])
     if shared:
         log.warning(
@@ -275,7 +274,9 @@ def report_folders(args: argparse.Namespace, train: Samples, val: Samples, names
     if fewer and share >= EVEN * len(counts):
         log.warning(
             "WARNING: fewer validation images than the %d of the other classes are in %s; is --val-dir %s complete?",
-            *(usual, listing(fewer, 3), args.val_dir),
+            usual,
+            listing(fewer, 3),
+            args.val_dir,
         )
 
 
@@ -302,8 +303,7 @@ def report(
     report_folders(args, train.samples, val.samples, names)
     batches = f"{count_batches(store)} batches of {store.batch_size}"
     mixing = "unmixed" if store.mix_type == "none" else store.mix_type
-    what = store.dialect, mixing, store.num_classes, batches, args.fkd_path
-    log.info("labels  %s, %s, %d classes, %s (%s)", *what)
+    log.info("labels  %s, %s, %d classes, %s (%s)", store.dialect, mixing, store.num_classes, batches, args.fkd_path)
     refuse_class_names(args, store, train.classes)
     targets = torch.tensor(train.targets)
     views = views_of(samples, store.num_classes, args.input_size)

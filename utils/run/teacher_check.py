@@ -11,7 +11,7 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
 from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
-from utils.run.label_checks import FEW_BOXES, cutmix_reach
+from utils.run.label_checks import likely_size
 from utils.run.label_suspects import Explanation, explain
 from utils.run.teacher_inquiry import Inquiry, Replay, Verdict
 from utils.system.errors import InputError
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> bool:
     names, files, rule = choose_teachers(args)
     weights = choose_weights(args, names, files)
     refuse_contradictions(args, stated)
-    reach, boxes = cutmix_reach(store)
-    size = args.input_size or stated.get("input_size") or (reach if boxes >= FEW_BOXES else 224)
+    size = args.input_size or stated.get("input_size") or likely_size(store) or 224
     precision = Precision(args.precision, pick_device(args.device))
     teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=size)
     replay = Replay(

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from utils.system.errors import InputError, clause
+from utils.system.files import atomic_file
 
 MAX_PICKLE_BYTES = 64 * 2**20
 
@@ -367,6 +368,19 @@ class _OldArchive:
         if self.storages or self.read(1):
             raise pickle.UnpicklingError("storages that are missing, or bytes after the last")
         return value
+
+
+def save_archive(path: Path | str, content: Any) -> None:
+    """Write a `torch.save` file whole or not at all.
+
+    Through an open file: torch.save writes a file's name, which is a temporary one, into it, and that of PyTorch 2.0
+    takes no other name than UTF-8.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def load_archive(
