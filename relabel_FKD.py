@@ -153,8 +153,17 @@ def open_writer(
         settings["input_size"] = args.input_size  # of packed labels the policy states it
         return TarWriter(args.fkd_path, dtype, leads=leads, image_digests=images.digests, settings=settings)
     codec = Codec(args.bits, args.keep_topk, args.views)
-    shape = views.num_images, teachers.num_classes(args.input_size), args.batch_size, args.epochs, views.policy.mix_type
-    manifest = make_manifest(codec, *shape, args.views == "stored", settings, views.policy)
+    manifest = make_manifest(
+        codec,
+        num_images=views.num_images,
+        num_classes=teachers.num_classes(args.input_size),
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        mix_type=views.policy.mix_type,
+        has_index=args.views == "stored",
+        settings=settings,
+        policy=views.policy,
+    )
     sizes = image_sizes(folder.samples) if args.views == "drawn" else None
     return PackedWriter(args.fkd_path, manifest, sizes, leads, images.digests, images.names)
 

@@ -115,7 +115,6 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--keep-topk {args.keep_topk} is more than the {store.keep_topk} answers of {args.source}")
     kept = args.keep_topk or (store.keep_topk if some else None)
     codec = Codec(args.bits or (16 if store.logits_dtype == torch.float16 else 32), kept)
-    shape = store.num_images, store.num_classes, store.batch_size, store.epochs, store.mix_type
     kind: dict[str, Any] = {
         "answers": store.answers,
         "label_order": store.label_order,
@@ -124,7 +123,18 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
     }
     settings = {"packed_from": store.dialect, **getattr(store, "settings", {})}
     drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and not store.lists_images  # from --fkd-seed
-    return make_manifest(codec, *shape, not drawn, settings, has_rest=not some, **kind)
+    return make_manifest(
+        codec,
+        num_images=store.num_images,
+        num_classes=store.num_classes,
+        batch_size=store.batch_size,
+        epochs=store.epochs,
+        mix_type=store.mix_type,
+        has_index=not drawn,
+        settings=settings,
+        has_rest=not some,
+        **kind,
+    )
 
 
 def state_classes(store: LabelStore, args: argparse.Namespace) -> None:

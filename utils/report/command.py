@@ -86,16 +86,28 @@ def main(argv: list[str] | None = None) -> None:
     write_text(folder / "comparisons.csv", csv_text(COMPARISON_COLUMNS, comparison_rows(compared)))
     tables = {table.title: (list(table.columns), [list(row) for row in table.rows]) for table in [*shown, *pairs]}
     publish(args, tables, pictures)
-    counts = len(found.finished), len(groups), len(found.unfinished), len(found.damaged), len(repeated)
-    log.info("%d finished runs in %d groups, %d unfinished, %d damaged, %d repeated", *counts)
+    log.info(
+        "%d finished runs in %d groups, %d unfinished, %d damaged, %d repeated",
+        len(found.finished),
+        len(groups),
+        len(found.unfinished),
+        len(found.damaged),
+        len(repeated),
+    )
     log.info("report in %s", folder / "report.md")
 
 
 def publish(args: Namespace, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
     """Log tables, title -> (columns, rows), and figures to W&B, where the flags ask for it."""
     place = Place(Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ()))
-    where = args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output
-    tracker = start_tracker(*where, {"runs": args.runs}, place)
+    tracker = start_tracker(
+        project=args.wandb_project,
+        mode=args.wandb_mode,
+        api_key=args.wandb_api_key,
+        folder=args.output,
+        config={"runs": args.runs},
+        place=place,
+    )
     if not isinstance(tracker, NoTracker):
         tracker.report(tables, pictures)
         tracker.finish()

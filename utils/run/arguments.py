@@ -101,8 +101,16 @@ def view_policy(args: argparse.Namespace) -> ViewPolicy:
             f"--min-scale-crops {args.min_scale_crops} is more than --max-scale-crops {args.max_scale_crops}; swap them"
         )
     mix_type = (args.mix_type or "none").lower()
-    scales = args.min_scale_crops, args.max_scale_crops
-    return ViewPolicy(args.fkd_seed, args.input_size, *scales, mix_type, args.mixup, args.cutmix, args.hflip)
+    return ViewPolicy(
+        seed=args.fkd_seed,
+        input_size=args.input_size,
+        min_scale=args.min_scale_crops,
+        max_scale=args.max_scale_crops,
+        mix_type=mix_type,
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        hflip=args.hflip,
+    )
 
 
 def add_answering_arguments(parser: argparse.ArgumentParser) -> None:

@@ -72,14 +72,13 @@ class Progress:
 def checked(progress: Progress) -> Progress:
     """Return a `Progress` as read from a file, or raise ValueError where it is impossible."""
     counts = progress.epoch, progress.batch, progress.samples
-    number = int, float
     sound = (
         all(type(n) is int and n >= 0 for n in counts)
         and len(progress.sums) == 3
-        and all(isinstance(value, number) for value in (*progress.sums, progress.epoch_seconds, progress.seconds))
+        and all(isinstance(value, int | float) for value in (*progress.sums, progress.epoch_seconds, progress.seconds))
         and all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in progress.history)
         and all(0 < t <= 1 for t in (progress.student_temperature, progress.next_student_temperature))
-        and isinstance(progress.best_top1, (*number, type(None)))
+        and isinstance(progress.best_top1, int | float | None)
         and isinstance(progress.wandb_id, (str, type(None)))
         and isinstance(progress.validation, (str, type(None)))
     )

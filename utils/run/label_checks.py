@@ -134,8 +134,14 @@ def hard_views(args: argparse.Namespace, samples: Samples, num_classes: int) -> 
     if len(samples) < 2:
         raise InputError(f"--hard-epochs mixes images in pairs, and --train-dir {args.train_dir} holds only one")
     targets = [target for _, target in samples]
-    how = args.input_size, args.hard_batch_size, args.label_smoothing, args.fkd_seed
-    return HardViews(targets, num_classes, *how)
+    return HardViews(
+        targets,
+        num_classes,
+        input_size=args.input_size,
+        batch_size=args.hard_batch_size,
+        smoothing=args.label_smoothing,
+        seed=args.fkd_seed,
+    )
 
 
 def settle_classes(args: argparse.Namespace, train: ImageSet, store: LabelStore) -> None:

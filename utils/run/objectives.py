@@ -55,8 +55,16 @@ class Objectives:
         self.temperatures = Temperatures(schedule, args.student_temperature, varies, last, precision.device)
         teacher, student = self.temperatures.teacher, self.temperatures.student
         renormalise = args.topk_mass == "renormalised"
-        kept = args.keep_topk, args.answers
-        self.loss_fn = build_loss(args.loss_type, teacher, args.ce_weight, *kept, student, renormalise, last)
+        self.loss_fn = build_loss(
+            args.loss_type,
+            temperature=teacher,
+            ce_weight=args.ce_weight,
+            keep_topk=args.keep_topk,
+            answers=args.answers,
+            student_temperature=student,
+            renormalise=renormalise,
+            note=last,
+        )
         self.step = pick_step(model, precision, world, whole_loss=args.loss_type == "dist")
         self.phases = phases_of(args)
         # a step of its own, since a recorded one knows one loss and one size of batches
@@ -84,5 +92,12 @@ def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: t
 
 def temperature_of(args: Namespace, epoch: int) -> float:
     """The teacher's temperature in `epoch`."""
-    steps = args.temperature_step_size, args.temperature_gamma, args.temperature_min
-    return temperature_at(args.temperature_schedule, epoch, args.epochs, args.temperature, *steps)
+    return temperature_at(
+        args.temperature_schedule,
+        epoch,
+        args.epochs,
+        start=args.temperature,
+        step_size=args.temperature_step_size,
+        gamma=args.temperature_gamma,
+        low=args.temperature_min,
+    )

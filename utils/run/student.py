@@ -107,12 +107,19 @@ class Student:
     def session(self) -> Iterator[None]:
         """Own the folder and log to W&B until the block ends."""
         args, public = self.args, arguments.public(self.args)
-        where = args.wandb_project, args.wandb_mode, args.wandb_api_key, args.output_dir
         first = self.world.is_first
         with self.folder.claimed(public, self.name) if first else contextlib.nullcontext():
             try:
                 if first:
-                    self.tracker = start_tracker(*where, public, place_of(args), self.progress.wandb_id)
+                    self.tracker = start_tracker(
+                        project=args.wandb_project,
+                        mode=args.wandb_mode,
+                        api_key=args.wandb_api_key,
+                        folder=args.output_dir,
+                        config=public,
+                        place=place_of(args),
+                        run_id=self.progress.wandb_id,
+                    )
                 # a piece without W&B keeps the run of the pieces before, which a later piece may go on with
                 self.progress.wandb_id = self.tracker.run_id or self.progress.wandb_id
                 yield
@@ -209,9 +216,16 @@ class Student:
         self.progress.seconds = self.seconds_before + time.time() - self.started
         learner, path = self.learner, self.folder.file(CHECKPOINT)
         with learner.random:
-            what = learner.model, learner.optimizer, learner.precision.scaler, vars(self.args)
-            average = None if learner.average is None else learner.average.model
-            save_checkpoint(path, self.progress, *what, average, self.images.digests if self.images else None)
+            save_checkpoint(
+                path,
+                self.progress,
+                model=learner.model,
+                optimizer=learner.optimizer,
+                scaler=learner.precision.scaler,
+                arguments=vars(self.args),
+                average=None if learner.average is None else learner.average.model,
+                images=self.images.digests if self.images else None,
+            )
 
     def note_validation(self, digest: str) -> None:
         """Note the digest of the validation images, or compare it with that of the evaluations before.
