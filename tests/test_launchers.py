@@ -28,7 +28,7 @@ RECIPES = {  # what its authors' scripts say
     | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
     **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
 }
-LAUNCHERS = PRISM + [f"recipes/{name}.sh" for name in RECIPES]
+LAUNCHERS = PRISM + [f"scripts/recipes/{name}.sh" for name in RECIPES]
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_a_recipe_says_what_its_authors_do(name, launch):
 
     common = {"epochs": 300, "temperature": 20, "mix_type": "cutmix", "sgd": False, "adamw_lr": 0.001}
     common |= {"adamw_weight_decay": 0.01}
-    args = train_FKD_parallel.parse(launch(f"recipes/{name}.sh")[1:])
+    args = train_FKD_parallel.parse(launch(f"scripts/recipes/{name}.sh")[1:])
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
 
 
 def test_every_recipe_is_tested():
-    assert {path.stem for path in (ROOT / "recipes").iterdir()} == set(RECIPES)
+    assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -109,7 +109,9 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
         folders = [reference / "images/train", reference / "images/val", reference / "lpqld_pq"]
         flags = ["--batch-size", 8]
     where = dict(zip(("TRAIN_DIR", "VAL_DIR", "FKD_PATH"), map(str, folders), strict=True))
-    words = launch(f"recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run"))
+    words = launch(
+        f"scripts/recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run")
+    )
     result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", LIGHT, "-j", 0)
     assert result.code == 0, result.err
     assert "nothing was trained" in result.out
@@ -129,7 +131,7 @@ def test_the_environment_overrides_every_setting(launcher, launch):
     }
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
-    own = {"recipes/edc.sh": "--schedule=linear-smoothed", "recipes/hald.sh": "--schedule=smoothed"}
+    own = {"scripts/recipes/edc.sh": "--schedule=linear-smoothed", "scripts/recipes/hald.sh": "--schedule=smoothed"}
     schedule = {own.get(launcher, "--cos"): None}
     assert {flag: flags.get(flag, "missing") for flag in expected | schedule} == expected | schedule
 
