@@ -171,7 +171,7 @@ def test_herding_follows_the_mean():
 
 
 def test_the_whole_plan(tiny, real, tmp_path):
-    """evidence.sh on tiny data: six groups, a report with the answer; a second call runs nothing again."""
+    """scripts/evidence.py on tiny data: six groups, a report with the answer; a second call runs nothing again."""
     torch.save(build_student(LIGHT, CLASSES, 0).state_dict(), tmp_path / "teacher.pth")
     settings = {
         **{"IMAGE_SETS": str(tiny.train), "REAL_DIR": str(real), "VAL_DIR": str(tiny.val), "WORK": str(tmp_path / "w")},
@@ -179,7 +179,7 @@ def test_the_whole_plan(tiny, real, tmp_path):
         **{"EPOCHS": "2", "LABEL_EPOCHS": "1", "BATCH_SIZE": "4", "ACCUMULATION": "1", "INPUT_SIZE": str(SIDE)},
         **{"WORKERS": "0", "FULL_DATA": "80", "GPUS": "0 0", "PYTHON": sys.executable},
     }
-    command = ["sh", str(ROOT / "evidence.sh"), "--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--device", "cpu", "--precision", "fp32"]
     calls = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | settings}
     done = subprocess.run(command, **calls)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -304,7 +304,7 @@ def test_what_a_dry_run_draws(tiny, tmp_path):
 
 @pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "utils.run.preflight.copy.deepcopy"])
 def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
-    """One sentence with PyTorch's figure and what helps, wherever it happens; `runs.sh` looks for its words."""
+    """One sentence with PyTorch's figure and what helps, wherever it happens; `scripts/runs.py` looks for its words."""
 
     def fill(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
