@@ -170,6 +170,109 @@ def test_herding_follows_the_mean():
     assert sorted(herd(features[:4], 4)) == [0, 1, 2, 3]
 
 
+COMMANDS = {  # of one plan, as releases before scripts/evidence.py wrote it
+    "HL": (
+        "DATA='images 2629737465-24, validation 302344204-12' \"$PYTHON\" '{root}/'train_KD_parallel.py "
+        "--loss-type ce --hflip 0 --train-dir 'a' --model r18 --val-dir 'v' --output-dir \"$OUTPUT_DIR\" "
+        '--epochs 300 --batch-size 50 --gradient-accumulation-steps 2 --input-size 224 -j "$WORKERS" '
+        "--cos"
+    ),
+    "SL": (
+        "DATA='images 2629737465-24, validation 302344204-12, 7 epochs of labels, cutmix, --hflip 0, of "
+        "resnet18 3361000959-7' \"$PYTHON\" '{root}/'train_FKD_parallel.py --loss-type mse_gt --ce-weight "
+        "0.1 -T 20 --fkd-path 'w/labels/a' --reuse-labels --train-dir 'a' --model r18 --val-dir 'v' "
+        '--output-dir "$OUTPUT_DIR" --epochs 300 --batch-size 50 --gradient-accumulation-steps 2 '
+        '--input-size 224 -j "$WORKERS" --cos'
+    ),
+    "SL+KD": (
+        "DATA='images 2629737465-24, validation 302344204-12, teacher resnet18 3361000959-7' \"$PYTHON\" "
+        "'{root}/'train_KD_parallel.py --loss-type mse_gt --ce-weight 0.1 -T 20 --teacher-model resnet18 "
+        "--teacher-checkpoint 't.pth' --mix-type cutmix --fkd-seed 43 --hflip 0 --train-dir 'a' --model "
+        "r18 --val-dir 'v' --output-dir \"$OUTPUT_DIR\" --epochs 300 --batch-size 50 "
+        '--gradient-accumulation-steps 2 --input-size 224 -j "$WORKERS" --cos'
+    ),
+}
+
+
+class Planned:
+    """scripts/evidence.py on image folders of few bytes, with a stand-in for Python that ends with `code`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        files = {"a/c/1.png": "12345", "a/c/2.png": "123", "a/.hidden": "x", "v/c/1.png": "1234567", "t.pth": "teacher"}
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    def __call__(self, code=0, **changed):
+        stub = self.folder / "python"
+        stub.write_text(f'#!/bin/sh\necho "$*" >>notes\nexit {code}\n')
+        stub.chmod(0o755)
+        settings = {"IMAGE_SETS": "a", "REAL_DIR": "a", "VAL_DIR": "v", "TEACHER_CHECKPOINT": "t.pth", "WORK": "w"}
+        settings |= {"MODELS": "r18", "SEEDS": "0 1", "VIEWS": "--hflip 0", "LABEL_EPOCHS": "7", "PYTHON": str(stub)}
+        command = [sys.executable, str(ROOT / "scripts" / "evidence.py")]
+        environment = {"PATH": os.environ["PATH"]} | settings | changed
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment)
+
+    def notes(self):
+        """The first words that the stand-in was called with, each time."""
+        path = self.folder / "notes"
+        return [Path(line.split()[0]).name for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def planned(tmp_path):
+    return Planned(tmp_path)
+
+
+def test_commands_are_those_of_earlier_releases(planned):
+    """Also the checksums of what folders and files hold: otherwise the runs in their WORK would be refused."""
+    planned()
+    lines = [line.split("\t") for line in (planned.folder / "w" / "plan.txt").read_text().splitlines()]
+    assert [name for name, _, _ in lines] == [f"{regime}/{one}/r18" for regime in COMMANDS for one in ("a", "random")]
+    assert {seeds for _, _, seeds in lines} == {"0 1"}
+    assert [command for _, command, _ in lines[::2]] == [text.format(root=ROOT) for text in COMMANDS.values()]
+
+
+def test_labels_are_made_only_for_the_regime_that_reads_them(planned):
+    """The order of what is run: the draw, labels of each image set, the students, the report."""
+    planned(REGIMES="HL SL+KD")
+    assert "relabel_FKD.py" not in planned.notes()
+    (planned.folder / "notes").unlink()
+    planned(WORK="other", REGIMES="SL", GPUS="0", SIDE_BY_SIDE="1")
+    relabelled, trained = ["relabel_FKD.py"] * 2, ["train_FKD_parallel.py"] * 4
+    assert planned.notes() == ["-m", *relabelled, *trained, "-m"]
+
+
+def test_a_draw_that_fails_ends_the_call(planned):
+    """With its exit code; nothing is trained or reported."""
+    assert planned(code=3).returncode == 3
+    assert planned.notes() == ["-m"]
+    assert not (planned.folder / "w" / "plan.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"REGIMES": "HL KD"}, "REGIMES: KD is none of HL, SL, SL+KD"),
+        ({"VAL_DIR": "missing"}, "VAL_DIR missing is not a folder; give the validation images"),
+        ({"IMAGE_SETS": " "}, "IMAGE_SETS names no folder; give the distilled images"),
+        (
+            {"IMAGE_SETS": "a b/a"},
+            "IMAGE_SETS: a and b/a have the same last name, by which labels and runs are named; ",
+        ),
+    ],
+    ids=["regimes", "val-dir", "no-images", "same-name"],
+)
+def test_settings_that_cannot_be_used(changed, message, planned):
+    """One sentence, exit code 2, before anything is made."""
+    done = planned(**changed)
+    assert (done.returncode, planned.notes(), done.stdout) == (2, [], "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (planned.folder / "w").exists()
+
+
 def test_the_whole_plan(tiny, real, tmp_path):
     """scripts/evidence.py on tiny data: six groups, a report with the answer; a second call runs nothing again."""
     torch.save(build_student(LIGHT, CLASSES, 0).state_dict(), tmp_path / "teacher.pth")
