@@ -13,15 +13,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 import torch
-from throughput import CLASSES, make_images, make_labels, once
 
+from benchmarks.throughput import CLASSES, make_images, make_labels, once
 from utils.run.summary import versions
 from utils.training.models import build_student
 
+ROOT = Path(__file__).parents[1]
 AIMS = {
     "resident, images/s": (10000, "at least"),
     "resident / reference-like": (10, "at least"),
@@ -161,7 +159,7 @@ def rates(day, model, setting, steps, names, before=""):
     words += ["--quick", "--rounds", 1, "--steps", 1] if day.quick else ["--steps", steps, "--warm-up", 20]
     words += ["--images", day.images, "-j", day.workers, "--reference-workers", day.workers, "--json", json_file]
     day.data()
-    day.run(name, "benchmarks/throughput.py", *words, *(["--rows", *names] if names else []))
+    day.run(name, "-m", "benchmarks.throughput", *words, *(["--rows", *names] if names else []))
     result = json.loads(json_file.read_text())
     for row in result["rows"]:
         yield {f"{before}{row['name']}, images/s": row["images_per_second"]}
@@ -178,7 +176,7 @@ def profile(day):
         file = day.out / f"profile-{model}.json"
         more = ["--setting", "4/2", "--images", 8, "--steps", 1] if day.quick else ["--setting", "50/2"]
         words = ["--model", model, "--device", day.device, "--json", file]
-        day.run(f"profile-{model}", "benchmarks/profile_step.py", *words, *more)
+        day.run(f"profile-{model}", "-m", "benchmarks.profile_step", *words, *more)
         result = json.loads(file.read_text())
         yield {f"{model}: eager step, ms": result["step_ms"], f"{model}: launches": result["launches"]}
         yield {f"{model}: {kind}, ms": value for kind, value in result["kinds_ms"].items()}

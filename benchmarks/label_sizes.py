@@ -10,11 +10,8 @@ and standard deviation of the last epoch's top-1.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import relabel_FKD
 import train_FKD_parallel

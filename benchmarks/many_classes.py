@@ -18,13 +18,10 @@ import sys
 from itertools import cycle, product
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo"), str(Path(__file__).parent)]
-
-import glyphs
-import train_teacher
-
 import relabel_FKD
 import train_FKD_parallel
+from benchmarks import glyphs
+from demo import train_teacher
 from utils.labels import command
 from utils.system.script import run_script
 

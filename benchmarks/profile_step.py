@@ -9,17 +9,14 @@ left of the wall clock of an unprofiled step, in which a GPU waits for the host;
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from throughput import CLASSES, SIDE, build_learner
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.throughput import CLASSES, SIDE, build_learner
 from utils.run.summary import versions
 from utils.training.learner import train_step
 from utils.training.precision import Precision, pick_device

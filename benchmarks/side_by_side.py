@@ -22,11 +22,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
-
 import torch
-from throughput import EveryClass, build_learner, make_images, make_labels, own_batches
 
+from benchmarks.throughput import EveryClass, build_learner, make_images, make_labels, own_batches
 from utils.run.summary import versions
 from utils.system.memory import keep_freed_memory
 from utils.training.cuda_streams import Streams

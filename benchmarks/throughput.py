@@ -27,8 +27,6 @@ from itertools import cycle, islice
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import torch
 from PIL import Image

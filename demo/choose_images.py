@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from utils.training.models import build_teacher
 from utils.training.precision import Precision, pick_device
 from utils.views.folders import open_folder

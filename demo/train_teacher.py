@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from utils.labels.drawn import DrawnViews
 from utils.labels.view_policy import ViewPolicy
 from utils.training.epoch import evaluate, train_one_epoch

@@ -108,7 +108,8 @@ def jobs(files, target, names):
 def launch(processes, path, **environment):
     """Start `rank_jobs.py` in `processes` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    root = str(Path(rank_jobs.__file__).parents[1])
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root} | environment
     command = [*launcher, str(Path(rank_jobs.__file__)), str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
 

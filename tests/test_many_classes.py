@@ -1,15 +1,11 @@
 """The script that measures labels of many classes."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import many_classes
+from benchmarks import many_classes
 
 
 def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch, capsys):
