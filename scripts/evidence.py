@@ -11,7 +11,8 @@
 The baseline is made here: WORK/images/random, drawn from REAL_DIR with RANDOM_SEED, has as many images per class as the
 first image set. The same teacher labels every set in the same way. The same command again does what is left; finished
 runs are skipped. If settings or data differ from those that WORK was made with, they are refused. docs/evidence.md says
-how to read the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py.
+how to read the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py. All settings come from the
+environment; --help lists them.
 """
 
 import os
@@ -216,4 +217,4 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
 
 
 if __name__ == "__main__":
-    sys.exit(runs.run_script(main, f"{__doc__}\nSettings, from the environment:\n\n{Settings.described()}"))
+    sys.exit(runs.run_script(main, f"{__doc__}\nSettings and their defaults:\n\n{Settings.described()}"))

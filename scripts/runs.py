@@ -19,6 +19,8 @@ If there are more runs than GPUs, up to SIDE_BY_SIDE seeds (default: 8) of one l
 batches fill the GPU and views are replayed once; each run has the figures that it has alone. If they do not fit into
 memory together, they run one after the other.
 
+All settings come from the environment. --help prints this text.
+
 Exit codes: 0 all done; 2 refused, with one sentence; 123 some runs failed; 128 + the signal's number if stopped.
 """
 
