@@ -135,3 +135,12 @@ def test_benchmarks_run(name, work):
     assert done.returncode == 0, done.stderr
     for written in re.findall(r"\S+\.json", BENCHMARKS[name]):
         assert Path(written.format(work=work)).stat().st_size > 2
+
+
+def test_no_script_edits_the_path():
+    """The project is installed, or PYTHONPATH names it."""
+    folders = [ROOT, *(ROOT / name for name in ("benchmarks", "demo", "patches", "scripts", "tests"))]
+    files = [*(path for folder in folders for path in folder.glob("*.py")), *(ROOT / "utils").rglob("*.py")]
+    assert len(files) > 50
+    word = ".".join(["sys", "path"])
+    assert [path.name for path in files if word in path.read_text()] == []
