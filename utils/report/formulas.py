@@ -32,10 +32,10 @@ def spread(values: Sequence[float]) -> Spread:
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
     """Return the `Spread` of `ours - theirs` over common seeds; None if there are none.
 
+    The same seed gives both students the same initial weights, so the effect of the seed cancels out.
+
     Args:
         ours, theirs: seed -> figure.
-
-    The same seed gives both students the same initial weights, so the effect of the seed cancels out.
     """
     common = sorted(ours.keys() & theirs.keys())
     return spread([ours[seed] - theirs[seed] for seed in common]) if common else None
