@@ -127,7 +127,7 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
 
 
 def same_but_images(one: Group, other: Group) -> bool:
-    """Whether two groups have the same student, regime, validation set and settings that tell groups apart."""
+    """Whether two groups agree in student, regime, validation set and `Group.apart`."""
     if (one.student, one.regime) != (other.student, other.regime):
         return False
     return one.validation == other.validation and one.apart == other.apart

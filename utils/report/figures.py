@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
-MARKERS = "osD^v"  # the next marker is used once all colours are
+MARKERS = "osD^v"  # one marker for every round through the colours
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
 AXIS = 0.8  # cm for the tick labels and the axis label below the lowest panel

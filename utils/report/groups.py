@@ -49,12 +49,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of one line, unique among the groups."""
+        """Name in one line; no two groups have the same."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
 
     @property
     def folder(self) -> PurePath:
-        """Folder of the training images, as its first run was given it."""
+        """Folder of the training images of its first run."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
@@ -180,7 +180,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
         value = group.settings.get(name)
         if name in EVERYWHERE:
             rivals = everyone
-        elif name in ("labels", "train_images"):  # other images always have other ones
+        elif name in ("labels", "train_images"):  # they differ whenever the images do
             rivals = same_images
         else:
             rivals = same_regime

@@ -25,7 +25,7 @@ NEUTRAL = frozenset(
     "train_dir val_dir fkd_path teacher_checkpoint class_order class_map classes ipc "
     "wandb_project wandb_mode wandb_group wandb_tags".split()
 )
-LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # facts about how labels were made
+LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # how labels were made
 NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not their content
 VALIDATION = "validation", "val_images"  # they identify the validation set: by content; in old runs, by file names
 ALPHAS = "mixup", "cutmix"  # each has an effect only with the mix type of its name
@@ -42,7 +42,8 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
 
     Arguments that the summaries of earlier releases lack get the value that those releases used.
     """
-    args, labels = earlier_arguments(run.args) | run.args, run.summary["labels"]
+    args = earlier_arguments(run.args) | run.args
+    labels = run.summary["labels"]
     idle = {*NEUTRAL, *without_effect(args, labels)}
     settings = {name: value for name, value in args.items() if name not in idle and value is not None}
     settings["images"] = image_digest(run)
@@ -59,7 +60,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
         settings.pop("mix_type", None)  # the same whether `none` was given or nothing
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        settings.pop("val_images", None)  # digest of names and sizes of the files: the one of their content is better
+        settings.pop("val_images", None)  # names and sizes of the files: the digest of their content replaces it
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
         settings.pop("num_classes", None)  # the labels state it
