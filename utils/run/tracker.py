@@ -39,7 +39,7 @@ class NoTracker:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunMetadata:
     """What a run is called at W&B, and what it stands beside.
 
     Attributes:
@@ -57,7 +57,7 @@ class Place:
     several: bool = False
 
 
-def place_of(args: Namespace) -> Place:
+def run_metadata(args: Namespace) -> RunMetadata:
     """Return where a training run belongs, from its settled arguments."""
     fkd_path, live = getattr(args, "fkd_path", None), getattr(args, "teachers", None)
     labels = Path(fkd_path).name if fkd_path else "live teacher" if live else "hard labels"
@@ -65,7 +65,7 @@ def place_of(args: Namespace) -> Place:
     group = args.wandb_group or f"{args.model}, {images}, {labels}, {args.loss_type}, {args.epochs} epochs"
     words = [*(args.wandb_tags or []), args.model, images, labels, args.loss_type]
     tags = tuple(dict.fromkeys(word[:TAG_LETTERS] for word in words))
-    return Place(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
+    return RunMetadata(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
 
 
 class WandbTracker:
@@ -78,21 +78,21 @@ class WandbTracker:
         folder: str | Path,
         config: dict[str, Any],
         run_id: str | None,
-        place: Place,
+        metadata: RunMetadata,
     ) -> None:
         import wandb
 
         limits: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
         known = getattr(wandb.Settings, "model_fields", {})  # old versions have not all of them
-        if place.several and "create_new" not in str(known.get("reinit")):
+        if metadata.several and "create_new" not in str(known.get("reinit")):
             raise InputError("--wandb-project: several students need a newer wandb; pip install --upgrade wandb")
-        options: dict[str, Any] = {"mode": mode} | ({"reinit": "create_new"} if place.several else {})
+        options: dict[str, Any] = {"mode": mode} | ({"reinit": "create_new"} if metadata.several else {})
         self.run: Any = wandb.init(
             project=project,
-            name=printable(place.name),
-            group=printable(place.group),
-            job_type=place.job_type,
-            tags=printable_all(place.tags),
+            name=printable(metadata.name),
+            group=printable(metadata.group),
+            job_type=metadata.job_type,
+            tags=printable_all(metadata.tags),
             id=run_id,
             resume="allow" if run_id else None,
             dir=str(folder),
@@ -170,7 +170,7 @@ def start_tracker(
     api_key: str | None,
     folder: str | Path,
     config: dict[str, Any],
-    place: Place,
+    metadata: RunMetadata,
     run_id: str | None = None,
 ) -> WandbTracker | NoTracker:
     """Start W&B as the flags say, or return `NoTracker`; never prompts, never writes a key.
@@ -181,7 +181,7 @@ def start_tracker(
         api_key: --wandb-api-key or None.
         folder: the run's folder, where W&B keeps its files.
         config: public arguments.
-        place: `Place`.
+        metadata: `RunMetadata`.
         run_id: W&B run to continue.
     """
     mode = wandb_mode(project, mode, api_key)
@@ -196,7 +196,7 @@ def start_tracker(
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
     try:
-        return WandbTracker(project, mode, folder, config, run_id, place)
+        return WandbTracker(project, mode, folder, config, run_id, metadata)
     except ImportError:
         raise InputError(
             "--wandb-project needs the wandb package; pip install wandb, or --wandb-mode disabled"

@@ -89,18 +89,18 @@ class World:
         return self  # a copied module still belongs to the same processes
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes and logs."""
         return self.rank == 0
 
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` (on the device, contiguous) by its sum over ranks; return it."""
         if self.size > 1:
             with others_alive():
                 dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest of the ranks' integers."""
         if self.size == 1:
             return number
@@ -116,7 +116,7 @@ class World:
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
-    def from_first(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """Return rank 0's `value`, any picklable object, on every rank."""
         if self.size == 1:
             return value
@@ -125,7 +125,7 @@ class World:
             dist.broadcast_object_list(box, 0, group=self.host)
         return box[0]
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """Return every rank's `value`, any picklable object, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
@@ -136,7 +136,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self.largest(0)
+        self.all_reduce_max(0)
 
 
 ALONE = World()
@@ -212,7 +212,7 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if from_environment().size > 1 else 1
 
 
-def may_speak() -> bool:
+def may_report_error() -> bool:
     """Whether this process is the one that tells the user why the run ends: the first that asks is.
 
     Before the processes are connected they can only fail for the same reason, so rank 0 speaks.
@@ -225,7 +225,7 @@ def may_speak() -> bool:
         return True
 
 
-def let_threads_rest() -> None:
+def wait_for_group_threads() -> None:
     """Give the threads of the process group a moment, of which they need a hundredth, to have done with Python's locks.
 
     They take some to free what a collective leaves behind. A process that is forked just then inherits a lock that
@@ -242,6 +242,6 @@ def finish() -> None:
     Python's lock while it waits for them, which they need to end: so they rest first, or both would wait for ever.
     """
     if dist.is_available() and dist.is_initialized():
-        let_threads_rest()
+        wait_for_group_threads()
         dist.destroy_process_group()
         gc.collect()

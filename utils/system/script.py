@@ -46,7 +46,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text, code = "stopped: interrupted", 130
     finally:
         end_workers()
-    if ranks.may_speak():
+    if ranks.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
     return code
 

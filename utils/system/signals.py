@@ -36,22 +36,22 @@ class StopSignals:
     A second SIGINT ends the process at once.
 
     Args:
-        largest: `World.largest`: ranks stop together, after the same batch.
+        all_reduce_max: `World.all_reduce_max`: ranks stop together, after the same batch.
         alone: there is one rank; it need not wait for ever for the next batch.
 
     Attributes:
         received: number of the signal, or None.
     """
 
-    def __init__(self, largest: Callable[[int], int] = int, alone: bool = True):
+    def __init__(self, all_reduce_max: Callable[[int], int] = int, alone: bool = True):
         self.received: int | None = None
         self.waiting, self.alone = False, alone
         self.previous: dict[int, Any] = {}  # handlers, by signal
-        self.largest = largest
+        self.all_reduce_max = all_reduce_max
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self.note) for number in STOPPING}
+            self.previous = {number: signal.signal(number, self.record_signal) for number in STOPPING}
             self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up)
         return self
 
@@ -61,14 +61,14 @@ class StopSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def note(self, number: int, _frame: FrameType | None) -> None:
+    def record_signal(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler."""
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
 
     def give_up(self, _number: int, _frame: FrameType | None) -> None:
-        """The handler of the timer that `note` starts: end the wait for an item that does not come."""
+        """The handler of the timer that `record_signal` starts: end the wait for an item that does not come."""
         if self.waiting and self.alone:
             raise StillWaiting
 
@@ -93,7 +93,7 @@ class StopSignals:
 
     def agreed(self) -> int | None:
         """Return the signal that any rank received, or None."""
-        self.received = self.largest(self.received or 0) or None
+        self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
 
 

@@ -22,10 +22,10 @@ class Normalise(torch.autograd.Function):
         """Return (normalised x [b, C, …], mean [C], biased variance [C], rows x pixels over all ranks)."""
         values, axes = x.float(), [0, *range(2, x.dim())]
         count = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float32, device=x.device)
-        sums = world.sum_(torch.cat([values.sum(axes), count]))
+        sums = world.all_reduce_sum(torch.cat([values.sum(axes), count]))
         mean, count = sums[:-1] / sums[-1], sums[-1]
         centred = values - along_channels(mean, x)
-        variance = world.sum_(centred.square().sum(axes)) / count
+        variance = world.all_reduce_sum(centred.square().sum(axes)) / count
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(centred.to(x.dtype), scale, count)
         ctx.world, ctx.axes = world, axes
@@ -39,7 +39,7 @@ class Normalise(torch.autograd.Function):
         dy, scale = gradient.float(), along_channels(scale, gradient)
         normal = centred.float() * scale
         sums = torch.cat([dy.sum(ctx.axes), (dy * normal).sum(ctx.axes)])
-        mean_dy, mean_product = (along_channels(part, dy) for part in (ctx.world.sum_(sums) / count).chunk(2))
+        mean_dy, mean_product = (along_channels(part, dy) for part in (ctx.world.all_reduce_sum(sums) / count).chunk(2))
         return (scale * (dy - mean_dy - normal * mean_product)).to(gradient.dtype), None, None
 
 

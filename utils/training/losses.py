@@ -29,7 +29,7 @@ def build_loss(
     answers: str = "logits",
     student_temperature: Temperature | None = None,
     renormalise: bool = False,
-    note: "LastMicroBatch | None" = None,
+    last: "LastMicroBatch | None" = None,
 ) -> Callable[[torch.Tensor, Answers, torch.Tensor], torch.Tensor]:
     """Return `loss(outputs, soft_labels, targets) -> scalar`.
 
@@ -41,14 +41,14 @@ def build_loss(
         answers: `logits`, or `probabilities`, at a temperature of their own, of which soft_labels are the natural logs.
         student_temperature: divides the student's logits in kl and dist.
         renormalise: kl and dist take the kept classes for all there are: their probabilities add up to 1.
-        note: is given what kl or dist compares in each micro-batch.
+        last: is given what kl or dist compares in each micro-batch.
     """
     if loss_type == "ce":
         return lambda outputs, soft_labels, targets: F.cross_entropy(outputs, targets)
     if loss_type in TEMPERED:
         student = temperature if student_temperature is None else student_temperature
         teacher = 1.0 if answers == "probabilities" else temperature
-        return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, note)
+        return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, last)
     if loss_type in ("mse_gt", "mae_gt"):
         distance = {"mse_gt": F.mse_loss, "mae_gt": F.l1_loss}[loss_type]
         return partial(_regression, distance, ce_weight, keep_topk)
@@ -64,12 +64,12 @@ class SoftLoss:
     student_temperature: Temperature
     keep_topk: int | None = None
     renormalise: bool = False
-    note: "LastMicroBatch | None" = None
+    last: "LastMicroBatch | None" = None
 
     def __call__(self, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor) -> torch.Tensor:
         probabilities = self.probabilities(soft_labels, outputs.shape[1])
-        if self.note is not None:
-            self.note.keep(outputs, probabilities)
+        if self.last is not None:
+            self.last.record(outputs, probabilities)
         return self.divergence(outputs, probabilities, self.student_temperature)
 
     def probabilities(self, soft_labels: Answers, num_classes: int) -> torch.Tensor:
@@ -99,13 +99,13 @@ class LastMicroBatch:
         self.rows = torch.zeros(1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def keep(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
+    def record(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
         """Copy a micro-batch: the student's logits and the teacher's probabilities, [b, C] each."""
         self.outputs[: len(outputs)] = outputs
         self.probabilities[: len(outputs)] = probabilities
         self.rows.fill_(len(outputs))
 
-    def keep_none(self) -> None:
+    def clear(self) -> None:
         """Of this micro-batch another process has all rows."""
         self.rows.zero_()
 

@@ -14,7 +14,7 @@ class Precision:
     """One code path for fp32, bf16 and fp16: autocast and loss scaling that are off where not needed.
 
     fp32 by name is laid out NCHW, as in the reference, and reproduces its figures; all else is
-    channels-last, which is faster. On CUDA fp32 means 32 bits throughout: see `settle_cuda`.
+    channels-last, which is faster. On CUDA fp32 means 32 bits throughout: see `configure_cuda`.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 on CUDA and on CPUs with native bf16.
@@ -75,12 +75,12 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    settle_cuda()
+    configure_cuda()
     return torch.device("cuda", world.local_rank)  # with its number, which PyTorch 2.0 asks for
 
 
 @contextmanager
-def unsearched() -> Iterator[None]:
+def without_cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN take the algorithm that it thinks best, for passes whose shape comes once: trying all takes longer."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
@@ -89,7 +89,7 @@ def unsearched() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def settle_cuda() -> None:
+def configure_cuda() -> None:
     """Choose what PyTorch leaves open on CUDA, for this process.
 
     * No TF32, whose ten bits of mantissa PyTorch allows in convolutions and not in products: `--precision fp32`

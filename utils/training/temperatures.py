@@ -61,5 +61,5 @@ class Temperatures:
         That is the smallest KL(teacher || softmax(o/t)), of the student before the update; the first of equals.
         """
         assert self.last is not None, "only where the student's temperature is calibrated"
-        divergences = world.sum_(self.last.divergences(CANDIDATES)).tolist()
+        divergences = world.all_reduce_sum(self.last.divergences(CANDIDATES)).tolist()
         return CANDIDATES[divergences.index(min(divergences))]
