@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, and folders that one process works in at a time."""
+"""Atomic writes, digests of files, and a lock on a folder."""
 
 import contextlib
 import errno
@@ -41,19 +41,19 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def why_unwritable(error: Exception) -> str | None:
-    """Why a write failed, or None where the error is of another kind.
+    """Return why a write failed, or None if the error is not about writing.
 
-    `torch.save` and safetensors report a failed write as exceptions of their own, without a number.
+    `torch.save` and safetensors report a failed write as exceptions of their own, without an errno.
     """
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return "the disk is full" if full else error.strerror or str(error)
     words = "PytorchStreamWriter", "inline_container", "No space left", "os error"
-    return "the disk is full, or fails" if any(word in str(error) for word in words) else None
+    return "the disk is full or failing" if any(word in str(error) for word in words) else None
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
+    """Make a rename in `folder` survive a power cut, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -63,7 +63,7 @@ def sync_folder(folder: Path | str) -> None:
 
 
 def make_folder(path: Path | str) -> None:
-    """Make a folder and those above it, or raise InputError."""
+    """Make a folder and its parents, or raise InputError."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +83,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield a path to an existing file for libraries that take only UTF-8: `path` itself, or its open descriptor's.
+    """Yield a path to an existing file for libraries that only accept UTF-8: `path`, or the path of its descriptor.
 
     Raises:
         OSError: the file cannot be opened.
@@ -98,7 +98,7 @@ def utf8_path(path: Path | str) -> Iterator[str]:
 
 
 def can_open(count: int) -> bool:
-    """Whether this process may open so many files more, under its limit (ulimit -n)."""
+    """Whether this process may open `count` more files, under its limit (ulimit -n)."""
     with contextlib.ExitStack() as opened:
         try:
             for _ in range(count):
@@ -114,7 +114,7 @@ def folder_bytes(path: str | Path) -> int:
 
 
 def digest_of(path: Path | str) -> str:
-    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
+    """Return the digest of a file that manifests hold (BLAKE2b, 16 bytes, hex)."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -123,15 +123,15 @@ def digest_of(path: Path | str) -> str:
 
 
 def digest_of_text(text: str) -> str:
-    """Digest of a text, as `digest_of`."""
+    """Return the digest of a text, of the same kind as `digest_of`."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class FolderLock:
-    """Keeps a second process out of a folder: `.lock` in it, locked as long as this process lives.
+    """Keeps a second process out of a folder: `.lock` in it is locked as long as this process lives.
 
-    The operating system lets go of the lock whatever ends the process, so a file that was left
-    behind is stale and is taken over. Not inherited by worker processes.
+    The operating system releases the lock however the process ends, so a `.lock` file that is left
+    behind is stale and is reused. Worker processes do not inherit the lock.
 
     Raises:
         InputError: another process holds the folder; names its pid, host and start.
@@ -140,7 +140,7 @@ class FolderLock:
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / ".lock"
         self.file = self._locked()
-        while not self._is_current():  # its owner removed it in between
+        while not self._is_current():  # its owner removed it after we opened it
             self.file.close()
             self.file = self._locked()
         self.file.truncate(0)
@@ -159,7 +159,7 @@ class FolderLock:
                 raise InputError(
                     f"--output-dir {self.path.parent} is in use by {holder}; wait for it, or give another folder"
                 ) from None
-            # else a file system without locks: go on without
+            # any other error: this file system has no locks, so continue without one
         return file
 
     def _is_current(self) -> bool:
@@ -169,7 +169,7 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         self.file.close()
