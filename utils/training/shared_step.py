@@ -65,7 +65,7 @@ class SharedStep:
 
 
 def clear_last_micro_batch(loss_fn: Callable) -> None:
-    """Tell a loss that keeps its last micro-batch that all rows of this one are elsewhere."""
+    """Clear the last micro-batch that a loss has recorded: this rank has no rows of the current one."""
     if isinstance(loss_fn, SoftLoss) and loss_fn.last is not None:
         loss_fn.last.clear()
 
