@@ -328,7 +328,7 @@ class Inquiry:
         return torch.where(known, values - self.comparable(answers, replay), torch.nan)
 
     def rounding(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return the root mean square difference of each row that rounding of the stored logits explains: float32 [m]."""
+        """Return the RMS difference of each row that rounding of the stored logits explains: float32 [m]."""
         values, known = self.stored(question, replay)
         size = row_size(torch.where(known, values, torch.nan))
         if self.store.answers == "probabilities":

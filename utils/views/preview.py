@@ -121,13 +121,13 @@ class Preview:
         figure = Figure(figsize=(12, 13), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(4, 4).flatten()
-        for place in axes:
-            place.axis("off")
+        for panel in axes:
+            panel.axis("off")
         answers = [None] * len(self.images) if self.logits is None else list(self.logits)
         classes = zip(self.targets.tolist(), self.partners.tolist(), answers, strict=True)
-        for place, image, (target, partner, logits) in zip(axes, self.images, classes, strict=False):
-            place.imshow(image.numpy())
-            place.set_title(caption(target, partner, logits, names), fontsize=11, parse_math=False)
+        for panel, image, (target, partner, logits) in zip(axes, self.images, classes, strict=False):
+            panel.imshow(image.numpy())
+            panel.set_title(caption(target, partner, logits, names), fontsize=11, parse_math=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=100)
