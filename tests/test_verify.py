@@ -457,7 +457,7 @@ def test_another_number_of_classes(setting, tmp_path, monkeypatch):
     labels = setting.packed(tmp_path / "labels", setting.labels())
     bigger = nn.Sequential(setting.teacher(), nn.Linear(CLASSES, 20)).eval()
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: bigger)
-    refused(setting.verify(labels), "are about 12 classes and the teacher about 20")
+    refused(setting.verify(labels), "have 12 classes and the teacher 20")
 
 
 def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
