@@ -147,7 +147,7 @@ def throughput(day):
 
 
 def models(day):
-    """As `throughput`, for larger students and batches; without the reference-like and workers rows."""
+    """Measure the rows of `throughput` for larger students and batches, without reference-like and workers."""
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:
             model, setting = day.model, "4/1"
