@@ -66,7 +66,7 @@ def main(argv=None):
     if args.dry_run:
         views = Path(args.output_dir, VIEWS)
         run.announce_loader(train.samples, store, val.samples, hard)
-        if world.is_first:
+        if world.is_main:
             dataset = ViewDataset(train.samples, store, args.input_size)
             Preview(dataset, soft_epochs(args).start).draw(views, names)
         log.info("dry run: everything is in place, nothing was trained; look at %s", views)

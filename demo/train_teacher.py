@@ -2,7 +2,7 @@
 
     python demo/train_teacher.py demo/work
 
-Writes `teacher.pth` and prints its top-1 on the validation split, also to `teacher.json`.
+Writes `teacher.pth`; prints its top-1 on the validation split and writes it to `teacher.json`.
 """
 
 import json
@@ -30,7 +30,7 @@ EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
 
 
 def main(work: str, model_name: str = "resnet18", epochs: int = EPOCHS) -> None:
-    """Train on `work`/train, evaluate on `work`/val, save; the demo's student and epochs unless others are given."""
+    """Train on `work`/train, evaluate on `work`/val, and save the weights."""
     device = pick_device("auto")
     precision = Precision("auto", device)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)

@@ -29,7 +29,7 @@ def test_average_of_every_step(graphed, recording):  # noqa: F811
     model = small_model()
     average = AveragedModel(model, 0.75)
     optimizer = build_optimizer(model, True, 0.1, 0, 0.9)
-    step = graphs.GraphedStep() if graphed else graphs.train_step
+    step = graphs.CapturedStep() if graphed else graphs.train_step
     learner = Learner(model, optimizer, build_loss("kl"), FP32, 4, step, average)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for batch in batches_on(FP32.device):
@@ -50,7 +50,7 @@ def test_the_average_of_edc(graphed, recording):  # noqa: F811
     """Five steps of its formula: ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")
-    step = graphs.GraphedStep() if graphed else graphs.train_step
+    step = graphs.CapturedStep() if graphed else graphs.train_step
     learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, step, average)
     ema = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     data = list(batches_on(FP32.device))

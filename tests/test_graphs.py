@@ -76,14 +76,14 @@ def recording(monkeypatch):
         restore()
         return replay
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "capture_graph", record)
     return replayed
 
 
 @pytest.mark.parametrize("sgd", [True, False])
 def test_fed_step_equals_eager_step(recording, sgd):
     """Warm-up leaves no trace, batches and rates arrive in the fixed tensors, the short batch is eager."""
-    step = graphs.GraphedStep()
+    step = graphs.CapturedStep()
     assert_equal_training(step, CPU, sgd, rtol=1e-5, atol=1e-6)
     assert len(recording) == 9  # three full batches in each of three epochs
     assert [rate.item() for rate in step.rates] == pytest.approx([0.05 / 3] * 2)
@@ -96,7 +96,7 @@ def test_resumed_optimizer_state_survives_recording(recording):
     before = copy.deepcopy(optimizer.state_dict()["state"])
     weights, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     batch = next(batches_on(CPU))
-    graphs.GraphedStep().record(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
+    graphs.CapturedStep().capture(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             assert torch.equal(value, before[number][key])
@@ -108,10 +108,10 @@ def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog)
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "record", refuse)
+    monkeypatch.setattr(graphs, "capture_graph", refuse)
     graphs.log.propagate = True
     caplog.set_level("INFO", logger="validator")
-    assert_equal_training(graphs.GraphedStep(), CPU, False, rtol=1e-5, atol=1e-6)
+    assert_equal_training(graphs.CapturedStep(), CPU, False, rtol=1e-5, atol=1e-6)
     assert "eager" in caplog.text
     assert "not permitted" in caplog.text
 
@@ -128,13 +128,13 @@ def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypa
     monkeypatch.setattr(graphs, "train_step", step)
     optimizer = build_optimizer(small_model(), False, 0.05, 0.01)
     model, batch = small_model(), next(batches_on(CPU))
-    graphs.GraphedStep().record(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
+    graphs.CapturedStep().capture(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
     assert {str(one.message) for one in recwarn} == {"something else"}
 
 
 def test_a_larger_batch_is_recorded_anew(recording):
     """Where the first one was short, as when a run is resumed at the end of an epoch, the others still are recorded."""
-    step = graphs.GraphedStep()
+    step = graphs.CapturedStep()
     model = small_model()
     optimizer = build_optimizer(model, False, 0.05, 0.01)
     learner = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), Precision("fp32", CPU), 4, step)
@@ -152,7 +152,7 @@ def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
     """One that is not fused reads its rate on the host, which would break off the recording."""
     graphs.log.propagate = True
     caplog.set_level("INFO", logger="validator")
-    model, step = small_model(), graphs.GraphedStep()
+    model, step = small_model(), graphs.CapturedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)
     train_one_epoch([learner], batches_on(CPU))
@@ -169,7 +169,7 @@ def test_no_graph_on_the_cpu():
 @needs_cuda
 @pytest.mark.parametrize("sgd", [True, False])
 def test_graph_equals_eager_on_cuda(sgd):
-    step = graphs.GraphedStep()
+    step = graphs.CapturedStep()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a user should not see how it is recorded
         assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
@@ -195,11 +195,11 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
             images.sum().item()
             return nn.functional.dropout(self.inner(images), 0.1)
 
-    step, before = graphs.GraphedStep(), torch.cuda.current_stream()
+    step, before = graphs.CapturedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
     assert torch.cuda.current_stream() == before  # others upload and replay on it
-    step = graphs.GraphedStep()
+    step = graphs.CapturedStep()
     train(step, torch.device("cuda"), False)
     assert not step.failed
     assert history[-1].loss < history[0].loss

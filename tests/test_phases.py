@@ -24,7 +24,7 @@ from utils.labels.hard import HardViews, Phases
 from utils.labels.opening import open_labels
 from utils.run.objectives import soft_cross_entropy
 from utils.system.errors import InputError
-from utils.training.graphs import GraphedStep
+from utils.training.graphs import CapturedStep
 from utils.training.schedules import lr_factor
 from utils.views.device import DeviceBatches
 from utils.views.phased import PhasedBatches, steps
@@ -216,7 +216,7 @@ def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):  
     flags = FLAGS | {"batch_size": BATCH, "sgd": True, "learning_rate": 0.01}
     eager = tiny.train_run(tmp_path / "eager", **flags)
     made = []
-    monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(GraphedStep()) or made[-1])
+    monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(CapturedStep()) or made[-1])
     recorded = tiny.train_run(tmp_path / "recorded", **flags)
     assert len(made) == 2
     assert all(step.replay is not None and not step.failed for step in made)

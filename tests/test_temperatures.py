@@ -68,7 +68,7 @@ def test_calibration_finds_the_temperature(true):
     """A teacher that answers as the student divided by it; rows left over from a larger micro-batch do not count."""
     last = LastMicroBatch(6, 7, CPU)
     temperatures = Temperatures(lambda _: 4.0, "calibrated", False, last, CPU)
-    loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, note=last)
+    loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
     loss(9 * OUTPUTS, LOGITS, TARGETS)
     loss(OUTPUTS[:2], 4 * OUTPUTS[:2] / true, TARGETS[:2])
     assert temperatures.calibrate() == true
@@ -81,7 +81,7 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
     """Of the last micro-batch, which has one row, the second rank has none."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
     last = LastMicroBatch(4, 7, CPU)
-    loss = build_loss("kl", 4.0, note=last)
+    loss = build_loss("kl", 4.0, last=last)
     monkeypatch.setattr("utils.training.shared_step.sum_gradients", lambda *_: None)
     learner = Learner(
         model, build_optimizer(model, True, 0.1, 0), loss, Precision("fp32", CPU), 4, SharedStep(None, False, False)
@@ -95,12 +95,12 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
 def test_recorded_steps_follow(recording):  # noqa: F811
     """Replays take the temperatures of their epoch, and leave the last micro-batch behind, as eager steps do."""
     found = []
-    for step in (graphs.train_step, graphs.GraphedStep()):
+    for step in (graphs.train_step, graphs.CapturedStep()):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
         last = LastMicroBatch(4, 7, CPU)
         temperatures = Temperatures(lambda epoch: 4.0 / (epoch + 1), "calibrated", True, last, CPU)
-        loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, note=last)
+        loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
         learner = Learner(model, build_optimizer(model, True, 0.5, 0), loss, Precision("fp32", CPU), 4, step)
         calibrated, values = 1.0, []
         for epoch in range(3):

@@ -26,8 +26,8 @@ from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_writer import PackedWriter
 from utils.labels.reuse import ReusedLabels
 from utils.labels.view_policy import ViewPolicy
-from utils.run import label_suspects
-from utils.run.label_suspects import as_numbers
+from utils.run import label_hypotheses
+from utils.run.label_hypotheses import as_numbers
 from utils.run.teacher_check import CHECK, unchecked
 from utils.training import teachers
 from utils.views.folders import open_folder
@@ -211,7 +211,7 @@ def _small_teacher(monkeypatch):
         return model.eval().requires_grad_(False)
 
     monkeypatch.setattr(teachers, "build_teacher", build)
-    monkeypatch.setattr(label_suspects, "SIZES", (32, 48, 64))  # larger ones take their time
+    monkeypatch.setattr(label_hypotheses, "SIZES", (32, 48, 64))  # larger ones take their time
 
 
 def fits(result):
@@ -457,7 +457,7 @@ def test_another_number_of_classes(setting, tmp_path, monkeypatch):
     labels = setting.packed(tmp_path / "labels", setting.labels())
     bigger = nn.Sequential(setting.teacher(), nn.Linear(CLASSES, 20)).eval()
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: bigger)
-    refused(setting.verify(labels), "are about 12 classes and the teacher about 20")
+    refused(setting.verify(labels), "have 12 classes and the teacher 20")
 
 
 def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
@@ -467,7 +467,7 @@ def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: constant)
     other = write_images(tmp_path / "other", draw_images(PER_CLASS, 9))
     for images in (setting.images, other):
-        assert "so it cannot tell" in fits(setting.verify(labels, images=images))
+        assert "so this check cannot tell" in fits(setting.verify(labels, images=images))
 
 
 class Squashed(nn.Module):

@@ -22,7 +22,7 @@ from utils.report.report import (
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
 from utils.run.arguments import add_wandb_arguments
-from utils.run.tracker import NoTracker, Place, start_tracker
+from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
@@ -100,14 +100,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def publish(args: Namespace, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
     """Log figures and tables (title -> (columns, rows)) to W&B, if the flags ask for it."""
-    place = Place(Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ()))
+    metadata = RunMetadata(
+        Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ())
+    )
     tracker = start_tracker(
         project=args.wandb_project,
         mode=args.wandb_mode,
         api_key=args.wandb_api_key,
         folder=args.output,
         config={"runs": args.runs},
-        place=place,
+        metadata=metadata,
     )
     if not isinstance(tracker, NoTracker):
         tracker.report(tables, pictures)

@@ -29,7 +29,7 @@ from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 from utils.system.memory import readable_size
 from utils.system.ranks import World
-from utils.training.precision import Precision, unsearched
+from utils.training.precision import Precision, without_cudnn_benchmark
 from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.views.preview import ask_teacher
@@ -378,7 +378,7 @@ def report_live_agreement(
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
-    found = world.from_first(judge(views, targets, names, len(names), live=True))
+    found = world.broadcast_object(judge(views, targets, names, len(names), live=True))
     report_agreement(args, found, names, "teacher")
     return torch.cat([values_of(labels.logits) for labels in samples])
 
@@ -414,7 +414,7 @@ def check_run(run: Run, source: ViewSource, num_classes: int, input_size: int, h
         rows = max(rows // run.world.size, 1)
     for student in run.students:
         check_student(student.model, student.args, rows, num_classes, input_size, precision)
-    if run.world.is_first:
+    if run.world.is_main:
         check_room(run)
     steps = args.gradient_accumulation_steps
     log.info(
@@ -456,7 +456,7 @@ def check_student(
     images = images.to(memory_format=precision.memory_format)
     random_state = rng_state()
     try:
-        with torch.no_grad(), unsearched(), precision.autocast():
+        with torch.no_grad(), without_cudnn_benchmark(), precision.autocast():
             outputs = copy.deepcopy(model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise

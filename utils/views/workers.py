@@ -30,7 +30,7 @@ from utils.labels.store import ViewSource
 from utils.labels.view_policy import MixBox, fractions
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
-from utils.system.ranks import Parts, let_threads_rest
+from utils.system.ranks import Parts, wait_for_group_threads
 from utils.system.signals import prepare_worker
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb
@@ -160,7 +160,7 @@ def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
     workers = getattr(loader, "num_workers", 0)
     if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # half made, a loader cannot be taken down
         raise InputError(OPEN_FILES)
-    let_threads_rest()  # its workers are forked in the next line
+    wait_for_group_threads()  # its workers are forked in the next line
     iterator = iter(loader)
     try:
         yield from iterator
