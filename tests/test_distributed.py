@@ -374,7 +374,7 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
     assert seen == ["forked"]  # one process has no group
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
     assert list(guarded(Loader())) == ["a", "b"]
-    assert seen == ["forked", ranks.REST, "forked"]
+    assert seen == ["forked", ranks.GROUP_THREADS_SECONDS, "forked"]
 
 
 class Pool:
