@@ -219,7 +219,7 @@ def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):  
     monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(CapturedStep()) or made[-1])
     recorded = tiny.train_run(tmp_path / "recorded", **flags)
     assert len(made) == 2
-    assert all(step.replay is not None and not step.failed for step in made)
+    assert all(step.launch is not None and not step.failed for step in made)
     for column in ("train_loss", "val_loss"):
         assert [r[column] for r in recorded.rows] == pytest.approx([r[column] for r in eager.rows], rel=1e-4)
 
