@@ -248,8 +248,7 @@ class Student:
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
-        best = best["top1"], best["epoch"]
-        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", *best)
+        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.args.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
