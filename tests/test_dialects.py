@@ -18,7 +18,8 @@ from utils.labels.batch import TopK, each
 from utils.labels.drawn import DrawnViews
 from utils.labels.foreign_writers import FlatWriter, HaldWriter
 from utils.labels.opening import open_labels
-from utils.labels.pool import ORDERS, SAMPLED, SHUFFLED, PooledLabels, draw_batches, stored_batches
+from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
+from utils.labels.training_views import TrainingViews, draw_batches, stored_batches
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
@@ -141,7 +142,10 @@ def test_drawing_is_a_pure_function():
     assert len({tuple(draw_batches(SAMPLED, 7, epoch, 10, 4)) for epoch in range(5)}) > 1
     pool = [batch for epoch in range(5) for batch in draw_batches(SHUFFLED, 7, epoch, 10, 4)]
     assert sorted(pool[:10]) == sorted(pool[10:]) == list(range(10))
-    assert draw_batches(SHUFFLED, 7, 0, 8, 8) == torch.randperm(8, generator=torch.Generator().manual_seed(7)).tolist()
+    assert (
+        list(draw_batches(SHUFFLED, 7, 0, 8, 8))
+        == torch.randperm(8, generator=torch.Generator().manual_seed(7)).tolist()
+    )
 
 
 @pytest.mark.parametrize("dialect", MAKERS)
@@ -149,7 +153,7 @@ def test_stored_batches_are_those_of_the_files(dialect, folders):
     """A pool of batches reads each of them, with as many rows as stated."""
     store = open_labels(folders / dialect)
     assert stored_batches(store) == (4 if dialect.startswith("lp") else 6)
-    pooled = PooledLabels(store, SHUFFLED, 0, stored_batches(store))
+    pooled = TrainingViews(store, SHUFFLED, 0, stored_batches(store))
     files = {pooled.file(0, batch) for batch in range(stored_batches(store))}
     assert len(files) == (2 if dialect == "hald" else stored_batches(store))
     for batch in range(stored_batches(store)):

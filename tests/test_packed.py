@@ -25,7 +25,7 @@ from utils.labels.packed_codec import Codec, keep_largest
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_tensors import Shape, expand, expected_tensors, pack_nibbles, shrink, unpack_nibbles
 from utils.labels.packed_writer import PackedWriter
-from utils.labels.reuse import ReusedLabels
+from utils.labels.training_views import REUSED, TrainingViews
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import as_logits
@@ -296,7 +296,7 @@ def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys
     assert set(load_file(tmp_path / "packed" / "images.safetensors")) == {"pixel_digests", "file_digests"}
     for name in ("tar", "packed", "again"):
         assert same_digests(open_labels(tmp_path / name).image_digests, digests)
-        assert same_digests(ReusedLabels(open_labels(tmp_path / name), 0).image_digests, digests)
+        assert same_digests(open_labels(tmp_path / name).image_digests, digests)
     assert (tmp_path / "tar/images.safetensors").read_bytes() == (tmp_path / "again/images.safetensors").read_bytes()
     capsys.readouterr()
     assert tool("info", tmp_path / "packed") == 0
@@ -620,7 +620,7 @@ class Counting:
 
 @given(stored=st.integers(1, 12), seed=st.integers(0, 99))
 def test_reused_labels_visit_every_stored_epoch_once_a_pass(stored, seed):
-    reused = ReusedLabels(Counting(stored), seed)
+    reused = TrainingViews(Counting(stored), REUSED, seed)
     for turn in range(3):
         visited = [reused.read(turn * stored + place, 7) for place in range(stored)]
         assert sorted(visited) == [(epoch, 7) for epoch in range(stored)]

@@ -24,7 +24,6 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_writer import PackedWriter
-from utils.labels.reuse import ReusedLabels
 from utils.labels.view_policy import ViewPolicy
 from utils.run import label_suspects
 from utils.run.label_suspects import as_numbers
@@ -504,4 +503,3 @@ def test_what_cannot_be_checked(setting, tmp_path):
     store.image_digests = object()
     store.manifest["settings"] |= {"classes": ["a"], "input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []
-    assert unchecked(ReusedLabels(store, 0)) == []

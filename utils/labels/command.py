@@ -19,8 +19,8 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_writer import PackedWriter
-from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch, stored_batches
-from utils.labels.store import LabelStore, refuse_gap
+from utils.labels.store import SAMPLED, LabelStore, refuse_gap
+from utils.labels.training_views import TrainingViews, stored_batches
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.memory import readable_size
@@ -108,7 +108,7 @@ def pack(args: argparse.Namespace) -> None:
 def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
     """The manifest of the packed form of a store."""
     state_classes(store, args)
-    if not store.has_epochs and smallest_batch(PooledLabels(store, SAMPLED, 0, 1)) < store.batch_size:
+    if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
         raise InputError(f"{args.source} holds batches of different sizes and cannot be packed; train on it as it is")
     some = store.keep_topk < store.num_classes
     if args.keep_topk and args.keep_topk > store.keep_topk:

@@ -17,8 +17,7 @@ from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_saved_indices
-from utils.labels.pool import SHUFFLED
-from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.store import SHUFFLED, epochs_without_gap, find_gap
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text

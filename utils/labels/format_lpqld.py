@@ -18,7 +18,7 @@ from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import read_image_digests
 from utils.labels.image_indices import read_json_indices
-from utils.labels.pool import SAMPLED
+from utils.labels.store import SAMPLED
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text

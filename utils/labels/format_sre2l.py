@@ -16,8 +16,7 @@ from utils.labels.image_digests import ImageDigests, read_image_digests, read_se
 from utils.labels.image_indices import read_json_indices
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import refuse_beyond_half
-from utils.labels.pool import STORED
-from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.store import STORED, epochs_without_gap, find_gap
 from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of, make_folder

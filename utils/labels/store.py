@@ -12,15 +12,25 @@ from utils.labels.drawn import Views
 from utils.labels.image_digests import ImageDigests
 from utils.system.errors import InputError
 
+STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
+ORDERS = (STORED, SAMPLED, SHUFFLED)  # in which training visits stored batches, see `TrainingViews`
 NAMED = 3  # missing epochs that an error names
 
 
 class ViewSource(Protocol):
     """What training asks for views, with a teacher's answers or without: a `LabelStore`, or `DrawnViews`."""
 
-    batches_per_epoch: int
-    batch_size: int
-    num_images: int
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images in a full batch."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that the views show."""
 
     def rows(self, epoch: int, batch: int, /) -> int:
         """Number of images in a batch."""
@@ -36,7 +46,7 @@ class LabelStore(Protocol):
         path: the folder.
         dialect: name of the format.
         answers: what `BatchLabels.logits` are: `logits`, or `probabilities`, of which they are the natural logs.
-        label_order: how the project that made the labels visits them: one of `pool.ORDERS`.
+        label_order: how the project that made the labels visits them: one of ORDERS.
         has_epochs: whether the stored epochs are epochs, each of which visits every image once. Otherwise they are
             stretches of a pool of batches.
         epochs: stored without a gap from 0.

@@ -258,7 +258,7 @@ def unchecked(store: LabelStore) -> list[str]:
     said = []
     if getattr(store, "image_digests", None) is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
-    if not states_index(getattr(store, "store", store)):
+    if not states_index(store):
         seed = getattr(store, "fkd_seed", None)
         said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
     settings = getattr(store, "settings", {})

@@ -164,7 +164,7 @@ class Inquiry:
     """Labels, images and the teacher that is to be asked.
 
     Args:
-        store: `LabelStore`, as it is stored: not `ReusedLabels` or `PooledLabels`.
+        store: `LabelStore`.
         samples: list of (path, class), the folder's images.
         teachers: `Ensemble`.
         places: (epoch, batch) of the batches to ask about; None: a few, spread over all.

@@ -12,8 +12,8 @@ from torchvision.transforms import functional as TF
 from utils.labels.batch import Answers, answers_of, tensors_of
 from utils.labels.crops import crops_of
 from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import parts_of
 from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
 from utils.system.ranks import Parts
 from utils.views.batch import Batch, StepTensors
 from utils.views.folders import image_sizes
@@ -45,8 +45,8 @@ class DeviceBatches:
         self.gallery = Gallery.decoded(dataset.samples, dataset.input_size, normalise, workers, device)
         self.show(dataset.source, epochs, at_once)
 
-    def show(self, source: ViewSource, epochs: Sequence[int], at_once: int | None) -> None:
-        """Be about the batches of a source."""
+    def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
+        """Switch to the batches of another source; the decoded images stay."""
         self.source, self.batches_per_epoch = source, source.batches_per_epoch
         starts = range(0, self.batches_per_epoch, at_once or self.batches_per_epoch)
         self.parts = [range(start, min(start + starts.step, self.batches_per_epoch)) for start in starts]
@@ -87,7 +87,7 @@ class DeviceBatches:
         for batches in self.parts:
             for batch, (geometry, mixing, logits) in zip(batches, next(self.uploads), strict=True):
                 if batch >= first_batch:
-                    yield DeviceBatch(self.gallery, geometry, mixing, logits, parts_of(self.source, epoch, batch))
+                    yield DeviceBatch(self.gallery, geometry, mixing, logits, self.source.parts(epoch, batch))
 
 
 class Gallery:

@@ -98,7 +98,7 @@ class Preview:
         self.images = mixed.round().byte().permute(0, 2, 3, 1)
         self.targets, self.partners = torch.tensor(classes).split(n)
         if isinstance(logits, TopK):
-            store = cast(LabelStore, dataset.source)  # nothing else has such answers
+            store = cast(LabelStore, dataset.source.store)  # nothing else has such answers
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)
         self.logits = None if logits is None else logits[:n].float().cpu()
 

@@ -22,7 +22,6 @@ from PIL import Image
 
 from utils.labels.batch import each
 from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import parts_of
 from utils.system.cores import cores
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb
@@ -75,7 +74,7 @@ class ResidentBatches:
         mixing = labels.mix_index, labels.mix_lam, labels.mix_bbox
         images = finish_views(views.to(self.device), self.normalise, *mixing)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))
-        parts = parts_of(self.source, epoch, batch)
+        parts = self.source.parts(epoch, batch)
         return Batch(images, soft_labels, self.targets[index_of(labels)].to(self.device)).own(parts)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:

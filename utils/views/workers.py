@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from patches import fetch_patch
 from utils.labels.batch import Answers, each
 from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import SharedLabels, parts_of
 from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
 from utils.labels.view_policy import MixBox, fractions
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
@@ -49,14 +49,14 @@ class ViewDataset(Dataset):
 
     Args:
         samples: list of (path, class).
-        source: a label store or `DrawnViews`: `read`, `rows`, `batches_per_epoch`, `batch_size`.
+        source: `TrainingViews`, or a label store or `DrawnViews`, all of whose batches are shown in their order.
         input_size: S.
     """
 
     mode = "fkd_load"  # what a PyTorch edited by hand for the reference code looks for
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
-        self.samples, self.source, self.input_size = samples, source, input_size
+        self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
         self.labels: Views  # of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
@@ -78,7 +78,7 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, position: int) -> View:
         """Return one view, for a PyTorch edited by hand that asks for one at a time."""
-        if isinstance(self.source, SharedLabels):
+        if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
         return self.view(self.locate(position)[2])
 
@@ -232,7 +232,7 @@ class WorkerBatches:
         """Start the workers at a batch of an epoch; they run on to the end of the last epoch."""
         loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
         source, per_epoch = self.source, self.batches_per_epoch
-        parts = (parts_of(source, epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
+        parts = (source.parts(epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
         stream = map(self.prepare, guarded(loader), parts)
         if self.device.type == "cuda":  # one batch is always ahead; on the CPU that would compete with the step
             stream = BackgroundGenerator(stream, max_prefetch=1)
