@@ -102,8 +102,10 @@ def measure(tar, packed, batches):
     """Return the figures: milliseconds per batch, seconds to open, and the ratio."""
     tar_store, packed_store = open_labels(tar), open_labels(packed)
     packed_store.read(0, 0)
-    for name in ("logits", "coords", "flip", "mix_index", "index"):
-        assert torch.equal(getattr(tar_store.read(0, 1), name), getattr(packed_store.read(0, 1), name)), name
+    ours, theirs = packed_store.read(0, 1), tar_store.read(0, 1)
+    assert torch.equal(ours.mix.partner, theirs.mix.partner)
+    for name in ("logits", "coords", "flip", "index"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch_load = median_ms(lambda i: torch.load(tar_store.file(0, i % batches), weights_only=False), 10 * batches)
     packed_read = median_ms(lambda i: packed_store.read(0, i % batches), 50 * batches)
     return {
@@ -138,8 +140,8 @@ def write_lpqld(folder: Path, pool: int) -> None:
         drawn = views.read(*divmod(number, views.batches_per_epoch))
         labels = drawn.labelled(torch.empty(POOL_BATCH, 0), [(256, 256)] * POOL_BATCH)
         values, classes = teacher_logits(POOL_BATCH, generator).topk(KEPT, dim=1)
-        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix_bbox]
-        small = [labels.coords.half(), labels.flip, labels.mix_index.to(torch.uint8), labels.mix_lam, box]
+        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix.box]
+        small = [labels.coords.half(), labels.flip, labels.mix.partner.to(torch.uint8), labels.mix.lam, box]
         torch.save([*small, values.half(), classes.to(torch.int16)], folder / f"batch_{number}.tar")
         images[str(number)] = labels.index.tolist()
     (folder / "sampler_indices_batch.json").write_text(json.dumps(images))

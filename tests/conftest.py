@@ -78,8 +78,7 @@ def draw_labels(epoch, batch, views, classes=CLASSES):
     boxes, flips = zip(*(drawn.view(slot, IMAGE_SIZE) for slot in range(rows)), strict=True)
     logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(100 * epoch + batch))
     coords = torch.tensor(boxes) / torch.tensor([height, width, height, width])
-    mixed = drawn.mix_index, drawn.mix_lam, drawn.mix_bbox
-    return BatchLabels(coords, torch.tensor(flips), *mixed, logits, drawn.index)
+    return BatchLabels(coords, torch.tensor(flips), drawn.mix, logits, drawn.index)
 
 
 def make_labels(

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.batch import BatchLabels
+from utils.labels.batch import BatchLabels, Mix
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
 from utils.labels.image_digests import ImageDigests
@@ -194,7 +194,7 @@ class Corpus:
         """A small batch of cutmix labels."""
         coords = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * rows)
         flip, logits = torch.zeros(rows, dtype=torch.bool), torch.randn(rows, 4)
-        return BatchLabels(coords, flip, torch.arange(rows), 0.5, (1, 2, 3, 4), logits, torch.arange(rows))
+        return BatchLabels(coords, flip, Mix(torch.arange(rows), 0.5, (1, 2, 3, 4)), logits, torch.arange(rows))
 
     def make_labels(self, path):
         """A 7-item file with a numpy number, as the reference writes it."""

@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import BatchLabels
+from utils.labels.batch import BatchLabels, Mix
 from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, random_box
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix, replay_view
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
 
 sides = st.integers(1, 600)
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=CROP_DRAWS, max_size=CROP_DRAWS).map(np.array)
@@ -107,7 +107,7 @@ def test_draws_are_a_function_of_seed_epoch_and_batch(mix_type):
 
 def test_what_is_drawn_for_each_mix_type():
     """A permutation of the rows and a ratio in [0, 1], a box for cutmix only."""
-    assert policy("none").draw_mix(0, 0, 6) == (None, None, None)
+    assert policy("none").draw_mix(0, 0, 6) == Mix()
     for mix_type in ("mixup", "cutmix"):
         mix_index, mix_lam, mix_bbox = policy(mix_type).draw_mix(0, 0, 6)
         assert sorted(mix_index.tolist()) == list(range(6))
@@ -119,17 +119,17 @@ def test_mix():
     """cutmix pastes rows y1:y2 and columns x1:x2 of the partner; mixup averages; none returns the images."""
     images = torch.rand(4, 3, 8, 8)
     mix_index = torch.tensor([1, 2, 3, 0])
-    assert mix(images, None, None, None) is images
-    torch.testing.assert_close(mix(images, mix_index, 0.3, None), 0.3 * images + 0.7 * images[mix_index])
+    assert mix_images(images, Mix()) is images
+    torch.testing.assert_close(mix_images(images, Mix(mix_index, 0.3)), 0.3 * images + 0.7 * images[mix_index])
 
     before, expected = images.clone(), images.clone()
     for row in range(4):
         for y in range(1, 3):
             for x in range(4, 8):
                 expected[row, :, y, x] = images[mix_index[row], :, y, x]
-    assert torch.equal(mix(images, mix_index, 0.3, (1, 4, 3, 8)), expected)
+    assert torch.equal(mix_images(images, Mix(mix_index, 0.3, (1, 4, 3, 8))), expected)
     assert torch.equal(images, before)
-    assert torch.equal(mix(images, mix_index, 0.3, (2, 5, 2, 5)), images)  # an empty box
+    assert torch.equal(mix_images(images, Mix(mix_index, 0.3, (2, 5, 2, 5))), images)  # an empty box
 
 
 @settings(max_examples=200)
@@ -138,5 +138,5 @@ def test_stored_fractions_are_the_same_pixels(draws, height, width):
     """A crop stored as float32 fractions of its image comes back pixel by pixel."""
     box, flip = policy().crop_from(draws, (height, width))
     coords = torch.tensor([[box[0] / height, box[1] / width, box[2] / height, box[3] / width]])
-    labels = BatchLabels(coords, torch.tensor([flip]), None, None, None, torch.zeros(1, 2))
+    labels = BatchLabels(coords, torch.tensor([flip]), Mix(), torch.zeros(1, 2))
     assert labels.view(0, (height, width)) == (box, flip)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.labels import view_policy
-from utils.labels.batch import BatchLabels
+from utils.labels.batch import BatchLabels, Mix
 from utils.labels.crops import crops_of
 from utils.labels.drawn import DrawnViews
 from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, fractions
@@ -61,8 +61,7 @@ def test_stored_crops(dtype):
     flip = torch.rand(3000, generator=generator) < 0.5
     index = torch.arange(3000)
     batches = [
-        BatchLabels(coords[rows], flip[rows], None, None, None, torch.zeros(len(rows), 2), rows)
-        for rows in index.split(700)
+        BatchLabels(coords[rows], flip[rows], Mix(), torch.zeros(len(rows), 2), rows) for rows in index.split(700)
     ]
     assert torch.equal(crops_of(batches, sizes), one_by_one(batches, sizes))
 
@@ -75,7 +74,7 @@ def test_geometry_of_an_epoch(mix_type):
     batches = [views.read(1, batch) for batch in range(5)]
     geometry = geometry_of(batches, sizes)
     index = torch.cat([one.index for one in batches])
-    partners = [one.mix_index if mix_type == "cutmix" else torch.arange(len(one.index)) for one in batches]
+    partners = [one.mix.partner if mix_type == "cutmix" else torch.arange(len(one.index)) for one in batches]
     assert torch.equal(geometry[:, 0], index)
     assert torch.equal(geometry[:, 1:6], one_by_one(batches, sizes[index]))
     assert torch.equal(geometry[:, 6], torch.cat(partners))

@@ -209,7 +209,7 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
             for epoch, batch in itertools.product(range(EPOCHS), range(3)):
                 labels = views[mix].read(epoch, batch)
                 own = set(share_of[rank].rows(len(labels)).tolist())
-                partners = set() if mix == "none" else {labels.mix_index[row].item() for row in own}
+                partners = set() if mix == "none" else {labels.mix.partner[row].item() for row in own}
                 wanted += len(own | partners) or 1  # one row stands in where there is none
             assert counts[rank][number] == wanted + validation, name
         total = sum(count[number] for count in counts)
@@ -326,8 +326,8 @@ def test_cut_down_batches_mix_as_the_whole(rows, size, rng, mix):
         for slot in range(len(own)):
             assert part.view(slot, (40, 50)) == drawn.view(own[slot], (40, 50))
         if mix != "none":
-            partners = part.index[part.mix_index[: len(own)]]
-            assert torch.equal(partners, drawn.index[drawn.mix_index[own]])
+            partners = part.index[part.mix.partner[: len(own)]]
+            assert torch.equal(partners, drawn.index[drawn.mix.partner[own]])
 
 
 def test_split_follows_the_parts():

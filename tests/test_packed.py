@@ -31,7 +31,7 @@ from utils.system.errors import InputError
 from utils.training.losses import as_logits
 
 VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
-TENSORS = ("coords", "flip", "mix_index", "logits", "index")
+TENSORS = ("coords", "flip", "logits", "index")
 
 
 def tool(*argv):
@@ -41,11 +41,11 @@ def tool(*argv):
 
 def assert_same(a, b):
     """Two `BatchLabels` are equal, tensors to the bit and dtype."""
-    for name in TENSORS:
-        left, right = getattr(a, name), getattr(b, name)
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in TENSORS} | {"mix": (a.mix.partner, b.mix.partner)}
+    for name, (left, right) in pairs.items():
         assert (left is None) == (right is None), name
         assert left is None or (left.dtype == right.dtype and torch.equal(left, right)), name
-    assert (a.mix_lam, a.mix_bbox) == (b.mix_lam, b.mix_bbox)
+    assert a.mix[1:] == b.mix[1:]
 
 
 def assert_same_stores(a, b):
@@ -212,10 +212,11 @@ def test_stores_of_version_2_are_read_as_version_2_read_them(store):
     expected, packed = load_file(store / "expected.safetensors"), open_labels(store)
     for batch in range(2):
         labels = packed.read(0, batch)
-        for name in ("coords", "flip", "mix_index", "index"):
+        for name in ("coords", "flip", "index"):
             assert torch.equal(getattr(labels, name), expected[f"{name}_{batch}"]), name
+        assert torch.equal(labels.mix.partner, expected[f"mix_index_{batch}"])
         assert torch.equal(as_logits(labels.logits, 7, 4.0), expected[f"logits_{batch}"])
-        assert [labels.mix_lam, *labels.mix_bbox] == expected[f"mix_{batch}"].tolist()
+        assert [labels.mix.lam, *labels.mix.box] == expected[f"mix_{batch}"].tolist()
     packed.check(0)
 
 
@@ -655,4 +656,4 @@ def test_info_says_what_is_there(tiny, capsys, tmp_path):
 
 
 def test_labels_are_plain_batches():
-    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix_lam", "mix_bbox"}
+    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix"}

@@ -149,15 +149,15 @@ class Setting:
             view = nn.functional.interpolate(crop[None].float(), (size, size), mode="bilinear", antialias=antialias)[0]
             views.append(view.flip(2) if flipped and flip == "after" else view)
         views = torch.stack(views)
-        if labels.mix_bbox is not None:
-            y1, x1, y2, x2 = labels.mix_bbox
+        if labels.mix.box is not None:
+            y1, x1, y2, x2 = labels.mix.box
             if swap:
                 x1, y1, x2, y2 = y1, x1, y2, x2
             mixed = views.clone()
-            mixed[:, :, y1:y2, x1:x2] = views[labels.mix_index, :, y1:y2, x1:x2]
+            mixed[:, :, y1:y2, x1:x2] = views[labels.mix.partner, :, y1:y2, x1:x2]
             views = mixed
-        elif labels.mix_lam is not None:
-            views = labels.mix_lam * views + (1 - labels.mix_lam) * views[labels.mix_index]
+        elif labels.mix.lam is not None:
+            views = labels.mix.lam * views + (1 - labels.mix.lam) * views[labels.mix.partner]
         images = normalised(views.permute(0, 2, 3, 1), *norm)
         model = copy.deepcopy(teacher or self.teacher())
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -170,7 +170,7 @@ class Setting:
 
     def packed(self, folder, batches, codec=None, **changed):
         """Write packed labels."""
-        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix_type
+        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix.type
         codec = codec or Codec(16)
         writer = PackedWriter(folder, make_manifest(codec, *shape, True, {}, None, **changed))
         for epoch, one in enumerate(batches):

@@ -129,14 +129,9 @@ def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) 
 
 def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (the image that fills most of each view, int64 [B]; whether it fills enough of it, bool [B])."""
-    share = 1.0
-    if labels.mix_bbox is not None:
-        y1, x1, y2, x2 = labels.mix_bbox
-        share = 1 - (y2 - y1) * (x2 - x1) / input_size**2
-    elif labels.mix_lam is not None:
-        share = labels.mix_lam
+    share = labels.mix.own_share(input_size)
     own = index_of(labels)
-    partner = own if labels.mix_index is None else own[labels.mix_index]
+    partner = own if labels.mix.partner is None else own[labels.mix.partner]
     return own if share >= 0.5 else partner, (own == partner) | (max(share, 1 - share) >= DOMINANT)
 
 

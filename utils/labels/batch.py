@@ -38,6 +38,7 @@ class TopK(NamedTuple):
         return absent.scatter(1, self.classes, self.values.float())
 
 
+MixBox = tuple[int, int, int, int]  # y1, x1, y2, x2, in pixels of the view
 Answers = torch.Tensor | TopK  # a batch's logits: [B, C], or the k largest of them
 
 
@@ -71,6 +72,34 @@ def best_classes(answers: Answers) -> torch.Tensor:
     return answers.float().argmax(dim=1)
 
 
+class Mix(NamedTuple):
+    """How the views of a batch are mixed; the three items are stored as mix_index, mix_lam and mix_bbox.
+
+    Attributes:
+        partner: int64 [B], the row that each row is mixed with; None without mixing.
+        lam: weight of the row itself, in [0, 1]; None without mixing.
+        box: (y1, x1, y2, x2) in pixels of the view, rows first: the pixels that come from the partner; cutmix only.
+    """
+
+    partner: torch.Tensor | None = None
+    lam: float | None = None
+    box: MixBox | None = None
+
+    @property
+    def type(self) -> str:
+        """`cutmix`, `mixup` or `none`."""
+        if self.box is not None:
+            return "cutmix"
+        return "none" if self.lam is None else "mixup"
+
+    def own_share(self, size: int) -> float:
+        """Return the share of a view of `size` x `size` pixels that is the row's own image, in [0, 1]."""
+        if self.box is not None:
+            y1, x1, y2, x2 = self.box
+            return 1 - (y2 - y1) * (x2 - x1) / size**2
+        return 1.0 if self.lam is None else self.lam
+
+
 @dataclass(frozen=True)
 class BatchLabels:
     """What a teacher saw and answered for one batch.
@@ -78,9 +107,7 @@ class BatchLabels:
     Attributes:
         coords: float32 [B, 4], crops as fractions (top/H, left/W, height/H, width/W).
         flip: bool [B], flipped left to right after the crop.
-        mix_index: int64 [B], the row that each row is mixed with, or None.
-        mix_lam: mixing ratio in [0, 1], or None.
-        mix_bbox: (y1, x1, y2, x2) in pixels of the replayed view, rows first, or None.
+        mix: how the views are mixed.
         logits: the teacher's raw answers, float16 or float32 [B, C], or the `TopK` largest of them.
         index: int64 [B], which image of the sorted image folder each row is, or None where the
             dialect does not say (a store fills it in).
@@ -88,21 +115,12 @@ class BatchLabels:
 
     coords: torch.Tensor
     flip: torch.Tensor
-    mix_index: torch.Tensor | None
-    mix_lam: float | None
-    mix_bbox: tuple[int, int, int, int] | None
+    mix: Mix
     logits: Answers
     index: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.flip)
-
-    @property
-    def mix_type(self) -> str:
-        """`cutmix`, `mixup` or `none`: the data says which."""
-        if self.mix_bbox is not None:
-            return "cutmix"
-        return "none" if self.mix_lam is None else "mixup"
 
     def view(self, slot: int, image_size: tuple[int, int]) -> tuple[tuple[int, int, int, int], bool]:
         """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.labels.batch import Answers, BatchLabels, TopK
+from utils.labels.batch import Answers, BatchLabels, Mix, TopK
 from utils.system.errors import InputError
 
 Require = Callable[[Any, str], None]
@@ -67,8 +67,8 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
         check_patches(require, rest[1], rows, source)
     check = {"logits": check_logits, "probabilities": check_probabilities}[answers]
     logits = with_classes(require, check(require, values, rows), classes)
-    partners, box = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
-    return BatchLabels(coords.float(), flip, partners, mix_lam, box, logits, index)
+    mix = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
+    return BatchLabels(coords.float(), flip, mix, logits, index)
 
 
 def refuse_other_projects(items: Any, source: object) -> None:
@@ -155,10 +155,8 @@ def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor |
     return TopK(logits, classes.long(), None)
 
 
-def check_mix(
-    require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int
-) -> tuple[torch.Tensor | None, tuple[int, int, int, int] | None]:
-    """Partners are rows of the batch, the ratio is a share, the box is one: return partners int64 and box."""
+def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int) -> Mix:
+    """Require that partners are rows of the batch, the ratio is in [0, 1], and the box is a box; return the `Mix`."""
     if mix_index is not None:
         require_tensor(require, "mix_index", mix_index, [torch.int64, torch.uint8], rows)
         mix_index = mix_index.long()
@@ -168,7 +166,7 @@ def check_mix(
     box = None if mix_bbox is None else check_box(require, mix_bbox)
     if mix_lam is not None or mix_bbox is not None:
         require(mix_index is not None and mix_lam is not None, "a mixed batch lacks mix_index or mix_lam")
-    return mix_index, box
+    return Mix(mix_index, mix_lam, box)
 
 
 def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:

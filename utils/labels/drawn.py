@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.labels.batch import Answers, BatchLabels
+from utils.labels.batch import Answers, BatchLabels, Mix
 from utils.labels.image_order import ReferenceOrder
-from utils.labels.view_policy import Crop, MixBox, ViewPolicy
+from utils.labels.view_policy import Crop, ViewPolicy
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,7 @@ class DrawnBatch:
     policy: ViewPolicy
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
-    mix_index: torch.Tensor | None
-    mix_lam: float | None
-    mix_bbox: MixBox | None
+    mix: Mix
     logits: Answers | None = None  # where no teacher has to answer: those of `HardViews`
 
     def __len__(self) -> int:
@@ -37,7 +35,7 @@ class DrawnBatch:
         crops = self.policy.crops_from(self.draws, sizes)
         coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))  # as `fractions`
         flip = torch.from_numpy(crops[:, 4] == 1)
-        return BatchLabels(coords, flip, self.mix_index, self.mix_lam, self.mix_bbox, logits, self.index)
+        return BatchLabels(coords, flip, self.mix, logits, self.index)
 
 
 Views = BatchLabels | DrawnBatch
@@ -73,4 +71,4 @@ class DrawnViews:
         start = batch * self.batch_size
         index = self.order(epoch)[start : start + self.rows(epoch, batch)]
         draws = self.policy.draw_crops(epoch, batch, len(index))
-        return DrawnBatch(self.policy, draws, index, *self.policy.draw_mix(epoch, batch, len(index)))
+        return DrawnBatch(self.policy, draws, index, self.policy.draw_mix(epoch, batch, len(index)))

@@ -29,13 +29,13 @@ def empty_folder(path: str | Path, image_digests: ImageDigests | None) -> Path:
 
 def small_items(labels: BatchLabels) -> list[Any]:
     """The first five items of a batch, in the small dtypes of LPLD."""
-    mix_index, box = labels.mix_index, labels.mix_bbox
+    partner, lam, box = labels.mix
     coords, flip = labels.coords.half(), labels.flip.clone()  # a slice would be saved with all that it is a slice of
     return [
         coords,
         flip,
-        mix_index if mix_index is None else mix_index.to(torch.uint8 if len(labels) <= 256 else torch.int64),
-        labels.mix_lam,
+        None if partner is None else partner.to(torch.uint8 if len(labels) <= 256 else torch.int64),
+        lam,
         None if box is None else [torch.tensor(n, dtype=torch.uint8) if n < 256 else n for n in box],
     ]
 
@@ -97,10 +97,10 @@ class HaldWriter:
         """Write one epoch."""
         items = []
         for labels in batches:
-            coords, flip, _, mix_lam, _ = small_items(labels)
-            box = None if labels.mix_bbox is None else list(labels.mix_bbox)
-            partners = None if labels.mix_index is None else labels.mix_index.clone()
-            items.append([coords, flip, partners, mix_lam, box, values_of(labels.logits).exp().half()])
+            coords, flip, *_ = small_items(labels)
+            partner, lam, box = labels.mix
+            mix_items = [None if partner is None else partner.clone(), lam, None if box is None else list(box)]
+            items.append([coords, flip, *mix_items, values_of(labels.logits).exp().half()])
         save_archive(self.path / f"epoch_{epoch}.tar", items)
         self.images[str(epoch)] = [image for labels in batches for image in images_of(labels)]
 

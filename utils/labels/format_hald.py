@@ -70,7 +70,7 @@ class HaldStore:
         items = self._items(0)
         first = self._parse(items[0], 0, 0)
         self.batch_size, self.num_classes = values_of(first.logits).shape
-        self.keep_topk, self.mix_type = self.num_classes, first.mix_type
+        self.keep_topk, self.mix_type = self.num_classes, first.mix.type
         self.batches_per_epoch = -(-self.num_images // self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class HaldStore:
             return self.opened[epoch]
         batches = [self._parse(items, epoch, batch) for batch, items in enumerate(self._items(epoch))]
         stated = [(self.rows(epoch, batch), self.num_classes, self.mix_type) for batch in range(self.batches_per_epoch)]
-        found = [(len(labels), values_of(labels.logits).shape[1], labels.mix_type) for labels in batches]
+        found = [(len(labels), values_of(labels.logits).shape[1], labels.mix.type) for labels in batches]
         if found != stated:
             raise InputError(
                 f"{self.file(epoch)} disagrees with {INDICES} or with epoch_0.tar in its batches' (rows, classes, mix "

@@ -75,7 +75,7 @@ class FlatStore:
         self.image_digests = read_image_digests(self.path, self.num_images)
         first = self._load(0)
         values = values_of(first.logits)
-        self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix_type, values.shape[1]
+        self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix.type, values.shape[1]
         self.logits_dtype = values.dtype
         self.num_classes = highest_class(first.logits) + 1
         self.num_classes_stated = self.dialect == "lpld"
@@ -126,7 +126,7 @@ class FlatStore:
         """As `LabelStore.read`."""
         labels = self._load(self._place(epoch, batch))
         kind, width = kind_of(labels.logits), values_of(labels.logits).shape[1]
-        found = (len(labels), width, kind, labels.mix_type)
+        found = (len(labels), width, kind, labels.mix.type)
         stated = (self.rows(epoch, batch), self.keep_topk, self.dialect, self.mix_type)
         if found != stated:
             raise InputError(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.labels.batch import BatchLabels, values_of
+from utils.labels.batch import BatchLabels, Mix, values_of
 from utils.labels.batch_items import all_finite, parse_items
 from utils.labels.drawn import DrawnViews
 from utils.labels.file_digests import digest_of_file, digest_of_labels
@@ -228,12 +228,11 @@ class PackedStore:
             drawn = views.read(epoch, batch)
             return drawn.labelled(logits, sizes[drawn.index].tolist())
         index = tensors["index"][rows] if "index" in tensors else self.order(epoch)[rows]
-        mix_index = mix_lam = mix_bbox = None
+        mix = Mix()
         if self.mix_type != "none":
-            mix_index, mix_lam = tensors["mix_index"][rows], tensors["mix_lam"][batch]
-        if self.mix_type == "cutmix":
-            mix_bbox = tensors["mix_bbox"][batch]
-        return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix_index, mix_lam, mix_bbox, logits, index)
+            box = tensors["mix_bbox"][batch] if self.mix_type == "cutmix" else None
+            mix = Mix(tensors["mix_index"][rows], tensors["mix_lam"][batch], box)
+        return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
         """Check every batch of an epoch as strictly as a label file from a stranger."""
@@ -241,7 +240,7 @@ class PackedStore:
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
             logits = logits.exp() if self.answers == "probabilities" else logits
-            parse_items([*list(vars(labels).values())[:5], logits, labels.index], self.file(epoch))
+            parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
 
     @property
     def class_names(self) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class TarStore:
         self.dialect = dialect_of(items)
         self.batch_size, self.num_classes = first.logits.shape
         self.num_images = self.batch_size * max(batches) + len(last)
-        self.mix_type = first.mix_type
+        self.mix_type = first.mix.type
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
@@ -150,7 +151,7 @@ class TarStore:
         items = load_archive(self.file(epoch, batch))
         labels = parse_items(items, self.file(epoch, batch))
         stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
-        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, dialect_of(items))
+        found = (len(labels), values_of(labels.logits).shape[1], labels.mix.type, dialect_of(items))
         if found != stated:
             raise InputError(
                 f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect) "
@@ -159,7 +160,7 @@ class TarStore:
         if labels.index is None:
             start = batch * self.batch_size
             index = self.order(epoch)[start : start + len(labels)]
-            return BatchLabels(**{**vars(labels), "index": index})
+            return replace(labels, index=index)
         if labels.index.max() >= self.num_images:
             raise InputError(
                 f"{self.file(epoch, batch)} names image {labels.index.max().item()}, but the labels cover "
@@ -241,8 +242,8 @@ class TarWriter:
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):
-            mix_bbox = None if labels.mix_bbox is None else list(labels.mix_bbox)
-            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, mix_bbox]
+            mix = labels.mix
+            items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
             items += [values_of(labels.logits).to(self.dtype), labels.index]
             # a slice would be saved with all of the epoch that it is a slice of
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]

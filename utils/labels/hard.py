@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from utils.labels.batch import Mix
 from utils.labels.drawn import DrawnBatch, DrawnViews
 from utils.labels.view_policy import ViewPolicy
 
@@ -73,10 +74,9 @@ class HardViews(DrawnViews):
     def read(self, epoch: int, batch: int) -> DrawnBatch:
         """Return the `DrawnBatch` of a hard epoch's batch; its `logits` are probabilities, float32 [B, C]."""
         drawn = super().read(epoch, batch)
-        assert drawn.mix_bbox is not None, "cutmix draws a box for every batch"
-        y1, x1, y2, x2 = drawn.mix_bbox
-        own = 1 - (y2 - y1) * (x2 - x1) / self.policy.input_size**2
+        own = drawn.mix.own_share(self.policy.input_size)
         classes = F.one_hot(self.targets[drawn.index], self.num_classes).float()
         mixed = own * classes + (1 - own) * classes.flip(0)
         answers = (1 - self.smoothing) * mixed + self.smoothing / self.num_classes
-        return replace(drawn, mix_index=torch.arange(len(drawn.index)).flip(0), mix_lam=own, logits=answers)
+        mix = Mix(torch.arange(len(drawn.index)).flip(0), own, drawn.mix.box)
+        return replace(drawn, mix=mix, logits=answers)

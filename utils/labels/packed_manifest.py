@@ -45,9 +45,9 @@ def digest_of_names(names: Sequence[str]) -> str:
 
 def digest_of_draws(policy: ViewPolicy) -> str:
     """Digest of known draws of a policy: equal only where the library still draws the same views."""
-    mix_index, mix_lam, mix_bbox = policy.draw_mix(1, 2, 16)
+    partner, lam, mix_box = policy.draw_mix(1, 2, 16)
     boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
-    drawn = [boxes, None if mix_index is None else mix_index.tolist(), mix_lam, mix_bbox]
+    drawn = [boxes, None if partner is None else partner.tolist(), lam, mix_box]
     return digest_of_text(repr(drawn))
 
 

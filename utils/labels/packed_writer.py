@@ -148,13 +148,13 @@ class PackedWriter:
 
     def _mixes(self, batches: Sequence[BatchLabels]) -> Tensors:
         tensors = {}
-        partners = [labels.mix_index for labels in batches if labels.mix_index is not None]
+        partners = [labels.mix.partner for labels in batches if labels.mix.partner is not None]
         if partners:
             tensors["mix_index"] = torch.cat(partners)
-        if batches[0].mix_lam is not None:
-            tensors["mix_lam"] = torch.tensor([labels.mix_lam for labels in batches], dtype=torch.float64)
-        if batches[0].mix_bbox is not None:
-            tensors["mix_bbox"] = torch.tensor([labels.mix_bbox for labels in batches], dtype=torch.int32)
+        if batches[0].mix.lam is not None:
+            tensors["mix_lam"] = torch.tensor([labels.mix.lam for labels in batches], dtype=torch.float64)
+        if batches[0].mix.box is not None:
+            tensors["mix_bbox"] = torch.tensor([labels.mix.box for labels in batches], dtype=torch.int32)
         return tensors
 
 

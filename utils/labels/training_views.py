@@ -155,20 +155,21 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
         rows: int64 [own], in order.
 
     Returns:
-        the same kind, of K rows; `mix_index` int64 [K] is right for the own rows, and `logits` are
+        the same kind, of K rows; `mix.partner` int64 [K] is right for the own rows, and `logits` are
         those of the own rows alone.
     """
-    partners = rows if views.mix_index is None else views.mix_index[rows]
+    partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
     kept = kept if len(kept) else torch.zeros(1, dtype=torch.int64)
     names = [name for name in ("coords", "flip", "index") if hasattr(views, name)]
     changes: dict[str, Any] = {name: getattr(views, name)[kept] for name in names}
     if isinstance(views, DrawnBatch):
         changes["draws"] = views.draws[kept.numpy()]
-    if views.mix_index is not None:
+    if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        changes["mix_index"] = place[views.mix_index[kept]]  # partners of partners are not there: any row will do
+        partner = place[views.mix.partner[kept]]  # partners of partners are not there: any row will do
+        changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:
         changes["logits"] = each(views.logits, lambda tensor: tensor[rows])
     return replace(views, **changes)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.labels.batch import Mix, MixBox
+
 Crop = tuple[int, int, int, int]  # top, left, height, width, in pixels of the image
-
-
-MixBox = tuple[int, int, int, int]  # y1, x1, y2, x2, in pixels of the view
 
 
 CROP_ATTEMPTS = 10
@@ -43,16 +42,16 @@ class ViewPolicy:
         """Draw uniform numbers [rows, CROP_DRAWS] for one batch; `crop_from` turns a row into a crop."""
         return np.random.default_rng((self.seed, epoch, batch, 1)).random((rows, CROP_DRAWS))
 
-    def draw_mix(self, epoch: int, batch: int, rows: int) -> tuple[torch.Tensor | None, float | None, MixBox | None]:
-        """Draw (mix_index int64 [rows], mix_lam, mix_bbox) for one batch; None where it does not apply."""
+    def draw_mix(self, epoch: int, batch: int, rows: int) -> Mix:
+        """Draw how the rows of one batch are mixed."""
         if self.mix_type == "none":
-            return None, None, None
+            return Mix()
         rng = np.random.default_rng((self.seed, epoch, batch, 0))
-        mix_index = torch.from_numpy(rng.permutation(rows)).long()
+        partner = torch.from_numpy(rng.permutation(rows)).long()
         if self.mix_type == "mixup":
-            return mix_index, float(rng.beta(self.mixup_alpha, self.mixup_alpha)), None
-        mix_lam = float(rng.beta(self.cutmix_alpha, self.cutmix_alpha))
-        return mix_index, mix_lam, random_box(rng, self.input_size, mix_lam)
+            return Mix(partner, float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
+        lam = float(rng.beta(self.cutmix_alpha, self.cutmix_alpha))
+        return Mix(partner, lam, random_box(rng, self.input_size, lam))
 
     def crop_from(self, draws: np.ndarray, image_size: Sequence[int]) -> tuple[Crop, bool]:
         """Turn uniform numbers [CROP_DRAWS] into ((top, left, height, width), flip).

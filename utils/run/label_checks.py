@@ -79,7 +79,7 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
     if store.mix_type != "cutmix":
         return 0, 0
     places = ((epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
-    boxes = [store.read(*place).mix_bbox for place in islice(places, SAMPLED_BOXES)]
+    boxes = [store.read(*place).mix.box for place in islice(places, SAMPLED_BOXES)]
     return max(max(box[2:]) for box in boxes if box is not None), len(boxes)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.labels.agreement import assign, pick_evenly
+from utils.labels.batch import Mix
 from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar
@@ -150,7 +151,7 @@ def certain(taken: Sequence[Suspect], verdict: Verdict) -> bool:
 
 def suspects(inquiry: Inquiry, replay: Replay, seed: int | None) -> Iterator[Suspect]:
     """Yield all but orders of classes, which are fitted."""
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     for size in SIZES:
         if size != replay.size and size >= reach:
             yield Suspect("size", f"at input size {size}", f"give --input-size {size}", {"size": size})
@@ -284,7 +285,7 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
 
     found = []
     for row in rows.tolist():
-        other = row if question.labels.mix_index is None else int(question.labels.mix_index[row])
+        other = row if question.labels.mix.partner is None else int(question.labels.mix.partner[row])
         partner = int(numbers[other])
         for _ in range(2):  # the image beside the partner assumed, the partner beside that image, and once more
             own, _, least = closest(inquiry, replay, question, row, [(near, partner) for near in nearest(row)])
@@ -317,9 +318,7 @@ def show_whole(inquiry: Inquiry, replay: Replay, numbers: torch.Tensor) -> torch
         labels,
         coords=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
         flip=torch.zeros(1, dtype=torch.bool),
-        mix_index=None,
-        mix_lam=None,
-        mix_bbox=None,
+        mix=Mix(),
     )
     views = torch.stack([inquiry.view(whole, 0, number, replay) for number in numbers.tolist()])
     return inquiry.show(inquiry.mixed(views, None, whole, replay), replay)
@@ -331,8 +330,8 @@ def closest(
     """Return the (image, partner) of some whose view the row's stored answer is nearest to, and the difference."""
     labels, partners = question.labels, None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
-    if labels.mix_index is not None:
-        views += [inquiry.view(labels, int(labels.mix_index[row]), partner, replay) for _, partner in pairs]
+    if labels.mix.partner is not None:
+        views += [inquiry.view(labels, int(labels.mix.partner[row]), partner, replay) for _, partner in pairs]
         partners = torch.arange(len(views)).roll(len(pairs))
     images = inquiry.mixed(torch.stack(views), partners, labels, replay)
     answers = inquiry.show(images[: len(pairs)], replay)

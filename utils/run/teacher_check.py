@@ -134,7 +134,7 @@ def first_verdict(inquiry: Inquiry, replay: Replay, path: str | Path, folder: st
             f"the labels in {path} are about {store.num_classes} classes and the teacher about {classes}; it is "
             "another teacher"
         )
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     if reach > replay.size:
         raise InputError(
             f"--input-size {replay.size} is smaller than the views of the labels in {path}, whose cutmix boxes reach "
@@ -200,7 +200,7 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
     epoch, batch, row = verdict.places[int(verdict.own.argmax())]
     question = next(one for one in inquiry.questions if (one.epoch, one.batch) == (epoch, batch))
     image = inquiry.name(int(index_of(question.labels)[row]))
-    mixed = " and its partner" if question.labels.mix_index is not None else ""
+    mixed = " and its partner" if question.labels.mix.partner is not None else ""
     return (
         f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} least (image "
         f"{image}{mixed}); some images have changed, so restore them"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils.labels.agreement import pick_evenly
-from utils.labels.batch import BatchLabels, TopK, values_of
+from utils.labels.batch import BatchLabels, Mix, TopK, values_of
 from utils.labels.drawn import index_of
 from utils.labels.format_packed import PackedStore
 from utils.labels.image_order import ReferenceOrder
@@ -85,10 +85,7 @@ class Question:
 
     def other_share(self, size: int) -> float:
         """Share of a view of `size` pixels that is its partner's."""
-        if self.labels.mix_bbox is not None:
-            y1, x1, y2, x2 = self.labels.mix_bbox
-            return (y2 - y1) * (x2 - x1) / size**2
-        return 0.0 if self.labels.mix_lam is None else 1 - self.labels.mix_lam
+        return 1 - self.labels.mix.own_share(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +255,7 @@ class Inquiry:
         labels, rows = question.labels, question.rows
         numbers = self.images_of(question, replay)
         numbers = self.another[numbers] if another else numbers
-        shown, partners = torch.arange(len(labels)), labels.mix_index
+        shown, partners = torch.arange(len(labels)), labels.mix.partner
         alone = not self.by_batch(replay)
         if alone:  # the rows, and below them their partners
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
@@ -272,12 +269,12 @@ class Inquiry:
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: Replay
     ) -> torch.Tensor:
         """Normalise views uint8 [B, S, S, 3] and mix them as a batch of labels says: float32 [B, 3, S, S]."""
-        box = labels.mix_bbox
+        box = labels.mix.box
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
         precision = self.teachers.precision
         normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format)
-        return finish_views(views.to(precision.device), normalise, partners, labels.mix_lam, box)
+        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box))
 
     @torch.no_grad()
     def show(self, images: torch.Tensor, replay: Replay) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import Answers, answers_of, tensors_of
+from utils.labels.batch import Answers, Mix, answers_of, tensors_of
 from utils.labels.crops import crops_of
 from utils.labels.drawn import Views, index_of
 from utils.labels.store import ViewSource
@@ -62,7 +62,7 @@ class DeviceBatches:
         """Read the labels of some batches and put them on the device: one (geometry, mixing, logits) per batch."""
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
-        mixing = torch.stack([mixing_of(one) for one in labels])
+        mixing = torch.stack([mixing_of(one.mix) for one in labels])
         answers = [one.logits for one in labels if one.logits is not None]
         logits = self.put_answers(answers) if answers else [None] * len(labels)
         by_batch = self.put(geometry).split([len(one) for one in labels])
@@ -193,16 +193,16 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
         int64 [R, 7] on the host: image index, top, left, height, width (pixels), flip, partner row in its batch.
     """
     index = torch.cat([index_of(one) for one in batches])
-    partner = [torch.arange(len(one)) if one.mix_index is None else one.mix_index for one in batches]
+    partner = [torch.arange(len(one)) if one.mix.partner is None else one.mix.partner for one in batches]
     return torch.cat([index[:, None], crops_of(batches, sizes[index]), torch.cat(partner)[:, None]], dim=1)
 
 
-def mixing_of(labels: Views) -> torch.Tensor:
-    """How a batch is mixed, whatever the type, as one tensor: float32 [5].
+def mixing_of(mix: Mix) -> torch.Tensor:
+    """Return a `Mix` of any type as one tensor, but for the partners: float32 [5].
 
     Its items: the partner's share outside the box, then y1, x1, y2, x2 of the box, inside which all is the partner's.
     """
-    if labels.mix_bbox is not None:
-        return torch.tensor([0.0, *labels.mix_bbox])
-    own = 1.0 if labels.mix_lam is None else labels.mix_lam
+    if mix.box is not None:
+        return torch.tensor([0.0, *mix.box])
+    own = 1.0 if mix.lam is None else mix.lam
     return torch.tensor([1 - own, 0.0, 0.0, 0.0, 0.0])

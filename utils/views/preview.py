@@ -14,7 +14,7 @@ from utils.labels.store import LabelStore
 from utils.system.files import atomic_file
 from utils.system.text import printable
 from utils.views.live import refuse_non_finite
-from utils.views.replay import Normalise, finish_views, mix
+from utils.views.replay import Normalise, finish_views, mix_images
 from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
@@ -48,14 +48,14 @@ def ask_teacher(
     answered: list[BatchLabels] = []
     rows, started = 0, time.monotonic()
     for positions in Positions(range(epoch, epoch + EPOCHS), dataset.source):
-        mix_index, mix_lam, mix_bbox, _ = dataset.load_batch_config(positions[0])
+        dataset.load_batch_config(positions[0])
         views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
-        images = finish_views(views.to(normalise.mean.device), normalise, mix_index, mix_lam, mix_bbox)
+        images = finish_views(views.to(normalise.mean.device), normalise, dataset.labels.mix)
         logits = teacher(images)
         refuse_non_finite(logits.isfinite().all())
         crops, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
         index, stored = index_of(dataset.labels), logits.float().cpu()
-        answered.append(BatchLabels(crops, flips, mix_index, mix_lam, mix_bbox, stored, index))
+        answered.append(BatchLabels(crops, flips, dataset.labels.mix, stored, index))
         rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # two halves of a view say little
         if rows >= 30 * num_folders or time.monotonic() - started > SECONDS:
             break
@@ -85,15 +85,16 @@ class Preview:
     ) -> None:
         epochs = range(epoch, epoch + 1)
         positions = next(iter(Positions(epochs, dataset.source)))
-        mix_index, mix_lam, mix_bbox, logits = dataset.load_batch_config(positions[0])
+        dataset.load_batch_config(positions[0])
+        mix, logits = dataset.labels.mix, dataset.labels.logits
         slots = list(range(min(SHOWN, len(positions))))
-        partners = slots if mix_index is None else mix_index[slots].tolist()
+        partners = slots if mix.partner is None else mix.partner[slots].tolist()
         views, classes = zip(*(dataset[positions[slot]][:2] for slot in slots + partners), strict=True)
         views, n = torch.stack(views), len(slots)
-        other = torch.arange(2 * n).roll(n)  # row i is mixed with row n + i
-        mixed = mix(views.permute(0, 3, 1, 2).float(), other, mix_lam, mix_bbox)[:n]
+        mix = mix._replace(partner=torch.arange(2 * n).roll(n))  # row i is mixed with row n + i
+        mixed = mix_images(views.permute(0, 3, 1, 2).float(), mix)[:n]
         if logits is None and teacher is not None and normalise is not None:
-            logits = teacher(mix(normalise(views.to(normalise.mean.device)), other, mix_lam, mix_bbox)[:n])
+            logits = teacher(mix_images(normalise(views.to(normalise.mean.device)), mix)[:n])
             refuse_non_finite(logits.isfinite().all())
         self.images = mixed.round().byte().permute(0, 2, 3, 1)
         self.targets, self.partners = torch.tensor(classes).split(n)

@@ -71,8 +71,7 @@ class ResidentBatches:
         """Return one `Batch`."""
         labels = self.source.read(epoch, batch)
         views = torch.stack(list(self.pool.map(partial(self.view, labels), range(len(labels)))))
-        mixing = labels.mix_index, labels.mix_lam, labels.mix_bbox
-        images = finish_views(views.to(self.device), self.normalise, *mixing)
+        images = finish_views(views.to(self.device), self.normalise, labels.mix)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))
         parts = self.source.parts(epoch, batch)
         return Batch(images, soft_labels, self.targets[index_of(labels)].to(self.device)).own(parts)

@@ -23,11 +23,11 @@ from prefetch_generator import BackgroundGenerator
 from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
-from utils.labels.batch import Answers, each
+from utils.labels.batch import Answers, Mix, MixBox, each
 from utils.labels.drawn import Views, index_of
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
-from utils.labels.view_policy import MixBox, fractions
+from utils.labels.view_policy import fractions
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
 from utils.system.ranks import Parts, let_threads_rest
@@ -67,10 +67,13 @@ class ViewDataset(Dataset):
     def load_batch_config(
         self, position: int
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
-        """Load the labels of the batch that starts at `position`; return what applies to it as a whole."""
+        """Load the labels of the batch that starts at `position`; return the items of its `Mix`, and its logits.
+
+        A PyTorch edited by hand for the reference code unpacks these four.
+        """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)
-        return labels.mix_index, labels.mix_lam, labels.mix_bbox, labels.logits
+        return *labels.mix, labels.logits
 
     def __getitems__(self, _positions: list[int]) -> list[View]:
         """Return every view of the batch whose labels are loaded."""
@@ -141,7 +144,7 @@ def view_loader(
 ) -> DataLoader:
     """Return a DataLoader over the batches of `epochs` of a `ViewDataset`, from `first_batch` of the first one on.
 
-    Each item is `((views, targets, coords, flips, index), mix_index, mix_lam, mix_bbox, logits)`.
+    Each item is `((views, targets, coords, flips, index), mix partner, lam, box, logits)`.
     """
     fetch_patch.apply()
     return DataLoader(
@@ -188,8 +191,8 @@ def exit_codes(iterator: object) -> set[int | None]:
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
     """Copy one loader item to the device, normalise and mix it: a `Batch`."""
-    (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-    images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
+    (views, targets, *_), partner, lam, box, logits = item
+    images = finish_views(views.to(device, non_blocking=True), normalise, Mix(partner, lam, box))
     soft_labels = each(logits, lambda tensor: tensor.to(device, non_blocking=True))
     return Batch(images, soft_labels, targets.to(device, non_blocking=True)).own(parts)
 
