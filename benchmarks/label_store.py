@@ -30,11 +30,11 @@ import torch
 
 from utils.labels import command
 from utils.labels.drawn import DrawnViews
+from utils.labels.format_packed import PackedWriter
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import epoch_name, make_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.labels.view_policy import ViewPolicy
 
 CLASSES, BATCH_SIZE = 1000, 50

@@ -29,11 +29,11 @@ from PIL import Image
 from utils.labels.batch import BatchLabels, Mix
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
+from utils.labels.format_packed import PackedWriter
 from utils.labels.image_digests import ImageDigests
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.labels.view_policy import ViewPolicy
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from utils.system.archive import load_archive

@@ -16,10 +16,11 @@ import train_FKD_parallel
 from utils.labels import command
 from utils.labels.batch import TopK, each
 from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
+from utils.labels.format_hald import HaldWriter
+from utils.labels.format_lpqld import FlatWriter
 from utils.labels.opening import open_labels
 from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
-from utils.labels.training_views import TrainingViews, draw_batches, stored_batches
+from utils.labels.training_views import TrainingViews, draw_batches
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
@@ -152,11 +153,11 @@ def test_drawing_is_a_pure_function():
 def test_stored_batches_are_those_of_the_files(dialect, folders):
     """A pool of batches reads each of them, with as many rows as stated."""
     store = open_labels(folders / dialect)
-    assert stored_batches(store) == (4 if dialect.startswith("lp") else 6)
-    pooled = TrainingViews(store, SHUFFLED, 0, stored_batches(store))
-    files = {pooled.file(0, batch) for batch in range(stored_batches(store))}
-    assert len(files) == (2 if dialect == "hald" else stored_batches(store))
-    for batch in range(stored_batches(store)):
+    assert store.stored_batches() == (4 if dialect.startswith("lp") else 6)
+    pooled = TrainingViews(store, SHUFFLED, 0, store.stored_batches())
+    files = {pooled.file(0, batch) for batch in range(store.stored_batches())}
+    assert len(files) == (2 if dialect == "hald" else store.stored_batches())
+    for batch in range(store.stored_batches()):
         assert len(pooled.read(0, batch)) == pooled.rows(0, batch)
 
 

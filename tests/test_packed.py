@@ -16,7 +16,7 @@ import train_FKD_parallel
 from utils.labels import command
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
-from utils.labels.format_packed import PackedStore
+from utils.labels.format_packed import PackedStore, PackedWriter
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.image_order import ReferenceOrder
@@ -24,7 +24,6 @@ from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec, keep_largest
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_tensors import Shape, expand, expected_tensors, pack_nibbles, shrink, unpack_nibbles
-from utils.labels.packed_writer import PackedWriter
 from utils.labels.training_views import REUSED, TrainingViews
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError

@@ -18,12 +18,13 @@ import relabel_FKD
 from utils.labels import command
 from utils.labels.batch import TopK
 from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
+from utils.labels.format_hald import HaldWriter
+from utils.labels.format_lpqld import FlatWriter
+from utils.labels.format_packed import PackedWriter
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.labels.view_policy import ViewPolicy
 from utils.run import label_suspects
 from utils.run.label_suspects import as_numbers
@@ -501,5 +502,6 @@ def test_what_cannot_be_checked(setting, tmp_path):
     assert len(unchecked(open_labels(tmp_path / "7"))) == 3
     store = open_labels(setting.packed(tmp_path / "own", batches))
     store.image_digests = object()
-    store.manifest["settings"] |= {"classes": ["a"], "input_size": SIDE, "mean": [0.5] * 3}
+    store.class_list = ["a"]
+    store.settings |= {"input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []

@@ -16,10 +16,10 @@ import train_FKD_parallel
 import train_KD_parallel
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
+from utils.labels.format_packed import PackedWriter
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest, read_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.labels.view_policy import ViewPolicy
 from utils.training.models import build_student
 from utils.views.folders import open_folder

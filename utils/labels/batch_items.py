@@ -71,6 +71,19 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
     return BatchLabels(coords.float(), flip, mix, logits, index)
 
 
+def small_items(labels: BatchLabels) -> list[Any]:
+    """Return the first five items of a batch in the small dtypes of LPLD."""
+    partner, lam, box = labels.mix
+    coords, flip = labels.coords.half(), labels.flip.clone()  # a slice would be saved with all that it is a slice of
+    return [
+        coords,
+        flip,
+        None if partner is None else partner.to(torch.uint8 if len(labels) <= 256 else torch.int64),
+        lam,
+        None if box is None else [torch.tensor(n, dtype=torch.uint8) if n < 256 else n for n in box],
+    ]
+
+
 def refuse_other_projects(items: Any, source: object) -> None:
     """Raise InputError if the items of a batch are of a project whose labels this program cannot replay."""
     if not isinstance(items, list):

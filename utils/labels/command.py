@@ -10,17 +10,16 @@ import torch
 
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import index_of
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
-from utils.labels.format_lpqld import highest_class
-from utils.labels.format_packed import PackedStore
+from utils.labels.format_hald import HaldWriter
+from utils.labels.format_lpqld import FlatWriter, highest_class
+from utils.labels.format_packed import PackedStore, PackedWriter
 from utils.labels.format_sre2l import TarStore, TarWriter
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.store import SAMPLED, LabelStore, refuse_gap
-from utils.labels.training_views import TrainingViews, stored_batches
+from utils.labels.store import SAMPLED, LabelStore
+from utils.labels.training_views import TrainingViews
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.memory import readable_size
@@ -97,7 +96,7 @@ def pack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if store.dialect == "packed":
         raise InputError(f"{args.source} is packed already; unpack it first to pack it in another way")
-    refuse_gap(store)
+    store.refuse_gap()
     store.check_complete(range(store.epochs))
     writer = PackedWriter(args.target, manifest_for(store, args), image_digests=store.image_digests)
     for epoch, batches in read_epochs(store, writer.missing(store.epochs), "pack"):
@@ -119,10 +118,10 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
         "answers": store.answers,
         "label_order": store.label_order,
         "num_classes_stated": not some or args.num_classes is not None,
-        "batches": None if store.has_epochs else stored_batches(store),
+        "batches": None if store.has_epochs else store.stored_batches(),
     }
-    settings = {"packed_from": store.dialect, **getattr(store, "settings", {})}
-    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and not store.lists_images  # from --fkd-seed
+    settings = {"packed_from": store.dialect, **store.settings}
+    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None  # from --fkd-seed
     return make_manifest(
         codec,
         num_images=store.num_images,
@@ -149,7 +148,7 @@ def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
 
 def amount(store: LabelStore) -> str:
     """How much a store holds, in words."""
-    count = stored_batches(store)
+    count = store.stored_batches()
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
 
@@ -164,7 +163,7 @@ def unpack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if not isinstance(store, PackedStore):
         raise InputError(f"{args.source} is not packed; there is nothing to unpack")
-    refuse_gap(store)
+    store.refuse_gap()
     if not store.has_epochs or store.answers == "probabilities":
         unpack_as_packed(store, args)
         return
@@ -207,7 +206,7 @@ def verify(args: argparse.Namespace) -> None:
     """Read every batch; check digests, shapes, counts and values."""
     verify_digests = os.path.exists(os.path.join(args.path, "manifest.json"))
     store = open_labels(args.path, args.fkd_seed, verify=verify_digests)
-    refuse_gap(store)
+    store.refuse_gap()
     store.check_complete(range(store.epochs))
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         raise InputError(
@@ -222,7 +221,7 @@ def verify(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(f"{len(problems)} of {store.epochs} epochs are not sound: {listing(problems, 3)}")
     views = sum(store.rows(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
-    print(f"ok: {amount(store)}, {stored_batches(store)} batches, {views} views, all sound")
+    print(f"ok: {amount(store)}, {store.stored_batches()} batches, {views} views, all sound")
 
 
 def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = None) -> int:

@@ -4,9 +4,9 @@ LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the 
 that the k largest logits of each row only. There are no epochs: each epoch of training draws from all batches.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from utils.labels.batch import Answers, BatchLabels, TopK, values_of
-from utils.labels.batch_items import parse_items
-from utils.labels.file_digests import digest_of_labels
-from utils.labels.image_digests import read_image_digests
+from utils.labels.batch_items import parse_items, small_items
+from utils.labels.drawn import index_of
+from utils.labels.image_digests import ImageDigests, read_image_digests
 from utils.labels.image_indices import read_json_indices
-from utils.labels.store import SAMPLED
-from utils.system.archive import load_archive
+from utils.labels.packed_codec import refuse_beyond_half
+from utils.labels.store import SAMPLED, LabelStore, empty_folder
+from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
-from utils.system.files import digest_of, digest_of_text
+from utils.system.files import atomic_file
 
 INDICES = "sampler_indices_batch.json"
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
@@ -42,8 +43,8 @@ def highest_class(answers: Answers) -> int:
     return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
 
 
-class FlatStore:
-    """A flat folder of batch files; a `LabelStore` without epochs of its own.
+class FlatStore(LabelStore):
+    """A flat folder of batch files, without epochs of its own.
 
     Its epochs are stretches of as many batches as the images named fill; the last one may be shorter.
 
@@ -56,15 +57,13 @@ class FlatStore:
         InputError: files and list of images disagree, or the first batch cannot be used.
     """
 
-    answers, class_names, class_list = "logits", None, None
     label_order, has_epochs = SAMPLED, False
-    gap: str | None = None
+    described = ("dialect", "batch_size", "num_images", "num_classes", "keep_topk", "mix_type", "fkd_seed")
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
-        if verify:
-            raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
-        self.path, self.fkd_seed = Path(path), fkd_seed
-        images = read_json_indices(self.path / INDICES)
+        super().__init__(path, fkd_seed, verify)
+        self.image_list = self.path / INDICES
+        images = read_json_indices(self.image_list)
         self.numbers = list(images)
         self._compare_files(set(images))
         self.images = list(images.values())
@@ -100,9 +99,6 @@ class FlatStore:
     def _place(self, epoch: int, batch: int) -> int:
         return epoch * self.batches_per_epoch + batch
 
-    def random_access(self) -> None:
-        """As `LabelStore.random_access`; nothing stays open."""
-
     def batches(self, epoch: int) -> int:
         """As `LabelStore.batches`."""
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
@@ -111,12 +107,9 @@ class FlatStore:
         """As `LabelStore.rows`."""
         return len(self.images[self._place(epoch, batch)])
 
-    def file(self, epoch: int, batch: int) -> Path:
-        """As `LabelStore.file`."""
-        return self.path / f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
-
-    def check_complete(self, epochs: Iterable[int]) -> None:
-        """As `LabelStore.check_complete`; opening has looked for all."""
+    def name(self, epoch: int, batch: int) -> str:
+        """As `LabelStore.name`."""
+        return f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
 
     def _load(self, place: int) -> BatchLabels:
         path = self.file(*divmod(place, self.batches_per_epoch))
@@ -140,10 +133,6 @@ class FlatStore:
             )
         return replace(labels, index=torch.tensor(self.images[self._place(epoch, batch)]))
 
-    def state_classes(self, num_classes: int) -> None:
-        """Say how many classes there are, where only the k largest logits are stored."""
-        self.num_classes, self.num_classes_stated = num_classes, True
-
     def check(self, epoch: int) -> None:
         """As `LabelStore.check`; no batch may hold an image twice."""
         for batch in range(self.batches(epoch)):
@@ -154,16 +143,38 @@ class FlatStore:
 
     def provenance(self) -> dict[str, Any]:
         """As `LabelStore.provenance`."""
-        keys = ("dialect", "batch_size", "num_images", "num_classes", "keep_topk", "mix_type", "fkd_seed")
-        stated = {"path": str(self.path), "batches": len(self.images)}
-        return stated | {key: getattr(self, key) for key in keys}
+        return {"path": str(self.path), "batches": len(self.images)} | super().provenance()
 
-    def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """As `LabelStore.digest`; the list of images belongs to it."""
-        chosen = range(self.epochs) if epochs is None else epochs
-        names = (self.file(epoch, batch).name for epoch in chosen for batch in range(self.batches(epoch)))
-        return digest_of_labels(self.path, names, digest_of(self.path / INDICES))
 
-    def legacy_digest(self) -> str:
-        """As `LabelStore.legacy_digest`: of the first batch and of the list of images."""
-        return digest_of_text(digest_of(self.file(0, 0)) + digest_of(self.path / INDICES))
+class FlatWriter:
+    """Writes the flat folder of LPLD, or of LPQLD where only the k largest logits are kept.
+
+    Args:
+        path: the folder; made if it does not exist.
+        image_digests: which images the labels are about, written beside them, where no other program looks for it.
+
+    Raises:
+        InputError: the folder holds files.
+    """
+
+    def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:
+        self.path = empty_folder(path, image_digests)
+        self.images: list[list[int]] = []
+
+    def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
+        """Write batches after those that are there."""
+        for labels in batches:
+            refuse_beyond_half(values_of(labels.logits), "logit", "train on the packed labels as they are")
+            items = small_items(labels)
+            if isinstance(labels.logits, TopK):
+                values, order = labels.logits.values.sort(dim=1, descending=True)
+                items += [values.half(), labels.logits.classes.gather(1, order).short()]
+            else:
+                items.append(labels.logits.half().clone())
+            save_archive(self.path / f"batch_{len(self.images)}.tar", items)
+            self.images.append(index_of(labels).tolist())
+
+    def finish(self) -> None:
+        """Write the list of images."""
+        with atomic_file(self.path / INDICES) as temporary:
+            Path(temporary).write_text(json.dumps({str(n): images for n, images in enumerate(self.images)}))

@@ -18,18 +18,19 @@ Every file is written to a temporary name, fsynced and renamed: an epoch exists 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from utils.labels.batch import BatchLabels, Mix, values_of
+from utils.labels.batch import Answers, BatchLabels, Mix, TopK, values_of
 from utils.labels.batch_items import all_finite, parse_items
-from utils.labels.drawn import DrawnViews
+from utils.labels.drawn import DrawnViews, index_of
 from utils.labels.file_digests import digest_of_file, digest_of_labels
-from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, read_image_digests
+from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, find_differences, read_image_digests
 from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
@@ -41,14 +42,16 @@ from utils.labels.packed_manifest import (
     images_tensors,
     kind_of,
     read_manifest,
+    refuse_differences,
     rows_of,
     shape_of,
 )
-from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors
-from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors, shrink
+from utils.labels.store import LabelStore
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
-from utils.system.files import digest_of, digest_of_text
+from utils.system.files import atomic_file, digest_of, digest_of_text, make_folder, write_json
+from utils.system.log import log
 
 
 def unpack_small(tensors: Tensors) -> dict[str, Any]:
@@ -75,8 +78,8 @@ def last_slots(form: Shape) -> torch.Tensor:
     return (form.rows - starts).clamp_max(form.batch_size) - 1
 
 
-class PackedStore:
-    """Reads a packed folder; the interface of `TarStore`.
+class PackedStore(LabelStore):
+    """A packed folder.
 
     Args:
         path: the folder given as --fkd-path.
@@ -87,33 +90,40 @@ class PackedStore:
         InputError: the manifest or a needed file cannot be used.
     """
 
-    dialect = "packed"
+    dialect, file_digests = "packed", True
+    described = (
+        "dialect",
+        "answers",
+        "label_order",
+        "epochs",
+        "batch_size",
+        "num_images",
+        "num_classes",
+        "keep_topk",
+        "mix_type",
+        "fkd_seed",
+    )
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
-        self.path, self.fkd_seed, self.verify = Path(path), fkd_seed, verify
+        super().__init__(path, fkd_seed, verify)
         self.manifest = manifest = read_manifest(path)
         self.codec = Codec(**manifest["codec"])
         self.logits_dtype = torch.float16 if self.codec.bits == 16 else torch.float32
         self.num_images, self.num_classes = manifest["num_images"], manifest["num_classes"]
         self.batch_size, self.mix_type = manifest["batch_size"], manifest["mix_type"]
         kind = kind_of(manifest)
-        self.answers, self.label_order, self.pooled = kind["answers"], kind["label_order"], kind["batches"]
-        self.has_epochs, self.num_classes_stated = self.pooled is None, kind["num_classes_stated"]
+        self.answers, self.label_order = kind["answers"], kind["label_order"]
+        self.has_epochs, self.num_classes_stated = kind["batches"] is None, kind["num_classes_stated"]
         self.batches_per_epoch, self.keep_topk = batches_per_epoch(manifest), shape_of(manifest).kept
-        self.keeps_all = False
+        self.settings = {**manifest["settings"], **(manifest["policy"] or {})}  # the policy states the input size
+        self.class_list, self.class_names = manifest["settings"].get("classes"), manifest["settings"].get("class_names")
         stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(path)) if m}
-        self.epochs = epochs_without_gap(stored)
-        entered = [int(m[1]) for m in map(EPOCH_FILE.fullmatch, manifest["digests"]) if m]
-        self.gap = find_gap(stored, epoch_name, entered)
+        self.set_epochs(stored, [int(m[1]) for m in map(EPOCH_FILE.fullmatch, manifest["digests"]) if m])
         if not self.epochs:
             raise InputError(f"{self.path} holds no {epoch_name(0)}; run relabel_FKD.py again to finish the labels")
         self.order = ReferenceOrder(self.num_images, fkd_seed)
         self.drawn = self._open_drawn() if self.codec.views == "drawn" else None
         self.image_digests = self._read_image_digests()
-        self.opened: dict[int, dict[str, Any]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"opened": {}}  # a worker maps the files itself
 
     def _open_drawn(self) -> tuple[DrawnViews, torch.Tensor]:
         try:
@@ -142,30 +152,16 @@ class PackedStore:
             raise InputError(f"{self.path / IMAGES} is missing; copy the labels again")
         return digests
 
-    def file(self, epoch: int, _batch: int | None = None) -> Path:
-        """Path of the file that holds an epoch."""
-        return self.path / epoch_name(epoch)
-
-    def check_complete(self, epochs: Iterable[int]) -> None:
-        """Raise InputError for the first epoch file of `epochs` that is missing."""
-        for epoch in epochs:
-            if not self.file(epoch).is_file():
-                raise InputError(f"{self.file(epoch)} is missing; copy the labels again or run relabel_FKD.py")
-
-    def random_access(self) -> None:
-        """As `LabelStore.random_access`: files stay mapped."""
-        self.keeps_all = True
-
-    def state_classes(self, num_classes: int) -> None:
-        """As `LabelStore.state_classes`."""
-        self.num_classes, self.num_classes_stated = num_classes, True
+    def name(self, epoch: int, _batch: int) -> str:
+        """As `LabelStore.name`."""
+        return epoch_name(epoch)
 
     def batches(self, epoch: int) -> int:
         """As `LabelStore.batches`."""
         return math.ceil(rows_of(self.manifest, epoch) / self.batch_size)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Number of images in batch `batch`; the last one of an epoch may be shorter."""
+        """As `LabelStore.rows`."""
         return min(self.batch_size, rows_of(self.manifest, epoch) - batch * self.batch_size)
 
     def open(self, epoch: int) -> dict[str, Any]:
@@ -187,10 +183,7 @@ class PackedStore:
         except ValueError as error:
             raise InputError(f"{path} holds impossible class ids: {error}; copy the labels again") from None
         self._check_values(path, tensors, form)
-        if not self.keeps_all:
-            self.opened.clear()
-        self.opened[epoch] = unpack_small(tensors)
-        return self.opened[epoch]
+        return self.keep_open(epoch, unpack_small(tensors))
 
     def _check_values(self, path: Path, tensors: Tensors, form: Shape) -> None:
         """Raise InputError where an epoch's values are impossible."""
@@ -212,11 +205,7 @@ class PackedStore:
             raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """Return the `BatchLabels` of one batch, `index` filled in.
-
-        Raises:
-            InputError: the epoch's file is missing or damaged.
-        """
+        """As `LabelStore.read`."""
         tensors = self.open(epoch)
         start = batch * self.batch_size
         rows = slice(start, start + self.rows(epoch, batch))
@@ -235,27 +224,12 @@ class PackedStore:
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
-        """Check every batch of an epoch as strictly as a label file from a stranger."""
+        """As `LabelStore.check`; every batch is checked as strictly as a label file of a stranger."""
         for batch in range(self.batches(epoch)):
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
             logits = logits.exp() if self.answers == "probabilities" else logits
             parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
-
-    @property
-    def class_names(self) -> str | None:
-        """Digest of the class folder names that the labels were made for, or None."""
-        return self.manifest["settings"].get("class_names")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the labels were made, the policy of their views included."""
-        return {**self.manifest["settings"], **(self.manifest["policy"] or {})}
-
-    @property
-    def class_list(self) -> list[str] | None:
-        """Names of the class folders that the labels were made for, in order, or None."""
-        return self.manifest["settings"].get("classes")
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
         """As `LabelStore.digest`: of the manifest, and of the digests of files that it states."""
@@ -271,9 +245,152 @@ class PackedStore:
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
     def provenance(self) -> dict[str, Any]:
-        """Return what summary.json says about these labels."""
-        keys = (
-            "dialect answers label_order epochs batch_size num_images num_classes keep_topk mix_type fkd_seed".split()
-        )
-        described = {key: self.manifest[key] for key in ("codec", "policy", "settings")}
-        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys} | described
+        """As `LabelStore.provenance`."""
+        return super().provenance() | {key: self.manifest[key] for key in ("codec", "policy", "settings")}
+
+
+def digests_of_started(path: str | Path) -> ImageDigests | None:
+    """Return which images a started store is about, so that `identify` need not decode them again; None without one."""
+    if not (Path(path) / MANIFEST).exists():
+        return None
+    manifest = read_manifest(path)
+    if not manifest.get("has_image_digests"):
+        return None
+    return read_image_digests(Path(path), manifest["num_images"], images_tensors(manifest) - set(NAMES))
+
+
+class PackedWriter:
+    """Writes a packed store epoch by epoch; one that was interrupted goes on where it stopped.
+
+    Args:
+        path: the folder; made if it does not exist.
+        manifest: from `make_manifest`.
+        sizes: int32 [N, 2] image sizes (H, W), for drawn views.
+        leads: make and check the folder and write the manifest; False in a process that another one
+            leads, which writes epoch files alone.
+        image_digests: which images the labels are about; None where nobody knows, as for labels of strangers.
+        names: path of each image relative to its folder, for errors (default: its number).
+
+    Raises:
+        InputError: the folder holds something else, or a store with other settings or of other images (which are
+            named).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: dict[str, Any],
+        sizes: torch.Tensor | None = None,
+        leads: bool = True,
+        image_digests: ImageDigests | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.path, self.leads = Path(path), leads
+        self.manifest = manifest | {"has_image_digests": image_digests is not None}
+        self.codec = Codec(**manifest["codec"])
+        if not leads:
+            return
+        make_folder(self.path)
+        if (self.path / MANIFEST).exists():
+            stored = read_manifest(self.path)
+            refuse_differences(path, stored, manifest)
+            self.manifest = stored
+            self._refuse_other_images(sizes, image_digests, names)
+        elif any(not name.startswith(".") and name != IMAGES for name in os.listdir(self.path)):
+            raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
+        else:  # images.safetensors alone is what a writer leaves that was killed before it wrote the manifest
+            tensors = {"sizes": shortest(sizes)} if sizes is not None else {}
+            tensors |= image_digests.tensors() if image_digests is not None else {}
+            if tensors:
+                self._save(IMAGES, tensors)
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+        self.finish()
+
+    def _refuse_other_images(
+        self, sizes: torch.Tensor | None, found: ImageDigests | None, names: Sequence[str] | None
+    ) -> None:
+        """Raise InputError where the labels that are continued were started on other images."""
+        where = f"{self.path} holds labels of other images"
+        remedy = "give the images that they were started with, or another folder"
+        tensors = images_tensors(self.manifest)
+        if "sizes" in tensors and sizes is not None:
+            stored = read_tensors(self.path / IMAGES, tensors)["sizes"]
+            if not torch.equal(stored, shortest(sizes)):
+                raise InputError(f"{where}, whose sizes in pixels are not those of these; {remedy}")
+        if not self.manifest.get("has_image_digests"):
+            if found is not None:
+                log.info("%s was started without digests of its images; it is continued without them", self.path)
+            return
+        if found is None:
+            raise InputError(
+                f"{self.path} knows its images, and those of the labels to be added are not known; give another folder"
+            )
+        known = read_image_digests(self.path, self.manifest["num_images"], tensors - set(NAMES))
+        if known is None:
+            raise InputError(f"{self.path / IMAGES} is missing; copy the labels again")
+        clause = find_differences(known, found, names or [f"image {number}" for number in range(len(found))])
+        if clause:
+            raise InputError(f"{where}: {clause}; {remedy}")
+
+    def finish(self) -> None:
+        """Enter epochs that other processes wrote, or whose file was renamed right before a kill."""
+        for epoch in range(self.manifest["epochs"]):
+            name = epoch_name(epoch)
+            if name not in self.manifest["digests"] and (self.path / name).exists():
+                self._enter(name)
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def _enter(self, name: str) -> None:
+        self.manifest["digests"][name] = digest_of(self.path / name)
+        self.manifest["digests"] = dict(sorted(self.manifest["digests"].items()))
+
+    def _save(self, name: str, tensors: Tensors) -> None:
+        with atomic_file(self.path / name) as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+
+    def missing(self, epochs: int) -> list[int]:
+        """Those of `epochs` epochs that are still to be written, in order."""
+        return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
+
+    def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
+        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
+        logs = self.manifest["answers"] == "probabilities"
+        tensors = (self.codec.encode_logs if logs else self.codec.encode)(join([labels.logits for labels in batches]))
+        if self.codec.views == "stored":
+            tensors["coords"] = torch.cat([labels.coords for labels in batches])
+            tensors["flip"] = torch.cat([labels.flip for labels in batches])
+            if self.manifest["has_index"]:
+                tensors["index"] = torch.cat([index_of(labels) for labels in batches])
+            tensors |= self._mixes(batches)
+        name = epoch_name(epoch)
+        self._save(name, shrink(tensors, shape_of(self.manifest, epoch)))
+        if self.leads:
+            self._enter(name)
+            write_json(self.path / MANIFEST, self.manifest)
+
+    def _mixes(self, batches: Sequence[BatchLabels]) -> Tensors:
+        tensors = {}
+        partners = [labels.mix.partner for labels in batches if labels.mix.partner is not None]
+        if partners:
+            tensors["mix_index"] = torch.cat(partners)
+        if batches[0].mix.lam is not None:
+            tensors["mix_lam"] = torch.tensor([labels.mix.lam for labels in batches], dtype=torch.float64)
+        if batches[0].mix.box is not None:
+            tensors["mix_bbox"] = torch.tensor([labels.mix.box for labels in batches], dtype=torch.int32)
+        return tensors
+
+
+def shortest(sizes: torch.Tensor) -> torch.Tensor:
+    """Image sizes [N, 2] as they are stored, int32: [1, 2] where all are equal."""
+    return (sizes[:1] if bool((sizes == sizes[:1]).all()) else sizes).int()
+
+
+def join(answers: list[Answers]) -> Answers:
+    """One batch's answers below the other's."""
+    kept = [one for one in answers if isinstance(one, TopK)]
+    if not kept:
+        return torch.cat([one for one in answers if isinstance(one, torch.Tensor)])
+    rests = [one.rest for one in kept if one.rest is not None]
+    values, classes = torch.cat([one.values for one in kept]), torch.cat([one.classes for one in kept])
+    return TopK(values, classes, torch.cat(rests) if rests else None)

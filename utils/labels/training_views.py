@@ -81,7 +81,7 @@ class TrainingViews(Generic[Source]):
     @cached_property
     def _stored(self) -> int:
         """Number of stored batches."""
-        return stored_batches(self._labels)
+        return self._labels.stored_batches()
 
     @property
     def is_pool(self) -> bool:
@@ -138,11 +138,6 @@ class TrainingViews(Generic[Source]):
             epochs = range(store.epochs)
             return min(store.rows(epoch, batch) for epoch in epochs for batch in range(store.batches(epoch)))
         return min(self.store.rows(0, batch) for batch in range(self.batches_per_epoch))  # epochs are alike
-
-
-def stored_batches(store: LabelStore) -> int:
-    """Return the number of batches in a store."""
-    return sum(store.batches(epoch) for epoch in range(store.epochs))
 
 
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:

@@ -11,8 +11,8 @@ from utils.labels.hard import HardViews
 from utils.labels.image_digests import IMAGES
 from utils.labels.opening import open_labels
 from utils.labels.packed_manifest import MANIFEST
-from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore, refuse_gap
-from utils.labels.training_views import REUSED, TrainingViews, stored_batches
+from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore
+from utils.labels.training_views import REUSED, TrainingViews
 from utils.run.arguments import settle_views
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
@@ -41,7 +41,7 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> TrainingViews[Lab
     knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
     store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
     settle_views(args, stated_views(store) | size_from_boxes(args, store))
-    accepted = getattr(store, "settings", {}).get("labels_accepted")
+    accepted = store.settings.get("labels_accepted")
     if isinstance(accepted, str):  # the mark follows the labels
         log.warning("WARNING, accepted: %s", accepted)
         args.labels_accepted = accepted
@@ -64,7 +64,7 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> TrainingViews[Lab
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
     """Return what labels made here say of their views: `input_size`, `mean`, `std`, as far as they do."""
-    settings = getattr(store, "settings", {})
+    settings = store.settings
     return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
 
 
@@ -171,7 +171,7 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> Tr
     args.label_order = None if order == STORED else order
     epochs = phases_of(args).soft
     if order != STORED or args.reuse_labels or epochs > store.epochs:
-        refuse_gap(store)
+        store.refuse_gap()
         warn_of_unfinished_labels(store)
     asked = f"--epochs {args.epochs}" + (
         f" without the {args.hard_epochs} of --hard-epochs" if args.hard_epochs else ""
@@ -184,7 +184,7 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> Tr
             )
         return TrainingViews(store, REUSED if args.reuse_labels else STORED, args.fkd_seed)
     wanted = store.batches_per_epoch if store.has_epochs else num_images // store.batch_size
-    stored = stored_batches(store)
+    stored = store.stored_batches()
     if order == SAMPLED and wanted > stored:
         raise InputError(
             f"--label-order {SAMPLED} draws {wanted} batches for an epoch of {num_images} images, but {where} are only "
@@ -240,7 +240,7 @@ def unlikely_gap(images: int, store: LabelStore) -> bool:
 
     n rows drawn from N images miss a given m of them with a probability of about exp(-m n / N).
     """
-    rows = stored_batches(store) * store.batch_size
+    rows = store.stored_batches() * store.batch_size
     return (images - store.num_images) * rows / images > IMPOSSIBLE
 
 

@@ -17,7 +17,7 @@ from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore, ViewSource
-from utils.labels.training_views import TrainingViews, stored_batches
+from utils.labels.training_views import TrainingViews
 from utils.run.arguments import micro_batch
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import Numbering, display_names, number_train_folders, number_val_folders
@@ -311,7 +311,7 @@ def report(
     answered = views_of(samples, store.num_classes, args.input_size)
 
     def other_seed() -> int | None:
-        if states_index(store) or getattr(store, "lists_images", False):
+        if states_index(store) or store.image_list is not None:
             return None
         return fitting_seed(store, samples, targets, args.fkd_seed, args.input_size)
 
@@ -323,7 +323,7 @@ def report(
 def count_batches(views: TrainingViews[LabelStore]) -> str:
     """How many batches there are, in words that end before `batches`."""
     if views.is_pool:
-        return f"{views.order}, {views.batches_per_epoch} an epoch, from {stored_batches(views.store)}"
+        return f"{views.order}, {views.batches_per_epoch} an epoch, from {views.store.stored_batches()}"
     return f"{views.store.epochs} epochs of {views.batches_per_epoch}"
 
 

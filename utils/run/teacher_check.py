@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
     """Settings of relabel_FKD.py that labels state: `input_size`, `mean`, `std`, `ensemble` and others; may be none."""
-    return getattr(store, "settings", {})
+    return store.settings
 
 
 def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
@@ -256,15 +256,15 @@ def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble
 def unchecked(store: LabelStore) -> list[str]:
     """Say what cannot be checked about labels for want of a teacher: a sentence each, none where all was."""
     said = []
-    if getattr(store, "image_digests", None) is None:
+    if store.image_digests is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
     if not states_index(store):
-        seed = getattr(store, "fkd_seed", None)
+        seed = store.fkd_seed
         said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
-    settings = getattr(store, "settings", {})
+    settings = store.settings
     if "input_size" not in settings or "mean" not in settings:
         said.append("size and normalisation of the teacher's views (the labels do not state both)")
-    if getattr(store, "class_list", None) is None and store.class_names is None:
+    if store.class_list is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
     return [f"labels  not checked: {what}" for what in said]
 
