@@ -1,6 +1,7 @@
 """Every format of labels, through every tool and through training; wrong pairings, in one sentence."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from utils.labels.format_hald import HaldWriter
 from utils.labels.format_lpqld import FlatWriter
 from utils.labels.opening import open_labels
 from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
-from utils.labels.training_views import TrainingViews, draw_batches
+from utils.labels.training_views import REUSED, TrainingViews, draw_batches
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
+from utils.system.ranks import Share
 from utils.training.losses import build_loss
 
 IMAGES = CLASSES * PER_CLASS  # 12: two full batches of 5 an epoch
@@ -159,6 +161,21 @@ def test_stored_batches_are_those_of_the_files(dialect, folders):
     assert len(files) == (2 if dialect == "hald" else store.stored_batches())
     for batch in range(store.stored_batches()):
         assert len(pooled.read(0, batch)) == pooled.rows(0, batch)
+
+
+@pytest.mark.parametrize("order", [*ORDERS, REUSED])
+def test_a_worker_looks_up_the_same_batches(order, folders):
+    """`TrainingViews` survive pickling, as they must to reach a worker, with every order and with a share."""
+    store = open_labels(folders / "hald")
+    views = TrainingViews(store, order, 3, batches_drawn=2, share=Share(1, 2, 2))
+    copies = pickle.loads(pickle.dumps(views))
+    for epoch in range(2 if order == "stored" else 5):
+        for batch in range(2):
+            one, other = views.read(epoch, batch), copies.read(epoch, batch)
+            assert torch.equal(one.index, other.index)
+            assert torch.equal(one.logits, other.logits)
+            assert views.place(epoch, batch) == copies.place(epoch, batch)
+            assert views.parts(epoch, batch) == copies.parts(epoch, batch)
 
 
 def test_kl_takes_probabilities_at_their_own_temperature(folders):

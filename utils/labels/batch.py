@@ -1,9 +1,11 @@
 """`BatchLabels`: what every label format becomes; `TopK`: the teacher's answers where only the largest are stored."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -38,6 +40,8 @@ class TopK(NamedTuple):
         return absent.scatter(1, self.classes, self.values.float())
 
 
+ALL = slice(None)
+Crop = tuple[int, int, int, int]  # top, left, height, width, in pixels of the image
 MixBox = tuple[int, int, int, int]  # y1, x1, y2, x2, in pixels of the view
 Answers = torch.Tensor | TopK  # a batch's logits: [B, C], or the k largest of them
 
@@ -100,9 +104,30 @@ class Mix(NamedTuple):
         return 1.0 if self.lam is None else self.lam
 
 
+class BatchViews(ABC):
+    """The crops and flips of a batch: stored in `BatchLabels`, or still to be drawn in `DrawnBatch`."""
+
+    @abstractmethod
+    def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
+        """Return the crops of some rows in pixels: int64 [R, 5], (top, left, height, width, flip) of each.
+
+        A crop has at least one pixel, and none outside its image.
+
+        Args:
+            sizes: int64 [R, 2], (H, W) of each row's image.
+            rows: R rows of the batch.
+        """
+
+    def view(self, slot: int, image_size: Sequence[int]) -> tuple[Crop, bool]:
+        """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
+        crop = self.crops(np.array([image_size]), slice(slot, slot + 1))
+        top, left, height, width, flip = crop[0].tolist()
+        return (top, left, height, width), bool(flip)
+
+
 @dataclass(frozen=True)
-class BatchLabels:
-    """What a teacher saw and answered for one batch.
+class BatchLabels(BatchViews):
+    """The views that a teacher saw of one batch, and its answers.
 
     Attributes:
         coords: float32 [B, 4], crops as fractions (top/H, left/W, height/H, width/W).
@@ -122,23 +147,17 @@ class BatchLabels:
     def __len__(self) -> int:
         return len(self.flip)
 
-    def view(self, slot: int, image_size: tuple[int, int]) -> tuple[tuple[int, int, int, int], bool]:
-        """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
-        top, left, crop_height, crop_width = self.coords[slot].tolist()
-        (top, crop_height), (left, crop_width) = (
-            to_pixels(start, length, size)
-            for start, length, size in zip((top, left), (crop_height, crop_width), image_size, strict=True)
-        )
-        return (top, left, crop_height, crop_width), bool(self.flip[slot])
+    def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
+        """As `BatchViews.crops`.
 
-
-def to_pixels(start: float, length: float, size: int) -> tuple[int, int]:
-    """Turn fractions of `size` pixels into (start, length) in pixels: at least one, none outside.
-
-    Both edges are rounded, half to even, as PIL does where the reference hands it the products unrounded. That
-    matters for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are no whole numbers. In images
-    of more than 1,000 pixels an edge may round to one beyond the last: PIL shows black there, this ends before it.
-    """
-    first = min(round(start * size), size - 1)
-    last = min(round(start * size + length * size), size)
-    return first, max(last - first, 1)
+        Both edges are rounded, half to even, as PIL rounds the products that the reference hands to it. That matters
+        for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are no whole numbers. In images of
+        more than 1,000 pixels an edge may round to one beyond the last: PIL shows black there, this ends before it.
+        """
+        coords = self.coords[rows].double().numpy()
+        start, length = coords[:, :2] * sizes, coords[:, 2:] * sizes
+        crops = np.empty((len(sizes), 5), np.int64)
+        crops[:, :2] = np.minimum(np.rint(start), sizes - 1)
+        crops[:, 2:4] = np.maximum(np.minimum(np.rint(start + length), sizes) - crops[:, :2], 1)
+        crops[:, 4] = self.flip[rows].numpy()
+        return crops

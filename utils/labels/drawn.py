@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.labels.batch import Answers, BatchLabels, Mix
+from utils.labels.batch import ALL, Answers, BatchLabels, BatchViews, Mix
 from utils.labels.image_order import ReferenceOrder
-from utils.labels.view_policy import Crop, ViewPolicy
+from utils.labels.view_policy import ViewPolicy
 
 
 @dataclass(frozen=True)
-class DrawnBatch:
+class DrawnBatch(BatchViews):
     """Views of one batch that are still to be drawn: what `BatchLabels` is before a teacher saw it."""
 
     policy: ViewPolicy
@@ -25,14 +25,14 @@ class DrawnBatch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def view(self, slot: int, image_size: Sequence[int]) -> tuple[Crop, bool]:
-        """As `BatchLabels.view`."""
-        return self.policy.crop_from(self.draws[slot], image_size)
+    def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
+        """As `BatchViews.crops`."""
+        return self.policy.crops(self.draws[rows], sizes)
 
     def labelled(self, logits: Answers, image_sizes: Sequence[Sequence[int]]) -> BatchLabels:
         """Return the `BatchLabels` of these views, given the answers [B, C] and each row's image size (H, W)."""
         sizes = np.asarray(image_sizes, dtype=np.int64).reshape(-1, 2)
-        crops = self.policy.crops_from(self.draws, sizes)
+        crops = self.crops(sizes)
         coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))  # as `fractions`
         flip = torch.from_numpy(crops[:, 4] == 1)
         return BatchLabels(coords, flip, self.mix, logits, self.index)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
@@ -46,7 +48,8 @@ def digest_of_names(names: Sequence[str]) -> str:
 def digest_of_draws(policy: ViewPolicy) -> str:
     """Digest of known draws of a policy: equal only where the library still draws the same views."""
     partner, lam, mix_box = policy.draw_mix(1, 2, 16)
-    boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
+    crops = policy.crops(policy.draw_crops(1, 2, 16), np.array([[97, 131]] * 16)).tolist()
+    boxes = [((top, left, height, width), bool(flip)) for top, left, height, width, flip in crops]
     drawn = [boxes, None if partner is None else partner.tolist(), lam, mix_box]
     return digest_of_text(repr(drawn))
 

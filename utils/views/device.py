@@ -10,7 +10,6 @@ from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
 from utils.labels.batch import Answers, Mix, answers_of, tensors_of
-from utils.labels.crops import crops_of
 from utils.labels.drawn import Views, index_of
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
@@ -183,7 +182,7 @@ class DeviceBatch(Batch):
 
 
 def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
-    """What the rows of some batches need, as one tensor.
+    """Return what it takes to replay the rows of some batches, as one tensor.
 
     Args:
         batches: `BatchLabels` or `DrawnBatch`es, those of an epoch, say.
@@ -192,9 +191,13 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 [R, 7] on the host: image index, top, left, height, width (pixels), flip, partner row in its batch.
     """
-    index = torch.cat([index_of(one) for one in batches])
-    partner = [torch.arange(len(one)) if one.mix.partner is None else one.mix.partner for one in batches]
-    return torch.cat([index[:, None], crops_of(batches, sizes[index]), torch.cat(partner)[:, None]], dim=1)
+    rows = []
+    for one in batches:
+        index = index_of(one)
+        crops = torch.from_numpy(one.crops(sizes[index].numpy()))
+        partner = torch.arange(len(one)) if one.mix.partner is None else one.mix.partner
+        rows.append(torch.cat([index[:, None], crops, partner[:, None]], dim=1))
+    return torch.cat(rows)
 
 
 def mixing_of(mix: Mix) -> torch.Tensor:
