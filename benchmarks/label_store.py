@@ -29,13 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from utils.labels import command
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_packed import PackedWriter
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import epoch_name, make_manifest
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.views import DrawnViews, ViewPolicy
 
 CLASSES, BATCH_SIZE = 1000, 50
 KEPT, POOL_BATCH = 50, 128  # LPQLD's

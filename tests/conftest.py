@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 import train_FKD_parallel
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.script import run_script
 
 REFERENCE = Path(__file__).parent / "data" / "reference"

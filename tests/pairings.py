@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from utils.labels.batch import BatchLabels, Mix, TopK
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.types import BatchLabels, Mix, TopK
+from utils.labels.views import ReferenceOrder
 
 SIDE, SEED = 32, 42
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import BatchLabels, Mix
-from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, random_box
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import CROP_DRAWS, ViewPolicy, random_box
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
 
 sides = st.integers(1, 600)

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.labels.batch import BatchLabels, Mix
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, fractions
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import CROP_DRAWS, DrawnViews, ViewPolicy, fractions
 from utils.views.device import geometry_of
 
 

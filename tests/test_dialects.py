@@ -15,14 +15,13 @@ from test_distributed import launch
 
 import train_FKD_parallel
 from utils.labels import command
-from utils.labels.batch import TopK, each
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_hald import HaldWriter
-from utils.labels.format_lpqld import FlatWriter
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
 from utils.labels.opening import open_labels
 from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
 from utils.labels.training_views import REUSED, TrainingViews, draw_batches
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import TopK, each
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 from utils.system.ranks import Share
 from utils.training.losses import build_loss

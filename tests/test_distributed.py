@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 
 import train_FKD_parallel
 from utils.labels import command
-from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
 from utils.labels.store import SAMPLED
 from utils.labels.training_views import TrainingViews, keep_rows
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import folder
 from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks

@@ -16,14 +16,14 @@ from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
 from utils.labels import command, file_digests
-from utils.labels.batch import BatchLabels, Mix
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
-from utils.labels.format_sre2l import TarStore, TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.labels.sre2l import TarStore, TarWriter
 from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import ReferenceOrder
 from utils.report.groups import group_runs
 from utils.report.runs import find_runs
 from utils.system.archive import load_archive

@@ -14,18 +14,16 @@ from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
 from utils.labels import command
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_packed import PackedStore, PackedWriter
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec, keep_largest
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_tensors import Shape, expand, expected_tensors, pack_nibbles, shrink, unpack_nibbles
+from utils.labels.sre2l import TarWriter
 from utils.labels.training_views import REUSED, TrainingViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnViews, ReferenceOrder, ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import as_logits
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 import train_FKD_parallel
 import train_KD_parallel
 from utils.labels import agreement
-from utils.labels.format_packed import PackedWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
 from utils.run import preflight

@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.labels.batch import Mix
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import Mix
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.views import device, loaders, replay_batch, resident

@@ -16,16 +16,15 @@ from torch import nn
 
 import relabel_FKD
 from utils.labels import command
-from utils.labels.batch import TopK
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_hald import HaldWriter
-from utils.labels.format_lpqld import FlatWriter
-from utils.labels.format_packed import PackedWriter
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import TopK
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import label_suspects
 from utils.run.label_suspects import as_numbers
 from utils.run.teacher_check import CHECK, unchecked

@@ -28,10 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.labels.batch import BatchLabels, TopK, best_classes
-from utils.labels.drawn import index_of
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, TopK, best_classes
+from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import listing
 
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import index_of
-from utils.labels.format_hald import HaldWriter
-from utils.labels.format_lpqld import FlatWriter, highest_class
-from utils.labels.format_packed import PackedStore, PackedWriter
-from utils.labels.format_sre2l import TarStore, TarWriter
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter, highest_class
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
+from utils.labels.sre2l import TarStore, TarWriter
 from utils.labels.store import SAMPLED, LabelStore
 from utils.labels.training_views import TrainingViews
+from utils.labels.types import BatchLabels
+from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.memory import readable_size

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from utils.labels.batch import Mix
-from utils.labels.drawn import DrawnBatch, DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import Mix
+from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
 SEED_APART = 104_729  # between the views of labels that were made here with one seed, and hard epochs of the same
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.labels.format_hald import HaldStore, is_hald
-from utils.labels.format_lpqld import FlatStore, is_flat
-from utils.labels.format_packed import PackedStore
-from utils.labels.format_sre2l import TarStore
+from utils.labels.hald import HaldStore, is_hald
+from utils.labels.lpqld import FlatStore, is_flat
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import MANIFEST
+from utils.labels.sre2l import TarStore
 from utils.labels.store import LabelStore
 from utils.system.errors import InputError
 

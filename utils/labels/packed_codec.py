@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.labels.batch import Answers, TopK, values_of
 from utils.labels.class_ids import code_bytes
 from utils.labels.packed_tensors import Tensors
+from utils.labels.types import Answers, TopK, values_of
 from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max

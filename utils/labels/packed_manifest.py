@@ -13,7 +13,7 @@ from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
 from utils.labels.store import ORDERS, STORED
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import ViewPolicy
 from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import Views
 from utils.labels.file_digests import digest_of_labels
 from utils.labels.image_digests import ImageDigests, write_image_digests
+from utils.labels.types import BatchLabels
+from utils.labels.views import Views
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text, make_folder
 

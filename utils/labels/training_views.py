@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import torch
 
-from utils.labels.batch import each
-from utils.labels.drawn import DrawnBatch, Views
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore, ViewSource
+from utils.labels.types import each
+from utils.labels.views import DrawnBatch, Views
 from utils.system.ranks import Parts, Share
 
 REUSED = "reused"

@@ -5,14 +5,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils.labels.batch import TopK
-from utils.labels.format_packed import PackedStore
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import IMAGES
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import MANIFEST
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore
 from utils.labels.training_views import REUSED, TrainingViews
+from utils.labels.types import TopK
 from utils.run.arguments import settle_views
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError

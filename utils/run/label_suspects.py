@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from utils.labels.agreement import assign, pick_evenly
-from utils.labels.batch import Mix
+from utils.labels.types import Mix
 from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar

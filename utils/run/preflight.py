@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, pick_evenly, sample_labels, views_of
-from utils.labels.batch import BatchLabels, values_of
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore, ViewSource
 from utils.labels.training_views import TrainingViews
+from utils.labels.types import BatchLabels, values_of
 from utils.run.arguments import micro_batch
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import Numbering, display_names, number_train_folders, number_val_folders

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.labels.command import TeacherCheck
-from utils.labels.drawn import index_of
-from utils.labels.format_packed import PackedStore
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
+from utils.labels.views import index_of
 from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
 from utils.run.label_checks import likely_size
 from utils.run.label_suspects import Explanation, explain

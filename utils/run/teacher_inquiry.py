@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils.labels.agreement import pick_evenly
-from utils.labels.batch import BatchLabels, Mix, TopK, values_of
-from utils.labels.drawn import index_of
-from utils.labels.format_packed import PackedStore
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.packed import PackedStore
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, Mix, TopK, values_of
+from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 from utils.views.folders import Samples, load_rgb
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, finish_views, replay_view

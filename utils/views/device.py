@@ -9,10 +9,10 @@ import torch
 from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import Answers, Mix, answers_of, tensors_of
-from utils.labels.drawn import Views, index_of
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
+from utils.labels.types import Answers, Mix, answers_of, tensors_of
+from utils.labels.views import Views, index_of
 from utils.system.ranks import Parts
 from utils.views.batch import Batch, StepTensors
 from utils.views.folders import image_sizes

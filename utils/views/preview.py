@@ -8,9 +8,9 @@ from typing import cast
 import torch
 
 from utils.labels.agreement import dominating
-from utils.labels.batch import BatchLabels, TopK
-from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, TopK
+from utils.labels.views import index_of
 from utils.system.files import atomic_file
 from utils.system.text import printable
 from utils.views.live import refuse_non_finite

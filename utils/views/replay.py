@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.batch import Mix
-from utils.labels.view_policy import Crop
+from utils.labels.types import Mix
+from utils.labels.views import Crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 

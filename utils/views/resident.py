@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.batch import each
-from utils.labels.drawn import Views, index_of
+from utils.labels.types import each
+from utils.labels.views import Views, index_of
 from utils.system.cores import cores
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb

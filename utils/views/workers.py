@@ -23,11 +23,10 @@ from prefetch_generator import BackgroundGenerator
 from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
-from utils.labels.batch import Answers, Mix, MixBox, each
-from utils.labels.drawn import Views, index_of
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
-from utils.labels.view_policy import fractions
+from utils.labels.types import Answers, Mix, MixBox, each
+from utils.labels.views import Views, fractions, index_of
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
 from utils.system.ranks import Parts, let_threads_rest

@@ -26,12 +26,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from utils.labels.batch import Answers, BatchLabels, Mix, TopK, values_of
 from utils.labels.batch_items import all_finite, parse_items
-from utils.labels.drawn import DrawnViews, index_of
 from utils.labels.file_digests import digest_of_file, digest_of_labels
 from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, find_differences, read_image_digests
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
     EPOCH_FILE,
@@ -48,7 +45,8 @@ from utils.labels.packed_manifest import (
 )
 from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors, shrink
 from utils.labels.store import LabelStore
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import Answers, BatchLabels, Mix, TopK, values_of
+from utils.labels.views import DrawnViews, ReferenceOrder, ViewPolicy, index_of
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, digest_of_text, make_folder, write_json
 from utils.system.log import log
