@@ -19,15 +19,15 @@ from utils.system.errors import InputError
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]
-SLACK = 1e-3  # by which rounding to half precision may put an edge beyond 1
+SLACK = 1e-3  # rounding to half precision may move an edge this far beyond 1
 MAX_JSON_BYTES = 256 * 2**20
 MAX_IMAGES = 2**31
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
-SUM_SLACK = 0.02  # of a row of probabilities in half precision
+SUM_SLACK = 0.02  # error of the sum of a row of probabilities in half precision
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is finite; in numpy, which does not wake PyTorch's threads for so little."""
+    """Return whether every value is finite; in numpy, because waking PyTorch's threads costs more."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
@@ -46,14 +46,14 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: coords, flip, mix_index, mix_lam, mix_bbox, answers; as a 7th the image index [B], or the classes
-            [B, k] of the answers; as an 8th where EDC moved the patches [B, 2, 2] of the images to, which must be
-            nowhere.
+            [B, k] of the answers; as an 8th EDC's permutation of the patches [B, 2, 2] of each image, which must be
+            all zero.
         source: the file, for errors.
         answers: `logits` or `probabilities`, whose natural logs are taken.
 
     Raises:
-        InputError: an item is missing, of the wrong type or shape, or out of range, or the file is one of a project
-            whose labels cannot be replayed; names `source`.
+        InputError: an item is missing, of the wrong type or shape, or out of range, or the file belongs to a project
+            whose labels cannot be replayed; the message names `source`.
     """
     require = requirement(source)
     refuse_other_projects(items, source)
@@ -117,7 +117,7 @@ def refuse_other_projects(items: Any, source: object) -> None:
 
 
 def check_patches(require: Require, status: Any, rows: int, source: object) -> None:
-    """EDC's 8th item says where the patches of each image went: only images as they are can be replayed."""
+    """Require that EDC's 8th item, the permutation of patches, is zero: shuffled images cannot be replayed."""
     require_tensor(require, "indices_status", status, [torch.int32, torch.int64], rows, 2, 2)
     if status.any():
         raise InputError(
@@ -139,7 +139,7 @@ def require_tensor(
 
 
 def check_coords(require: Require, coords: Any, rows: int) -> None:
-    """Crops [B, 4] are fractions of an image, and inside it."""
+    """Require that crops [B, 4] are fractions of an image, and inside it."""
     require_tensor(require, "coords", coords, FLOATS, rows, 4)
     coords = coords.float()
     inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
@@ -148,7 +148,7 @@ def check_coords(require: Require, coords: Any, rows: int) -> None:
 
 
 def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
-    """Logits [B, C] are finite numbers; return them."""
+    """Require that logits [B, C] are finite numbers; return them."""
     require_tensor(require, "logits", logits, FLOATS, rows, None)
     require(logits.shape[1] > 0, "logits have no classes")
     require(all_finite(logits), "its logits are not all finite")
@@ -156,7 +156,7 @@ def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
 
 
 def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tensor:
-    """Rows of probabilities [B, C] add up to 1; return their natural logs, float32."""
+    """Require that rows of probabilities [B, C] sum to 1; return their natural logs, float32."""
     check_logits(require, values, rows)
     values = values.float()
     sums = values.sum(dim=1)
@@ -166,7 +166,7 @@ def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tenso
 
 
 def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor | None) -> Answers:
-    """Return logits, or the `TopK` that they make together with their classes [B, k]."""
+    """Return the logits if `classes` is None, else the `TopK` of logits and classes [B, k]."""
     if classes is None:
         return logits
     require_tensor(require, "classes", classes, [torch.int16, torch.int32, torch.int64], *logits.shape)
@@ -191,7 +191,7 @@ def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, row
 
 
 def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
-    """Four integers, which may be tensors, are a box: return them as plain ones."""
+    """Require four integers, or tensors of one, that are a box; return plain integers."""
     require(isinstance(box, list | tuple) and len(box) == 4, "mix_bbox is not four integers")
     box = tuple(plain_integer(number) for number in box)
     require(None not in box, "mix_bbox is not four integers")
@@ -201,7 +201,7 @@ def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
 
 
 def plain_integer(number: Any) -> int | None:
-    """An integer, or a tensor of one without dimensions, as an integer; None for anything else."""
+    """Turn an integer, or a tensor of one without dimensions, into an integer; return None for anything else."""
     if isinstance(number, torch.Tensor) and number.dim() == 0 and not number.is_floating_point():
         number = number.item()
     return number if type(number) is int else None
@@ -236,7 +236,7 @@ def read_saved_indices(file: Path) -> dict[int, list[int]]:
 
 
 def checked_indices(content: Any, file: Path) -> dict[int, list[int]]:
-    """Numbers in words to lists of image numbers: return them with the numbers as such, in order."""
+    """Check a dictionary from numbers (text) to lists of image numbers; return it with integer keys in order."""
     sound = (
         isinstance(content, dict)
         and content

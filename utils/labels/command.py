@@ -27,10 +27,10 @@ from utils.system.script import run_script
 
 
 class TeacherCheck(NamedTuple):
-    """The part of `verify` that asks a teacher, which a higher layer provides."""
+    """The part of `verify` that asks a teacher; utils/run provides it."""
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], bool]  # False where the flags name no teacher
+    run: Callable[[argparse.Namespace], bool]  # returns False if the flags name no teacher
 
 
 def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> 
     pack.add_argument("source")
     pack.add_argument("target")
     add_codec_arguments(pack)
-    pack.add_argument("--num-classes", type=COUNT, help="the teacher's classes, where top-k labels do not state them")
+    pack.add_argument("--num-classes", type=COUNT, help="classes of the teacher, if top-k labels do not state them")
     unpack = commands.add_parser("unpack", help="packed to .tar files")
     unpack.add_argument("source")
     unpack.add_argument("target")
@@ -104,7 +104,7 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
-    """The manifest of the packed form of a store."""
+    """Return the manifest of the packed form of a store."""
     state_classes(store, args)
     if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
         raise InputError(f"{args.source} holds batches of different sizes and cannot be packed; train on it as it is")
@@ -136,7 +136,7 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
-    """Where top-k labels do not say how many classes there are: --num-classes, or as many as they name."""
+    """Set the number of classes of top-k labels that do not state it: --num-classes, or the highest class + 1."""
     if store.num_classes_stated:
         return
     highest = max(highest_class(store.read(e, b).logits) for e in range(store.epochs) for b in range(store.batches(e)))
@@ -146,13 +146,13 @@ def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
 
 
 def amount(store: LabelStore) -> str:
-    """How much a store holds, in words."""
+    """Return the amount of labels in a store, in words."""
     count = store.stored_batches()
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
 
 def ratio(args: argparse.Namespace) -> str:
-    """Sizes of source and target in words."""
+    """Return the sizes of source and target, in words."""
     before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (args.source, args.target))
     return f"{readable_size(before)} to {readable_size(after)} ({after / before:.2f} of it)"
 
@@ -187,7 +187,7 @@ def unpack(args: argparse.Namespace) -> None:
 
 
 def unpack_as_packed(store: PackedStore, args: argparse.Namespace) -> None:
-    """Unpack what was a flat folder of LPLD or LPQLD, or HALD's epochs, into the same."""
+    """Unpack a store that was packed from LPLD, LPQLD or HALD into that project's own format."""
     if args.items or args.fp32:
         raise InputError(f"--items and --fp32 are for labels of SRe2L and PRISM; {args.source} is of another project")
     if store.codec.keep_topk and store.answers == "probabilities":
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = Non
 
 
 def add_codec_arguments(group: Any) -> None:
-    """How packed labels are stored."""
+    """Add the flags that set how packed labels are stored."""
     group.add_argument(
         "--bits",
         type=int,

@@ -24,14 +24,14 @@ EPOCH_FILE = re.compile(r"epoch_(\d+)\.tar")
 
 
 def is_hald(path: Path) -> bool:
-    """Whether a folder is of this format."""
+    """Return whether a folder is of this format."""
     return (path / INDICES).exists() or any(EPOCH_FILE.fullmatch(name) for name in os.listdir(path))
 
 
 class HaldStore(LabelStore):
     """A folder of HALD's epoch files, which hold probabilities.
 
-    Epochs that were read stay in memory where batches are drawn from all of them.
+    Epochs that were read stay in memory if batches are drawn from all of them.
 
     Args:
         path: the folder given as --fkd-path.
@@ -67,7 +67,7 @@ class HaldStore(LabelStore):
         self.batches_per_epoch = -(-self.num_images // self.batch_size)
 
     def _check_images(self) -> None:
-        """Every epoch must visit every image once."""
+        """Raise InputError unless every epoch visits every image once."""
         for epoch, images in self.images.items():
             if sorted(images) != list(range(self.num_images)):
                 raise InputError(

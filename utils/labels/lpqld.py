@@ -1,7 +1,7 @@
 """Formats `lpld` and `lpqld`: a flat folder of `batch_{n}.tar`, and `sampler_indices_batch.json`.
 
-LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD adds to
-that the k largest logits of each row only. There are no epochs: each epoch of training draws from all batches.
+LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD
+also keeps only the k largest logits of each row. There are no epochs: each epoch of training draws from all batches.
 """
 
 import json
@@ -28,17 +28,17 @@ BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a folder is of this format."""
+    """Return whether a folder is of this format."""
     return (path / INDICES).exists() or any(BATCH_FILE.fullmatch(name) for name in os.listdir(path))
 
 
 def kind_of(answers: Answers) -> str:
-    """Which of the two formats a batch of these answers is in."""
+    """Return the name of the format of a batch with these answers."""
     return "lpqld" if isinstance(answers, TopK) else "lpld"
 
 
 def highest_class(answers: Answers) -> int:
-    """The highest class that answers are about."""
+    """Return the highest class that the answers cover."""
     return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
 
 
@@ -81,7 +81,7 @@ class FlatStore(LabelStore):
             raise InputError(f"{self.file(0, 0)} keeps {self.keep_topk} logits of fewer classes; copy the labels again")
 
     def _compare_files(self, listed: set[int]) -> None:
-        """The files must be those of the list."""
+        """Raise InputError unless the files are those of the list."""
         stored = {int(m[1]) for m in map(BATCH_FILE.fullmatch, os.listdir(self.path)) if m}
         missing, unknown = listed - stored, stored - listed
         if missing:
@@ -146,11 +146,11 @@ class FlatStore(LabelStore):
 
 
 class FlatWriter:
-    """Writes the flat folder of LPLD, or of LPQLD where only the k largest logits are kept.
+    """Writes the flat folder of LPLD, or of LPQLD if only the k largest logits are kept.
 
     Args:
         path: the folder; made if it does not exist.
-        image_digests: which images the labels are about, written beside them, where no other program looks for it.
+        image_digests: digests of the images, written beside the labels; other programs ignore that file.
 
     Raises:
         InputError: the folder holds files.
@@ -161,7 +161,7 @@ class FlatWriter:
         self.images: list[list[int]] = []
 
     def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
-        """Write batches after those that are there."""
+        """Append batches."""
         for labels in batches:
             refuse_beyond_half(values_of(labels.logits), "logit", "train on the packed labels as they are")
             items = small_items(labels)

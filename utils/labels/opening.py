@@ -15,13 +15,13 @@ from utils.system.errors import InputError
 
 
 class Format(NamedTuple):
-    """How a format is recognised, and what reads it."""
+    """A test that recognises a format, and the class that reads it."""
 
     fits: Callable[[Path], bool]
     open: Callable[..., LabelStore]  # (path, fkd_seed, verify)
 
 
-# The first that fits is taken; the last one says what is missing.
+# The first format that fits is taken; the last one fits always and reports what is missing.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),
@@ -35,7 +35,7 @@ def open_labels(path: str | Path, fkd_seed: int = 42, verify: bool = False) -> L
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index.
+        fkd_seed: seed of the image order of labels without an index.
         verify: compare packed files with their digests when they are opened.
 
     Raises:

@@ -2,13 +2,13 @@
 
 Layout of a folder (N images, C classes, k columns stored per image, n batches per epoch):
 
-    manifest.json             what the labels are, and a digest of every epoch file
-    images.safetensors        which images the labels are about: pixel_digests u8 [N, 8], file_digests u8 [N, 8];
-                              where views are drawn also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
+    manifest.json             description of the labels, and a digest of every epoch file
+    images.safetensors        digests of the images: pixel_digests u8 [N, 8], file_digests u8 [N, 8];
+                              if views are drawn, also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
     epoch_0000.safetensors    one file per epoch, rows in the order of training: see utils/labels/packed_tensors.py
 
 Three independent savings (`Codec`): fewer bits per value, the k largest logits only, and *drawn*
-views: what relabel_FKD.py drew is a pure function of (seed, epoch, batch), so crops, flips and mixes
+views: the views of relabel_FKD.py are a pure function of (seed, epoch, batch), so crops, flips and mixes
 need not be stored, only the image sizes, once. A digest of known draws guards against a library
 that would draw differently.
 
@@ -53,7 +53,7 @@ from utils.system.log import log
 
 
 def unpack_small(tensors: Tensors) -> dict[str, Any]:
-    """Turn what is small into what `read` returns, once per epoch: int64 indices, numbers, boxes."""
+    """Convert the small tensors once per epoch to the types that `read` returns: int64 indices, numbers, boxes."""
     ready: dict[str, Any] = dict(tensors)
     for name in ("index", "mix_index"):
         if name in ready:
@@ -66,12 +66,12 @@ def unpack_small(tensors: Tensors) -> dict[str, Any]:
 
 
 def boxes_are_sound(boxes: torch.Tensor) -> bool:
-    """Whether all (y1, x1, y2, x2) of int32 [n, 4] have their corners in order and none is negative."""
+    """Return whether all boxes (y1, x1, y2, x2), int32 [n, 4], have their corners in order and none is negative."""
     return bool(((boxes[:, :2] >= 0) & (boxes[:, 2:] >= boxes[:, :2])).all())
 
 
 def last_slots(form: Shape) -> torch.Tensor:
-    """The highest slot of each row's batch: int64 [N]."""
+    """Return the highest slot of each row's batch: int64 [N]."""
     starts = torch.arange(form.rows) // form.batch_size * form.batch_size
     return (form.rows - starts).clamp_max(form.batch_size) - 1
 
@@ -81,7 +81,7 @@ class PackedStore(LabelStore):
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index.
+        fkd_seed: seed of the image order of labels without an index.
         verify: compare each epoch file with its digest when it is opened.
 
     Raises:
@@ -141,7 +141,7 @@ class PackedStore(LabelStore):
         return DrawnViews(policy, self.num_images, self.batch_size), sizes
 
     def _read_image_digests(self) -> ImageDigests | None:
-        """Read which images the labels are about, where the manifest says that it is known."""
+        """Read the digests of the images; None if the manifest says that there are none."""
         stated = images_tensors(self.manifest)
         if not self.manifest.get("has_image_digests"):
             return None
@@ -184,7 +184,7 @@ class PackedStore(LabelStore):
         return self.keep_open(epoch, unpack_small(tensors))
 
     def _check_values(self, path: Path, tensors: Tensors, form: Shape) -> None:
-        """Raise InputError where an epoch's values are impossible."""
+        """Raise InputError if an epoch's values are impossible."""
 
         def within(name: str, low: float, high: float | torch.Tensor) -> bool:
             return name not in tensors or bool(((tensors[name] >= low) & (tensors[name] <= high)).all())
@@ -248,7 +248,7 @@ class PackedStore(LabelStore):
 
 
 def digests_of_started(path: str | Path) -> ImageDigests | None:
-    """Return which images a started store is about, so that `identify` need not decode them again; None without one."""
+    """Return the image digests of a started store, so that `identify` need not decode the images again; else None."""
     if not (Path(path) / MANIFEST).exists():
         return None
     manifest = read_manifest(path)
@@ -258,15 +258,15 @@ def digests_of_started(path: str | Path) -> ImageDigests | None:
 
 
 class PackedWriter:
-    """Writes a packed store epoch by epoch; one that was interrupted goes on where it stopped.
+    """Writes a packed store epoch by epoch; an interrupted store is continued.
 
     Args:
         path: the folder; made if it does not exist.
         manifest: from `make_manifest`.
         sizes: int32 [N, 2] image sizes (H, W), for drawn views.
-        leads: make and check the folder and write the manifest; False in a process that another one
-            leads, which writes epoch files alone.
-        image_digests: which images the labels are about; None where nobody knows, as for labels of strangers.
+        leads: make and check the folder and write the manifest; False in all but the first process, which
+            write epoch files only.
+        image_digests: digests of the images; None if they are unknown, as for labels of other projects.
         names: path of each image relative to its folder, for errors (default: its number).
 
     Raises:
@@ -308,7 +308,7 @@ class PackedWriter:
     def _refuse_other_images(
         self, sizes: torch.Tensor | None, found: ImageDigests | None, names: Sequence[str] | None
     ) -> None:
-        """Raise InputError where the labels that are continued were started on other images."""
+        """Raise InputError if the labels that are continued were started with other images."""
         where = f"{self.path} holds labels of other images"
         remedy = "give the images that they were started with, or another folder"
         tensors = images_tensors(self.manifest)
@@ -332,7 +332,7 @@ class PackedWriter:
             raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
-        """Enter epochs that other processes wrote, or whose file was renamed right before a kill."""
+        """Enter the epochs of other processes, and those whose file was renamed right before a kill."""
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
             if name not in self.manifest["digests"] and (self.path / name).exists():
@@ -348,7 +348,7 @@ class PackedWriter:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
     def missing(self, epochs: int) -> list[int]:
-        """Those of `epochs` epochs that are still to be written, in order."""
+        """Return the epochs below `epochs` that are still to be written, in order."""
         return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
@@ -380,12 +380,12 @@ class PackedWriter:
 
 
 def shortest(sizes: torch.Tensor) -> torch.Tensor:
-    """Image sizes [N, 2] as they are stored, int32: [1, 2] where all are equal."""
+    """Return image sizes [N, 2] as they are stored, int32: [1, 2] if all are equal."""
     return (sizes[:1] if bool((sizes == sizes[:1]).all()) else sizes).int()
 
 
 def join(answers: list[Answers]) -> Answers:
-    """One batch's answers below the other's."""
+    """Concatenate the answers of batches."""
     kept = [one for one in answers if isinstance(one, TopK)]
     if not kept:
         return torch.cat([one for one in answers if isinstance(one, torch.Tensor)])

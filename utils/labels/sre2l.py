@@ -36,7 +36,7 @@ class TarStore(LabelStore):
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index and the folder does not list it.
+        fkd_seed: seed of the image order if the labels have no index and the folder does not list it.
 
     Raises:
         InputError: not a label folder, or its first epoch cannot be used.
@@ -160,7 +160,7 @@ class TarWriter:
         path: folder to write to; made if it does not exist.
         dtype: of the logits, float16 or float32.
         with_index: write the index, the seventh item.
-        leads: make and check the folder; False in a process that another one leads.
+        leads: make and check the folder; False in all but the first process.
         image_digests: which images the labels belong to, written beside them; None if nobody knows.
         settings: how the labels were made, written with the digests.
 

@@ -1,4 +1,4 @@
-"""Which views each batch of a run shows: the order in which stored batches are visited, and the share of a rank."""
+"""The views of each training batch: the order in which stored batches are visited, and the share of a rank."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache

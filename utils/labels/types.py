@@ -1,4 +1,4 @@
-"""`BatchLabels`: what every label format becomes; `TopK`: the teacher's answers where only the largest are stored."""
+"""The types that all label formats share: `BatchLabels`, how its views are mixed (`Mix`), and answers (`TopK`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ import torch
 
 
 class TopK(NamedTuple):
-    """The k largest of each row's C answers. It travels like this, small, and is made `dense` in the loss.
+    """The k largest of each row's C answers. Loaders move this small form; the loss makes it `dense`.
 
     Attributes:
         values: float [B, k], logits (or log probabilities).
         classes: int64 [B, k], the class of each, none twice in a row.
-        rest: float32 [B, 2], mean and variance of the logits that were not kept; None where they are unknown.
+        rest: float32 [B, 2], mean and variance of the logits that were not kept; None if they are unknown.
     """
 
     values: torch.Tensor
@@ -27,10 +27,10 @@ class TopK(NamedTuple):
 
         Args:
             num_classes: C.
-            temperature: T of the softmax that they are for.
+            temperature: T of the softmax that will be applied.
             renormalise: classes that were not kept get -inf, so that a softmax gives them exactly 0 (marginal
-                re-normalisation, LPQLD). Otherwise all of a row get one value, that gives them the mass that they
-                had together at T, up to the second moment of their logits: mean + variance / (2 T).
+                re-normalisation, LPQLD). Otherwise all of a row get one value, chosen so that their
+                total mass at T is kept up to the second moment of their logits: mean + variance / (2 T).
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -47,7 +47,7 @@ Answers = torch.Tensor | TopK  # a batch's logits: [B, C], or the k largest of t
 
 
 def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]) -> Answers | None:
-    """Apply `change` to the tensor, or to all those of a `TopK`."""
+    """Apply `change` to the tensor, or to all tensors of a `TopK`."""
     if isinstance(answers, TopK):
         rest = None if answers.rest is None else change(answers.rest)
         return TopK(change(answers.values), change(answers.classes), rest)
@@ -55,7 +55,7 @@ def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
-    """Flatten answers: one item, or the three of a `TopK`; `answers_of` undoes it."""
+    """Flatten answers into one item, or the three of a `TopK`; `answers_of` undoes it."""
     return tuple(answers) if isinstance(answers, TopK) else (answers,)
 
 
@@ -65,19 +65,19 @@ def answers_of(tensors: Sequence[Any]) -> Answers | None:
 
 
 def values_of(answers: Answers) -> torch.Tensor:
-    """The numbers that are stored: [B, C], or the [B, k] of a `TopK`."""
+    """Return the stored numbers: [B, C], or the [B, k] of a `TopK`."""
     return answers.values if isinstance(answers, TopK) else answers
 
 
 def best_classes(answers: Answers) -> torch.Tensor:
-    """The teacher's first choice of every row: int64 [B]."""
+    """Return the teacher's first choice for every row: int64 [B]."""
     if isinstance(answers, TopK):
         return answers.classes.gather(1, answers.values.float().argmax(dim=1, keepdim=True))[:, 0]
     return answers.float().argmax(dim=1)
 
 
 class Mix(NamedTuple):
-    """How the views of a batch are mixed; the three items are stored as mix_index, mix_lam and mix_bbox.
+    """Partners, ratio and box of a mixed batch; label files call them mix_index, mix_lam and mix_bbox.
 
     Attributes:
         partner: int64 [B], the row that each row is mixed with; None without mixing.
@@ -134,8 +134,8 @@ class BatchLabels(BatchViews):
         flip: bool [B], flipped left to right after the crop.
         mix: how the views are mixed.
         logits: the teacher's raw answers, float16 or float32 [B, C], or the `TopK` largest of them.
-        index: int64 [B], which image of the sorted image folder each row is, or None where the
-            dialect does not say (a store fills it in).
+        index: int64 [B], number of each row's image in the sorted image folder, or None if the
+            file does not state it (a store fills it in).
     """
 
     coords: torch.Tensor
