@@ -29,11 +29,11 @@ class ViewSource(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Number of images in a full batch."""
+        """Return the number of images in a full batch."""
 
     @property
     def num_images(self) -> int:
-        """Number of images that the views show."""
+        """Return the number of images that the views show."""
 
     def rows(self, epoch: int, batch: int, /) -> int:
         """Number of images in a batch."""

@@ -75,32 +75,32 @@ class TrainingViews(Generic[Source]):
 
     @property
     def _labels(self) -> LabelStore:
-        """The store, for what only stored labels are asked."""
+        """Return the store, typed as one of stored labels."""
         return cast(LabelStore, self.store)
 
     @cached_property
     def _stored(self) -> int:
-        """Number of stored batches."""
+        """Return the number of stored batches."""
         return self._labels.stored_batches()
 
     @property
     def is_pool(self) -> bool:
-        """Whether any stored batch may come in any epoch."""
+        """Return whether any stored batch may come in any epoch."""
         return self.order in (SAMPLED, SHUFFLED)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches in an epoch of training."""
+        """Return the number of batches in an epoch of training."""
         return self.batches_drawn if self.is_pool else self.store.batches_per_epoch
 
     @property
     def batch_size(self) -> int:
-        """Number of images in a full batch."""
+        """Return the number of images in a full batch."""
         return self.store.batch_size
 
     @property
     def num_images(self) -> int:
-        """Number of images that the views show."""
+        """Return the number of images that the views show."""
         return self.store.num_images
 
     def place(self, epoch: int, batch: int) -> tuple[int, int]:
