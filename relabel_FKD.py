@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnBatch, DrawnViews
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.packed import PackedWriter, digests_of_started
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
-from utils.labels.packed_writer import PackedWriter, digests_of_started
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnBatch, DrawnViews
 from utils.run import arguments, preflight
 from utils.run.start import begin
 from utils.run.teacher_check import check_started

@@ -26,13 +26,12 @@ from pathlib import Path
 import torch
 
 from utils.labels import command
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import epoch_name, make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.views import DrawnViews, ViewPolicy
 
 CLASSES, BATCH_SIZE = 1000, 50
 KEPT, POOL_BATCH = 50, 128  # logits per row and batch size of LPQLD
@@ -99,8 +98,10 @@ def measure(tar, packed, batches):
     """Return milliseconds per batch, seconds to open a store, and the speedup."""
     tar_store, packed_store = open_labels(tar), open_labels(packed)
     packed_store.read(0, 0)
-    for name in ("logits", "coords", "flip", "mix_index", "index"):
-        assert torch.equal(getattr(tar_store.read(0, 1), name), getattr(packed_store.read(0, 1), name)), name
+    ours, theirs = packed_store.read(0, 1), tar_store.read(0, 1)
+    assert torch.equal(ours.mix.partner, theirs.mix.partner)
+    for name in ("logits", "coords", "flip", "index"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch_load = median_ms(lambda i: torch.load(tar_store.file(0, i % batches), weights_only=False), 10 * batches)
     packed_read = median_ms(lambda i: packed_store.read(0, i % batches), 50 * batches)
     return {
@@ -136,8 +137,8 @@ def write_lpqld(folder: Path, pool: int) -> None:
         drawn = views.read(*divmod(number, views.batches_per_epoch))
         labels = drawn.labelled(torch.empty(POOL_BATCH, 0), [(256, 256)] * POOL_BATCH)
         values, classes = teacher_logits(POOL_BATCH, generator).topk(KEPT, dim=1)
-        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix_bbox]
-        small = [labels.coords.half(), labels.flip, labels.mix_index.to(torch.uint8), labels.mix_lam, box]
+        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix.box]
+        small = [labels.coords.half(), labels.flip, labels.mix.partner.to(torch.uint8), labels.mix.lam, box]
         torch.save([*small, values.half(), classes.to(torch.int16)], folder / f"batch_{number}.tar")
         images[str(number)] = labels.index.tolist()
     (folder / "sampler_indices_batch.json").write_text(json.dumps(images))

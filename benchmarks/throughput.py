@@ -34,10 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run.summary import versions
 from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss

@@ -75,7 +75,10 @@ def test_every_draw_is_without_replacement(classes, seed, data):
         ),
         (["{real}", "--like", "{val}", "--output", "{val}"], "--output .* exists"),
         (["{missing}", "--like", "{val}", "--output", "{out}"], "REAL .*missing is not a folder"),
-        (["{real}", "--like", "{other}", "--output", "{out}"], "REAL .* and --like .*: the names .*only in REAL: n00"),
+        (
+            ["{real}", "--like", "{other}", "--output", "{out}"],
+            "REAL .* and --like .*: the class folders cannot be matched by name .only in REAL: n00",
+        ),
     ],
 )
 def test_what_cannot_be_drawn(words, message, tiny, real, tmp_path):

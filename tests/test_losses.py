@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.labels.batch import TopK
+from utils.labels.types import TopK
 from utils.system.errors import InputError
 from utils.training.losses import as_logits, build_loss, keep_top_probabilities
 

@@ -66,14 +66,14 @@ def test_answers_are_timms():
     for epoch in range(2):
         for batch in range(views.batches_per_epoch):
             drawn = views.read(epoch, batch)
-            y1, x1, y2, x2 = drawn.mix_bbox
+            y1, x1, y2, x2 = drawn.mix.box
             lam = 1 - (y2 - y1) * (x2 - x1) / SIDE**2
             for row, partner in enumerate(range(len(drawn.index) - 1, -1, -1)):
                 wanted = torch.full((4,), 0.8 / 4)
                 wanted[views.targets[drawn.index[row]]] += 0.2 * lam
                 wanted[views.targets[drawn.index[partner]]] += 0.2 * (1 - lam)
                 torch.testing.assert_close(drawn.logits[row], wanted)
-                assert drawn.mix_index[row] == partner
+                assert drawn.mix.partner[row] == partner
 
 
 def test_an_odd_image_is_left_out():
@@ -99,7 +99,7 @@ def images_from_files(samples, drawn):
         pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
         images.append((pixels - MEAN) / STD)
     images = np.stack(images).transpose(0, 3, 1, 2)
-    y1, x1, y2, x2 = drawn.mix_bbox
+    y1, x1, y2, x2 = drawn.mix.box
     mixed = images.copy()
     mixed[:, :, y1:y2, x1:x2] = images[::-1, :, y1:y2, x1:x2]
     return torch.from_numpy(mixed).float()

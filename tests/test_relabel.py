@@ -8,9 +8,8 @@ from conftest import SIDE, make_images, run
 
 import relabel_FKD
 from utils.labels.agreement import dominating
-from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.training import teachers

@@ -21,9 +21,9 @@ import train_FKD_parallel
 import train_KD_parallel
 from utils.labels import agreement
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.run import preflight
 from utils.run.folder import RUN_FILES
 from utils.system.errors import InputError

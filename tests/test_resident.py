@@ -5,15 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import Mix
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.views import device, loaders, replay_batch, resident
 from utils.views.folders import open_folder
 from utils.views.live import LiveTeacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix, replay_view
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
 from utils.views.workers import ViewDataset, WorkerBatches
 
 CPU = torch.device("cpu")
@@ -164,9 +163,9 @@ def test_matrices_on_cuda_stay_within_one_level_of_pil():
 )
 def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     images, partner = torch.randn(6, 3, 12, 12), torch.randperm(6)
-    labels = BatchLabels(torch.rand(6, 4), torch.zeros(6), partner, lam, box, torch.zeros(6, 2))
-    found = replay_batch.mix_by_mask(images, partner, device.mixing_of(labels))
-    torch.testing.assert_close(found, mix(images, partner, lam, box), rtol=0, atol=1e-6)
+    mix = Mix(partner, lam, box)
+    found = replay_batch.mix_by_mask(images, partner, device.mixing_of(mix))
+    torch.testing.assert_close(found, mix_images(images, mix), rtol=0, atol=1e-6)
 
 
 def test_auto_keeps_what_fits_and_says_so(folder, monkeypatch, caplog):

@@ -18,7 +18,7 @@ from torch import nn
 
 import train_FKD_parallel
 import train_KD_parallel
-from utils.labels.format_sre2l import TarStore
+from utils.labels.sre2l import TarStore
 from utils.run.tracker import RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.ranks import World

@@ -9,7 +9,7 @@ from test_graphs import recording  # noqa: F401
 from test_signals import signal_in_step
 
 import train_FKD_parallel
-from utils.labels.batch import TopK
+from utils.labels.types import TopK
 from utils.training import graphs
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner

@@ -16,16 +16,15 @@ from torch import nn
 
 import relabel_FKD
 from utils.labels import command
-from utils.labels.batch import TopK
-from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.reuse import ReusedLabels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import TopK
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import label_hypotheses
 from utils.run.label_hypotheses import as_numbers
 from utils.run.teacher_check import CHECK, unchecked
@@ -150,15 +149,15 @@ class Setting:
             view = nn.functional.interpolate(crop[None].float(), (size, size), mode="bilinear", antialias=antialias)[0]
             views.append(view.flip(2) if flipped and flip == "after" else view)
         views = torch.stack(views)
-        if labels.mix_bbox is not None:
-            y1, x1, y2, x2 = labels.mix_bbox
+        if labels.mix.box is not None:
+            y1, x1, y2, x2 = labels.mix.box
             if swap:
                 x1, y1, x2, y2 = y1, x1, y2, x2
             mixed = views.clone()
-            mixed[:, :, y1:y2, x1:x2] = views[labels.mix_index, :, y1:y2, x1:x2]
+            mixed[:, :, y1:y2, x1:x2] = views[labels.mix.partner, :, y1:y2, x1:x2]
             views = mixed
-        elif labels.mix_lam is not None:
-            views = labels.mix_lam * views + (1 - labels.mix_lam) * views[labels.mix_index]
+        elif labels.mix.lam is not None:
+            views = labels.mix.lam * views + (1 - labels.mix.lam) * views[labels.mix.partner]
         images = normalised(views.permute(0, 2, 3, 1), *norm)
         model = copy.deepcopy(teacher or self.teacher())
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -171,7 +170,7 @@ class Setting:
 
     def packed(self, folder, batches, codec=None, **changed):
         """Write packed labels."""
-        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix_type
+        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix.type
         codec = codec or Codec(16)
         writer = PackedWriter(folder, make_manifest(codec, *shape, True, {}, None, **changed))
         for epoch, one in enumerate(batches):
@@ -502,6 +501,6 @@ def test_what_cannot_be_checked(setting, tmp_path):
     assert len(unchecked(open_labels(tmp_path / "7"))) == 3
     store = open_labels(setting.packed(tmp_path / "own", batches))
     store.image_digests = object()
-    store.manifest["settings"] |= {"classes": ["a"], "input_size": SIDE, "mean": [0.5] * 3}
+    store.class_list = ["a"]
+    store.settings |= {"input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []
-    assert unchecked(ReusedLabels(store, 0)) == []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from utils.labels.agreement import assign, pick_evenly
+from utils.labels.types import Mix
 from utils.run.teacher_inquiry import Inquiry, Question, ReplaySettings, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar
@@ -164,7 +165,7 @@ def enough_rows(taken: Sequence[Hypothesis], verdict: Verdict) -> bool:
 
 def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> Iterator[Hypothesis]:
     """Yield the hypotheses that do not have to be fitted to the logits."""
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     for size in SIZES:
         if size != replay.size and size >= reach:
             yield Hypothesis("size", f"at input size {size}", f"give --input-size {size}", {"size": size})
@@ -301,7 +302,7 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
 
     found = []
     for row in rows.tolist():
-        other = row if question.labels.mix_index is None else int(question.labels.mix_index[row])
+        other = row if question.labels.mix.partner is None else int(question.labels.mix.partner[row])
         partner = int(numbers[other])
         for _ in range(2):  # alternate: find the image for the current partner, then the partner for that image
             own, _, least = closest(inquiry, replay, question, row, [(near, partner) for near in nearest(row)])
@@ -334,9 +335,7 @@ def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: to
         labels,
         coords=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
         flip=torch.zeros(1, dtype=torch.bool),
-        mix_index=None,
-        mix_lam=None,
-        mix_bbox=None,
+        mix=Mix(),
     )
     views = torch.stack([inquiry.view(whole, 0, number, replay) for number in numbers.tolist()])
     return inquiry.logits_of(inquiry.mixed(views, None, whole, replay), replay)
@@ -349,8 +348,8 @@ def closest(
     labels = question.labels
     partners = None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
-    if labels.mix_index is not None:
-        views += [inquiry.view(labels, int(labels.mix_index[row]), partner, replay) for _, partner in pairs]
+    if labels.mix.partner is not None:
+        views += [inquiry.view(labels, int(labels.mix.partner[row]), partner, replay) for _, partner in pairs]
         partners = torch.arange(len(views)).roll(len(pairs))
     images = inquiry.mixed(torch.stack(views), partners, labels, replay)
     answers = inquiry.logits_of(images[: len(pairs)], replay)

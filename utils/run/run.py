@@ -5,12 +5,12 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from utils.labels.hard import HardViews
-from utils.labels.pool import smallest_batch
-from utils.labels.rank_shares import SharedLabels
 from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
 from utils.run import arguments
 from utils.run.folder import RunFolder
 from utils.run.progress_line import ProgressLine
@@ -87,7 +87,7 @@ class Run:
                 "--sync-bn or fewer --gradient-accumulation-steps",
                 *(self.world.size, few),
             )
-        return SharedLabels(source, Share(self.world.rank, self.world.size, micro_batch))
+        return replace(TrainingViews.of(source), share=Share(self.world.rank, self.world.size, micro_batch))
 
     def batches(
         self,
@@ -142,7 +142,7 @@ class Run:
         batch, rows = args.batch_size + also, arguments.micro_batch(args) + also
         estimates = [MemoryEstimate(student.model, args.input_size, self.precision) for student in self.students]
         passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(validation))) for one in estimates]
-        short = smallest_batch(dataset.source) % args.batch_size  # is not in the recorded step, nor in its memory
+        short = dataset.source.smallest_batch() % args.batch_size  # is not in the recorded step, nor in its memory
         if short:
             passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
         free = free_bytes(self.precision.device)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.labels.command import TeacherCheck
-from utils.labels.drawn import index_of
-from utils.labels.format_packed import PackedStore
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
+from utils.labels.views import index_of
 from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
 from utils.run.label_checks import likely_size
 from utils.run.label_hypotheses import Explanation, explain
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
     """Return the settings of relabel_FKD.py that labels state (`input_size`, `mean`, `std`, `ensemble`, …), if any."""
-    return getattr(store, "settings", {})
+    return store.settings
 
 
 def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
             f"the labels in {path} have {store.num_classes} classes and the teacher {classes}; give the teacher "
             "that made them"
         )
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     if reach > replay.size:
         raise InputError(
             f"--input-size {replay.size} is smaller than the views of the labels in {path}, whose cutmix boxes reach "
@@ -204,7 +204,7 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
     epoch, batch, row = verdict.places[int(verdict.own.argmax())]
     question = next(one for one in inquiry.questions if (one.epoch, one.batch) == (epoch, batch))
     image = inquiry.name(int(index_of(question.labels)[row]))
-    mixed = " and its partner" if question.labels.mix_index is not None else ""
+    mixed = " and its partner" if question.labels.mix.partner is not None else ""
     return (
         f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} least (image "
         f"{image}{mixed}); some images have changed, so restore them"
@@ -260,15 +260,15 @@ def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble
 def unchecked(store: LabelStore) -> list[str]:
     """Return one sentence for each property of labels that cannot be checked without a teacher."""
     said = []
-    if getattr(store, "image_digests", None) is None:
+    if store.image_digests is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
-    if not states_index(getattr(store, "store", store)):
-        seed = getattr(store, "fkd_seed", None)
+    if not states_index(store):
+        seed = store.fkd_seed
         said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
-    settings = getattr(store, "settings", {})
+    settings = store.settings
     if "input_size" not in settings or "mean" not in settings:
         said.append("size and normalisation of the teacher's views (the labels do not state both)")
-    if getattr(store, "class_list", None) is None and store.class_names is None:
+    if store.class_list is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
     return [f"labels  not checked: {sentence}" for sentence in said]
 

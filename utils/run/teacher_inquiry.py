@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils.labels.agreement import pick_evenly
-from utils.labels.batch import BatchLabels, TopK, values_of
-from utils.labels.drawn import index_of
-from utils.labels.format_packed import PackedStore
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.packed import PackedStore
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, Mix, TopK, values_of
+from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 from utils.views.folders import Samples, load_rgb
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, finish_views, replay_view
@@ -88,10 +87,7 @@ class Question:
 
     def other_share(self, size: int) -> float:
         """Return the share of a view of `size` pixels that comes from its mix partner."""
-        if self.labels.mix_bbox is not None:
-            y1, x1, y2, x2 = self.labels.mix_bbox
-            return (y2 - y1) * (x2 - x1) / size**2
-        return 0.0 if self.labels.mix_lam is None else 1 - self.labels.mix_lam
+        return 1 - self.labels.mix.own_share(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +164,7 @@ class Inquiry:
     """Compares the labels of a store with a teacher's logits for images.
 
     Args:
-        store: `LabelStore` as opened, not `ReusedLabels` or `PooledLabels`.
+        store: `LabelStore`.
         samples: list of (path, class), the images of the folder.
         teachers: `Ensemble`.
         places: (epoch, batch) of the batches to ask about; None: a few, spread over all.
@@ -263,7 +259,7 @@ class Inquiry:
         numbers = self.images_of(question, replay)
         numbers = self.another[numbers] if another else numbers
         shown = torch.arange(len(labels))
-        partners = labels.mix_index
+        partners = labels.mix.partner
         alone = not self.by_batch(replay)
         if alone:  # only the rows of the question, followed by their mix partners
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
@@ -277,12 +273,12 @@ class Inquiry:
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
     ) -> torch.Tensor:
         """Normalise views uint8 [B, S, S, 3] and mix them as `labels` say: float32 [B, 3, S, S]."""
-        box = labels.mix_bbox
+        box = labels.mix.box
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
         precision = self.teachers.precision
         normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format)
-        return finish_views(views.to(precision.device), normalise, partners, labels.mix_lam, box)
+        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box))
 
     @torch.no_grad()
     def logits_of(self, images: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from utils.labels.batch import Answers, TopK
+from utils.labels.types import Answers, TopK
 from utils.system.errors import InputError
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")

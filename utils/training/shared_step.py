@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.labels.batch import each
+from utils.labels.types import each
 from utils.system.ranks import World, share
 from utils.training.learner import Learner
 from utils.training.losses import SoftLoss

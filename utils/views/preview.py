@@ -8,13 +8,13 @@ from typing import cast
 import torch
 
 from utils.labels.agreement import dominating
-from utils.labels.batch import BatchLabels, TopK
-from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, TopK
+from utils.labels.views import index_of
 from utils.system.files import atomic_file
 from utils.system.text import printable
 from utils.views.live import refuse_non_finite
-from utils.views.replay import Normalise, finish_views, mix
+from utils.views.replay import Normalise, finish_views, mix_images
 from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
@@ -50,15 +50,15 @@ def ask_teacher(
     answered: list[BatchLabels] = []
     rows, started = 0, time.monotonic()
     for positions in Positions(range(epoch, epoch + ASK_EPOCHS), dataset.source):
-        mix_index, mix_lam, mix_bbox, _ = dataset.load_batch_config(positions[0])
+        dataset.load_batch_config(positions[0])
         views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
-        images = finish_views(views.to(normalise.mean.device), normalise, mix_index, mix_lam, mix_bbox)
+        images = finish_views(views.to(normalise.mean.device), normalise, dataset.labels.mix)
         logits = teacher(images)
         refuse_non_finite(logits.isfinite().all())
         crops = torch.zeros(len(views), 4)
         flips = torch.zeros(len(views), dtype=torch.bool)
         index = index_of(dataset.labels)
-        answered.append(BatchLabels(crops, flips, mix_index, mix_lam, mix_bbox, logits.float().cpu(), index))
+        answered.append(BatchLabels(crops, flips, dataset.labels.mix, logits.float().cpu(), index))
         rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # a view that is half one image says little
         if rows >= 30 * num_folders or time.monotonic() - started > ASK_SECONDS:
             break
@@ -90,21 +90,22 @@ class Preview:
     ) -> None:
         epochs = range(epoch, epoch + 1)
         positions = next(iter(Positions(epochs, dataset.source)))
-        mix_index, mix_lam, mix_bbox, logits = dataset.load_batch_config(positions[0])
+        dataset.load_batch_config(positions[0])
+        mix, logits = dataset.labels.mix, dataset.labels.logits
         slots = list(range(min(SHOWN, len(positions))))
-        partners = slots if mix_index is None else mix_index[slots].tolist()
+        partners = slots if mix.partner is None else mix.partner[slots].tolist()
         views, classes = zip(*(dataset[positions[slot]][:2] for slot in slots + partners), strict=True)
         views = torch.stack(views)
         n = len(slots)
-        other = torch.arange(2 * n).roll(n)  # row i is mixed with row n + i
-        mixed = mix(views.permute(0, 3, 1, 2).float(), other, mix_lam, mix_bbox)[:n]
+        mix = mix._replace(partner=torch.arange(2 * n).roll(n))  # row i is mixed with row n + i
+        mixed = mix_images(views.permute(0, 3, 1, 2).float(), mix)[:n]
         if logits is None and teacher is not None and normalise is not None:
-            logits = teacher(mix(normalise(views.to(normalise.mean.device)), other, mix_lam, mix_bbox)[:n])
+            logits = teacher(mix_images(normalise(views.to(normalise.mean.device)), mix)[:n])
             refuse_non_finite(logits.isfinite().all())
         self.images = mixed.round().byte().permute(0, 2, 3, 1)
         self.targets, self.partners = torch.tensor(classes).split(n)
         if isinstance(logits, TopK):
-            store = cast(LabelStore, dataset.source)  # only label stores hold `TopK`
+            store = cast(LabelStore, dataset.source.store)  # only label stores hold `TopK`
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)
         self.logits = None if logits is None else logits[:n].float().cpu()
 
