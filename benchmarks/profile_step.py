@@ -19,12 +19,13 @@ import torch
 from throughput import CLASSES, SIDE, build_learner
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-
-from utils.run.summary import versions
 from utils.training.learner import train_step
+
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.run.summary import versions
 from utils.training.precision import Precision, pick_device
 from utils.views.device import DeviceBatch, Gallery
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 
 KINDS = {  # what an operator's name holds, first match wins
     "convolution": ("conv",),

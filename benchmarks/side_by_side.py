@@ -26,11 +26,11 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
 
 import torch
 from throughput import EveryClass, build_learner, make_images, make_labels, own_batches
+from utils.training.epoch import train_one_epoch
 
 from utils.run.summary import versions
 from utils.system.memory import keep_freed_memory
 from utils.training.cuda_streams import Streams
-from utils.training.epoch import train_one_epoch
 from utils.training.precision import Precision, pick_device
 
 WAYS = ("side-by-side", "processes")

@@ -9,9 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.batch import BatchLabels
 from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, random_box
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix, replay_view
+from utils.views.replay import Normalise, mix, replay_view
 
 sides = st.integers(1, 600)
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=CROP_DRAWS, max_size=CROP_DRAWS).map(np.array)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import LIGHT, SIDE
 from test_resident import CPU, dataset_of, folder, normalise_on, run  # noqa: F401
+from utils.views.budget import Budget, Plan, make_plan
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -13,7 +14,6 @@ from utils.training.footprint import Footprint, saved_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
 from utils.views import budget
-from utils.views.budget import Budget, Plan, make_plan
 from utils.views.device import DeviceBatches
 
 GB = 10**9

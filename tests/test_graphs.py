@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
-
-from utils.training import graphs
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner, train_step
+
+from utils.training import graphs
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision

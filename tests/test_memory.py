@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from utils.training.epoch import evaluate, train_one_epoch
+from utils.training.learner import Learner
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.drawn import DrawnViews
 from utils.labels.view_policy import ViewPolicy
 from utils.system.memory import readable_size
-from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.views.device import DeviceBatches
 from utils.views.folders import open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.resident import ResidentBatches
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
 from utils.labels.view_policy import ViewPolicy
@@ -13,7 +14,7 @@ from utils.system.log import log
 from utils.views import device, loaders, replay_batch, resident
 from utils.views.folders import open_folder
 from utils.views.live import LiveTeacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix, replay_view
+from utils.views.replay import Normalise, mix, replay_view
 from utils.views.workers import ViewDataset, WorkerBatches
 
 CPU = torch.device("cpu")

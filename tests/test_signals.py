@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import run, same_weights
+from utils.training.learner import train_step
 
 import train_FKD_parallel
 from utils.system.signals import StopSignals
-from utils.training.learner import train_step
 from utils.views.resident import ResidentBatches
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

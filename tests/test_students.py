@@ -15,6 +15,8 @@ import torch
 from conftest import read_run, run
 from test_signals import signal_in_step
 from torch import nn
+from utils.training.epoch import train_one_epoch
+from utils.training.learner import Learner
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -24,8 +26,6 @@ from utils.system.errors import InputError
 from utils.system.ranks import World
 from utils.training import graphs
 from utils.training.cuda_streams import HELD, Streams
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer

@@ -7,16 +7,16 @@ import torch
 from conftest import read_run, run, same_weights
 from test_graphs import recording  # noqa: F401
 from test_signals import signal_in_step
+from utils.training.epoch import train_one_epoch
+from utils.training.learner import Learner
+from utils.training.shared_step import SharedStep
 
 import train_FKD_parallel
 from utils.labels.batch import TopK
 from utils.training import graphs
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
-from utils.training.shared_step import SharedStep
 from utils.training.temperatures import CANDIDATES, Temperatures
 from utils.views.batch import Batch
 

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from utils.config import LABEL_ORDERS
 from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
-from utils.labels.pool import ORDERS, STORED
+from utils.labels.pool import STORED
 from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
@@ -194,7 +195,7 @@ def kind_is_sound(manifest: dict) -> bool:
     batches, pooled = kind["batches"], kind["batches"] is not None
     return (
         kind["answers"] in ("logits", "probabilities")
-        and kind["label_order"] in ORDERS
+        and kind["label_order"] in LABEL_ORDERS
         and isinstance(kind["num_classes_stated"], bool)
         and (not pooled or (type(batches) is int and 0 < batches < 2**31 and manifest.get("has_index") is True))
         and (not pooled or manifest["epochs"] == -(-batches // batches_per_epoch(manifest)))

@@ -12,7 +12,6 @@ from utils.labels.rank_shares import SharedLabels
 from utils.labels.store import LabelStore, ViewSource
 
 STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
-ORDERS = (STORED, SAMPLED, SHUFFLED)
 
 
 def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) -> list[int]:

@@ -36,7 +36,7 @@ class LabelStore(Protocol):
         path: the folder.
         dialect: name of the format.
         answers: what `BatchLabels.logits` are: `logits`, or `probabilities`, of which they are the natural logs.
-        label_order: how the project that made the labels visits them: one of `pool.ORDERS`.
+        label_order: how the project that made the labels visits them: one of `config.LABEL_ORDERS`.
         has_epochs: whether the stored epochs are epochs, each of which visits every image once. Otherwise they are
             stretches of a pool of batches.
         epochs: stored without a gap from 0.

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from utils.config import REGIME_SETTINGS
 from utils.labels.file_digests import NEW
 from utils.report.formulas import Spread, paired, spread
 from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
 from utils.system.files import digest_of_text
 
-REGIME_SETTINGS = (  # how a regime makes its labels and views, and what its loss reads
-    "labels loss_type temperature ce_weight keep_topk mix_type mixup cutmix hflip min_scale_crops max_scale_crops "
-    "fkd_seed label_order answers topk_mass student_temperature teachers teacher_model teacher_stem teacher_weights"
-).split()
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that have a column of their own, as the images
 EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are named if any other group differs, of whatever regime

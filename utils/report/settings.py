@@ -9,22 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
-from utils.run.checkpoint import EARLIER
-from utils.training.losses import NEEDS_LOGITS, TEMPERED
+from utils.training.losses import NEEDS_LOGITS
 
-# Arguments that cannot change the last epoch's figure, whatever the others are.
-NEUTRAL = frozenset(
-    # the seed is what runs of a group differ in; students side by side are trained as if they were alone
-    "seed side_by_side output_dir overwrite resume dry_run workers no_progress verify_labels accept_labels "
-    # where images are decoded, and how often the student is evaluated
-    "loader eval_every "
-    # without it a run is refused that would visit labels again; the first visit is the same either way
-    "reuse_labels "
-    # folders and files, whose content is in the digests of images, classes, labels, validation images and teachers
-    "train_dir val_dir fkd_path teacher_checkpoint class_order class_map classes ipc "
-    "wandb_project wandb_mode wandb_group wandb_tags".split()
-)
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # how labels were made
 NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not what is in them
 VALIDATION = "validation", "val_images"  # settings that name the validation set: by content, in old runs by file names
@@ -43,7 +31,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     Summaries of earlier releases are read as well: arguments that they lack have the value that had to be.
     """
     args, labels = earlier_arguments(run.args) | run.args, run.summary["labels"]
-    idle = {*NEUTRAL, *without_effect(args, labels)}
+    idle = {*NEUTRAL_IN_REPORTS, *without_effect(args, labels)}
     settings = {name: value for name, value in args.items() if name not in idle and value is not None}
     settings["images"] = image_digest(run)
     settings |= run.summary.get("versions", {})
@@ -130,12 +118,12 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}
-    if loss in TEMPERED and divided:
+    if loss in TEMPERED_LOSSES and divided:
         shape -= set(SCHEDULED.get(kind, shape))
     else:
         shape |= {"temperature", "temperature_schedule"}
     yield from shape
-    if loss not in TEMPERED:
+    if loss not in TEMPERED_LOSSES:
         yield "student_temperature"
-    if loss not in TEMPERED or args.get("keep_topk") is None:
+    if loss not in TEMPERED_LOSSES or args.get("keep_topk") is None:
         yield "topk_mass"

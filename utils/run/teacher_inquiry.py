@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.agreement import pick_evenly
 from utils.labels.batch import BatchLabels, TopK, values_of
 from utils.labels.drawn import index_of
@@ -25,7 +26,7 @@ from utils.labels.image_order import ReferenceOrder
 from utils.labels.store import LabelStore
 from utils.training.teachers import Ensemble
 from utils.views.folders import Samples, load_rgb
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, finish_views, replay_view
+from utils.views.replay import Normalise, finish_views, replay_view
 
 BATCHES, VIEWS = 4, 256  # at most, of a check
 KNOWN = 1e-5  # smaller probabilities are too coarse in half precision to compare

@@ -8,8 +8,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +56,16 @@ class Place:
     several: bool = False
 
 
-def place_of(args: Namespace) -> Place:
-    """Return where a training run belongs, from its settled arguments."""
-    fkd_path, live = getattr(args, "fkd_path", None), getattr(args, "teachers", None)
-    labels = Path(fkd_path).name if fkd_path else "live teacher" if live else "hard labels"
-    images = Path(args.train_dir).name
-    group = args.wandb_group or f"{args.model}, {images}, {labels}, {args.loss_type}, {args.epochs} epochs"
-    words = [*(args.wandb_tags or []), args.model, images, labels, args.loss_type]
+def place_of(settings: Mapping[str, Any]) -> Place:
+    """Return what a training run is called at W&B, from its settings as in args.json."""
+    fkd_path, model, loss = settings.get("fkd_path"), settings["model"], settings["loss_type"]
+    labels = Path(fkd_path).name if fkd_path else "live teacher" if settings["teachers"] else "hard labels"
+    images = Path(settings["train_dir"]).name
+    group = settings["wandb_group"] or f"{model}, {images}, {labels}, {loss}, {settings['epochs']} epochs"
+    words = [*(settings["wandb_tags"] or []), model, images, labels, loss]
     tags = tuple(dict.fromkeys(word[:TAG_LETTERS] for word in words))
-    return Place(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
+    name = Path(settings["output_dir"]).name
+    return Place(name, group[:NAME_LETTERS], "train", tags, settings["side_by_side"] > 1)
 
 
 class WandbTracker:

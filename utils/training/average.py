@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-BUFFERS = ("averaged", "live")  # which running statistics of batch normalisation belong to averaged weights
+from utils.config import EMA_BUFFERS
 
 
 class AveragedModel:
@@ -17,13 +17,13 @@ class AveragedModel:
     Args:
         model: on its device.
         decay: share of the average that stays in each update, in (0, 1].
-        buffers: one of BUFFERS.
+        buffers: one of EMA_BUFFERS.
 
     Attributes:
         model: the averaged model, without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float, buffers: str = BUFFERS[0]) -> None:
+    def __init__(self, model: nn.Module, decay: float, buffers: str = EMA_BUFFERS[0]) -> None:
         self.live = buffers == "live"
         shared = {id(buffer): buffer for buffer in model.buffers() if self.live or not buffer.is_floating_point()}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)

@@ -10,84 +10,87 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from utils.system.log import log
 from utils.system.ranks import ALONE, World
-from utils.training.batch_norm import SyncBatchNorm
-from utils.training.learner import Learner, train_step
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
-from utils.training.shared_step import SharedStep
 from utils.views.batch import Batch
 
 WARM_UP_STEPS = 3  # lets cuDNN and cuBLAS choose and allocate before the recording
 
 
-def pick_step(
-    model: nn.Module, precision: Precision, world: World = ALONE, whole_loss: bool = False
-) -> Callable[[Learner, Batch], None]:
-    """Return what `train_one_epoch` should use as a step: a `GraphedStep` on CUDA, else `train_step`.
-
-    Several processes take a `SharedStep`, which see for `whole_loss`.
-    """
-    if world.size > 1:
-        return SharedStep(world, any(isinstance(part, SyncBatchNorm) for part in model.modules()), whole_loss)
-    if precision.device.type != "cuda":
-        return train_step
+def captures(precision: Precision, world: World = ALONE) -> bool:
+    """Return whether steps can be captured: on CUDA, by one process, without fp16's loss scaling."""
+    if precision.device.type != "cuda" or world.size > 1:
+        return False
     if precision.scaler.is_enabled():
         log.info("step    eager: the loss scaling of fp16 decides on the host")
-        return train_step
-    return GraphedStep()
+        return False
+    return True
+
+
+class Trains(Protocol):
+    """A student, as far as its steps need it; see `run.student.Student`."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    sums: MetricSums
+
+
+Step = Callable[[Any, Batch], None]  # an eager optimizer step of a student on a batch
 
 
 class GraphedStep:
-    """`train_step` as a CUDA graph, recorded at the first batch, and again at a larger one; same result.
+    """An optimizer step as a CUDA graph, captured at the first batch, and again at a larger one; same result.
 
-    Model, loss, optimizer and micro-batch size must be the same in every call. Where recording
-    fails (a model that waits for the device, an old PyTorch), one log line says so and every step is eager.
+    Student, loss and micro-batch size must be the same in every call. If capturing fails (a model that waits for the
+    device, an old PyTorch), one log line says so and every step is eager.
     """
 
     def __init__(self) -> None:
         self.replay: Callable[[], None] | None = None
         self.failed = False
 
-    def __call__(self, learner: Learner, batch: Batch) -> None:
+    def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
+        """Take the step that `step(student, batch)` would take."""
         if not self.failed and (self.replay is None or len(batch) > self.rows):
-            self.record(learner, batch)
+            self.record(step, student, batch)
         if self.replay is None or shapes(batch) != self.shapes:
-            train_step(learner, batch)
+            step(student, batch)
             return
         for static, value in zip(self.inputs, batch.tensors(), strict=True):
             if static is not None and value is not None:
                 static.copy_(value, non_blocking=True)
-        for lr, group in zip(self.rates, learner.optimizer.param_groups, strict=True):
+        for lr, group in zip(self.rates, student.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
         self.replay()
-        learner.sums.sums += self.sums.sums
-        learner.sums.samples += len(batch)
+        student.sums.sums += self.sums.sums
+        student.sums.samples += len(batch)
 
-    def record(self, learner: Learner, batch: Batch) -> None:
+    def record(self, eager: Step, student: Trains, batch: Batch) -> None:
         """Record a step on fixed copies of `batch`, leaving model, optimizer and random state as they were."""
-        device, optimizer = learner.precision.device, learner.optimizer
+        device, optimizer = student.precision.device, student.optimizer
         self.replay, self.rows, self.shapes = None, len(batch), shapes(batch)
         if not all(group.get("fused") for group in optimizer.param_groups):
             self.give_up("this PyTorch's optimizer waits for the device")
             return
         self.inputs = [None if value is None else value.clone() for value in batch.tensors()]
         self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
-        recorded = copy(learner)
+        recorded = copy(student)
         recorded.sums = self.sums = MetricSums(device)
 
         def step() -> None:
             self.sums.sums.zero_()
             # like() anew in every call: what a batch derives from its tensors must be in the recording
-            train_step(recorded, batch.like(self.inputs))
+            eager(recorded, batch.like(self.inputs))
 
-        before = Snapshot(learner.model, optimizer, device)
+        before = Snapshot(student.model, optimizer, device)
         try:
             with graph_ready(optimizer, self.rates), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "(?s).*capturable=True")  # and not captured: a warm-up

@@ -5,9 +5,7 @@ e is the epoch (from 0), E the number of epochs; the factor multiplies the initi
 
 import math
 
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
-TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
-STEP_FLOOR = 2.0  # the temperature that `step` does not go below
+from utils.config import STEP_FLOOR
 
 
 def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) -> float:
