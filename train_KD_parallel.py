@@ -3,7 +3,7 @@
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --teacher-model resnet18 \
         --teacher-checkpoint TEACHER.pth --mix-type cutmix --batch-size 50 --cos --epochs 300
 
-The same loop, losses and outputs as train_FKD_parallel.py. With the same --fkd-seed and view flags it
+The loop, losses and outputs are those of train_FKD_parallel.py. With the same --fkd-seed and view flags it
 draws the views that relabel_FKD.py would have stored, so both ways give the same student.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
@@ -13,100 +13,97 @@ Hard labels alone, the folder classes: without --teacher-checkpoint, no teacher 
 
 import os
 import sys
-from argparse import Namespace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
+from train_FKD_parallel import build_students, draw_views, report, session, train
+from utils.config import Findings, KDConfig, resolve_views
+from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.run import arguments, preflight
-from utils.run.folder import VIEWS, open_folders
-from utils.run.run import Run
-from utils.run.side_by_side import default_output
-from utils.run.start import begin
+from utils.run import preflight
+from utils.run.folder import open_folders
+from utils.run.loading import TrainingData, build_batches, build_validation, plan_memory
 from utils.system.log import log
-from utils.system.parser import Parser
 from utils.system.script import run_script
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
 from utils.views.folders import first_images
-from utils.views.live import LiveTeacher
-from utils.views.preview import Preview
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset
 
 
-def parse(argv):
-    """Parse the command line and settle flags that depend on each other."""
-    parser = Parser("Train a student on distilled images with a live teacher.")
-    arguments.add_data_arguments(parser)
-    arguments.add_teacher_arguments(parser)
-    arguments.add_training_arguments(parser)
-    args = arguments.settle(parser.parse_args(argv))
-    arguments.settle_views(args, {})
-    if args.topk_mass == "auto":
-        args.topk_mass = "kept"  # a live teacher answers for all classes
-    args.teacher_weights = arguments.choose_teacher_weights(args)
-    args.output_dir = args.output_dir or default_output(args, "kd-")
-    return args
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check everything, train, report."""
+    config = KDConfig.parse(argv)
+    world, precision, found = preflight.begin(config)
+    found = resolve_views(config, found, {})
+    # a live teacher answers for all classes, so nothing is lost that the others could share
+    found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
-
-def main(argv=None):
-    """Run the phases: parse, preflight, build, train, report."""
-    args = parse(argv)
-    world, precision = begin(args)
-
-    # preflight
-    folders = open_folders(args, world)
-    train, val = preflight.check_folders(args.train_dir, args.val_dir)
-    teacher = open_teacher(args, precision)
+    # every check that can fail before time is spent
+    folders = open_folders(config, world)
+    train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
+    teacher = open_teacher(config, found, precision)
+    num_classes = len(train_set.classes)
     if teacher:
-        teacher.refuse_fewer_classes(len(train.classes), f"--train-dir {args.train_dir}", args.input_size)
-    args.teachers = teacher and teacher.described
-    num_classes = teacher.num_classes(args.input_size) if teacher else len(train.classes)
-    names = preflight.number_classes(args, train, val, num_classes)
-    samples = first_images(train.samples, args.ipc)
-    policy = arguments.view_policy(args)
-    source = DrawnViews(policy, len(samples), args.batch_size)
-    images = preflight.identify_images(args, samples, None, world)
-
-    # build
-    preflight.note_images(args, samples, val.samples)
-    preflight.report_folders(args, samples, val.samples, names)
+        teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
+        num_classes = teacher.num_classes(found.input_size)
+        found = replace(found, teachers=teacher.described)
+    names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
+    samples = first_images(train_set.samples, config.ipc)
+    policy = preflight.view_policy(config, found)
+    source = TrainingViews(DrawnViews(policy, len(samples), config.batch_size))
+    images, found = preflight.identify_images(config, found, samples, None, world)
+    found = preflight.record_images(config, found, samples, val_set.samples)
+    preflight.report_folders(config, samples, val_set.samples, names)
     teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    normalise = Normalise(args.mean, args.std, precision.device, precision.memory_format)
-    dataset = ViewDataset(samples, source, args.input_size)
+    dataset = ViewDataset(samples, source, found.input_size)
+    normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
     if teacher:
-        preflight.report_live_agreement(args, dataset, args.start_epoch, normalise, teacher, names, world)
-    run = Run(args, num_classes, folders, precision, world, images)
-    preflight.check_run(run, source, num_classes, args.input_size)
-    if args.dry_run:
-        views = Path(args.output_dir, VIEWS)
-        run.announce_loader(samples, source, val.samples)
-        Preview(dataset, args.start_epoch, normalise, teacher).draw(views, names)
-        log.info("dry run: everything is in place, nothing was trained; look at %s", views)
+        _, found = preflight.report_live_agreement(
+            config, found, dataset, config.start_epoch, normalise, teacher, names, world
+        )
+    data = TrainingData(samples, val_set.samples, source, num_classes, names, images, teacher=teacher)
+
+    students = build_students(config, found, data, folders, precision, world)
+    plan = plan_memory(config, found, data, students, world)
+    if config.dry_run:
+        draw_views(config, names, world, dataset, config.start_epoch, normalise, teacher)
         return
 
-    # train, report
-    with run.session():
-        batches = run.batches(samples, source, val.samples)
-        run.fit(LiveTeacher(batches, teacher) if teacher else batches, run.validation(val.samples))
-        run.report(provenance(args, policy), samples, val.samples)
+    with session(students, world) as signals:
+        batches = build_batches(config, found, data, plan, students, world)
+        validation = build_validation(found, data, plan, students, world)
+        train(config, students, batches, validation, world, signals)
+        report(config, data, students, world, labels_of(config, found, policy))
 
 
-def open_teacher(args: Namespace, precision: Precision) -> Ensemble | None:
-    """Return the live teacher; None where the loss asks for none and no weights were given."""
-    if args.loss_type == "ce" and not args.teacher_checkpoint:
+def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble | None:
+    """Return the live teacher; None if the loss asks for none and no weights were given."""
+    if config.loss_type == "ce" and not config.teacher_checkpoint:
         return None
-    names, files, weights = [args.teacher_model], [args.teacher_checkpoint], [args.teacher_weights]
-    how = {"flag": "--teacher-model", "weights": weights, "input_size": args.input_size}
-    return Ensemble(names, files, "mean", precision, args.teacher_stem, **how)
+    return Ensemble(
+        [config.teacher_model],
+        [config.teacher_checkpoint],
+        "mean",
+        precision,
+        config.teacher_stem,
+        flag="--teacher-model",
+        weights=[config.teacher_weights],
+        input_size=found.input_size,
+    )
 
 
-def provenance(args: Namespace, policy: ViewPolicy) -> dict:
+def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
     """Return what summary.json says about the labels: who answered, on which views; bytes are the teacher's."""
-    described = {"dialect": "live teacher" if args.teachers else "hard labels", "teachers": args.teachers}
-    size = os.path.getsize(args.teacher_checkpoint) if args.teacher_checkpoint else None
-    return described | {"policy": vars(policy), "bytes": size if args.teachers else 0}
+    size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
+    return {
+        "dialect": "live teacher" if found.teachers else "hard labels",
+        "teachers": found.teachers,
+        "policy": vars(policy),
+        "bytes": size if found.teachers else 0,
+    }
 
 
 if __name__ == "__main__":

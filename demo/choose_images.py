@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.training.models import build_teacher
 from utils.training.precision import Precision, pick_device
 from utils.views.folders import open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.validation import ValidationBatches
 
 IMAGES_PER_CLASS, SIDE = 10, 32

@@ -10,18 +10,19 @@ import sys
 from pathlib import Path
 
 import torch
-
-from utils.labels.views import DrawnViews, ViewPolicy
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner
+from utils.views.loaders import build_batches
+
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.training.losses import build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision, pick_device
 from utils.training.schedules import lr_factor
 from utils.views.folders import open_folder
-from utils.views.loaders import build_batches
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset
 

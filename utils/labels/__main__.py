@@ -3,6 +3,6 @@
 import sys
 
 from utils.labels.command import main
-from utils.run.teacher_check import CHECK
+from utils.run.teacher_check import run
 
-sys.exit(main(teacher_check=CHECK))
+sys.exit(main(ask_teacher=run))

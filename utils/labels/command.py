@@ -1,13 +1,13 @@
 """`python -m utils.labels`: look into a label folder, pack it, unpack it, verify it."""
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from utils.config import InfoConfig, PackConfig, UnpackConfig, VerifyConfig, parse_label_command
 from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter, highest_class
 from utils.labels.opening import open_labels
@@ -22,48 +22,13 @@ from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.memory import readable_size
-from utils.system.parser import COUNT, NATURAL, Parser
 from utils.system.script import run_script
 
 
-class TeacherCheck(NamedTuple):
-    """The part of `verify` that asks a teacher; utils/run provides it."""
-
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], bool]  # returns False if the flags name no teacher
-
-
-def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser("Look into FKD labels, pack, unpack and verify them.")
-    commands = parser.add_subparsers(
-        parser_class=Parser, dest="command", required=True, metavar="{info,pack,unpack,verify}"
-    )
-    info = commands.add_parser("info", help="what is in a label folder")
-    info.add_argument("path")
-    pack = commands.add_parser("pack", help=".tar files to packed")
-    pack.add_argument("source")
-    pack.add_argument("target")
-    add_codec_arguments(pack)
-    pack.add_argument("--num-classes", type=COUNT, help="classes of the teacher, if top-k labels do not state them")
-    unpack = commands.add_parser("unpack", help="packed to .tar files")
-    unpack.add_argument("source")
-    unpack.add_argument("target")
-    unpack.add_argument("--items", type=int, choices=[6, 7], help="dialect: 6 SRe2L, 7 PRISM (default: as packed)")
-    unpack.add_argument("--fp32", action="store_true", help="write logits as float32 (default: as stored)")
-    verify = commands.add_parser("verify", help="read and check everything, or ask the teacher")
-    verify.add_argument("path")
-    if teacher_check is not None:
-        teacher_check.add_arguments(verify)
-    for command in (info, pack, unpack, verify):
-        command.add_argument("--fkd-seed", "--fkd_seed", type=NATURAL, default=42, help="seed of the image order")
-    return parser.parse_args(argv)
-
-
-def info(args: argparse.Namespace) -> None:
+def info(config: InfoConfig) -> None:
     """Print what is in a label folder."""
-    store = open_labels(args.path, args.fkd_seed)
-    size = sum(entry.stat().st_size for entry in walk(args.path))
+    store = open_labels(config.path, config.fkd_seed)
+    size = sum(entry.stat().st_size for entry in walk(config.path))
     known = store.image_digests
     images = f"known by their digests, {known.digest()}" if known else "not known: compare them with verify --images"
     try:
@@ -90,33 +55,35 @@ def read_epochs(store: LabelStore, epochs: Sequence[int], description: str) -> I
         yield epoch, [store.read(epoch, batch) for batch in range(store.batches(epoch))]
 
 
-def pack(args: argparse.Namespace) -> None:
+def pack(config: PackConfig) -> None:
     """Pack a folder of .tar labels."""
-    store = open_labels(args.source, args.fkd_seed)
+    store = open_labels(config.source, config.fkd_seed)
     if store.dialect == "packed":
-        raise InputError(f"{args.source} is packed already; unpack it first to pack it in another way")
+        raise InputError(f"{config.source} is packed already; unpack it first to pack it in another way")
     store.refuse_gap()
     store.check_complete(range(store.epochs))
-    writer = PackedWriter(args.target, manifest_for(store, args), image_digests=store.image_digests)
+    writer = PackedWriter(config.target, manifest_for(store, config), image_digests=store.image_digests)
     for epoch, batches in read_epochs(store, writer.missing(store.epochs), "pack"):
         writer.write(epoch, batches)
-    print(f"packed {amount(store)} into {args.target}: {ratio(args)}")
+    print(f"packed {amount(store)} into {config.target}: {ratio(config)}")
 
 
-def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
+def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
     """Return the manifest of the packed form of a store."""
-    state_classes(store, args)
+    state_classes(store, config)
     if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
-        raise InputError(f"{args.source} holds batches of different sizes and cannot be packed; train on it as it is")
+        raise InputError(f"{config.source} holds batches of different sizes and cannot be packed; train on it as it is")
     some = store.keep_topk < store.num_classes
-    if args.keep_topk and args.keep_topk > store.keep_topk:
-        raise InputError(f"--keep-topk {args.keep_topk} is more than the {store.keep_topk} answers of {args.source}")
-    kept = args.keep_topk or (store.keep_topk if some else None)
-    codec = Codec(args.bits or (16 if store.logits_dtype == torch.float16 else 32), kept)
+    if config.keep_topk and config.keep_topk > store.keep_topk:
+        raise InputError(
+            f"--keep-topk {config.keep_topk} is more than the {store.keep_topk} answers of {config.source}"
+        )
+    kept = config.keep_topk or (store.keep_topk if some else None)
+    codec = Codec(config.bits or (16 if store.logits_dtype == torch.float16 else 32), kept)
     kind: dict[str, Any] = {
         "answers": store.answers,
         "label_order": store.label_order,
-        "num_classes_stated": not some or args.num_classes is not None,
+        "num_classes_stated": not some or config.num_classes is not None,
         "batches": None if store.has_epochs else store.stored_batches(),
     }
     settings = {"packed_from": store.dialect, **store.settings}
@@ -135,14 +102,14 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
+def state_classes(store: LabelStore, config: PackConfig) -> None:
     """Set the number of classes of top-k labels that do not state it: --num-classes, or the highest class + 1."""
     if store.num_classes_stated:
         return
     highest = max(highest_class(store.read(e, b).logits) for e in range(store.epochs) for b in range(store.batches(e)))
-    if args.num_classes and args.num_classes <= highest:
-        raise InputError(f"--num-classes {args.num_classes}, but {args.source} names class {highest}; give more")
-    store.state_classes(args.num_classes or max(highest, store.keep_topk) + 1)
+    if config.num_classes and config.num_classes <= highest:
+        raise InputError(f"--num-classes {config.num_classes}, but {config.source} names class {highest}; give more")
+    store.state_classes(config.num_classes or max(highest, store.keep_topk) + 1)
 
 
 def amount(store: LabelStore) -> str:
@@ -151,65 +118,68 @@ def amount(store: LabelStore) -> str:
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
 
-def ratio(args: argparse.Namespace) -> str:
+def ratio(config: PackConfig | UnpackConfig) -> str:
     """Return the sizes of source and target, in words."""
-    before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (args.source, args.target))
+    before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (config.source, config.target))
     return f"{readable_size(before)} to {readable_size(after)} ({after / before:.2f} of it)"
 
 
-def unpack(args: argparse.Namespace) -> None:
+def unpack(config: UnpackConfig) -> None:
     """Unpack a packed folder into the 6- or 7-item dialect."""
-    store = open_labels(args.source, args.fkd_seed)
+    store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
-        raise InputError(f"{args.source} is not packed; there is nothing to unpack")
+        raise InputError(f"{config.source} is not packed; there is nothing to unpack")
     store.refuse_gap()
     if not store.has_epochs or store.answers == "probabilities":
-        unpack_as_packed(store, args)
+        unpack_as_packed(store, config)
         return
     if store.keep_topk < store.num_classes:
         raise InputError(
-            f"{args.source} keeps the {store.keep_topk} largest logits of an image, and .tar files of epochs hold "
+            f"{config.source} keeps the {store.keep_topk} largest logits of an image, and .tar files of epochs hold "
             "those of all classes; train on it as it is"
         )
-    items = args.items or (7 if store.manifest["has_index"] else 6)
-    dtype = torch.float16 if store.codec.bits == 16 and not args.fp32 else torch.float32
+    items = config.items or (7 if store.manifest["has_index"] else 6)
+    dtype = torch.float16 if store.codec.bits == 16 and not config.fp32 else torch.float32
     settings = {name: value for name, value in store.settings.items() if name != "packed_from"}
-    writer = TarWriter(args.target, dtype, with_index=items == 7, image_digests=store.image_digests, settings=settings)
-    order = ReferenceOrder(store.num_images, args.fkd_seed)
+    writer = TarWriter(
+        config.target, dtype, with_index=items == 7, image_digests=store.image_digests, settings=settings
+    )
+    order = ReferenceOrder(store.num_images, config.fkd_seed)
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         if items == 6 and not torch.equal(torch.cat([index_of(labels) for labels in batches]), order(epoch)):
             raise InputError(
-                f"--items 6 cannot hold the image order of {args.source}: it is not that of --fkd-seed "
-                f"{args.fkd_seed}; give the seed of relabelling, or use --items 7"
+                f"--items 6 cannot hold the image order of {config.source}: it is not that of --fkd-seed "
+                f"{config.fkd_seed}; give the seed of relabelling, or use --items 7"
             )
         writer.write(epoch, batches)
-    print(f"unpacked {store.epochs} epochs of {store.num_images} images into {args.target}: {ratio(args)}")
+    print(f"unpacked {store.epochs} epochs of {store.num_images} images into {config.target}: {ratio(config)}")
 
 
-def unpack_as_packed(store: PackedStore, args: argparse.Namespace) -> None:
+def unpack_as_packed(store: PackedStore, config: UnpackConfig) -> None:
     """Unpack a store that was packed from LPLD, LPQLD or HALD into that project's own format."""
-    if args.items or args.fp32:
-        raise InputError(f"--items and --fp32 are for labels of SRe2L and PRISM; {args.source} is of another project")
+    if config.items or config.fp32:
+        raise InputError(f"--items and --fp32 are for labels of SRe2L and PRISM; {config.source} is of another project")
     if store.codec.keep_topk and store.answers == "probabilities":
         raise InputError(
-            f"{args.source} keeps the {store.keep_topk} largest probabilities, which no other format holds"
+            f"{config.source} keeps the {store.keep_topk} largest probabilities, which no other format holds"
         )
-    writer = (HaldWriter if store.has_epochs else FlatWriter)(args.target, store.image_digests)
+    writer = (HaldWriter if store.has_epochs else FlatWriter)(config.target, store.image_digests)
     for epoch, batches in read_epochs(store, range(store.epochs), "unpack"):
         writer.write(epoch, batches)
     writer.finish()
-    print(f"unpacked {amount(store)} into {args.target}: {ratio(args)}")
+    print(f"unpacked {amount(store)} into {config.target}: {ratio(config)}")
 
 
-def verify(args: argparse.Namespace) -> None:
+def verify(config: VerifyConfig) -> None:
     """Read every batch; check digests, shapes, counts and values."""
-    verify_digests = os.path.exists(os.path.join(args.path, "manifest.json"))
-    store = open_labels(args.path, args.fkd_seed, verify=verify_digests)
+    verify_digests = os.path.exists(os.path.join(config.path, "manifest.json"))
+    store = open_labels(config.path, config.fkd_seed, verify=verify_digests)
     store.refuse_gap()
     store.check_complete(range(store.epochs))
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         raise InputError(
-            f"{args.path} holds {store.epochs} of {store.manifest['epochs']} epochs; run relabel_FKD.py again to finish"
+            f"{config.path} holds {store.epochs} of {store.manifest['epochs']} epochs; run relabel_FKD.py again to "
+            "finish"
         )
     problems = []
     for epoch in progress_bar(range(store.epochs), "verify", store.epochs):
@@ -223,24 +193,25 @@ def verify(args: argparse.Namespace) -> None:
     print(f"ok: {amount(store)}, {store.stored_batches()} batches, {views} views, all sound")
 
 
-def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = None) -> int:
-    """Run one command; return the exit code."""
+def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bool] | None = None) -> int:
+    """Run one command; return the exit code.
 
-    def run(arguments: list[str] | None) -> None:
-        args = parse(arguments, teacher_check)
-        if args.command == "verify" and teacher_check is not None and teacher_check.run(args):
-            return
-        {"info": info, "pack": pack, "unpack": unpack, "verify": verify}[args.command](args)
+    Args:
+        argv: command line.
+        ask_teacher: the part of `verify` that asks a teacher, which a higher layer provides; it returns False if the
+            flags name none.
+    """
+
+    def run(words: list[str] | None) -> None:
+        config = parse_label_command(words)
+        if isinstance(config, VerifyConfig):
+            if ask_teacher is None or not ask_teacher(config):
+                verify(config)
+        elif isinstance(config, InfoConfig):
+            info(config)
+        elif isinstance(config, PackConfig):
+            pack(config)
+        else:
+            unpack(config)
 
     return run_script(run, argv)
-
-
-def add_codec_arguments(group: Any) -> None:
-    """Add the flags that set how packed labels are stored."""
-    group.add_argument(
-        "--bits",
-        type=int,
-        choices=[32, 16, 8, 4],
-        help="bits per stored value; 8 and 4 quantise (default: 32, or as given)",
-    )
-    group.add_argument("--keep-topk", type=COUNT, help="store only the k largest logits of an image (default: all)")

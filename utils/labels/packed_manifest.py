@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from utils.config import LABEL_ORDERS
 from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
-from utils.labels.store import ORDERS, STORED
+from utils.labels.store import STORED
 from utils.labels.views import ViewPolicy
 from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
@@ -197,7 +198,7 @@ def kind_is_sound(manifest: dict) -> bool:
     batches, pooled = kind["batches"], kind["batches"] is not None
     return (
         kind["answers"] in ("logits", "probabilities")
-        and kind["label_order"] in ORDERS
+        and kind["label_order"] in LABEL_ORDERS
         and isinstance(kind["num_classes_stated"], bool)
         and (not pooled or (type(batches) is int and 0 < batches < 2**31 and manifest.get("has_index") is True))
         and (not pooled or manifest["epochs"] == -(-batches // batches_per_epoch(manifest)))

@@ -52,7 +52,7 @@ class LabelStore(ABC):
         fkd_seed: seed of the image order of labels without an index, and of random orders.
         dialect: name of the format.
         answers: what `BatchLabels.logits` are: `logits`, or `probabilities`, of which they are the natural logs.
-        label_order: how the project that made the labels visits them: one of ORDERS.
+        label_order: how the project that made the labels visits them: one of `config.LABEL_ORDERS`.
         has_epochs: whether each stored epoch visits every image once. Otherwise the stored epochs are stretches of a
             pool of batches.
         epochs: stored without a gap from 0.

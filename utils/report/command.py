@@ -1,9 +1,10 @@
 """The command `python -m utils.report`: reads finished runs and writes one report about them."""
 
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
-from utils.report.evidence import RANDOM, find_baseline, find_evidence, parse_full_data
+from utils.config import ReportConfig
+from utils.report.evidence import find_baseline, find_evidence, parse_full_data
 from utils.report.figures import draw_figures
 from utils.report.groups import Group, comparisons, group_runs
 from utils.report.report import (
@@ -21,52 +22,24 @@ from utils.report.report import (
 )
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
-from utils.run.arguments import add_wandb_arguments
 from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
-from utils.system.parser import Parser
 
 CONDITIONS = "device_name arithmetic torch torchvision python epochs batch_size input_size git_commit".split()
 
 
-def parse(argv: list[str] | None) -> Namespace:
-    """Parse the command line."""
-    parser = Parser("Compare finished runs: one table, one figure.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="--output-dir of a run, or a folder with many of them")
-    parser.add_argument("--output", required=True, help="folder for report.md, report.tex, *.csv and the figures")
-    parser.add_argument(
-        "--random", default=RANDOM, metavar="NAME", help="folder name of the image set of random real images"
-    )
-    parser.add_argument(
-        "--full-data",
-        nargs="+",
-        default=[],
-        metavar="[STUDENT=]TOP1",
-        help="top-1 in percent of a student trained on all real images with hard labels, for hard-label recovery",
-    )
-    parser.add_argument(
-        "--ignore",
-        nargs="+",
-        default=[],
-        metavar="SETTING",
-        help="settings, git_commit for instance, in which runs of one group may differ; the report names them",
-    )
-    add_wandb_arguments(parser)
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the phases: parse, read, group, compare, write."""
-    args = parse(argv)
+    config = ReportConfig.parse(argv)
     start_log()
-    full = parse_full_data(args.full_data)
-    if "images" in args.ignore:
+    full = parse_full_data(config.full_data)
+    if "images" in config.ignore:
         raise InputError("--ignore images would average over image sets; leave it out, and compare the groups")
-    found = find_runs(args.runs)
-    groups, repeated = group_runs(found.finished, frozenset(args.ignore), args.random)
-    baseline = find_baseline(groups, args.random)
+    found = find_runs(config.runs)
+    groups, repeated = group_runs(found.finished, frozenset(config.ignore), config.random)
+    baseline = find_baseline(groups, config.random)
     findings = find_evidence(groups, baseline, full)
     compared = comparisons(groups)
 
@@ -77,16 +50,16 @@ def main(argv: list[str] | None = None) -> None:
     pairs = [comparison_table(compared, axis) for axis in axes]
     rest = left_out(found, repeated)
 
-    folder = Path(args.output)
+    folder = Path(config.output)
     make_folder(folder)
     pictures = draw_figures(folder, groups) if groups else []
-    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, args.ignore))
+    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, config.ignore))
     write_text(folder / "report.tex", document([*shown, *pairs]))
     write_text(folder / "report.csv", csv_text(GROUP_COLUMNS, group_rows(groups)))
     write_text(folder / "evidence.csv", csv_text(FINDING_COLUMNS, finding_rows(findings)))
     write_text(folder / "comparisons.csv", csv_text(COMPARISON_COLUMNS, comparison_rows(compared)))
     tables = {table.title: (list(table.columns), [list(row) for row in table.rows]) for table in [*shown, *pairs]}
-    publish(args, tables, pictures)
+    publish(config, tables, pictures)
     log.info(
         "%d finished runs in %d groups, %d unfinished, %d damaged, %d repeated",
         len(found.finished),
@@ -98,17 +71,17 @@ def main(argv: list[str] | None = None) -> None:
     log.info("report in %s", folder / "report.md")
 
 
-def publish(args: Namespace, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
+def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
     """Log figures and tables (title -> (columns, rows)) to W&B, if the flags ask for it."""
     metadata = RunMetadata(
-        Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ())
+        Path(config.output).name, config.wandb_group or "reports", "report", tuple(config.wandb_tags or ())
     )
     tracker = start_tracker(
-        project=args.wandb_project,
-        mode=args.wandb_mode,
-        api_key=args.wandb_api_key,
-        folder=args.output,
-        config={"runs": args.runs},
+        project=config.wandb_project,
+        mode=config.wandb_mode,
+        api_key=config.wandb_api_key,
+        folder=config.output,
+        config={"runs": list(config.runs)},
         metadata=metadata,
     )
     if not isinstance(tracker, NoTracker):
@@ -116,7 +89,7 @@ def publish(args: Namespace, tables: dict[str, tuple[list, list]], pictures: lis
         tracker.finish()
 
 
-def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored: list[str]) -> str:
+def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored: Sequence[str]) -> str:
     """Return report.md."""
     parts = ["# Report\n"]
     common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}

@@ -1,6 +1,7 @@
 """Is it the images or the labels? Compares every image set with random real images."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Finding:
     score: Spread | None
 
 
-def parse_full_data(words: list[str]) -> dict[str, float]:
+def parse_full_data(words: Sequence[str]) -> dict[str, float]:
     """Parse the words of --full-data: `71.3` for every student, or `resnet18=71.3` for one.
 
     Returns:

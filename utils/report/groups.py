@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from utils.config import REGIME_SETTINGS
 from utils.labels.file_digests import NEW
 from utils.report.formulas import Spread, paired, spread
 from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
 from utils.system.files import digest_of_text
 
-REGIME_SETTINGS = (  # settings that a regime implies: how labels and views are made, and the inputs of the loss
-    "labels loss_type temperature ce_weight keep_topk mix_type mixup cutmix hflip min_scale_crops max_scale_crops "
-    "fkd_seed label_order answers topk_mass student_temperature teachers teacher_model teacher_stem teacher_weights"
-).split()
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that have a column of their own; so have the images
 EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared with the groups of all regimes

@@ -10,18 +10,17 @@ their digest, by which a report recognises them. With --again an existing set is
 
 import os
 import sys
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from utils.config import RandomImagesConfig
 from utils.run.classes import Sides, pair_names
 from utils.system.errors import InputError, listing
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
-from utils.system.parser import NATURAL, Parser
 from utils.system.script import run_script
 from utils.views.folders import ImageSet, Samples, open_folder
 from utils.views.identity import know_images
@@ -103,31 +102,19 @@ def record_of(output: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, draw, link."""
-    parser = Parser("Draw a random subset of real images, with as many images per class as another set.")
-    parser.add_argument("real", help="folder of real images, one sub-folder per class")
-    parser.add_argument("--like", required=True, help="folder of the set to match: its classes and images per class")
-    parser.add_argument("--seed", type=NATURAL, default=0, help="seed of the draw")
-    parser.add_argument("--output", required=True, help="folder to make; OUTPUT.txt beside it lists the images")
-    parser.add_argument(
-        "--class-map",
-        metavar="FILE",
-        help=f"lines {SIDES.line}, where the names of class folders differ; the word `sorted` pairs them by position "
-        "(default: by name)",
-    )
-    parser.add_argument("--again", action="store_true", help="keep --output if it is there and holds the same draw")
-    args = parser.parse_args(argv)
+    config = RandomImagesConfig.parse(argv)
     start_log()
-    real = open_folder(args.real, "REAL")
-    like = open_folder(args.like, "--like")
-    output = Path(args.output)
-    samples, how = pair_classes(real, like, args.class_map)
-    drawn = draw_images(samples, Counter(like.targets), args.seed, like.classes)
+    real = open_folder(config.real, "REAL")
+    like = open_folder(config.like, "--like")
+    output = Path(config.output)
+    samples, how = pair_classes(real, like, config.class_map)
+    drawn = draw_images(samples, Counter(like.targets), config.seed, like.classes)
     links = name_links(drawn, like.classes)
     listed = "".join(f"{link}\t{path}\n" for link, path in links.items())
     list_file = output.with_name(f"{output.name}.txt")
-    if args.again and list_file.exists():
-        refuse_another_draw(args, output, links, list_file)
-        log.info("%d real images, drawn with seed %d, are in %s already", len(drawn), args.seed, output)
+    if config.again and list_file.exists():
+        refuse_another_draw(config, output, links, list_file)
+        log.info("%d real images, drawn with seed %d, are in %s already", len(drawn), config.seed, output)
         return
     if output.exists():
         raise InputError(f"--output {output} exists; delete it, or give another folder")
@@ -137,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
             "%d of %d class folders of %s are left out: --like lacks these classes",
             left_out,
             len(real.classes),
-            args.real,
+            config.real,
         )
     log.info("classes are paired %s", how)
     for link, path in links.items():
@@ -145,13 +132,19 @@ def main(argv: list[str] | None = None) -> None:
         (output / link).symlink_to(os.path.abspath(path))
     found = open_folder(output, "--output")
     digest = know_images(str(output), found.samples, workers=1).digests.digest()
-    made = {"real": args.real, "like": args.like, "seed": args.seed, "class_map": args.class_map, "digest": digest}
+    made = {
+        "real": config.real,
+        "like": config.like,
+        "seed": config.seed,
+        "class_map": config.class_map,
+        "digest": digest,
+    }
     write_json(record_of(output), made)
     write_text(list_file, listed)  # written last: it marks the set as complete
-    log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), args.seed, output)
+    log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), config.seed, output)
 
 
-def refuse_another_draw(args: Namespace, output: Path, links: dict[str, str], list_file: Path) -> None:
+def refuse_another_draw(config: RandomImagesConfig, output: Path, links: dict[str, str], list_file: Path) -> None:
     """Raise InputError if `output` does not hold the images that would be drawn now."""
     before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
     try:
@@ -160,8 +153,8 @@ def refuse_another_draw(args: Namespace, output: Path, links: dict[str, str], li
         same = False
     if not same:
         raise InputError(
-            f"--output {output} does not hold the draw of seed {args.seed} from {args.real} like {args.like}; give the "
-            f"REAL, --like and --seed of before, or delete {output}, {list_file} and what was made of them"
+            f"--output {output} does not hold the draw of seed {config.seed} from {config.real} like {config.like}; "
+            f"give the REAL, --like and --seed of before, or delete {output}, {list_file} and what was made of them"
         )
 
 

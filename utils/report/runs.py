@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class FoundRuns:
     damaged: list[tuple[Path, str]]
 
 
-def find_runs(paths: list[str]) -> FoundRuns:
+def find_runs(paths: Sequence[str]) -> FoundRuns:
     """Read every run in and below `paths`; an unreadable folder does not affect the others.
 
     Raises:

@@ -9,22 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
-from utils.run.checkpoint import EARLIER
-from utils.training.losses import NEEDS_LOGITS, TEMPERED
+from utils.training.losses import NEEDS_LOGITS
 
-# Arguments that never change the figure of the last epoch, whatever the others are.
-NEUTRAL = frozenset(
-    # runs of a group differ in the seed; training side by side gives the same students as training alone
-    "seed side_by_side output_dir overwrite resume dry_run workers no_progress verify_labels accept_labels "
-    # place where images are decoded; epochs between evaluations
-    "loader eval_every "
-    # without it, a run that needs labels a second time is refused; any other run is the same with it
-    "reuse_labels "
-    # folders and files: digests of images, classes, labels, validation images and teachers identify their content
-    "train_dir val_dir fkd_path teacher_checkpoint class_order class_map classes ipc "
-    "wandb_project wandb_mode wandb_group wandb_tags".split()
-)
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # how labels were made
 NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not their content
 VALIDATION = "validation", "val_images"  # they identify the validation set: by content; in old runs, by file names
@@ -44,7 +32,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
-    idle = {*NEUTRAL, *without_effect(args, labels)}
+    idle = {*NEUTRAL_IN_REPORTS, *without_effect(args, labels)}
     settings = {name: value for name, value in args.items() if name not in idle and value is not None}
     settings["images"] = image_digest(run)
     settings |= run.summary.get("versions", {})
@@ -131,12 +119,12 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}
-    if loss in TEMPERED and divided:
+    if loss in TEMPERED_LOSSES and divided:
         shape -= set(SCHEDULED.get(kind, shape))
     else:
         shape |= {"temperature", "temperature_schedule"}
     yield from shape
-    if loss not in TEMPERED:
+    if loss not in TEMPERED_LOSSES:
         yield "student_temperature"
-    if loss not in TEMPERED or args.get("keep_topk") is None:
+    if loss not in TEMPERED_LOSSES or args.get("keep_topk") is None:
         yield "topk_mass"

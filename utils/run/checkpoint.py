@@ -9,33 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.config import EARLIER, FIXED_ON_RESUME
 from utils.labels.image_digests import NAMES, ImageDigests
 from utils.system.archive import WEIGHT_GLOBALS, load_archive, save_archive
 from utils.system.errors import InputError, clause
 from utils.system.text import shorten
 from utils.views.identity import KnownImages
-
-# Arguments that change the result: a run cannot be resumed with others.
-RESULT_ARGUMENTS = (
-    "model stem batch_size gradient_accumulation_steps start_epoch epochs schedule smoothing sgd learning_rate "
-    "momentum weight_decay adamw_lr adamw_weight_decay loss_type temperature ce_weight keep_topk mix_type "
-    "fkd_seed reuse_labels seed input_size mean std precision arithmetic "
-    "labels label_order num_classes train_images val_images val_resize "
-    "teacher_model teacher_stem teachers ipc mixup cutmix min_scale_crops max_scale_crops hflip "
-    "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
-    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers sync_bn"
-).split()
-
-# What checkpoints from before these arguments existed were made with.
-EARLIER = {
-    "temperature_schedule": "constant",
-    "temperature_step_size": 30,
-    "temperature_gamma": 0.7,
-    "temperature_min": 2.0,
-    "student_temperature": "teacher",
-    "topk_mass": "kept",
-    "ema_buffers": "averaged",
-}
 
 
 @dataclass
@@ -67,6 +46,13 @@ class Progress:
     student_temperature: float = 1.0
     next_student_temperature: float = 1.0
     validation: str | None = None
+
+    def finish_epoch(self, row: dict[str, Any]) -> None:
+        """Go on to the next epoch; `row` is the row of metrics.csv of the one that was trained."""
+        self.history.append(row)
+        self.epoch, self.batch = row["epoch"] + 1, 0
+        self.sums, self.samples, self.epoch_seconds = [0.0, 0.0, 0.0], 0, 0.0
+        self.student_temperature = self.next_student_temperature
 
 
 def checked(progress: Progress) -> Progress:
@@ -131,7 +117,7 @@ def save_checkpoint(
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the arguments that change the result; --sync-bn, which one process ignores, is None for one."""
-    found = {name: arguments.get(name) for name in RESULT_ARGUMENTS}
+    found = {name: arguments.get(name) for name in FIXED_ON_RESUME}
     if arguments.get("processes", 1) == 1:
         found["sync_bn"] = None
     return found
@@ -144,9 +130,18 @@ def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
 
 
 def load_checkpoint(
-    path: Path | str, arguments: Mapping[str, Any], images: KnownImages | None = None
+    path: Path | str,
+    arguments: Mapping[str, Any],
+    images: KnownImages | None = None,
+    earlier: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint written by `save_checkpoint`, without running its pickle.
+
+    Args:
+        path: its file.
+        arguments: settings of the run that goes on.
+        images: the training images of the run that goes on.
+        earlier: the digests that checkpoints of earlier releases have in place of those in `arguments`.
 
     Raises:
         InputError: missing, damaged, not ours, or made with arguments that give another result, or from other
@@ -159,7 +154,7 @@ def load_checkpoint(
     stored, folder = state["arguments"], arguments.get("train_dir")
     stored = EARLIER | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
-    earlier = arguments.get("earlier") or {}
+    earlier = earlier or {}
     # digests of earlier releases, which took others, have no word before them
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
@@ -168,7 +163,7 @@ def load_checkpoint(
     arguments = result_arguments(arguments)
     if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # one process, before or now, or an earlier release
         stored["sync_bn"] = arguments["sync_bn"]
-    changed = [name for name in RESULT_ARGUMENTS if plain(stored.get(name)) != plain(arguments.get(name))]
+    changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
         differences = [
             f"{flag(name)} was {shorten(stored.get(name), 200)} and is {shorten(arguments.get(name), 200)}"

@@ -1,6 +1,5 @@
 """The --output-dir of one run."""
 
-import argparse
 import contextlib
 import csv
 import io
@@ -11,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config import TrainConfig
 from utils.run.curves import draw_curves
-from utils.run.side_by_side import students
 from utils.run.summary import COLUMNS, format_value
 from utils.system.errors import InputError, clause
 from utils.system.files import FolderLock, write_json, write_text
@@ -140,29 +139,29 @@ def is_below(path: Path | str, folder: Path | str) -> bool:
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
-def open_folders(args: argparse.Namespace, world: World) -> list[RunFolder]:
-    """Return the `RunFolder` of each of `students(args)`.
+def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
+    """Return the `RunFolder` of each of `config.students()`.
 
     Raises:
         InputError: a folder holds a run, and neither --resume nor --overwrite was given; several students and
             several processes, or no student to resume; a folder is in an image folder.
     """
-    resume, everyone = args.resume is not None, students(args)
-    if len(everyone) > 1 and world.size > 1:
+    resume, students = config.resume is not None, config.students()
+    if len(students) > 1 and world.size > 1:
         raise InputError(
             f"several --seeds or --model train side by side in one process, not in {world.size}; start them without "
             "torchrun, or one after the other"
         )
-    folders = [RunFolder(one.output_dir, args.overwrite, resume, world.is_main) for one in everyone]
-    for flag, images in (("--train-dir", args.train_dir), ("--val-dir", args.val_dir)):
+    folders = [RunFolder(one.output_dir, config.overwrite, resume, world.is_main) for one in students]
+    for flag, images in (("--train-dir", config.train_dir), ("--val-dir", config.val_dir)):
         inside = [folder for folder in folders if images and is_below(folder.path, images)]
         if inside:  # the next run would take it, with its pictures, for a class
             raise InputError(
                 f"--output-dir {inside[0].path} is in the image folder {flag} {images}; give another folder"
             )
-    if len(everyone) > 1 and resume and not any(folder.file(CHECKPOINT).exists() for folder in folders):
+    if len(students) > 1 and resume and not any(folder.file(CHECKPOINT).exists() for folder in folders):
         raise InputError(
-            f"--resume: no student in --output-dir {args.output_dir} has a checkpoint; give the folder that holds "
+            f"--resume: no student in --output-dir {config.output_dir} has a checkpoint; give the folder that holds "
             "their folders, or leave --resume out"
         )
     return folders

@@ -1,11 +1,12 @@
 """What the labels say, compared with the flags and the training folder, before time is spent."""
 
-import argparse
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils.labels.hard import HardViews
+from utils.config import Findings, FKDConfig, TrainConfig, resolve_views
+from utils.labels.hard import HardViews, Phases
 from utils.labels.image_digests import IMAGES
 from utils.labels.opening import open_labels
 from utils.labels.packed import PackedStore
@@ -13,8 +14,6 @@ from utils.labels.packed_manifest import MANIFEST
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore
 from utils.labels.training_views import REUSED, TrainingViews
 from utils.labels.types import TopK
-from utils.run.arguments import settle_views
-from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
@@ -25,41 +24,51 @@ IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18  # 0.46^8 = 0.2 %, 0.46^18 = 1e-6
 
 
-def check_labels(args: argparse.Namespace, train: ImageSet) -> TrainingViews[LabelStore]:
-    """Open --fkd-path and compare it with the arguments and the training folder.
+def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[TrainingViews[LabelStore], Findings]:
+    """Open --fkd-path and compare it with the flags and the training folder.
 
-    What the result depends on is noted in `args`: `mix_type`, `keep_topk`, `topk_mass`, `answers`,
-    `label_order` (None for the stored one), and `labels`, the digest of all that the run needs of them, with
-    `earlier`, the digest that checkpoints of earlier releases state. A dry run takes no digest.
+    A dry run takes no digest of the labels.
 
     Returns:
-        the views of the run; every batch file that the run needs exists.
+        (the views of the run: every batch file that it needs exists; findings with all that
+        the labels say: size and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order`
+        and `labels`).
     """
-    if not args.fkd_path:
+    if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
     # labels that are not packed have no digests of their files, but they may know their images
-    knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
-    store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
-    settle_views(args, stated_views(store) | size_from_boxes(args, store))
+    knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
+    store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
+    stated = stated_views(store) | size_from_boxes(config, store)
+    found = resolve_views(config, found, stated, config.fkd_path)
     accepted = store.settings.get("labels_accepted")
     if isinstance(accepted, str):  # the mark follows the labels
         log.warning("WARNING, accepted: %s", accepted)
-        args.labels_accepted = accepted
-    settle_classes(args, train, store)
-    check_images_of_labels(args, train, store)
-    check_label_flags(args, store)
-    settle_topk_mass(args, store)
+        found = replace(found, labels_accepted=accepted)
+    state_classes(config, train, store)
+    check_images_of_labels(config, train, store)
+    check_label_flags(config, store)
+    topk_mass = resolve_topk_mass(config, store)
+    keep_topk = config.keep_topk
     if store.keep_topk < store.num_classes:
-        args.keep_topk = min(args.keep_topk or store.num_classes, store.keep_topk)
-    args.mix_type, args.answers = store.mix_type, store.answers
-    views = in_order(args, store, len(train.samples))
-    all_of_them = args.reuse_labels or args.label_order
-    needed = range(store.epochs) if all_of_them else soft_epochs(args)
+        keep_topk = min(config.keep_topk or store.num_classes, store.keep_topk)
+    order = resolve_order(config, store)
+    views = in_order(config, store, order, len(train.samples))
+    all_of_them = config.reuse_labels or order != STORED
+    needed = range(store.epochs) if all_of_them else soft_epochs(config)
     store.check_complete(needed)
-    dry = args.dry_run and args.resume is None
-    args.labels = None if dry else store.digest(needed)
-    args.earlier = {} if dry else {"labels": store.legacy_digest()}
-    return views
+    digested = not config.dry_run or config.resume is not None
+    found = replace(
+        found,
+        mix_type=store.mix_type,
+        keep_topk=keep_topk,
+        topk_mass=topk_mass,
+        answers=store.answers,
+        label_order=None if order == STORED else order,
+        labels=store.digest(needed) if digested else None,
+        earlier={**found.earlier, "labels": store.legacy_digest()} if digested else found.earlier,
+    )
+    return views, found
 
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def likely_size(store: LabelStore) -> int | None:
     return reach if boxes >= FEW_BOXES else None
 
 
-def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, int]:
+def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
     """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
 
     The box of about every second batch is cut off by the view's right or lower edge, so that the farthest pixel of
@@ -102,59 +111,60 @@ def size_from_boxes(args: argparse.Namespace, store: LabelStore) -> dict[str, in
         InputError: a box does not fit into --input-size.
     """
     reach, boxes = cutmix_reach(store)
-    if args.input_size is not None and reach > args.input_size:
+    if config.input_size is not None and reach > config.input_size:
         raise InputError(
-            f"--input-size {args.input_size} is smaller than the views of the labels in {args.fkd_path}, whose cutmix "
-            f"boxes reach pixel {reach}; give the --input-size of relabelling"
+            f"--input-size {config.input_size} is smaller than the views of the labels in {config.fkd_path}, whose "
+            f"cutmix boxes reach pixel {reach}; give the --input-size of relabelling"
         )
     if "input_size" in stated_views(store) or not boxes:
         return {}
-    if args.input_size is None and boxes >= FEW_BOXES:
+    if config.input_size is None and boxes >= FEW_BOXES:
         log.info("labels  views of %d px, to which their cutmix boxes reach", reach)
         return {"input_size": reach}
     return {"input_size": reach} if boxes >= MANY_BOXES else {}
 
 
-def soft_epochs(args: argparse.Namespace) -> range:
-    """The epochs on stored labels that are to be trained, hard ones not counted."""
-    phases = phases_of(args)
-    return range(phases.soft_before(args.start_epoch), phases.soft)
+def soft_epochs(config: TrainConfig) -> range:
+    """Return the epochs on stored labels that are to be trained, hard ones not counted."""
+    phases = Phases(config.epochs, config.hard_epochs or 0)
+    return range(phases.soft_before(config.start_epoch), phases.soft)
 
 
-def hard_views(args: argparse.Namespace, samples: Samples, num_classes: int) -> HardViews | None:
-    """What the hard epochs show and answer; None where there are none.
+def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes: int) -> HardViews | None:
+    """Return the views of the hard epochs, which carry their answers; None if there are no such epochs.
 
     Args:
+        config, found: settings.
         samples: list of (path, class).
         num_classes: C, the student's.
     """
-    if not args.hard_epochs:
+    if not config.hard_epochs:
         return None
     if len(samples) < 2:
-        raise InputError(f"--hard-epochs mixes images in pairs, and --train-dir {args.train_dir} holds only one")
-    targets = [target for _, target in samples]
+        raise InputError(f"--hard-epochs mixes images in pairs, and --train-dir {config.train_dir} holds only one")
     return HardViews(
-        targets,
+        [target for _, target in samples],
         num_classes,
-        input_size=args.input_size,
-        batch_size=args.hard_batch_size,
-        smoothing=args.label_smoothing,
-        seed=args.fkd_seed,
+        input_size=found.input_size,
+        batch_size=config.hard_batch_size or 16,
+        smoothing=config.label_smoothing or 0.0,
+        seed=config.fkd_seed,
     )
 
 
-def settle_classes(args: argparse.Namespace, train: ImageSet, store: LabelStore) -> None:
-    """Settle C: what the labels state, else --num-classes, else as many as there are folders."""
-    where = f"the labels in {args.fkd_path}"
+def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
+    """State C to a store that does not know it: --num-classes, else the number of class folders."""
+    where = f"the labels in {config.fkd_path}"
     if store.num_classes_stated:
-        if args.num_classes not in (None, store.num_classes):
+        if config.num_classes not in (None, store.num_classes):
             raise InputError(
-                f"--num-classes {args.num_classes} disagrees with {where}, which have {store.num_classes}; leave it out"
+                f"--num-classes {config.num_classes} disagrees with {where}, which have {store.num_classes}; leave it "
+                "out"
             )
         return
-    chosen = args.num_classes or len(train.classes)
+    chosen = config.num_classes or len(train.classes)
     if chosen < store.num_classes:
-        given = f"--num-classes is {chosen}" if args.num_classes else f"--train-dir has {chosen} class folders"
+        given = f"--num-classes is {chosen}" if config.num_classes else f"--train-dir has {chosen} class folders"
         raise InputError(
             f"{where} name class {store.num_classes - 1} and {given}; give --num-classes, the number of the teacher's "
             "classes (1000 for ImageNet-1K)"
@@ -162,27 +172,36 @@ def settle_classes(args: argparse.Namespace, train: ImageSet, store: LabelStore)
     store.state_classes(chosen)
 
 
-def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> TrainingViews[LabelStore]:
-    """Return the views of a store in the order of training: --label-order, or what is usual for such labels."""
-    order = args.label_order or store.label_order
-    where = f"the labels in {args.fkd_path}"
+def resolve_order(config: FKDConfig, store: LabelStore) -> str:
+    """Return the order in which stored batches are visited: --label-order, or what is usual for such labels."""
+    order = config.label_order or store.label_order
     if order == STORED and not store.has_epochs:
-        raise InputError(f"--label-order {STORED} needs epochs, and {where} are single batches; leave it out")
-    args.label_order = None if order == STORED else order
-    epochs = phases_of(args).soft
-    if order != STORED or args.reuse_labels or epochs > store.epochs:
+        raise InputError(
+            f"--label-order {STORED} needs epochs, and the labels in {config.fkd_path} are single batches; leave it out"
+        )
+    return order
+
+
+def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) -> TrainingViews[LabelStore]:
+    """Return the views of a store in an order of training, one of `config.LABEL_ORDERS`.
+
+    Raises:
+        InputError: the run needs more labels than there are.
+    """
+    where = f"the labels in {config.fkd_path}"
+    epochs = Phases(config.epochs, config.hard_epochs or 0).soft
+    if order != STORED or config.reuse_labels or epochs > store.epochs:
         store.refuse_gap()
         warn_of_unfinished_labels(store)
-    asked = f"--epochs {args.epochs}" + (
-        f" without the {args.hard_epochs} of --hard-epochs" if args.hard_epochs else ""
-    )
+    hard = f" without the {config.hard_epochs} of --hard-epochs" if config.hard_epochs else ""
+    asked = f"--epochs {config.epochs}{hard}"
     if order == STORED:
-        if epochs > store.epochs and not args.reuse_labels:
+        if epochs > store.epochs and not config.reuse_labels:
             raise InputError(
                 f"{asked} is more than the {store.epochs} epochs of {where}; lower it, relabel, or add "
                 "--reuse-labels to visit stored epochs again"
             )
-        return TrainingViews(store, REUSED if args.reuse_labels else STORED, args.fkd_seed)
+        return TrainingViews(store, REUSED if config.reuse_labels else STORED, config.fkd_seed)
     wanted = store.batches_per_epoch if store.has_epochs else num_images // store.batch_size
     stored = store.stored_batches()
     if order == SAMPLED and wanted > stored:
@@ -190,12 +209,12 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> Tr
             f"--label-order {SAMPLED} draws {wanted} batches for an epoch of {num_images} images, but {where} are only "
             f"{stored}; give --label-order {SHUFFLED}"
         )
-    if epochs * wanted > stored and not args.reuse_labels:
+    if epochs * wanted > stored and not config.reuse_labels:
         raise InputError(
             f"{asked} of {wanted} batches are more than the {stored} of {where}; lower it, or add "
             "--reuse-labels to visit stored batches again"
         )
-    return TrainingViews(store, order, args.fkd_seed, wanted)
+    return TrainingViews(store, order, config.fkd_seed, wanted)
 
 
 def warn_of_unfinished_labels(store: LabelStore) -> None:
@@ -208,9 +227,9 @@ def warn_of_unfinished_labels(store: LabelStore) -> None:
         )
 
 
-def check_images_of_labels(args: argparse.Namespace, train: ImageSet, store: LabelStore) -> None:
+def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
     """Labels and training folder must be about as many images, of no more classes than the labels know."""
-    where = f"the labels in {args.fkd_path}"
+    where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
     knows = store.image_digests is not None and store.has_epochs  # then `identify_images` says which are missing
     if (
@@ -220,17 +239,17 @@ def check_images_of_labels(args: argparse.Namespace, train: ImageSet, store: Lab
     ):
         about = "cover" if store.has_epochs else "name the first"
         raise InputError(
-            f"--train-dir {args.train_dir} holds {images} images, but {where} {about} {store.num_images}; they belong "
-            "to another image set"
+            f"--train-dir {config.train_dir} holds {images} images, but {where} {about} {store.num_images}; they "
+            "belong to another image set"
         )
     if images < store.batch_size and not store.has_epochs:
         raise InputError(
-            f"--train-dir {args.train_dir} holds {images} images, fewer than a batch of {where}; they belong to "
+            f"--train-dir {config.train_dir} holds {images} images, fewer than a batch of {where}; they belong to "
             "another image set"
         )
     if len(train.classes) > store.num_classes:
         raise InputError(
-            f"--train-dir {args.train_dir} has {len(train.classes)} classes, but {where} have {store.num_classes}; "
+            f"--train-dir {config.train_dir} has {len(train.classes)} classes, but {where} have {store.num_classes}; "
             "they belong to another image set"
         )
 
@@ -244,33 +263,36 @@ def unlikely_gap(images: int, store: LabelStore) -> bool:
     return (images - store.num_images) * rows / images > IMPOSSIBLE
 
 
-def check_label_flags(args: argparse.Namespace, store: LabelStore) -> None:
+def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
     """Flags must agree with what the labels state."""
-    where = f"the labels in {args.fkd_path}"
-    if args.batch_size != store.batch_size:
+    where = f"the labels in {config.fkd_path}"
+    if config.batch_size != store.batch_size:
         raise InputError(
-            f"--batch-size {args.batch_size} is not that of {where}, which is {store.batch_size}; use it, and "
+            f"--batch-size {config.batch_size} is not that of {where}, which is {store.batch_size}; use it, and "
             "--gradient-accumulation-steps to need less memory"
         )
-    stated = args.mix_type and args.mix_type.lower()
+    stated = config.mix_type and config.mix_type.lower()
     if stated and stated != store.mix_type:
-        raise InputError(f"--mix-type {args.mix_type} disagrees with {where}, which are {store.mix_type}; leave it out")
-    if args.keep_topk and args.keep_topk > store.num_classes:
-        raise InputError(f"--keep-topk {args.keep_topk} is more than the {store.num_classes} classes of {where}")
-    if args.loss_type in NEEDS_LOGITS and store.answers == "probabilities":
         raise InputError(
-            f"--loss-type {args.loss_type} compares logits, but {where} are probabilities; use --loss-type kl"
+            f"--mix-type {config.mix_type} disagrees with {where}, which are {store.mix_type}; leave it out"
+        )
+    if config.keep_topk and config.keep_topk > store.num_classes:
+        raise InputError(f"--keep-topk {config.keep_topk} is more than the {store.num_classes} classes of {where}")
+    if config.loss_type in NEEDS_LOGITS and store.answers == "probabilities":
+        raise InputError(
+            f"--loss-type {config.loss_type} compares logits, but {where} are probabilities; use --loss-type kl"
         )
 
 
-def settle_topk_mass(args: argparse.Namespace, store: LabelStore) -> None:
-    """Settle --topk-mass by what the labels store: where they lack the mass of the other classes, it cannot be kept."""
+def resolve_topk_mass(config: FKDConfig, store: LabelStore) -> str:
+    """Return `kept` or `renormalised` for --topk-mass; labels that lack the mass of other classes cannot keep it."""
     answers = store.read(0, 0).logits
     lacking = isinstance(answers, TopK) and answers.rest is None
-    if args.topk_mass == "kept" and lacking:
+    if config.topk_mass == "kept" and lacking:
         raise InputError(
-            f"--topk-mass kept needs the mass of the classes that the labels in {args.fkd_path} do not store; use "
+            f"--topk-mass kept needs the mass of the classes that the labels in {config.fkd_path} do not store; use "
             "renormalised, or leave it out"
         )
-    if args.topk_mass == "auto":
-        args.topk_mass = "renormalised" if lacking else "kept"
+    if config.topk_mass == "auto":
+        return "renormalised" if lacking else "kept"
+    return config.topk_mass

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
+from utils.config import ENSEMBLE_RULES, IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.agreement import assign, pick_evenly
 from utils.labels.types import Mix
 from utils.run.teacher_inquiry import Inquiry, Question, ReplaySettings, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar
-from utils.training.teachers import RULES
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
 
 SIZES = (32, 64, 128, 160, 192, 224, 256, 288, 299, 384)
 NORMALISATIONS = {
@@ -181,7 +180,7 @@ def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> It
         yield Hypothesis("box", "if rows and columns of the cutmix boxes are exchanged", again, {"swap_box": True})
     yield Hypothesis("resize", "if views are resized without antialiasing", "", {"antialias": False}, harmless=True)
     if len(inquiry.teachers.teachers) > 1:
-        for rule in RULES:
+        for rule in ENSEMBLE_RULES:
             if rule != inquiry.teachers.rule:
                 yield Hypothesis("rule", f"if combined by the rule {rule}", f"give --ensemble {rule}", {"rule": rule})
     if inquiry.store.batch_size > 1:

@@ -1,52 +1,68 @@
-"""One student of a run: its model, its progress, and the folder that it leaves behind."""
+"""A student in training: everything that is one student's own, in memory and on disk."""
 
-import argparse
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from utils.run import arguments
+from utils.config import TEMPERED_LOSSES, Findings, TrainConfig, run_settings
+from utils.labels.hard import Phases
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.run.curves import title_of
 from utils.run.folder import BEST, CHECKPOINT, RunFolder
-from utils.run.objectives import Objectives
 from utils.run.summary import COLUMNS, describe_epoch, summarise
 from utils.run.tracker import NoTracker, WandbTracker, run_metadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.ranks import ALONE, World
 from utils.training.average import AveragedModel
-from utils.training.batch_norm import synchronise
-from utils.training.learner import Learner
-from utils.training.metrics import Metrics
+from utils.training.batch_norm import SyncBatchNorm, synchronise
+from utils.training.graphs import CapturedStep, captures
+from utils.training.losses import LastMicroBatch, build_loss
+from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
-from utils.training.schedules import lr_factor
+from utils.training.random_numbers import RandomStream
+from utils.training.schedules import lr_factor, temperature_at
+from utils.training.temperatures import Temperatures
 from utils.views.identity import KnownImages
 
 CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
 
 
 class Student:
-    """A student with its optimizer, loss and progress; it knows nothing of where batches come from.
+    """A student with what its steps need, the figures that they add up to, and the folder that it leaves behind.
 
     Args:
-        args: settled arguments with the student's own `model`, `seed` and `output_dir`.
-        num_classes: outputs of the student.
+        config: settings of this student alone, see `TrainConfig.students`.
+        found: what is known beside the flags.
+        num_classes: C, outputs of the student.
         folder: `RunFolder`; claimed by `session`.
         device: torch.device.
         world: `World`; its first rank alone writes and logs.
         images: the training images, which a resumed run must find again.
 
     Attributes:
-        learner: what takes the steps.
-        progress: `Progress`.
-        log: the log, under the student's name where there are several.
+        model, optimizer: as initialised or resumed.
+        precision: its own, because fp16 adapts its loss scaling to one model.
+        average: moving average of the weights, which is evaluated instead of the model; None without --ema-decay.
+        random: its random state, so that students side by side draw the numbers that each would draw alone.
+        progress: how far it has come; persisted.
+        sums: loss and hits of the epoch in training.
+        loss_fn: `loss(outputs, soft_labels, targets) -> scalar` of this epoch.
+        graph: takes this epoch's steps as a CUDA graph; None where steps are eager.
+        micro_batch: images of this epoch that go through the model at once, over all ranks.
+        joint_loss: this epoch's loss is no mean over rows (dist): ranks compute it of all rows.
+        joint_statistics: batch statistics are those of all ranks, so that a rank without rows takes part.
+        last_micro_batch: what a calibrated temperature compares; else None.
+        failed: the error that ended its training; None while it trains.
 
     Raises:
         InputError: the model cannot be built, or --resume does not fit.
@@ -54,70 +70,115 @@ class Student:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        config: TrainConfig,
+        found: Findings,
         num_classes: int,
         folder: RunFolder,
         device: torch.device,
         world: World = ALONE,
         images: KnownImages | None = None,
     ) -> None:
-        self.args, self.folder, self.world, self.images = args, folder, world, images
+        self.config, self.found, self.folder, self.world, self.images = config, found, folder, world, images
         self.started = time.time()
-        self.name = f"{args.model}-seed{args.seed}"
-        self.log = NamedLog(self.name, args.side_by_side > 1)
-        precision = Precision(args.precision, device)  # its own, since fp16 adapts its loss scaling
-        model = build_student(args.model, num_classes, args.seed, args.stem, args.input_size)
-        model = precision.place(model)
-        if args.sync_bn and world.size > 1:
-            synchronise(model, world)
-        self.base_lr = args.learning_rate if args.sgd else args.adamw_lr
-        weight_decay = args.weight_decay if args.sgd else args.adamw_weight_decay
-        optimizer = build_optimizer(model, args.sgd, self.base_lr, weight_decay, args.momentum)
-        average = AveragedModel(model, args.ema_decay, args.ema_buffers) if args.ema_decay is not None else None
-        self.objectives = Objectives(args, num_classes, model, precision, world)
-        self.progress = Progress(epoch=args.start_epoch)
-        # of several, one that has no checkpoint starts anew and catches up
-        if args.resume is not None and (args.side_by_side == 1 or folder.file(CHECKPOINT).exists()):
-            self.progress = self._resume(model, optimizer, precision.scaler, average and average.model)
-        self.seconds_before = self.progress.seconds
-        if not world.is_main:  # other dropout masks than rank 0's
-            torch.manual_seed(hash((args.seed, world.rank, self.progress.epoch)) % 2**63)
-        loss_fn, step = self.objectives.loss_fn, self.objectives.step
-        self.learner = Learner(model, optimizer, loss_fn, precision, arguments.micro_batch(args), step, average)
+        self.name = config.student_name
+        self.log = NamedLog(self.name, found.side_by_side > 1)
+        self.failed: InputError | None = None
         self.tracker: WandbTracker | NoTracker = NoTracker()
 
-    def _resume(self, *parts: Any) -> Progress:
-        path = self.args.resume or self.folder.file(CHECKPOINT)
-        state = load_checkpoint(path, vars(self.args), self.images)
-        progress = restore(state, *parts)
-        self.log.info("resumed from %s at epoch %d, batch %d", path, progress.epoch, progress.batch)
-        return progress
+        self.precision = Precision(config.precision, device)
+        model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size)
+        self.model = self.precision.place(model)
+        if config.sync_bn and world.size > 1:
+            synchronise(self.model, world)
+        weight_decay = config.weight_decay if config.sgd else config.adamw_weight_decay
+        self.optimizer = build_optimizer(self.model, config.sgd, config.base_lr, weight_decay, config.momentum)
+        self.average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            self.average = AveragedModel(self.model, config.ema_decay, config.ema_buffers)
 
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model in training."""
-        return self.learner.model
+        self.progress = Progress(epoch=config.start_epoch)
+        # with several students, one without a checkpoint starts from scratch and catches up
+        if config.resume is not None and (found.side_by_side == 1 or folder.file(CHECKPOINT).exists()):
+            self.resume(config.resume or folder.file(CHECKPOINT))
+        self.seconds_before = self.progress.seconds
+        if not world.is_main:  # other dropout masks than rank 0's
+            torch.manual_seed(hash((config.seed, world.rank, self.progress.epoch)) % 2**63)
+        self.random = RandomStream(device)
+
+        self.last_micro_batch: LastMicroBatch | None = None
+        if config.student_temperature == "calibrated":
+            self.last_micro_batch = LastMicroBatch(config.micro_batch, num_classes, device)
+        self.temperatures = Temperatures(
+            self.temperature_in,
+            config.student_temperature,
+            config.temperature_schedule != "constant",
+            self.last_micro_batch,
+            device,
+        )
+        self.soft_loss = build_loss(
+            config.loss_type,
+            temperature=self.temperatures.teacher,
+            ce_weight=config.ce_weight,
+            keep_topk=found.keep_topk,
+            answers=found.answers,
+            student_temperature=self.temperatures.student,
+            renormalise=found.topk_mass == "renormalised",
+            last=self.last_micro_batch,
+        )
+        self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
+        self.phases = Phases(config.epochs, config.hard_epochs or 0)
+        # soft and hard epochs have a graph each, because a captured step has one loss and one batch size
+        captured = captures(self.precision, world)
+        self.soft_graph = CapturedStep() if captured else None
+        self.hard_graph = CapturedStep() if captured and self.phases.hard else None
+        self.start_epoch(self.progress.epoch)
+
+    def resume(self, path: Any) -> None:
+        """Take everything from a checkpoint."""
+        settings = run_settings(self.config, self.found)
+        state = load_checkpoint(path, settings, self.images, self.found.earlier)
+        average = None if self.average is None else self.average.model
+        self.progress = restore(state, self.model, self.optimizer, self.precision.scaler, average)
+        self.log.info("resumed from %s at epoch %d, batch %d", path, self.progress.epoch, self.progress.batch)
 
     @property
     def position(self) -> tuple[int, int]:
         """(epoch, batch) that it takes next."""
         return self.progress.epoch, self.progress.batch
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated."""
+        return self.model if self.average is None else self.average.model
+
+    def temperature_in(self, epoch: int) -> float:
+        """Return the teacher's temperature in an epoch."""
+        config = self.config
+        return temperature_at(
+            config.temperature_schedule,
+            epoch,
+            config.epochs,
+            start=config.temperature,
+            step_size=config.temperature_step_size,
+            gamma=config.temperature_gamma,
+            low=config.temperature_min,
+        )
+
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Own the folder and log to W&B until the block ends."""
-        args, public = self.args, arguments.public(self.args)
+        config, settings = self.config, run_settings(self.config, self.found)
         first = self.world.is_main
-        with self.folder.claimed(public, self.name) if first else contextlib.nullcontext():
+        with self.folder.claimed(settings, self.name) if first else contextlib.nullcontext():
             try:
                 if first:
                     self.tracker = start_tracker(
-                        project=args.wandb_project,
-                        mode=args.wandb_mode,
-                        api_key=args.wandb_api_key,
-                        folder=args.output_dir,
-                        config=public,
-                        metadata=run_metadata(args),
+                        project=config.wandb_project,
+                        mode=config.wandb_mode,
+                        api_key=config.wandb_api_key,
+                        folder=config.output_dir,
+                        config=settings,
+                        metadata=run_metadata(settings),
                         run_id=self.progress.wandb_id,
                     )
                 # a piece without W&B keeps the run of the pieces before, which a later piece may go on with
@@ -126,51 +187,81 @@ class Student:
             finally:
                 self.tracker.finish()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Set the rate; be ready for the batches of `epoch` that are left."""
-        args, progress = self.args, self.progress
-        self.lr = self.base_lr * lr_factor(args.schedule, epoch, args.epochs, args.smoothing)
-        set_lr(self.learner.optimizer, self.lr)
-        objective, learner = self.objectives.start_epoch(epoch, progress), self.learner
-        learner.loss_fn, learner.step, learner.micro_batch, self.columns = objective
-        before = (progress.sums, progress.samples) if self.world.is_main else ()  # to be counted once
-        self.learner.start_epoch(progress.batch, *before)
+    @contextlib.contextmanager
+    def failing_alone(self) -> Iterator[None]:
+        """Record an InputError as this student's failure, so that the others go on."""
+        try:
+            yield
+        except InputError as error:
+            self.failed = error
+            if self.found.side_by_side > 1:
+                self.log.warning("FAILED: %s", error)
 
-    def note_training(self, seconds: float, label_file: Callable | None = None) -> None:
-        """Note in the progress the batches that were taken in so many seconds.
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare for the batches of an epoch that are left: learning rate, loss, temperatures, sums."""
+        config, progress = self.config, self.progress
+        self.lr = config.base_lr * lr_factor(config.schedule or "linear", epoch, config.epochs, config.smoothing)
+        set_lr(self.optimizer, self.lr)
+        self.columns: dict[str, Any] = {}
+        if self.phases.is_hard(epoch):
+            self.loss_fn: Callable = soft_cross_entropy
+            self.joint_loss = False
+            self.graph, self.micro_batch = self.hard_graph, config.hard_batch_size or 0
+        else:
+            self.loss_fn = self.soft_loss
+            self.joint_loss = config.loss_type == "dist"
+            self.graph, self.micro_batch = self.soft_graph, config.micro_batch
+            teacher, student = self.temperatures.start_epoch(epoch, progress.student_temperature)
+            if config.loss_type in TEMPERED_LOSSES:
+                self.columns = {"teacher_temperature": teacher, "student_temperature": student}
+        self.model.train()
+        self.sums = MetricSums(self.precision.device)
+        if self.world.is_main:  # the sums of batches before a restart are all ranks', so they count once
+            self.sums = MetricSums(self.precision.device, progress.sums, progress.samples)
+
+    def record_training(self, seconds: float, label_file: Callable | None = None) -> None:
+        """Record in the progress the batches that were taken in so many seconds.
+
+        Args:
+            seconds: wall clock.
+            label_file: (epoch, batch) -> file of its soft labels, hard epochs not counted; for errors.
 
         Raises:
             InputError: the training diverged; the checkpoint is as it was before that epoch.
         """
-        sums, progress = self.learner.sums.sum_over(self.world), self.progress
+        sums, progress = self.sums.sum_over(self.world), self.progress
+        hard = self.phases.is_hard(progress.epoch)
+        if label_file is not None:
+            label_file = None if hard else partial(label_file, self.phases.soft_before(progress.epoch))
         self.refuse_divergence(label_file)
-        if sums.losses:
-            self.objectives.note_training(progress)
+        if sums.losses and self.last_micro_batch is not None and not hard:
+            progress.next_student_temperature = self.temperatures.calibrate(self.world)
         progress.batch += len(sums.losses)
         progress.sums, progress.samples = sums.sums.tolist(), sums.samples
         progress.epoch_seconds += seconds
 
+    def refuse_divergence(self, label_file: Callable | None) -> None:
+        """Raise InputError if the loss of a batch, or a weight after the last one, is not finite."""
+        epoch, bad = self.progress.epoch, self.sums.first_non_finite()
+        finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
+        if bad is None and finite:
+            return
+        what = "the student's weights are" if bad is None else "the loss is"
+        batch = self.progress.batch + (len(self.sums.losses) - 1 if bad is None else bad)
+        labels = f" (labels: {label_file(batch)})" if label_file else ""
+        if batch == 0 and epoch == self.config.start_epoch and bad is not None:
+            cause = "no step was taken yet, so look for extreme values in the labels, --mean or --std"
+        else:
+            rate = "-lr/--learning-rate" if self.config.sgd else "--adamw-lr"
+            precision = "or give --precision bf16, " if self.precision.name == "fp16" else ""
+            path = self.folder.file(CHECKPOINT)
+            kept = f"{path} is from before this epoch" if path.exists() else "no checkpoint was written yet"
+            cause = f"most likely the learning rate is too high: lower {rate}, {precision}and start again ({kept})"
+        raise InputError(f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {cause}")
+
     def finish_epoch(self, evaluation: Metrics | None, seconds: float) -> None:
         """Record an epoch and its evaluation of so many seconds: progress, log, best, checkpoint, metrics.csv, W&B."""
-        row, progress, fresh = self.row(evaluation, seconds), self.progress, Progress()
-        progress.batch, progress.sums, progress.samples = fresh.batch, fresh.sums, fresh.samples
-        progress.epoch, progress.epoch_seconds = row["epoch"] + 1, fresh.epoch_seconds
-        progress.student_temperature = progress.next_student_temperature
-        progress.history.append(row)
-        if not self.world.is_main:
-            return
-        self.log.info(describe_epoch(row, self.args.epochs))
-        if row["val_top1"] is not None and (progress.best_top1 is None or row["val_top1"] > progress.best_top1):
-            progress.best_top1, progress.best_epoch = row["val_top1"], row["epoch"]
-            save_best(self.folder.file(BEST), progress, self.learner.evaluated)
-        if progress.epoch == self.args.epochs or self.folder.checkpoint_age() > CHECKPOINT_SECONDS:
-            self.save()
-        self.folder.write_metrics(progress.history)
-        self.tracker.log(row)
-
-    def row(self, evaluation: Metrics | None, seconds: float) -> dict:
-        """The row of metrics.csv of the epoch that was trained, and evaluated in so many seconds."""
-        progress, training = self.progress, self.learner.sums.result()
+        progress, training = self.progress, self.sums.result()
         row = dict.fromkeys(COLUMNS) | self.columns
         row |= {
             "epoch": progress.epoch,
@@ -184,83 +275,72 @@ class Student:
         if evaluation is not None:
             row |= {"val_loss": evaluation.loss, "val_top1": evaluation.top1, "val_top5": evaluation.top5}
             row["val_seconds"] = seconds
-        return row
-
-    def refuse_divergence(self, label_file: Callable | None) -> None:
-        """Raise InputError where the loss of a batch, or a weight after the last one, is not finite."""
-        sums, epoch = self.learner.sums, self.progress.epoch
-        bad = sums.first_non_finite()
-        finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
-        if bad is None and finite:
+        progress.finish_epoch(row)
+        if not self.world.is_main:
             return
-        what = "the student's weights are" if bad is None else "the loss is"
-        batch = self.progress.batch + (len(sums.losses) - 1 if bad is None else bad)
-        labels = f" (labels: {label_file(batch)})" if label_file else ""
-        first_step = batch == 0 and epoch == self.args.start_epoch and bad is not None
-        raise InputError(
-            f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {self.likely_cause(first_step)}"
-        )
+        self.log.info(describe_epoch(row, self.config.epochs))
+        if evaluation is not None and (progress.best_top1 is None or evaluation.top1 > progress.best_top1):
+            progress.best_top1, progress.best_epoch = evaluation.top1, row["epoch"]
+            save_best(self.folder.file(BEST), progress, self.evaluated)
+        if progress.epoch == self.config.epochs or self.folder.checkpoint_age() > CHECKPOINT_SECONDS:
+            self.save()
+        self.folder.write_metrics(progress.history)
+        self.tracker.log(row)
 
-    def likely_cause(self, first_step: bool) -> str:
-        """Why training diverged, most likely, and what to do about it."""
-        if first_step:
-            return "no step was taken yet, so look for extreme values in the labels, --mean or --std"
-        rate = "-lr/--learning-rate" if self.args.sgd else "--adamw-lr"
-        precision = "or give --precision bf16, " if self.learner.precision.name == "fp16" else ""
-        where = self.folder.file(CHECKPOINT)
-        kept = f"{where} is from before this epoch" if where.exists() else "no checkpoint was written yet"
-        return f"most likely the learning rate is too high: lower {rate}, {precision}and start again ({kept})"
-
-    def save(self) -> None:
-        """Write the checkpoint from which --resume continues."""
-        self.progress.seconds = self.seconds_before + time.time() - self.started
-        learner, path = self.learner, self.folder.file(CHECKPOINT)
-        with learner.random:
-            save_checkpoint(
-                path,
-                self.progress,
-                model=learner.model,
-                optimizer=learner.optimizer,
-                scaler=learner.precision.scaler,
-                arguments=vars(self.args),
-                average=None if learner.average is None else learner.average.model,
-                images=self.images.digests if self.images else None,
-            )
-
-    def note_validation(self, digest: str) -> None:
-        """Note the digest of the validation images, or compare it with that of the evaluations before.
+    def record_validation(self, digest: str) -> None:
+        """Record the digest of the validation images, or compare it with that of the evaluations before.
 
         Raises:
             InputError: the run was evaluated on other images before it was resumed.
         """
         if self.progress.validation not in (None, digest):
             raise InputError(
-                f"--val-dir {self.args.val_dir} holds other images, or other classes of them, than those that this run "
-                "was evaluated on before; put them back and resume again, or start another run"
+                f"--val-dir {self.config.val_dir} holds other images, or other classes of them, than those that this "
+                "run was evaluated on before; put them back and resume again, or start another run"
             )
         self.progress.validation = digest
+
+    def save(self) -> None:
+        """Write the checkpoint from which --resume continues."""
+        self.progress.seconds = self.seconds_before + time.time() - self.started
+        with self.random:
+            save_checkpoint(
+                self.folder.file(CHECKPOINT),
+                self.progress,
+                model=self.model,
+                optimizer=self.optimizer,
+                scaler=self.precision.scaler,
+                arguments=run_settings(self.config, self.found),
+                average=None if self.average is None else self.average.model,
+                images=self.images.digests if self.images else None,
+            )
 
     def report(self, labels: dict, images: dict, validation: dict) -> None:
         """Write summary.json and curves.png, print the headline; arguments as for `summarise`."""
         validation = validation | {"digest": self.progress.validation}
-        summary = summarise(self.progress, arguments.public(self.args), labels, images, validation)
+        summary = summarise(self.progress, run_settings(self.config, self.found), labels, images, validation)
         self.folder.write_metrics(self.progress.history)
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
         self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
-        self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.args.loss_type)
+        self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
 
 
+def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits [B, C] with probabilities [B, C], those of `HardViews`: batch mean."""
+    return F.cross_entropy(outputs, answers)
+
+
 class NamedLog(logging.LoggerAdapter):
-    """The log of one student: `owner` on every record, and its name before the text where there are several."""
+    """The log of one student: `owner` on every record, and its name before the text if there are several."""
 
     def __init__(self, owner: str, several: bool) -> None:
         super().__init__(log, {"owner": owner})
         self.prefix = f"{owner}  " if several else ""
 
     def process(self, msg: str, kwargs: MutableMapping) -> tuple[str, MutableMapping]:
-        """As LoggerAdapter's."""
+        """Add the prefix and the owner."""
         return self.prefix + msg, {**kwargs, "extra": self.extra}

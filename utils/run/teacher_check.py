@@ -1,88 +1,59 @@
 """Check that stored labels are a teacher's logits for images: `python -m utils.labels verify --arch …`."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.labels.command import TeacherCheck
+from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
 from utils.labels.opening import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
 from utils.labels.views import index_of
-from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
 from utils.run.label_checks import likely_size
 from utils.run.label_hypotheses import Explanation, explain
 from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.parser import COUNT, POSITIVE
 from utils.training.precision import Precision, pick_device
 from utils.training.teachers import Ensemble
 from utils.views.folders import Samples, open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
 
 ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `verify` for a teacher and images."""
-    parser.add_argument("--images", help="distilled images, one sub-folder per class: ask a teacher about them")
-    add_answering_arguments(parser)
-    group = parser.add_argument_group("views")
-    group.add_argument(
-        "--input-size",
-        type=COUNT,
-        help="side of the views (default: as the labels, or their cutmix boxes, say; or 224)",
-    )
-    group.add_argument("--mean", type=float, nargs=3, help="channel means (default: as the labels say, or ImageNet's)")
-    group.add_argument("--std", type=POSITIVE, nargs=3, help="channel standard deviations (default: likewise)")
-    group.add_argument("--temperature", type=POSITIVE, default=20.0, help="of labels that are probabilities (HALD)")
-    group = parser.add_argument_group("device")
-    group.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: CUDA where there is one"
-    )
-    group.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32", help="arithmetic of the teacher"
-    )
-    group.add_argument("-v", "--verbose", action="store_true", help="print the differences of each batch")
-
-
-def run(args: argparse.Namespace) -> bool:
+def run(config: VerifyConfig) -> bool:
     """Check labels with the teacher that the flags name, and print the result; return False if they name none.
 
     Raises:
         InputError: the labels are not its logits for the images, or the flags contradict each other or the labels.
     """
-    if not args.images:
-        if args.arch or args.checkpoint or args.preset:
+    if not config.images:
+        if config.arch or config.checkpoint or config.preset:
             raise InputError("--images is missing; give the folder of images that the labels are about")
         return False
-    if not (args.arch or args.preset):
+    if not (config.arch or config.preset):
         raise InputError("--arch is missing; give the model whose answers the labels are")
-    samples = open_folder(args.images, "--images").samples
-    store = open_labels(args.path, args.fkd_seed)
+    samples = open_folder(config.images, "--images").samples
+    store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
-    args.ensemble = args.ensemble or (None if args.preset else stated.get("ensemble"))
-    names, files, rule = choose_teachers(args)
-    weights = choose_weights(args, names, files)
-    refuse_contradictions(args, stated)
-    size = args.input_size or stated.get("input_size") or likely_size(store) or 224
-    precision = Precision(args.precision, pick_device(args.device))
-    teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=size)
+    names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
+    refuse_contradictions(config, stated)
+    size = config.input_size or stated.get("input_size") or likely_size(store) or 224
+    precision = Precision(config.precision, pick_device(config.device))
+    teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=size)
     replay = ReplaySettings(
         size,
-        args.mean or stated.get("mean", IMAGENET_MEAN),
-        args.std or stated.get("std", IMAGENET_STD),
-        temperature=args.temperature,
+        config.mean or stated.get("mean", IMAGENET_MEAN),
+        config.std or stated.get("std", IMAGENET_STD),
+        temperature=config.temperature,
     )
     inquiry = Inquiry(store, samples, teachers)
-    verdict = first_verdict(inquiry, replay, args.path, args.images)
-    if args.verbose:
+    verdict = first_verdict(inquiry, replay, config.path, config.images)
+    if config.verbose:
         print_batches(verdict)
-    seed = None if states_index(store) else args.fkd_seed
+    seed = None if states_index(store) else config.fkd_seed
     explanation = Explanation([], verdict) if verdict.tight else explain(inquiry, replay, verdict, seed)
-    print(judgement(args.path, inquiry, explanation))
+    print(judgement(config.path, inquiry, explanation))
     return True
 
 
@@ -91,14 +62,14 @@ def stated_settings(store: LabelStore) -> dict[str, Any]:
     return store.settings
 
 
-def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
+def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
     """Raise InputError if a flag contradicts the view settings that the labels state."""
     for name in ("input_size", "mean", "std"):
-        given, known = getattr(args, name), stated.get(name)
-        if given is not None and known is not None and given != known:
+        given, known = getattr(config, name), stated.get(name)
+        if given is not None and known is not None and comparable(given) != comparable(known):
             numbers = known if isinstance(known, list) else [known]
             raise InputError(
-                f"--{name.replace('_', '-')} contradicts the labels in {args.path}, which were made with "
+                f"--{name.replace('_', '-')} contradicts the labels in {config.path}, which were made with "
                 f"{' '.join(f'{number:g}' for number in numbers)}; leave it out"
             )
 
@@ -229,32 +200,34 @@ def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
     return judgement(path, inquiry, Explanation([], first_verdict(inquiry, replay, path, folder)))
 
 
-def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble) -> None:
+def check_started(config: RelabelConfig, found: Findings, samples: Samples, teachers: Ensemble) -> None:
     """Check the teachers of a continued relabelling on the first batch that it has stored already.
 
     Other weights in the same file, other images, or a PyTorch that computes differently would mix two label sets.
 
     Args:
-        args: of relabel_FKD.py.
+        config, found: settings of relabel_FKD.py.
         samples: list of (path, class).
         teachers: `Ensemble` that will label the remaining batches.
 
     Raises:
         InputError: their logits differ from the stored ones.
     """
-    if not Path(args.fkd_path, epoch_name(0)).exists():  # another process was writing it when all were stopped
-        log.info("labels  not checked: whether the epochs in %s are these teachers' answers", args.fkd_path)
+    if not Path(config.fkd_path, epoch_name(0)).exists():  # another process was writing it when all were stopped
+        log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return
-    store = open_labels(args.fkd_path, args.fkd_seed)
+    store = open_labels(config.fkd_path, config.fkd_seed)
     inquiry = Inquiry(store, samples, teachers, places=[(0, 0)])
     try:
-        said = check_answers(inquiry, ReplaySettings(args.input_size, args.mean, args.std), args.fkd_path, args.data)
+        said = check_answers(
+            inquiry, ReplaySettings(found.input_size, found.mean, found.std), config.fkd_path, config.data
+        )
     except InputError as error:
         raise InputError(
-            f"the labels that are in {args.fkd_path} already cannot be continued with these teachers and images "
+            f"the labels that are in {config.fkd_path} already cannot be continued with these teachers and images "
             f"({error}); use those of the start, or another folder"
         ) from None
-    log.info("labels  the first batch in %s was compared again: %s", args.fkd_path, said)
+    log.info("labels  the first batch in %s was compared again: %s", config.fkd_path, said)
 
 
 def unchecked(store: LabelStore) -> list[str]:
@@ -271,6 +244,3 @@ def unchecked(store: LabelStore) -> list[str]:
     if store.class_list is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
     return [f"labels  not checked: {sentence}" for sentence in said]
-
-
-CHECK = TeacherCheck(add_arguments, run)

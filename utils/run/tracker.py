@@ -8,8 +8,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,19 +56,21 @@ class RunMetadata:
     several: bool = False
 
 
-def run_metadata(args: Namespace) -> RunMetadata:
-    """Return the metadata of a training run, from its validated arguments."""
-    if getattr(args, "fkd_path", None):
-        labels = Path(args.fkd_path).name
-    elif getattr(args, "teachers", None):
+def run_metadata(settings: Mapping[str, Any]) -> RunMetadata:
+    """Return the metadata of a training run, from its settings as in args.json."""
+    fkd_path, model, loss = settings.get("fkd_path"), settings["model"], settings["loss_type"]
+    if fkd_path:
+        labels = Path(fkd_path).name
+    elif settings["teachers"]:
         labels = "live teacher"
     else:
         labels = "hard labels"
-    images = Path(args.train_dir).name
-    group = args.wandb_group or f"{args.model}, {images}, {labels}, {args.loss_type}, {args.epochs} epochs"
-    words = [*(args.wandb_tags or []), args.model, images, labels, args.loss_type]
+    images = Path(settings["train_dir"]).name
+    group = settings["wandb_group"] or f"{model}, {images}, {labels}, {loss}, {settings['epochs']} epochs"
+    words = [*(settings["wandb_tags"] or []), model, images, labels, loss]
     tags = tuple(dict.fromkeys(word[:TAG_LETTERS] for word in words))
-    return RunMetadata(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
+    name = Path(settings["output_dir"]).name
+    return RunMetadata(name, group[:NAME_LETTERS], "train", tags, settings["side_by_side"] > 1)
 
 
 class WandbTracker:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-BUFFERS = ("averaged", "live")  # BatchNorm running statistics of the EMA: averaged too, or the model's own
+from utils.config import EMA_BUFFERS
 
 
 class AveragedModel:
@@ -20,13 +20,13 @@ class AveragedModel:
     Args:
         model: on its device.
         decay: in (0, 1].
-        buffers: one of BUFFERS.
+        buffers: one of EMA_BUFFERS.
 
     Attributes:
         model: the averaged model, in eval mode, without gradients.
     """
 
-    def __init__(self, model: nn.Module, decay: float, buffers: str = BUFFERS[0]) -> None:
+    def __init__(self, model: nn.Module, decay: float, buffers: str = EMA_BUFFERS[0]) -> None:
         self.live = buffers == "live"
         # deepcopy takes the tensors in its memo as they are, so that these buffers are shared
         shared = {id(buffer): buffer for buffer in model.buffers() if self.live or not buffer.is_floating_point()}

@@ -2,63 +2,61 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from utils.training.learner import Learner
 from utils.views.batch import Batch
 
 MAX_BATCHES_IN_FLIGHT = 2  # batches that students may be working on while the host prepares the next one
 
 
 class Streams:
-    """Hands each batch to all learners of a run.
+    """Hands each batch to all students of a run.
 
-    On a GPU the batches are made on the current stream, and the stream of each learner waits for them. A batch, and
-    so its memory, is kept until every learner has finished with it; this also limits how far the host runs ahead.
+    On a GPU the batches are made on the current stream, and the stream of each student waits for them. A batch, and
+    so its memory, is kept until every student has finished with it; this also limits how far the host runs ahead.
 
     All captured steps share one tensor on the device for the state of the random generator. So if a student draws
     random numbers on the device (dropout), all students use the current stream from then on, one after another.
 
     Args:
-        device: torch.device of the learners.
-        several: there is more than one learner; views are then replayed once, outside of the captured steps.
+        device: torch.device of the students.
+        several: there is more than one student; views are then replayed once, outside of the captured steps.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
         self.device, self.several = device, several
         self.concurrent = several and device.type == "cuda"
-        self.streams: dict[Learner, torch.cuda.Stream] = {}
+        self.streams: dict[Any, torch.cuda.Stream] = {}
         self.in_flight: deque = deque()
 
-    def learn(self, learners: Sequence[Learner], batch: Batch) -> None:
-        """Launch one step of every learner on the batch; returns before a GPU has finished them."""
-        if self.several:
-            batch = batch.ready()
-        for learner in learners:
-            with self.stream_of(learner):
-                learner.learn(batch)
-            if self.concurrent and learner.random.draws_on_device:
-                self.join()
-                self.concurrent = False
-        self.hold(batch)
+    def share(self, batch: Batch) -> Batch:
+        """Return the batch as the students take it: with its views made, if there are several students."""
+        return batch.ready() if self.several else batch
 
     @contextlib.contextmanager
-    def stream_of(self, learner: Learner) -> Iterator[None]:
-        """Run on this learner's CUDA stream, after the work already queued on the current stream.
+    def stream_of(self, student: Any) -> Iterator[None]:
+        """Run on this student's CUDA stream, after the work already queued on the current stream.
 
-        A learner never changes streams, because the caching allocator reuses memory per stream.
+        A student never changes streams, because the caching allocator reuses memory per stream.
+
+        Args:
+            student: hashable, with its `RandomStream` as `random`.
         """
         if not self.concurrent:
             yield
             return
-        if learner not in self.streams:
-            self.streams[learner] = torch.cuda.Stream(self.device)
-        stream = self.streams[learner]
+        if student not in self.streams:
+            self.streams[student] = torch.cuda.Stream(self.device)
+        stream = self.streams[student]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             yield
+        if student.random.draws_on_device:
+            self.join()
+            self.beside = False
 
     def hold(self, batch: Batch) -> None:
         """Keep the batch until all learners have finished it; wait for the one that is MAX_BATCHES_IN_FLIGHT older."""
@@ -70,10 +68,7 @@ class Streams:
                 event.synchronize()
 
     def join(self) -> None:
-        """Make the current stream wait for all learners, whose models may then be used on it."""
+        """Make the current stream wait for all students, whose models may then be used on it."""
         for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
         self.in_flight.clear()
-
-
-ONE_STREAM = Streams(torch.device("cpu"), several=False)  # every step runs on the current stream

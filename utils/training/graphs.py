@@ -10,69 +10,72 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from utils.system.log import log
 from utils.system.ranks import ALONE, World
-from utils.training.batch_norm import SyncBatchNorm
-from utils.training.learner import Learner, train_step
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
-from utils.training.shared_step import SharedStep
 from utils.views.batch import Batch
 
 WARM_UP_STEPS = 3  # cuDNN and cuBLAS choose algorithms and allocate in these, before the capture
 
 
-def pick_step(
-    model: nn.Module, precision: Precision, world: World = ALONE, whole_loss: bool = False
-) -> Callable[[Learner, Batch], None]:
-    """Return the step function of a learner: a `CapturedStep` on CUDA, else the eager `train_step`.
-
-    With more than one process this is a `SharedStep`; see there for `whole_loss`.
-    """
-    if world.size > 1:
-        return SharedStep(world, any(isinstance(part, SyncBatchNorm) for part in model.modules()), whole_loss)
-    if precision.device.type != "cuda":
-        return train_step
+def captures(precision: Precision, world: World = ALONE) -> bool:
+    """Return whether steps can be captured: on CUDA, by one process, without fp16's loss scaling."""
+    if precision.device.type != "cuda" or world.size > 1:
+        return False
     if precision.scaler.is_enabled():
         log.info("step    eager: the loss scaling of fp16 needs the host in every step")
-        return train_step
-    return CapturedStep()
+        return False
+    return True
+
+
+class Trains(Protocol):
+    """A student, as far as its steps need it; see `run.student.Student`."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    sums: MetricSums
+
+
+Step = Callable[[Any, Batch], None]  # an eager optimizer step of a student on a batch
 
 
 class CapturedStep:
-    """`train_step` as a CUDA graph, with the same result. Captured at the first batch, and again at a larger one.
+    """An optimizer step as a CUDA graph, with the same result. Captured at the first batch, and again at a larger one.
 
-    Model, loss, optimizer and micro-batch size must be the same in every call. If the capture
-    fails (a model that synchronises with the device, an old PyTorch), one log line says so and every step is eager.
+    Student, loss and micro-batch size must be the same in every call. If the capture fails (a model that synchronises
+    with the device, an old PyTorch), one log line says so and every step is eager.
     """
 
     def __init__(self) -> None:
         self.launch: Callable[[], None] | None = None
         self.failed = False
 
-    def __call__(self, learner: Learner, batch: Batch) -> None:
+    def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
+        """Take the step that `step(student, batch)` would take."""
         if not self.failed and (self.launch is None or len(batch) > self.rows):
-            self.capture(learner, batch)
+            self.capture(step, student, batch)
         if self.launch is None or shapes(batch) != self.shapes:
-            train_step(learner, batch)
+            step(student, batch)
             return
         for static, value in zip(self.inputs, batch.tensors(), strict=True):
             if static is not None and value is not None:
                 static.copy_(value, non_blocking=True)
-        for lr, group in zip(self.rates, learner.optimizer.param_groups, strict=True):
+        for lr, group in zip(self.rates, student.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
         self.launch()
-        learner.sums.sums += self.sums.sums
-        learner.sums.samples += len(batch)
+        student.sums.sums += self.sums.sums
+        student.sums.samples += len(batch)
 
-    def capture(self, learner: Learner, batch: Batch) -> None:
+    def capture(self, eager: Step, student: Trains, batch: Batch) -> None:
         """Capture a step on static copies of `batch`; model, optimizer and random state are left unchanged."""
-        device, optimizer = learner.precision.device, learner.optimizer
+        device, optimizer = student.precision.device, student.optimizer
         self.launch = None
         self.rows = len(batch)
         self.shapes = shapes(batch)
@@ -82,15 +85,15 @@ class CapturedStep:
         self.inputs = [None if value is None else value.clone() for value in batch.tensors()]
         self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
         self.sums = MetricSums(device)
-        captured = copy(learner)
+        captured = copy(student)
         captured.sums = self.sums
 
         def step() -> None:
             self.sums.sums.zero_()
             # like() must be called here, so that tensors which a batch derives from its inputs are captured too
-            train_step(captured, batch.like(self.inputs))
+            eager(captured, batch.like(self.inputs))
 
-        before = Snapshot(learner.model, optimizer, device)
+        before = Snapshot(student.model, optimizer, device)
         try:
             with capturable(optimizer, self.rates), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "(?s).*capturable=True")  # the warm-up steps are not captured

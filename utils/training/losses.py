@@ -11,12 +11,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from utils.config import LOSS_TYPES, TEMPERED_LOSSES
 from utils.labels.types import Answers, TopK
 from utils.system.errors import InputError
 
-LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 NEEDS_LOGITS = ("mse_gt", "mae_gt")
-TEMPERED = ("kl", "dist")  # losses that divide logits by a temperature
 
 Temperature = float | torch.Tensor  # a number, or a 0-dim tensor that is filled in place when it changes
 
@@ -49,7 +48,7 @@ def build_loss(
     """
     if loss_type == "ce":
         return lambda outputs, soft_labels, targets: F.cross_entropy(outputs, targets)
-    if loss_type in TEMPERED:
+    if loss_type in TEMPERED_LOSSES:
         student = temperature if student_temperature is None else student_temperature
         teacher = 1.0 if answers == "probabilities" else temperature
         return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, last)

@@ -5,9 +5,7 @@ e is the epoch (from 0) and E the number of epochs. The factor multiplies the in
 
 import math
 
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
-TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
-STEP_FLOOR = 2.0  # lowest temperature of `step`
+from utils.config import STEP_FLOOR
 
 
 def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) -> float:

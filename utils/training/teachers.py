@@ -12,15 +12,6 @@ from utils.training.precision import Precision
 from utils.views.batch import Batch
 from utils.views.live import refuse_non_finite
 
-# Teachers and ensemble rule of PRISM's relabel code for each student; the order of teachers matters.
-PRESETS = {
-    "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
-    "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
-    "r101": (("resnet101", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
-}
-
-
-RULES = ("mean", "norm-mean", "main-weighted")
 TEACHER_ROWS = 512  # images per forward pass on a GPU, if stored batches are smaller
 
 

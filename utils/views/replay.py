@@ -9,11 +9,6 @@ from PIL import Image
 from utils.labels.types import Mix
 from utils.labels.views import Crop
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def replay_view(image: Image.Image, box: Crop, flip: bool, size: int) -> torch.Tensor:
     """Crop, resize with antialiased bilinear (PIL's), and flip one image.

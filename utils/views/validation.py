@@ -7,21 +7,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
-from utils.system.memory import host_keeps
+from utils.config import default_val_resize
+from utils.system.ranks import World
 from utils.views.folders import Samples, load_rgb
 from utils.views.identity import pixel_digest
 from utils.views.replay import Normalise
 from utils.views.workers import guarded, start_worker
 
 ROWS_ON_A_DEVICE = 512  # batch size of evaluation on a GPU
-
-
-MAGNIFIED_FROM = 128  # pixels; for smaller inputs no reference code enlarges before the centre crop
-
-
-def usual_resize(input_size: int) -> int:
-    """Return the default of --val-resize for input size S, in pixels: 256/224 S if S is at least 128, else S."""
-    return round(input_size * 256 / 224) if input_size >= MAGNIFIED_FROM else input_size
+HOST = torch.device("cpu")
 
 
 class CentreCrops(Dataset):
@@ -66,9 +60,8 @@ class ValidationBatches:
         workers: number of worker processes that decode.
         device: torch.device.
         batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
-        on_device: keep the images on the device; the caller has checked that they fit. Else they are kept on the host
-            if they fit there.
-        resize: pixels of the shorter side before the centre is cropped (default: `usual_resize`).
+        keep: where decoded images stay after the first pass; None: they are decoded again for every pass.
+        resize: pixels of the shorter side before the centre is cropped (default: `default_val_resize`).
     """
 
     def __init__(
@@ -79,11 +72,11 @@ class ValidationBatches:
         workers: int,
         device: torch.device,
         batch_size: int | None = None,
-        on_device: bool = False,
+        keep: torch.device | None = HOST,
         resize: int | None = None,
     ):
         self.device, self.normalise = device, normalise
-        self.images = CentreCrops(samples, input_size, resize or usual_resize(input_size))
+        self.images = CentreCrops(samples, input_size, resize or default_val_resize(input_size))
         self.digest: int | None = None
         self.loader = DataLoader(
             self.images,
@@ -93,12 +86,16 @@ class ValidationBatches:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),
         )
-        host = torch.device("cpu") if host_keeps(len(samples) * input_size**2 * 3) else None
-        self.keep = device if on_device else host
+        self.keep = keep
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def digest_of_all(self, world: World) -> str | None:
+        """Return the digest of all ranks' images, 16 hex digits; None before the first pass."""
+        digests = [digest for digest in world.all_gather_object(self.digest) if digest is not None]
+        return f"{sum(digests) % 2**64:016x}" if len(digests) == world.size else None
 
     def decoded(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (images uint8 [B, S, S, 3], targets), from memory after the first complete pass."""

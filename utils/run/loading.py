@@ -1,0 +1,373 @@
+"""What students learn from, where its images live in memory, and the batches that are made of it.
+
+The rule of `--loader auto`, which a run and its dry run share (`plan_memory`):
+
+* on the host, decoded training images stay in memory if they fit in half of what is free;
+* on a GPU, they stay in its memory if they fit beside what training needs, which is estimated first; labels go up in
+  parts if an epoch's are too many at once;
+* decoded validation images stay on the GPU if there is room left, else on the host if they fit in a third of what is
+  free there, else they are decoded again for every evaluation.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from utils.config import Findings, TrainConfig
+from utils.labels.hard import HardViews, Phases
+from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
+from utils.labels.types import tensors_of
+from utils.run.student import Student
+from utils.system.errors import InputError
+from utils.system.log import log
+from utils.system.memory import free_host_memory, free_memory, readable_size
+from utils.system.ranks import Share, World
+from utils.training.memory_estimate import MemoryEstimate
+from utils.views.batch import Batch, Batches
+from utils.views.device import DeviceBatches
+from utils.views.folders import Samples, header_size
+from utils.views.identity import KnownImages
+from utils.views.live import LiveTeacher
+from utils.views.replay import Normalise
+from utils.views.resident import ResidentBatches
+from utils.views.validation import ROWS_ON_A_DEVICE, ValidationBatches
+from utils.views.workers import ViewDataset, WorkerBatches
+
+USABLE = 0.9  # share of the free device memory: the allocator's pieces do not fit without gaps
+LABEL_PART = 1e9  # maximum bytes of labels per upload; pinned buffers are rounded up to a power of two
+IN_FLIGHT = 3  # label uploads at a time: in use, waiting, on their way
+GEOMETRY_BYTES = 56  # per row, of `geometry_of`
+PIL_BYTES = 4  # per pixel of a decoded RGB image in PIL
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What students learn from, and what they are evaluated on.
+
+    Attributes:
+        train, val: (path, class) of the training and of the validation images.
+        source: views of the soft epochs, of all ranks.
+        num_classes: C.
+        names: name of each of C classes.
+        images: the training images, known by their content; None in a dry run, which need not know them.
+        hard: views of the hard epochs; None if there are none.
+        teacher: answers the views of `source`, images [B, 3, S, S] -> logits [B, C]; None if nobody has to.
+    """
+
+    train: Samples
+    val: Samples
+    source: TrainingViews
+    num_classes: int
+    names: list[str]
+    images: KnownImages | None = None
+    hard: HardViews | None = None
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where things live.
+
+    Attributes:
+        resident: decoded training images stay in memory; else workers decode them in every epoch.
+        labels_at_once: batches whose labels go up to a GPU together; None: those of an epoch.
+        validation: where decoded validation images stay: `device`, `host`, or `files` if they fit nowhere.
+    """
+
+    resident: bool
+    labels_at_once: int | None
+    validation: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that things take on a GPU.
+
+    Attributes:
+        images: all training images, decoded.
+        labels: those of one epoch.
+        validation: all validation images, at the model's size.
+        training: gradients, optimizer, activations, and an evaluation's, beside the weights that are there already.
+        free: free memory of the device.
+    """
+
+    images: int
+    labels: int
+    validation: int
+    training: int
+    free: int
+
+    def plan(self, batches_per_epoch: int, resident: bool = True) -> Plan:
+        """Return what lives where; with `resident` False workers decode the images.
+
+        If memory is short, first labels go up in parts, because that costs no time; then validation images stay off the
+        device; then workers decode the training images.
+        """
+        room = USABLE * self.free - self.training
+        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # one batch at a time
+        if not resident or self.images + smallest > room:
+            return Plan(False, batches_per_epoch, "device" if self.validation <= room else "host")
+        room -= self.images
+        kept = self.validation + smallest <= room
+        share = min((room - kept * self.validation) / IN_FLIGHT, LABEL_PART) / self.labels
+        return Plan(True, max(1, int(batches_per_epoch * min(share, 1))), "device" if kept else "host")
+
+
+def plan_memory(
+    config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
+) -> Plan:
+    """Decide where things live, once for a run or its dry run, and log it with its reason.
+
+    Args:
+        config, found: settings.
+        data: what is trained and evaluated on.
+        students: on their device.
+        world: every rank must call; all take the plan of the one with the least memory.
+
+    Raises:
+        InputError: an image cannot be read, or --loader resident was asked for and does not fit.
+    """
+    device = students[0].precision.device
+    validation = 3 * found.input_size**2 * len(data.val) // world.size
+    if device.type == "cuda":
+        plan = plan_on_device(config, found, data, students, world)
+        taken = 0
+    else:
+        images = 0 if config.loader == "workers" else decoded_bytes(data.train, device, free_host_memory())
+        plan = Plan(keeps_images(config.loader, images, device), None, "host")
+        taken = images if plan.resident else 0
+    if plan.validation == "host" and validation >= (free_host_memory() - taken) / 3:
+        plan = replace(plan, validation="files")
+    plan = most_modest(world.all_gather_object(plan))
+    if plan.resident and device.type == "cuda":
+        log.info("loader  resident: decoded images stay on the device")
+    elif not plan.resident:
+        too_large = {
+            "cuda": "decoded images do not fit beside the training",
+            "cpu": "decoded images exceed half of the free host memory",
+        }
+        reason = "as asked" if config.loader == "workers" else too_large[device.type]
+        log.info("loader  workers: %s; %d processes (-j)", reason, found.workers)
+    return plan
+
+
+def most_modest(plans: Sequence[Plan]) -> Plan:
+    """Return the plan that all ranks can keep to."""
+    places = ["device", "host", "files"]
+    at_once = [plan.labels_at_once for plan in plans if plan.labels_at_once is not None]
+    return Plan(
+        resident=all(plan.resident for plan in plans),
+        labels_at_once=min(at_once, default=None),
+        validation=max((plan.validation for plan in plans), key=places.index),
+    )
+
+
+def plan_on_device(
+    config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
+) -> Plan:
+    """Return the plan of --loader for a GPU, and log what it takes and what it does without; arguments as above."""
+    device = students[0].precision.device
+    free = free_memory(device)[0]
+    hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step beside the others'
+    rows = config.micro_batch + hard_batch
+    estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
+    passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(data.val))) for one in estimates]
+    source = share_of_rank(data.source, config.micro_batch, world)
+    short = source.smallest_batch() % config.batch_size  # it is not in the captured step, nor in that step's memory
+    if short:
+        passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
+    first_epoch = min(student.progress.epoch for student in students)
+    labels = label_bytes(source, Phases(config.epochs, config.hard_epochs or 0).soft_before(first_epoch))
+    budget = Budget(
+        images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
+        labels=labels + (label_bytes(data.hard, 0) if data.hard else 0),
+        validation=3 * found.input_size**2 * len(data.val) // world.size,
+        training=sum(one.training_bytes(config.batch_size + hard_batch, rows) for one in estimates) + max(passing),
+        free=free,
+    )
+    plan = budget.plan(source.batches_per_epoch, resident=config.loader != "workers")
+    log.info(
+        "memory  of %s free on the device: training about %s, images %s, labels %s an epoch, validation images %s",
+        readable_size(budget.free),
+        readable_size(budget.training),
+        readable_size(budget.images),
+        readable_size(budget.labels),
+        readable_size(budget.validation),
+    )
+    if config.loader == "resident" and not plan.resident:
+        if budget.images >= budget.free:
+            refuse_resident(free, "device")
+        log.info("memory  the images hardly fit beside the training; they are kept on the device as asked")
+        plan = Plan(True, 1, "host")
+    elif not plan.resident and config.loader != "workers":
+        log.info("memory  the images do not fit beside the training: workers decode them in every epoch")
+    elif plan.resident and (plan.labels_at_once or 0) < source.batches_per_epoch:
+        log.info(
+            "memory  %d epochs of labels are too much at once: they go up in parts of %d batches",
+            IN_FLIGHT,
+            plan.labels_at_once,
+        )
+    if plan.validation != "device":
+        log.info("memory  validation images do not fit beside the rest: they stay off the device")
+    return plan
+
+
+def plan_images(loader: str, samples: Samples, device: torch.device, workers: int, world: World) -> bool:
+    """Return whether images that a teacher labels stay in memory: half of what is free is left to the teacher.
+
+    Args:
+        loader: --loader.
+        samples: (path, class) of every image.
+        device: where they would stay.
+        workers: number of worker processes, for the log.
+        world: every rank must call; all do the same.
+
+    Raises:
+        InputError: an image cannot be read, or --loader resident was asked for and does not fit.
+    """
+    images = 0 if loader == "workers" else decoded_bytes(samples, device, free_memory(device)[0])
+    resident = all(world.all_gather_object(keeps_images(loader, images, device)))
+    if not resident:
+        reason = "as asked" if loader == "workers" else "decoded images exceed half of the free memory"
+        log.info("loader  workers: %s; %d processes (-j)", reason, workers)
+    return resident
+
+
+def keeps_images(loader: str, images: int, device: torch.device) -> bool:
+    """Return whether decoded images stay in memory of which half is left to everything else; log it if they do.
+
+    Args:
+        loader: --loader.
+        images: bytes of the decoded images.
+        device: where they would stay.
+
+    Raises:
+        InputError: --loader resident, and they do not fit.
+    """
+    free, place = free_memory(device)
+    if loader == "workers":
+        return False
+    if images < (free if loader == "resident" else free / 2):
+        log.info(
+            "loader  resident: decoded images take %s of %s free %s memory",
+            readable_size(images),
+            readable_size(free),
+            place,
+        )
+        return True
+    if loader == "resident":
+        refuse_resident(free, place)
+    return False
+
+
+def refuse_resident(free: float, place: str) -> None:
+    """Raise InputError for --loader resident where the images do not fit."""
+    raise InputError(
+        f"--loader resident needs more than the {readable_size(free)} free in {place} memory for the decoded images; "
+        "use --loader workers"
+    )
+
+
+def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
+    """Estimate the memory of all decoded images from their headers; stop counting beyond `limit`.
+
+    On the host each image has its own size; on a device all are padded to the largest.
+    """
+    total = height = width = needed = 0
+    for number, (path, _) in enumerate(samples, start=1):
+        w, h = header_size(path)
+        total += w * h * PIL_BYTES
+        height, width = max(height, h), max(width, w)
+        needed = 3 * number * height * width if device.type == "cuda" else total
+        if needed >= limit:
+            break
+    return needed
+
+
+def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
+    """Return the bytes of an epoch of labels on the device, judged by its first batch."""
+    labels = source.read(epoch, 0)
+    tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return source.num_images * (size // source.rows(epoch, 0) + GEOMETRY_BYTES)
+
+
+def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: World) -> TrainingViews:
+    """Return the rows of every batch that this rank works on; all of them for one process."""
+    views = TrainingViews.of(source)
+    return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
+
+
+def build_batches(
+    config: TrainConfig, found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
+) -> "TrainingBatches":
+    """Return the training batches of the epochs that are left; arguments as for `plan_memory`."""
+    precision = students[0].precision
+    normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
+    phases = Phases(config.epochs, config.hard_epochs or 0)
+    first_epoch = min(student.progress.epoch for student in students)
+    kind = batch_class(plan.resident, precision.device)
+    if kind is DeviceBatches:
+        kind = partial(DeviceBatches, at_once=plan.labels_at_once)
+    source = share_of_rank(data.source, config.micro_batch, world)
+    dataset = ViewDataset(data.train, source, found.input_size)
+    soft_epochs = range(phases.soft_before(first_epoch), phases.soft)
+    soft = kind(dataset, soft_epochs, normalise, found.workers, precision.device)
+    hard = None
+    if data.hard is not None:  # all rows of a hard batch are one micro-batch
+        source = share_of_rank(data.hard, data.hard.batch_size, world)
+        dataset = ViewDataset(data.train, source, found.input_size)
+        hard = soft.of_same_images(dataset, range(phases.hard_before(first_epoch), phases.hard))
+    return TrainingBatches(LiveTeacher(soft, data.teacher) if data.teacher else soft, hard, phases)
+
+
+def batch_class(resident: bool, device: torch.device) -> Callable:
+    """Return the class of batches: from images on the device, in host memory, or decoded by workers."""
+    if not resident:
+        return WorkerBatches
+    return DeviceBatches if device.type == "cuda" else ResidentBatches
+
+
+class TrainingBatches:
+    """The batches of a run, some of whose epochs may be hard.
+
+    Args:
+        soft: batches of the soft epochs, which count from 0.
+        hard: likewise of the hard epochs; None if there are none.
+        phases: which epochs of the run are which.
+    """
+
+    def __init__(self, soft: Batches, hard: Batches | None, phases: Phases) -> None:
+        self.soft, self.hard, self.phases = soft, hard, phases
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch of the run, from `first_batch` on; epochs are asked for in order."""
+        if self.hard is not None and self.phases.is_hard(epoch):
+            return self.hard.epoch(self.phases.hard_before(epoch), first_batch)
+        return self.soft.epoch(self.phases.soft_before(epoch), first_batch)
+
+    def steps(self, epochs: range) -> int:
+        """Return the number of batches in `epochs` of the run."""
+        hard = sum(map(self.phases.is_hard, epochs)) if self.hard is not None else 0
+        per_hard_epoch = self.hard.batches_per_epoch if self.hard is not None else 0
+        return hard * per_hard_epoch + (len(epochs) - hard) * self.soft.batches_per_epoch
+
+
+def build_validation(
+    found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
+) -> ValidationBatches:
+    """Return this rank's validation batches."""
+    precision = students[0].precision
+    keep = {"device": precision.device, "host": torch.device("cpu"), "files": None}
+    return ValidationBatches(
+        data.val[world.rank :: world.size],
+        found.input_size,
+        Normalise(found.mean, found.std, precision.device, precision.memory_format),
+        found.workers,
+        precision.device,
+        keep=keep[plan.validation],
+        resize=found.val_resize,
+    )
