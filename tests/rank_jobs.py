@@ -9,6 +9,7 @@ compare; each rank notes in `decoded.RANK.json`, beside the file, how many image
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def kill_at(epoch):
 
     train_and_die.epochs = 0
     run.train_one_epoch = train_and_die
+
+
+def launch(processes, path, **environment):
+    """Start `rank_jobs.py` in `processes` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    command = [*launcher, __file__, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
 
 
 def main(path):

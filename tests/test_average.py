@@ -5,9 +5,8 @@ import signal
 
 import pytest
 import torch
-from conftest import read_run, run
-from test_graphs import batches_on, recording, small_model  # noqa: F401
-from test_signals import signal_in_step
+from helpers import read_run, run, signal_in_step
+from small_network import batches_on, small_model
 
 import train_FKD_parallel
 from utils.run.checkpoint import RESULT_ARGUMENTS
@@ -23,7 +22,7 @@ FP32 = Precision("fp32", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("graphed", [False, True])
-def test_average_of_every_step(graphed, recording):  # noqa: F811
+def test_average_of_every_step(graphed, recording):
     """a = D a + (1 - D) w after each step, for weights and running statistics; counters are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.75)
@@ -45,7 +44,7 @@ def test_average_of_every_step(graphed, recording):  # noqa: F811
 
 
 @pytest.mark.parametrize("graphed", [False, True])
-def test_the_average_of_edc(graphed, recording):  # noqa: F811
+def test_the_average_of_edc(graphed, recording):
     """Five steps of its formula: ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")

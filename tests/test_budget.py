@@ -1,14 +1,12 @@
 """What fits on a device, with a pretended free memory; labels in parts give the same batches."""
 
-import conftest
 import pytest
 import torch
-from conftest import LIGHT, SIDE
-from test_resident import CPU, dataset_of, folder, normalise_on, run  # noqa: F401
+from helpers import CPU, LIGHT, SIDE, run, show_log
+from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
 import train_KD_parallel
-from utils.system.log import log
 from utils.training.footprint import Footprint, saved_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
@@ -53,8 +51,7 @@ def test_a_plan_fits(free, labels):  # GB
 )
 def test_imagenet_21k_on_24_gb(side, expected, caplog):
     """209,000 images of 10,450 classes: 4.4 GB of labels an epoch, 31 GB of images at 224 px, 2.6 GB at 64."""
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+    show_log(caplog)
     images, validation = 209_000 * 3 * side**2, 522_500 * 3 * side**2
     plan = make_plan(Budget(images, 209_000 * 10_450 * 2, validation, 2 * GB, 24 * GB), 4180, "auto")
     assert expected in caplog.text
@@ -70,17 +67,16 @@ def test_parts_are_no_larger_than_a_gigabyte():
 @pytest.mark.parametrize(("free", "expected"), [(2, Plan(True, 1, False)), (1.4, Plan(False, 200, False))])
 def test_resident_as_asked(free, expected, caplog):
     """Where images hardly fit beside what training is estimated to take, who asks for them gets them."""
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+    show_log(caplog)
     assert make_plan(at(free), 200, "resident") == expected
     assert ("as asked" in caplog.text) == expected.resident
     assert not make_plan(at(free), 200, "auto").resident
 
 
-def test_labels_in_parts_are_the_same_batches(folder):  # noqa: F811
+def test_labels_in_parts_are_the_same_batches(uneven_images):
     """Parts of one batch, of two (of three), and whole epochs."""
-    dataset = dataset_of(folder, "cutmix")
-    whole = run(DeviceBatches, dataset)
+    dataset = dataset_of(uneven_images, "cutmix")
+    whole = batches_of(DeviceBatches, dataset)
     for at_once in (1, 2):
         batches = DeviceBatches(dataset, range(2), normalise_on(CPU), 0, CPU, at_once)
         parts = [batch for epoch in range(2) for batch in batches.epoch(epoch)]
@@ -154,7 +150,7 @@ def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, free, at_once):
 def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
     monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (10**4, "device"))
-    result = conftest.run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
     assert result.code == 0, result.err
     assert "memory  of 10 kB free on the device" in result.out
     assert "loader  workers: decoded images do not fit beside the training; 0 processes (-j)" in result.out
@@ -180,7 +176,7 @@ def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, exp
         flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader, fkd_path=None, loss_type="ce")
     said = []
     for more in (["--dry-run"], ["--overwrite"]):
-        result = conftest.run(script, *flags, *more)
+        result = run(script, *flags, *more)
         assert result.code == 0, result.err
         said.append([line for line in result.out.splitlines() if line.startswith(("memory  ", "loader  "))])
     assert said[0][-1] == said[1][-1] == expected

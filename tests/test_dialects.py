@@ -4,75 +4,23 @@ import json
 import shutil
 from pathlib import Path
 
+import kill_runs
 import pytest
 import rank_jobs
-import test_kill
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, PER_CLASS, Tiny, draw_labels, read_run, run
-from conftest import make_labels as make_prism
-from test_distributed import launch
+from helpers import BATCH, CLASSES, EPOCHS, Tiny, losses, read_run, run, tool
+from label_folders import IMAGES, MAKERS
+from rank_jobs import launch
 
 import train_FKD_parallel
-from utils.labels import command
 from utils.labels.batch import TopK, each
-from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
 from utils.labels.opening import open_labels
 from utils.labels.pool import ORDERS, SAMPLED, SHUFFLED, PooledLabels, draw_batches, stored_batches
-from utils.labels.view_policy import ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
 
-IMAGES = CLASSES * PER_CLASS  # 12: two full batches of 5 an epoch
 FLAGS = {"reuse_labels": True, "epochs": 3}
 TOP = {"lpqld": {"num_classes": CLASSES}}
-
-
-def epochs_of_labels(epochs=2):
-    """Epochs of labels as `make_labels` writes them: lists of `BatchLabels`."""
-    views = DrawnViews(ViewPolicy(42, 32, 0.08, 1.0, "cutmix", 0.8, 1.0), IMAGES, BATCH)
-    return [[draw_labels(e, b, views) for b in range(views.batches_per_epoch)] for e in range(epochs)]
-
-
-def make_flat(folder, top=None):
-    """LPLD's folder, or LPQLD's with the `top` largest logits."""
-    writer = FlatWriter(folder)
-    for epoch, batches in enumerate(epochs_of_labels()):
-        full = [labels for labels in batches if len(labels) == BATCH]
-        for labels in full if top else []:
-            values, classes = labels.logits.topk(top, dim=1)
-            object.__setattr__(labels, "logits", TopK(values, classes, None))
-        writer.write(epoch, full)
-    writer.finish()
-
-
-def make_hald(folder, epochs=2):
-    """HALD's folder: probabilities at temperature 2."""
-    writer = HaldWriter(folder)
-    for epoch, batches in enumerate(epochs_of_labels(epochs)):
-        for labels in batches:
-            object.__setattr__(labels, "logits", (labels.logits / 2).log_softmax(dim=1))
-        writer.write(epoch, batches)
-    writer.finish()
-
-
-def make_small_epochs(folder):
-    """LPLD's older layout: epoch folders of six items in small dtypes, in the order of the reference's sampler."""
-    make_prism(folder, epochs=2)
-    for path in folder.glob("epoch_*/batch_*.tar"):
-        items = torch.load(path, weights_only=False)[:6]
-        items[0], items[2] = items[0].half(), items[2].to(torch.uint8)
-        items[4] = [torch.tensor(n, dtype=torch.uint8) for n in items[4]]
-        torch.save(items, path)
-
-
-MAKERS = {
-    "prism": lambda folder: make_prism(folder, epochs=2),
-    "sre2l": make_small_epochs,
-    "lpld": make_flat,
-    "lpqld": lambda folder: make_flat(folder, 2),
-    "hald": make_hald,
-}
 
 
 @pytest.fixture(scope="session")
@@ -82,16 +30,6 @@ def folders(tmp_path_factory):
     for name, make in MAKERS.items():
         make(root / name)
     return root
-
-
-def tool(*argv):
-    """Run `python -m utils.labels` in this process; return its exit code."""
-    return command.main([str(word) for word in argv])
-
-
-def losses(done):
-    """The training losses of a run, to the bit."""
-    return [row["train_loss"] for row in done.rows]
 
 
 @pytest.mark.parametrize("dialect", MAKERS)
@@ -308,8 +246,8 @@ def test_two_processes_do_what_one_does(folders, tiny, tmp_path, monkeypatch):
 def test_a_killed_run_goes_on(dialect, folders, tiny, tmp_path):
     """SIGKILL at a random moment; resumed, weights and metrics are those of an uninterrupted run."""
     set_of_labels = Tiny(tiny.train, tiny.val, folders / dialect)
-    _, killed, whole = test_kill.kill_and_resume(set_of_labels, tmp_path, 1, 4, seed=3)
-    test_kill.check(killed, whole)
+    _, killed, whole = kill_runs.kill_and_resume(set_of_labels, tmp_path, 1, 4, seed=3)
+    kill_runs.check(killed, whole)
 
 
 def test_mass_that_was_not_stored_cannot_be_kept(folders, tiny, tmp_path):

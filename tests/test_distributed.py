@@ -2,18 +2,15 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import rank_jobs
 import torch
-from conftest import SIDE, make_images, make_labels, read_run, run
+from helpers import SIDE, make_images, make_labels, read_run, run
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_jobs import launch
 
 import train_FKD_parallel
 from utils.labels import command
@@ -103,14 +100,6 @@ def jobs(files, target, names):
     for form in ("tar", "packed"):
         todo.append(["relabel_FKD", *files.relabel(target / form, "--mix-type", "cutmix", "--format", form, epochs=5)])
     return todo
-
-
-def launch(processes, path, **environment):
-    """Start `rank_jobs.py` in `processes` processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    command = [*launcher, str(Path(rank_jobs.__file__)), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
 
 
 @pytest.fixture(scope="module", autouse=True)

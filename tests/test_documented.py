@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import make_images
+from helpers import make_images
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

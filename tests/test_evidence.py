@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, LIGHT, PER_CLASS, SIDE, make_images, run
+from helpers import CLASSES, LIGHT, PER_CLASS, SIDE, make_images, run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

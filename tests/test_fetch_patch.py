@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIDE
+from helpers import SIDE
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data._utils import fetch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_images, run
+from helpers import make_images, run
 from PIL import Image
 from torchvision.datasets import ImageFolder
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import make_images, make_labels
 from fuzz import Corpus, fuzz
+from helpers import make_images, make_labels
 
 from utils.labels.opening import open_labels
 from utils.system.errors import InputError

@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+from helpers import CPU, show_log
+from small_network import batches_on, small_model
 from torch import nn
 
 from utils.training import graphs
@@ -13,24 +15,8 @@ from utils.training.learner import Learner, train_step
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
-from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def small_model():
-    torch.manual_seed(0)
-    first = nn.Conv2d(3, 8, 3, bias=False)  # a bias would have rounding for a gradient, which AdamW enlarges
-    return nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
-
-
-def batches_on(device, sizes=(8, 8, 8, 3)):
-    generator = torch.Generator().manual_seed(1)
-    for size in sizes:
-        images = torch.randn(size, 3, 8, 8, generator=generator)
-        logits = torch.randn(size, 6, generator=generator)
-        yield Batch(images.to(device), logits.to(device), torch.arange(size, device=device) % 6)
 
 
 def train(step, device, sgd, model=None, epochs=3):
@@ -57,27 +43,6 @@ def assert_equal_training(step, device, sgd, **tolerance):
         assert (b.top1, b.top5) == (a.top1, a.top5)
     assert all(type(group["lr"]) is float for group in recorded[2].param_groups)
     assert not any(group.get("capturable") for group in recorded[2].param_groups)
-
-
-@pytest.fixture
-def recording(monkeypatch):
-    """Stand-in for the function that needs CUDA; lists the replays."""
-    if not build_optimizer(torch.nn.Linear(1, 1), False, 0.1, 0).defaults["fused"]:
-        pytest.skip("this PyTorch's AdamW can be recorded on CUDA alone")
-    replayed = []
-
-    def record(step, _device, restore):
-        def replay():
-            replayed.append(True)
-            step()
-
-        for _ in range(graphs.WARM_UP_STEPS):
-            step()
-        restore()
-        return replay
-
-    monkeypatch.setattr(graphs, "record", record)
-    return replayed
 
 
 @pytest.mark.parametrize("sgd", [True, False])
@@ -109,8 +74,7 @@ def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "record", refuse)
-    graphs.log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+    show_log(caplog)
     assert_equal_training(graphs.GraphedStep(), CPU, False, rtol=1e-5, atol=1e-6)
     assert "eager" in caplog.text
     assert "not permitted" in caplog.text
@@ -150,8 +114,7 @@ def test_a_larger_batch_is_recorded_anew(recording):
 
 def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
     """One that is not fused reads its rate on the host, which would break off the recording."""
-    graphs.log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+    show_log(caplog)
     model, step = small_model(), graphs.GraphedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)

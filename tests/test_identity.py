@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
+from helpers import make_images
 from PIL import Image
 
 from utils.labels.image_digests import ImageDigests, find_differences, read_image_digests

@@ -6,12 +6,11 @@ import signal
 import zipfile
 
 import pytest
-import test_dialects
 import torch
-from conftest import REFERENCE, make_labels, read_run, run
+from helpers import REFERENCE, make_labels, read_run, run, signal_in_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_signals import signal_in_step
+from label_folders import make_hald
 from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
@@ -402,7 +401,7 @@ def test_a_gap_is_named_and_not_trained_around(dialect, tiny, tmp_path, capsys):
     """Refused where epochs beyond it are needed, reused or drawn; epochs before it alone may be trained on."""
     folder = tmp_path / dialect
     if dialect == "hald":
-        test_dialects.make_hald(folder, 3)
+        make_hald(folder, 3)
     elif dialect == "packed":
         assert command.main(["pack", str(tiny.labels), str(folder)]) == 0
     else:

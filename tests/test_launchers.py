@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import LIGHT, run
+from helpers import LIGHT, run
 
 ROOT = Path(__file__).parents[1]
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]

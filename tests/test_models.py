@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import same_weights
+from helpers import same_weights
 
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student, build_teacher, load_weights, pretrained_name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LIGHT, SIDE, make_images, read_run, run
+from helpers import LIGHT, SIDE, make_images, read_run, run
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run
+from helpers import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run, tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from label_folders import IMAGES, make_flat, make_hald
 from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
-from utils.labels import command
 from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
 from utils.labels.format_packed import PackedStore
@@ -32,11 +32,6 @@ from utils.training.losses import as_logits
 
 VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
 TENSORS = ("coords", "flip", "mix_index", "logits", "index")
-
-
-def tool(*argv):
-    """Run `python -m utils.labels` in this process; return its exit code."""
-    return command.main([str(word) for word in argv])
 
 
 def assert_same(a, b):
@@ -308,8 +303,6 @@ def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys
 
 def test_labels_of_other_projects_keep_digests_too(tmp_path):
     """Flat folders and HALD's, which nobody but this program reads with an images.safetensors."""
-    from test_dialects import IMAGES, make_flat, make_hald
-
     for name, make in (("flat", make_flat), ("hald", make_hald)):
         make(tmp_path / name)
         images = open_labels(tmp_path / name).num_images

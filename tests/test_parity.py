@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import REFERENCE, read_run, run
+from helpers import REFERENCE, read_run, run
 
 import train_FKD_parallel
 from utils.labels.opening import open_labels

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import read_run, run
+from helpers import read_run, run
 
 import train_FKD_parallel
 from utils.labels import pool

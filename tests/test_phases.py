@@ -8,14 +8,24 @@ import numpy as np
 import pytest
 import rank_jobs
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, LIGHT, SIDE, make_images, make_labels, read_run, run, same_weights
+from helpers import (
+    BATCH,
+    CLASSES,
+    EPOCHS,
+    LIGHT,
+    SIDE,
+    make_images,
+    make_labels,
+    read_run,
+    run,
+    same_weights,
+    signal_in_step,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from label_folders import make_hald
 from PIL import Image
-from test_dialects import make_hald
-from test_distributed import launch
-from test_graphs import recording  # noqa: F401
-from test_signals import signal_in_step
+from rank_jobs import launch
 from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
@@ -211,7 +221,7 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
         torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):  # noqa: F811
+def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):
     """Each kind has a recording of its own, of another loss and batch size; figures are those of eager steps."""
     flags = FLAGS | {"batch_size": BATCH, "sgd": True, "learning_rate": 0.01}
     eager = tiny.train_run(tmp_path / "eager", **flags)

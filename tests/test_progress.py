@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import pytest
-from conftest import BATCH, CLASSES, EPOCHS, PER_CLASS
+from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS
 from PIL import Image
 from tqdm import tqdm
 

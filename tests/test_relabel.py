@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import SIDE, make_images, run
+from helpers import SIDE, make_images, run
 
 import relabel_FKD
 from utils.labels.agreement import dominating

@@ -12,9 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import SIDE, make_images, make_labels, read_run, run
+from helpers import SIDE, make_images, make_labels, read_run, run, signal_in_step
 from PIL import Image
-from test_signals import signal_in_step
 from torch.utils.data import DataLoader
 
 import train_FKD_parallel

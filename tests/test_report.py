@@ -7,7 +7,7 @@ import re
 import warnings
 
 import pytest
-from conftest import run
+from helpers import run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

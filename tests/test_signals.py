@@ -8,27 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run, same_weights
+from helpers import run, same_weights, signal_in_step
 
 import train_FKD_parallel
 from utils.system.signals import StopSignals
-from utils.training.learner import train_step
 from utils.views.resident import ResidentBatches
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-
-def signal_in_step(patch, number, step):
-    """Have the process receive a signal in the middle of its `step`-th optimizer step."""
-    left = [step]
-
-    def signalled(*arguments):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), number)
-        train_step(*arguments)
-
-    patch.setattr("utils.run.objectives.pick_step", lambda *_, **__: signalled)
 
 
 @pytest.fixture(scope="module")

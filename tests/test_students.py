@@ -12,8 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import read_run, run
-from test_signals import signal_in_step
+from helpers import read_run, run, signal_in_step
 from torch import nn
 
 import train_FKD_parallel

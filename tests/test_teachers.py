@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BATCH, SIDE, make_images, read_run, run, same_weights
+from helpers import BATCH, SIDE, make_images, read_run, run, same_weights
 
 import relabel_FKD
 import train_FKD_parallel

@@ -4,9 +4,7 @@ import signal
 
 import pytest
 import torch
-from conftest import read_run, run, same_weights
-from test_graphs import recording  # noqa: F401
-from test_signals import signal_in_step
+from helpers import read_run, run, same_weights, signal_in_step
 
 import train_FKD_parallel
 from utils.labels.batch import TopK
@@ -92,7 +90,7 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
     assert last.divergences(CANDIDATES).abs().min() > 0
 
 
-def test_recorded_steps_follow(recording):  # noqa: F811
+def test_recorded_steps_follow(recording):
     """Replays take the temperatures of their epoch, and leave the last micro-batch behind, as eager steps do."""
     found = []
     for step in (graphs.train_step, graphs.GraphedStep()):

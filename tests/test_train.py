@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EPOCHS, make_labels, read_run, run, same_weights
+from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
 from utils.run.folder import RUN_FILES

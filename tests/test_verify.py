@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Result, run
+from helpers import Result, run
 from PIL import Image
 from torch import nn
 

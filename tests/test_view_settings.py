@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import BATCH, EPOCHS, SIDE, Tiny, make_images, make_labels, run
+from helpers import BATCH, EPOCHS, SIDE, Tiny, make_images, make_labels, run
 from PIL import Image
 
 import relabel_FKD

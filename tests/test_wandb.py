@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import read_run, run
+from helpers import read_run, run
 
 import train_FKD_parallel
 from utils.run.student import Student

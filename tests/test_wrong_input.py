@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_images, make_labels, run
+from helpers import make_images, make_labels, run
 from PIL import Image
 
 import train_FKD_parallel

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, IMAGE_SIZE, LIGHT, PER_CLASS, SIDE, Tiny, make_images, run
+from helpers import BATCH, CLASSES, EPOCHS, IMAGE_SIZE, LIGHT, PER_CLASS, SIDE, Tiny, make_images, run
 from PIL import Image
 
 import relabel_FKD
