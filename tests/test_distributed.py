@@ -7,7 +7,7 @@ import random
 import pytest
 import rank_jobs
 import torch
-from helpers import SIDE, make_images, make_labels, read_run, run
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import launch
@@ -25,7 +25,6 @@ from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks
 from utils.system.errors import InputError
 from utils.system.ranks import Share, World, from_environment, share
-from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.views.batch import Batch
@@ -43,19 +42,15 @@ class Files:
         self.root, self.teacher = root, root / "teacher.pth"
         self.train = make_images(root / "train", CLASSES, PER_CLASS)
         self.val = make_images(root / "val", CLASSES, 5, seed=1)
-        model = build_student("shufflenet_v2_x0_5", CLASSES, 5)
-        with torch.no_grad():
-            model(torch.randn(32, 3, SIDE, SIDE))
-        torch.save(model.state_dict(), self.teacher)
+        save_teacher(self.teacher, seed=5)
         for mix in MIXES:
             make_labels(root / f"{mix}-tar", mix, EPOCHS, ROWS, CLASSES * PER_CLASS)
             assert command.main(["pack", str(root / f"{mix}-tar"), str(root / f"{mix}-packed")]) == 0
 
     def relabel(self, target, *more, epochs=EPOCHS):
         """Arguments of relabel_FKD.py."""
-        words = ["--data", self.train, "-a", "shufflenet_v2_x0_5", "--checkpoint", self.teacher, "-b", ROWS, "-j", 0]
-        words += ["--input-size", SIDE, "--epochs", epochs, "--precision", "fp32", "--device", "cpu"]
-        return [str(word) for word in [*words, "--fkd-path", target, *more]]
+        options = {"arch": LIGHT, "epochs": epochs, "batch_size": ROWS}
+        return relabel_flags(self.train, self.teacher, target, *more, **options)
 
     def training(self, target, *more, mix="cutmix", form="packed", epochs=EPOCHS):
         """Arguments of train_FKD_parallel.py."""
@@ -83,11 +78,7 @@ def kd_words(files, target):
     """Arguments of train_KD_parallel.py."""
     words = files.training(target, *SGD, "--mix-type", "cutmix", "--gradient-accumulation-steps", 2)
     at = words.index("--fkd-path")
-    return (
-        words[:at]
-        + words[at + 2 :]
-        + ["--teacher-model", "shufflenet_v2_x0_5", "--teacher-checkpoint", str(files.teacher)]
-    )
+    return words[:at] + words[at + 2 :] + ["--teacher-model", LIGHT, "--teacher-checkpoint", str(files.teacher)]
 
 
 def jobs(files, target, names):

@@ -12,18 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CLASSES, LIGHT, PER_CLASS, SIDE, make_images, run
+from helpers import CLASSES, LIGHT, PER_CLASS, ROOT, SIDE, make_images, run, save_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from utils.report import random_images
 from utils.report.random_images import draw_images
-from utils.training.models import build_student
 from utils.views.folders import open_folder
 from utils.views.identity import know_images
 
-ROOT = Path(__file__).parents[1]
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
 
 
@@ -172,7 +170,7 @@ def test_herding_follows_the_mean():
 
 def test_the_whole_plan(tiny, real, tmp_path):
     """evidence.sh on tiny data: six groups, a report with the answer; a second call runs nothing again."""
-    torch.save(build_student(LIGHT, CLASSES, 0).state_dict(), tmp_path / "teacher.pth")
+    save_teacher(tmp_path / "teacher.pth")
     settings = {
         **{"IMAGE_SETS": str(tiny.train), "REAL_DIR": str(real), "VAL_DIR": str(tiny.val), "WORK": str(tmp_path / "w")},
         **{"TEACHER": LIGHT, "TEACHER_CHECKPOINT": str(tmp_path / "teacher.pth"), "MODELS": LIGHT, "SEEDS": "1"},
@@ -216,6 +214,6 @@ def refuse_other_data(tiny, real, root, command, calls):
     refused("train/.*-seed1 is finished, but was made with other settings or data", IMAGE_SETS=f"{root}/others/train")
     make_images(root / "val", per_class=2, seed=3)
     refused("seed1 is finished, but was made with other settings or data", VAL_DIR=str(root / "val"))
-    torch.save(build_student(LIGHT, CLASSES, 1).state_dict(), root / "teacher.pth")
+    save_teacher(root / "teacher.pth", seed=1)
     refused("SL.*seed1 is finished, but was made with other", REGIMES="SL+KD", SEEDS="1")
     assert (root / "w" / "images" / "random.txt").read_text() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SIDE
+from helpers import CPU, SIDE
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data._utils import fetch
 
@@ -15,8 +15,6 @@ from utils.labels.opening import open_labels
 from utils.views.folders import open_folder
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)

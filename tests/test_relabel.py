@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from helpers import SIDE, make_images, run
+from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
 from utils.labels.agreement import dominating
@@ -24,39 +24,16 @@ from utils.views.preview import ask_teacher
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A ResNet-18 of 3 classes in a file, with the batch statistics of real activations."""
-    model = build_student("resnet18", 3, 5)
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, SIDE, SIDE))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save(model.state_dict(), path)
-    return path
+    """The file of a ResNet-18 of 3 classes."""
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pth", "resnet18", seed=5)
 
 
-def flags(data, teacher, output, *more, epochs=2):
-    words = [
-        "--format",
-        "tar",
-        "--data",
-        data,
-        "-a",
-        "resnet18",
-        "--checkpoint",
-        teacher,
-        "-b",
-        5,
-        "--epochs",
-        epochs,
-        "-j",
-        0,
-    ]
-    return [*words, "--input-size", SIDE, "--fkd-path", output, "--device", "cpu", "--precision", "fp32", *more]
+def flags(images, teacher, labels, *more, epochs=2):
+    """Return the command line that writes labels as .tar files."""
+    return relabel_flags(images, teacher, labels, "--format", "tar", *more, epochs=epochs)
 
 
 def written(folder):

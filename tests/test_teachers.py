@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import BATCH, SIDE, make_images, read_run, run, same_weights
+from helpers import BATCH, CPU, LIGHT, ROOT, SIDE, make_images, read_run, relabel_flags, run, same_weights, save_teacher
 
 import relabel_FKD
 import train_FKD_parallel
@@ -22,30 +22,19 @@ from utils.training.models import build_model, build_student
 from utils.training.precision import Precision
 from utils.training.teachers import PRESETS, Ensemble, combine
 
-ROOT = Path(__file__).parents[1]
-FP32 = Precision("fp32", torch.device("cpu"))
-STUDENT = "shufflenet_v2_x0_5"  # small weights: little to write and compare
+FP32 = Precision("fp32", CPU)
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Two small teachers of three classes in files."""
+    """Files of two small teachers of three classes."""
     root = tmp_path_factory.mktemp("teachers")
-    files = []
-    for seed, name in enumerate(("resnet18", "shufflenet_v2_x0_5")):
-        model = build_student(name, 3, seed)
-        with torch.no_grad():
-            for _ in range(3):
-                model(torch.randn(8, 3, SIDE, SIDE))
-        files.append(root / f"{name}.pth")
-        torch.save(model.state_dict(), files[-1])
-    return files
+    return [save_teacher(root / f"{name}.pth", name, seed=seed) for seed, name in enumerate(("resnet18", LIGHT))]
 
 
 def relabel_words(tiny, teachers, target, *more, epochs=2):
-    words = ["--data", tiny.train, "-a", "resnet18", "--checkpoint", teachers[0], "-b", BATCH, "--epochs", epochs]
-    words += ["-j", 0, "--input-size", SIDE, "--mix-type", "cutmix", "--precision", "fp32", "--device", "cpu"]
-    return [str(word) for word in [*words, "--fkd-path", target, *more]]
+    """Return the command line that labels the tiny images with the first teacher, with cutmix."""
+    return relabel_flags(tiny.train, teachers[0], target, "--mix-type", "cutmix", *more, epochs=epochs)
 
 
 def test_mean_of_answers():
@@ -72,23 +61,23 @@ def test_main_weighted_rows_have_the_mean_row_norm(count):
 
 def test_an_ensemble_is_stored_as_combined(tiny, teachers, tmp_path):
     single = []
-    for number, (name, file) in enumerate(zip(("resnet18", "shufflenet_v2_x0_5"), teachers, strict=True)):
+    for number, (name, file) in enumerate(zip(("resnet18", LIGHT), teachers, strict=True)):
         words = relabel_words(tiny, teachers, tmp_path / f"one{number}", epochs=1)
         words[words.index("resnet18")], words[words.index(str(teachers[0]))] = name, str(file)
         assert run(relabel_FKD, *words).code == 0
         single.append(open_labels(tmp_path / f"one{number}").read(0, 0).logits)
-    more = ["-a", "shufflenet_v2_x0_5", "--checkpoint", teachers[1], "--ensemble", "norm-mean"]
+    more = ["-a", LIGHT, "--checkpoint", teachers[1], "--ensemble", "norm-mean"]
     assert run(relabel_FKD, *relabel_words(tiny, teachers, tmp_path / "two", *more, epochs=1)).code == 0
     store = open_labels(tmp_path / "two")
     torch.testing.assert_close(store.read(0, 0).logits, combine(torch.stack(single), "norm-mean"))
     described = store.provenance()["settings"]
-    assert [teacher["arch"] for teacher in described["teachers"]] == ["resnet18", "shufflenet_v2_x0_5"]
+    assert [teacher["arch"] for teacher in described["teachers"]] == ["resnet18", LIGHT]
     assert described["ensemble"] == "norm-mean"
 
 
 def test_an_empty_share_of_a_batch_is_answered_without_the_model(teachers):
     """Some models cannot take 0 images: a reshape to [0, -1, 4, 4] is ambiguous."""
-    ensemble = Ensemble(["resnet18"], [teachers[0]], "mean", Precision("fp32", torch.device("cpu")))
+    ensemble = Ensemble(["resnet18"], [teachers[0]], "mean", FP32)
     ensemble.teachers = [lambda images: images.view(len(images), -1, SIDE, SIDE).mean(dim=(2, 3))]
     assert ensemble(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, 3)
     answers = ensemble(torch.zeros(0, 3, SIDE, SIDE))
@@ -160,8 +149,8 @@ def test_other_arguments_are_refused_with_the_difference(tiny, teachers, tmp_pat
 @pytest.mark.parametrize("views", ["stored", "drawn"])
 def test_naive_kd_and_fkd_train_the_same_student(views, tiny, teachers, tmp_path):
     assert run(relabel_FKD, *relabel_words(tiny, teachers, tmp_path / "labels", "--views", views)).code == 0
-    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2, model=STUDENT)
-    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix", model=STUDENT)
+    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2, model=LIGHT)
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix", model=LIGHT)
     result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
     assert result.code == 0, result.err
     live = read_run(tmp_path / "kd")

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from helpers import read_run, run, same_weights, signal_in_step
+from helpers import CPU, read_run, run, same_weights, signal_in_step
 
 import train_FKD_parallel
 from utils.labels.batch import TopK
@@ -18,7 +18,6 @@ from utils.training.shared_step import SharedStep
 from utils.training.temperatures import CANDIDATES, Temperatures
 from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 generator = torch.Generator().manual_seed(0)
 OUTPUTS, LOGITS = (3 * torch.randn(6, 7, generator=generator) for _ in range(2))
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 6])

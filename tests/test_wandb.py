@@ -9,19 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import read_run, run
+from helpers import ROOT, read_run, run
 
 import train_FKD_parallel
 from utils.run.student import Student
 from utils.run.tracker import REACH_SECONDS, NoTracker, Place, reachable, start_tracker, wandb_mode
 from utils.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
 PLACE = Place("run", "group", "train")
 KEY = "5ec2e7" + "0123456789abcdef" * 2 + "f0"  # 40 hexadecimal digits, as W&B's are
 

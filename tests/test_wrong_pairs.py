@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import BATCH, CLASSES, EPOCHS, IMAGE_SIZE, LIGHT, PER_CLASS, SIDE, Tiny, make_images, run
+from helpers import (
+    BATCH,
+    CLASSES,
+    EPOCHS,
+    IMAGE_SIZE,
+    LIGHT,
+    PER_CLASS,
+    SIDE,
+    Tiny,
+    make_images,
+    relabel_flags,
+    run,
+    save_teacher,
+)
 from PIL import Image
 
 import relabel_FKD
@@ -21,7 +34,6 @@ from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest, read_manifest
 from utils.labels.packed_writer import PackedWriter
 from utils.labels.view_policy import ViewPolicy
-from utils.training.models import build_student
 from utils.views.folders import open_folder
 from utils.views.identity import identify
 
@@ -335,24 +347,16 @@ def test_resuming_on_other_validation_images_is_refused(pair, tmp_path):
     assert train(pair, tmp_path, "--resume", epochs=2).code == 0
 
 
-def teacher(folder, classes=CLASSES):
-    """Weights of an untrained teacher."""
-    file = folder / f"teacher{classes}.pth"
-    torch.save(build_student(LIGHT, classes, 0).state_dict(), file)
-    return file
-
-
 def relabel(images, labels, weights, *more, epochs=2):
     """Write labels of `epochs` epochs."""
-    words = ["--data", images, "--fkd-path", labels, "-a", LIGHT, "--checkpoint", weights, "-b", BATCH]
-    words += ["--epochs", epochs, "--input-size", SIDE, "-j", 0, "--device", "cpu", "--precision", "fp32", *more]
-    return run(relabel_FKD, *words, "--accept-labels")
+    words = relabel_flags(images, weights, labels, *more, "--accept-labels", arch=LIGHT, epochs=epochs)
+    return run(relabel_FKD, *words)
 
 
 @pytest.mark.parametrize(("change", "found"), WRONG, ids=[change.__name__ for change, _ in WRONG])
 def test_relabelling_is_not_continued_on_other_images(change, found, tmp_path):
     """A store of two image sets is never made."""
-    images, weights = make_images(tmp_path / "train"), teacher(tmp_path)
+    images, weights = make_images(tmp_path / "train"), save_teacher(tmp_path / "teacher.pth")
     assert relabel(images, tmp_path / "labels", weights).code == 0
     (tmp_path / "labels" / "epoch_0001.safetensors").unlink()
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
@@ -374,7 +378,7 @@ def test_a_thousand_classes_on_three_folders_of_imagenet(tmp_path):
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     for folder, number in itertools.product((images, val), range(CLASSES)):
         (folder / f"class_{number}").rename(folder / NETTE[number])
-    done = relabel(images, tmp_path / "labels", teacher(tmp_path, 1000))
+    done = relabel(images, tmp_path / "labels", save_teacher(tmp_path / "teacher.pth", classes=1000))
     assert done.code == 0, done.err
     assert "3 folders are numbered by ImageNet's list of classes" in done.out
     classes = read_manifest(tmp_path / "labels")["settings"]["classes"]

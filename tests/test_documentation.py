@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers import make_images
+from helpers import ROOT, make_images, save_teacher
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -111,14 +110,10 @@ def test_pages_hold_commands():
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder as `make demo` leaves it: distilled and validation images, and a teacher."""
-    import torch
-
-    from utils.training.models import build_student
-
     folder = tmp_path_factory.mktemp("work")
     for name in ("distilled", "val"):
         make_images(folder / name)
-    torch.save(build_student("resnet18", 3, 0).state_dict(), folder / "teacher.pth")
+    save_teacher(folder / "teacher.pth", "resnet18")
     return folder
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,7 +19,6 @@ from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, unsearched
 from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
 
 

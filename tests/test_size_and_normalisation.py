@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import BATCH, EPOCHS, SIDE, Tiny, make_images, make_labels, run
+from helpers import EPOCHS, LIGHT, SIDE, Tiny, make_images, make_labels, relabel_flags, run, save_teacher
 from PIL import Image
 
 import relabel_FKD
@@ -20,9 +20,9 @@ GREY = "0.5 0.5 0.5".split()
 @pytest.fixture(params=["packed", "tar", "unpacked", "packed again"])
 def packed(request, tiny, tmp_path):
     """Labels of 32 px, normalised by 0.5, without boxes: made here in either format, or turned into the other."""
-    words = ["--data", tiny.train, "--fkd-path", tmp_path / "packed", "-b", BATCH, "--epochs", EPOCHS, "-j", 0]
-    words += ["--input-size", SIDE, "--device", "cpu", "--precision", "fp32", "--mean", *GREY, "--std", *GREY]
-    words += ["-a", "shufflenet_v2_x0_5", "--checkpoint", teacher(tmp_path), "--mix-type", "mixup"]
+    teacher = save_teacher(tmp_path / "teacher.pth")
+    more = ["--mean", *GREY, "--std", *GREY, "--mix-type", "mixup"]
+    words = relabel_flags(tiny.train, teacher, tmp_path / "packed", *more, arch=LIGHT, epochs=EPOCHS)
     first = "tar" if request.param in ("tar", "packed again") else "packed"
     done = run(relabel_FKD, *words, "--format", first)
     assert done.code == 0, done.err
@@ -32,14 +32,6 @@ def packed(request, tiny, tmp_path):
         command = "unpack" if request.param == "unpacked" else "pack"
         assert labels_command([command, str(tmp_path / "packed"), str(labels)]) == 0
     return Tiny(tiny.train, tiny.val, labels)
-
-
-def teacher(folder):
-    """Weights of an untrained teacher of three classes."""
-    from utils.training.models import build_student
-
-    torch.save(build_student("shufflenet_v2_x0_5", 3, 0).state_dict(), folder / "teacher.pth")
-    return folder / "teacher.pth"
 
 
 def test_packed_labels_state_size_and_normalisation(packed, tmp_path):

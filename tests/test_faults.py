@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from helpers import SIDE, make_images, make_labels, read_run, run, signal_in_step
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, run, save_teacher, signal_in_step
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -209,8 +209,7 @@ def test_packed_labels_know_their_class_folders(names, tiny, tmp_path):
 
 def test_views_of_a_live_teacher(tiny, tmp_path):
     """naive KD: the same picture, with answers that exist nowhere yet."""
-    torch.save(build_model("shufflenet_v2_x0_5", 3).state_dict(), tmp_path / "teacher.pth")
-    teacher = {"teacher_model": "shufflenet_v2_x0_5", "teacher_checkpoint": tmp_path / "teacher.pth"}
+    teacher = {"teacher_model": LIGHT, "teacher_checkpoint": save_teacher(tmp_path / "teacher.pth")}
     flags = tiny.flags(tmp_path / "run", fkd_path=None, dry_run=True, mix_type="mixup", **teacher)
     result = run(train_KD_parallel, *flags)
     assert result.code == 0, result.err

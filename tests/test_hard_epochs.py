@@ -11,6 +11,7 @@ import torch
 from helpers import (
     BATCH,
     CLASSES,
+    CPU,
     EPOCHS,
     LIGHT,
     SIDE,
@@ -41,7 +42,6 @@ from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft
 SOFT_STEPS, HARD_STEPS = 3, 2

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import read_run, run, signal_in_step
+from helpers import CPU, LIGHT, ROOT, read_run, run, save_teacher, signal_in_step
 from torch import nn
 
 import train_FKD_parallel
@@ -26,7 +26,6 @@ from utils.training.cuda_streams import HELD, Streams
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss
-from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.training.random_numbers import RandomStream
@@ -35,10 +34,8 @@ from utils.views import resident, validation
 from utils.views.batch import Batch
 from utils.views.device import DeviceBatch
 
-CPU = torch.device("cpu")
 NAMES = ["plain", "dropping"]
 STUDENTS = [f"{model}-seed{seed}" for model in NAMES for seed in (0, 1)]
-ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from utils.system.files import FolderLock
@@ -169,8 +166,7 @@ def test_one_is_named_as_before(tiny, tmp_path):
 
 def test_a_live_teacher_answers_once(tiny, tmp_path, monkeypatch):
     """For all students, which are those of runs of their own."""
-    torch.save(build_student("shufflenet_v2_x0_5", 3, 5).state_dict(), tmp_path / "teacher.pth")
-    teacher = {"teacher_model": "shufflenet_v2_x0_5", "teacher_checkpoint": tmp_path / "teacher.pth"}
+    teacher = {"teacher_model": LIGHT, "teacher_checkpoint": save_teacher(tmp_path / "teacher.pth", seed=5)}
     flags = {"script": train_KD_parallel, "fkd_path": None, "epochs": 2, **teacher}
     answers, answer = [], Ensemble.__call__
     monkeypatch.setattr(Ensemble, "__call__", lambda self, images: answers.append(len(images)) or answer(self, images))

@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
 from PIL import Image
 
 from utils.labels.drawn import DrawnViews
@@ -26,7 +27,6 @@ from utils.views.resident import ResidentBatches
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
 EPOCHS, SETTLED = 30, 10
 ALLOWED = 3 * 2**20  # bytes from epochs 8-12 to 25-29, where 0.2 MB are usual; a leaked batch per epoch is 22 MB
 
