@@ -1,9 +1,9 @@
-"""Run a script of this project many times in one set of processes: what test_distributed.py starts.
+"""Run the scripts of this project many times in one set of processes, for tests of several ranks.
 
     python -m torch.distributed.run --nproc_per_node 2 tests/rank_jobs.py JOBS.json
 
-JOBS.json is a list of [script, argument, …]. The student is a small network, since there is much to
-compare; each rank notes in `decoded.RANK.json`, beside the file, how many images each job decoded.
+JOBS.json is a list of [script, argument, …]. The student is a small network, which keeps the many runs short. Each
+rank writes to `decoded.RANK.json`, beside JOBS.json, the number of images that each job decoded.
 """
 
 import json
@@ -30,7 +30,7 @@ SCRIPTS = {script.__name__: script for script in (relabel_FKD, train_FKD_paralle
 
 
 def small_student(_name, num_classes, seed, _stem, _input_size=None):
-    """Two convolutions with batch normalisation."""
+    """Return two convolutions with batch normalisation."""
     torch.manual_seed(seed)
     first = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()
     second = nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()
@@ -38,14 +38,14 @@ def small_student(_name, num_classes, seed, _stem, _input_size=None):
 
 
 def use_small_student(patch):
-    """Replace the student, and what takes time and is tested elsewhere; `patch(object, name, value)`."""
+    """Patch in the small student, and skip curves and git, which other tests cover; `patch(object, name, value)`."""
     patch(student, "build_student", small_student)
     patch(folder, "draw_curves", lambda *_: None)
     patch(summary, "git_commit", lambda: None)
 
 
 def kill_at(epoch):
-    """Let this process die without a word in the middle of an epoch."""
+    """Make this process kill itself by SIGKILL in the middle of an epoch."""
     train = run.train_one_epoch
 
     def train_and_die(learners, batches, *more):

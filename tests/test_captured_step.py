@@ -1,4 +1,4 @@
-"""The recorded step equals the eager one. Without CUDA, recording is replaced by calling again."""
+"""A captured training step equals the eager one. Without CUDA, replays are eager calls."""
 
 import copy
 import warnings
@@ -20,7 +20,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def train(step, device, sgd, model=None, epochs=3):
-    """Train a few epochs at falling rates; return (weights, metrics of each epoch, optimizer)."""
+    """Train a few epochs at falling learning rates; return (weights, metrics of each epoch, optimizer)."""
     precision = Precision("fp32", device)
     model = (model or small_model()).to(device)
     optimizer = build_optimizer(model, sgd, 0.05, 0.01, momentum=0.9)
@@ -46,8 +46,8 @@ def assert_equal_training(step, device, sgd, **tolerance):
 
 
 @pytest.mark.parametrize("sgd", [True, False])
-def test_fed_step_equals_eager_step(recording, sgd):
-    """Warm-up leaves no trace, batches and rates arrive in the fixed tensors, the short batch is eager."""
+def test_captured_step_equals_eager_step(recording, sgd):
+    """Warm-up changes nothing, batches and rates reach the fixed tensors, and the short last batch runs eagerly."""
     step = graphs.GraphedStep()
     assert_equal_training(step, CPU, sgd, rtol=1e-5, atol=1e-6)
     assert len(recording) == 9  # three full batches in each of three epochs
@@ -80,8 +80,8 @@ def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog)
     assert "not permitted" in caplog.text
 
 
-def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypatch):
-    """PyTorch's warning about a capturable optimizer that is not captured; another one still comes through."""
+def test_the_warm_up_hides_one_expected_warning(recording, recwarn, monkeypatch):
+    """PyTorch's warning about a capturable optimizer that is not captured is hidden; other warnings are shown."""
     real = graphs.train_step
 
     def step(*arguments):
@@ -97,7 +97,7 @@ def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypa
 
 
 def test_a_larger_batch_is_recorded_anew(recording):
-    """Where the first one was short, as when a run is resumed at the end of an epoch, the others still are recorded."""
+    """If the first batch was short, as after a resume near the end of an epoch, the step is captured again."""
     step = graphs.GraphedStep()
     model = small_model()
     optimizer = build_optimizer(model, False, 0.05, 0.01)
@@ -113,7 +113,7 @@ def test_a_larger_batch_is_recorded_anew(recording):
 
 
 def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
-    """One that is not fused reads its rate on the host, which would break off the recording."""
+    """An optimizer that is not fused reads its rate on the host, which would break the capture."""
     show_log(caplog)
     model, step = small_model(), graphs.GraphedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

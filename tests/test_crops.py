@@ -1,4 +1,4 @@
-"""Crops of a whole epoch at once are those of one row at a time, to the pixel."""
+"""Crops computed for a whole epoch equal those computed row by row, to the pixel."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,12 @@ from utils.views.device import geometry_of
 
 
 def policy_of(low=0.08, high=1.0):
+    """Return a policy without mixing."""
     return ViewPolicy(3, 32, low, high, "cutmix", 0.8, 1.0)
 
 
 def one_by_one(batches, sizes):
-    """What `view` says of every row."""
+    """Return the crop that `view` gives for every row."""
     slots = [(one, slot) for one in batches for slot in range(len(one.index))]
     views = [one.view(slot, size) for (one, slot), size in zip(slots, sizes.tolist(), strict=True)]
     return torch.tensor([[*box, flip] for box, flip in views])
@@ -27,8 +28,8 @@ def one_by_one(batches, sizes):
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**31), side=st.integers(1, 300), low=st.floats(0.01, 1.0))
-def test_drawn_crops(seed, side, low):
-    """Images down to one pixel, where often no attempt fits."""
+def test_drawn_crops_equal_those_of_single_rows(seed, side, low):
+    """Images are as small as one pixel, where often no attempt fits."""
     rng = np.random.default_rng(seed)
     draws, sizes = rng.random((40, CROP_DRAWS)), rng.integers(1, side + 1, (40, 2))
     rows = [policy_of(low).crop_from(one, size) for one, size in zip(draws, sizes.tolist(), strict=True)]
@@ -36,7 +37,7 @@ def test_drawn_crops(seed, side, low):
 
 
 def test_a_power_that_differs_in_its_last_bits_changes_no_crop(monkeypatch):
-    """Sides of exactly a half: 1.5 x 1.5 rounds to 2, and to 1 after an error of one part in 10**13."""
+    """Sides of exactly one half are the worst case: 1.5 x 1.5 rounds to 2, and to 1 after an error of 1e-13."""
     draws = np.full((1, CROP_DRAWS), 0.5)
     sizes = np.array([[3, 3]])
     exact = policy_of(0.25, 0.25)
@@ -50,8 +51,8 @@ def test_a_power_that_differs_in_its_last_bits_changes_no_crop(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_stored_crops(dtype):
-    """Fractions as files hold them, halves of pixels and the edges among them."""
+def test_stored_crops_equal_those_of_single_rows(dtype):
+    """The fractions include halves of pixels and the edges."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 400, (3000, 2), generator=generator)
     start = torch.rand(3000, 2, generator=generator)
@@ -68,8 +69,8 @@ def test_stored_crops(dtype):
 
 
 @pytest.mark.parametrize("mix_type", ["none", "cutmix"])
-def test_geometry_of_an_epoch(mix_type):
-    """Image, crop, flip and partner of every row, the short last batch too."""
+def test_crop_parameters_of_an_epoch(mix_type):
+    """Image, crop, flip and mix partner of every row are right, also in the short last batch."""
     views = DrawnViews(ViewPolicy(3, 32, 0.08, 1.0, mix_type, 0.8, 1.0), 23, 5)
     sizes = torch.randint(20, 60, (23, 2), generator=torch.Generator().manual_seed(1))
     batches = [views.read(1, batch) for batch in range(5)]
@@ -92,8 +93,8 @@ def test_labelled_views_have_the_fractions_of_their_crops():
     assert labels.flip.tolist() == [flip for _, flip in views]
 
 
-def test_no_python_per_row(monkeypatch):
-    """Of 20,000 rows hardly one is looked at alone."""
+def test_rows_are_not_cropped_in_python(monkeypatch):
+    """Of 20,000 rows hardly any is cropped on its own."""
     asked = []
     monkeypatch.setattr(ViewPolicy, "crop_from", lambda self, draws, size: asked.append(1) or ((0, 0, 1, 1), False))
     batches = [DrawnViews(policy_of(), 20000, 5000).read(0, batch) for batch in range(4)]

@@ -1,6 +1,6 @@
-"""SIGKILL at random moments, among them the writing of a checkpoint: resumed, the result is the same.
+"""A run that is killed at random moments, also while it writes a checkpoint, ends the same after a resume.
 
-python tests/test_kill.py 20      twenty kills of one run
+python tests/test_kill.py 20      kill one run twenty times
 """
 
 import sys
@@ -12,15 +12,15 @@ from helpers import EPOCHS, Tiny, make_images, make_labels
 from kill_runs import check, kill_and_resume
 
 
-def test_three_kills(tiny, tmp_path):
-    """At random moments of training, evaluation and writing."""
+def test_a_run_killed_three_times_ends_the_same(tiny, tmp_path):
+    """The kills hit random moments of training, evaluation and writing."""
     done, killed, whole = kill_and_resume(tiny, tmp_path, 3, 4, seed=0)
     assert done >= 1
     check(killed, whole)
 
 
 def main(kills):
-    """Kill one run so many times."""
+    """Kill one run `kills` times and check the result."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         train_dir, val_dir = make_images(root / "train"), make_images(root / "val", per_class=2, seed=1)

@@ -1,6 +1,6 @@
-"""Random sets of images and folders that do not belong to their labels, and others that do: none is mistaken.
+"""Random image sets and folders that do not belong to their labels are refused, and those that do are accepted.
 
-The other half, what teachers' answers tell, is `test_random_pairings` in test_agreement.py.
+test_agreement.py has the same test for wrong orders that only the teacher's logits show.
 """
 
 from collections import Counter
