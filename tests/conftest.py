@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
     """Skip tests that need a CUDA device if there is none."""
     if not torch.cuda.is_available():
         for item in items:
-            if item.get_closest_marker("gpu"):  # not a keyword: those are names of folders, too
+            if item.get_closest_marker("gpu"):  # a keyword would match names of folders as well
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 

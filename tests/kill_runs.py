@@ -17,11 +17,11 @@ import sys
 import time
 import torch
 import utils.run.student
-utils.run.student.CHECKPOINT_SECONDS = -1  # after every epoch, however short
+utils.run.student.CHECKPOINT_SECONDS = -1  # save after every epoch
 save = torch.save
 def slow_save(state, file):
     save(state, file)
-    file.truncate(file.tell() // 2)  # as a slow disk leaves it for a while
+    file.truncate(file.tell() // 2)  # a slow disk leaves half a file for a while
     time.sleep(0.2)
     file.seek(0)
     save(state, file)

@@ -90,7 +90,7 @@ def main(path):
             return code
     Path(path).with_name(f"decoded.{world.rank}.json").write_text(json.dumps(decoded))
     world = None
-    ranks.start = None  # the last to hold the process group
+    ranks.start = None  # the last reference to the process group
     finish()
     return 0
 

@@ -9,7 +9,7 @@ from utils.views.batch import Batch
 def small_model():
     """Return a convolution with batch normalisation and a linear layer for 8 x 8 images and 6 classes, from seed 0."""
     torch.manual_seed(0)
-    first = nn.Conv2d(3, 8, 3, bias=False)  # a bias would have rounding for a gradient, which AdamW enlarges
+    first = nn.Conv2d(3, 8, 3, bias=False)  # the gradient of a bias would be rounding noise, which AdamW enlarges
     return nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
 
 

@@ -89,7 +89,7 @@ def test_image_numbers_off_by_one_are_found(classes, per_class, shift):
     found = verdict(other_targets(labels, np.repeat(np.arange(classes), counts)))
     assert found.certain
     assert "the image numbers of the labels are off by 1" in found.fault
-    assert found.share > 0.65  # which no reader would call suspicious
+    assert found.share > 0.65  # a reader would not suspect such a share
 
 
 def test_another_seed_is_found():
@@ -101,7 +101,7 @@ def test_another_seed_is_found():
     def as_read(index):  # the row of image i under seed 7 is taken for another image under 42
         return torch.stack([read(0)[place[int(image)]] for image in index])
 
-    # the first epoch alone: its rows in the order of seed 7, with the images of seed 42
+    # only the first epoch: its rows in the order of seed 7, with the images of seed 42
     first = right_labels(np.random.default_rng(3), 10, 10, GOOD, epochs=1)
     logits = torch.cat([one.logits for one in first.batches])
     by_image = torch.empty_like(logits)
@@ -133,7 +133,7 @@ def test_a_thousand_class_teacher_on_ten_folders_is_found():
     assert "it knows 1000 classes, and the 10 folders may not be the first of them" in found.fault
     assert "class_1 as class 217" in found.fault
     assert "seed" not in found.fault
-    assert verdict(labels).fault is None  # ten folders that are the first of them
+    assert verdict(labels).fault is None  # the ten folders are the teacher's first classes
 
 
 def test_answers_at_chance_are_refused():

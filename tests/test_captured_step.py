@@ -103,7 +103,7 @@ def test_a_larger_batch_is_recorded_anew(recording):
     optimizer = build_optimizer(model, False, 0.05, 0.01)
     learner = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), Precision("fp32", CPU), 4, step)
     train_one_epoch([learner], batches_on(CPU, (3, 8, 8, 3, 8)))
-    assert len(recording) == 4  # all but the second short one
+    assert len(recording) == 4  # all batches except the second short one
     assert learner.sums.samples == 30
     assert step.rows == 8
     model = small_model()
@@ -134,7 +134,7 @@ def test_no_graph_on_the_cpu():
 def test_graph_equals_eager_on_cuda(sgd):
     step = graphs.GraphedStep()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a user should not see how it is recorded
+        warnings.simplefilter("error")  # the user sees no warning of the capture
         assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
     assert step.replay is not None
     assert not step.failed
@@ -161,7 +161,7 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
     step, before = graphs.GraphedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
-    assert torch.cuda.current_stream() == before  # others upload and replay on it
+    assert torch.cuda.current_stream() == before  # uploads and replays use this stream
     step = graphs.GraphedStep()
     train(step, torch.device("cuda"), False)
     assert not step.failed

@@ -50,7 +50,7 @@ def test_50_of_1000_take_39_bytes():
 
 @given(st.integers(1, 12), st.integers(0, 60), st.binary(min_size=1, max_size=200))
 def test_any_bytes_are_ids_or_refused(count, more, data):
-    """Whatever is read is a valid set whose code differs at most in unused bits."""
+    """The result is a valid set whose code differs at most in unused bits."""
     classes = count + more
     width = sum(code_bytes(count, classes))
     code = np.frombuffer(data[: len(data) // width * width], np.uint8).reshape(-1, width)

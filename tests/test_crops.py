@@ -15,7 +15,7 @@ from utils.views.device import geometry_of
 
 
 def policy_of(low=0.08, high=1.0):
-    """Return a policy without mixing."""
+    """Return a policy for 32 px views with cutmix."""
     return ViewPolicy(3, 32, low, high, "cutmix", 0.8, 1.0)
 
 
@@ -47,7 +47,7 @@ def test_a_power_that_differs_in_its_last_bits_changes_no_crop(monkeypatch):
     monkeypatch.setattr(view_policy.np, "sqrt", lambda x: real(x) * (1 - 1e-13))
     assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [2, 2]
     monkeypatch.setattr(view_policy, "TOO_CLOSE", 0.0)
-    assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [1, 1]  # so the row above was asked for
+    assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [1, 1]  # so the fallback for one row was used
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -94,7 +94,7 @@ def test_labelled_views_have_the_fractions_of_their_crops():
 
 
 def test_rows_are_not_cropped_in_python(monkeypatch):
-    """Of 20,000 rows hardly any is cropped on its own."""
+    """Hardly any of 20,000 rows is cropped on its own."""
     asked = []
     monkeypatch.setattr(ViewPolicy, "crop_from", lambda self, draws, size: asked.append(1) or ((0, 0, 1, 1), False))
     batches = [DrawnViews(policy_of(), 20000, 5000).read(0, batch) for batch in range(4)]

@@ -191,7 +191,7 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
                 labels = views[mix].read(epoch, batch)
                 own = set(share_of[rank].rows(len(labels)).tolist())
                 partners = set() if mix == "none" else {labels.mix_index[row].item() for row in own}
-                wanted += len(own | partners) or 1  # one row stands in where there is none
+                wanted += len(own | partners) or 1  # a rank without rows decodes one
             assert counts[rank][number] == wanted + validation, name
         total = sum(count[number] for count in counts)
         if mix == "none" and processes == 2:

@@ -1,4 +1,4 @@
-"""evidence.sh runs its plan of regimes, image sets, students and seeds; the random baseline and the coreset are right."""
+"""evidence.sh runs its whole plan; the random baseline and the demo's coreset are drawn right."""
 
 import csv
 import json
@@ -187,7 +187,7 @@ def test_the_whole_plan(tiny, real, tmp_path):
     assert list(rows) == ["HL", "SL", "SL+KD"]
     assert all(row["images"] == "train" and row["n"] == "1" and row["hlr"] for row in rows.values())
     with open(tmp_path / "w" / "report" / "comparisons.csv") as file:
-        assert [row["also_differs"] for row in csv.DictReader(file)] == [""] * 9  # nothing but what is meant
+        assert [row["also_differs"] for row in csv.DictReader(file)] == [""] * 9  # the sets differ in nothing else
     calls["env"] |= {"REGIMES": "HL", "SEEDS": "1 1"}
     again = subprocess.run(command, **calls)
     assert again.returncode == 0, again.stdout + again.stderr

@@ -193,7 +193,7 @@ def test_losses_whose_temperatures_change(mode, loss_type, student, mass):
 def test_hard_epochs_and_averages(mode, monkeypatch):
     """The loss on `HardViews`' probabilities and the update of the average do not synchronise."""
     model, batch, probabilities = a_model(), a_batch(), answers().float()
-    with monkeypatch.context() as patch:  # tensors without values cannot be copied so
+    with monkeypatch.context() as patch:  # deepcopy fails on tensors without values
         patch.setattr("copy.deepcopy", lambda *_: a_model())
         average = AveragedModel(model, 0.9)
     with HostTensorsRefused():
@@ -207,11 +207,11 @@ def test_hard_epochs_and_averages(mode, monkeypatch):
 def test_a_whole_step(mode, monkeypatch, sgd, kind):
     """A step from uploaded labels to updated weights and sums, as a CUDA graph captures it, does not synchronise."""
     model = a_model()
-    if sgd:  # its fused one knows no tensors without values: as on a PyTorch without it
+    if sgd:  # the fused SGD fails on tensors without values
         monkeypatch.setattr(torch.optim, "SGD", without_fused(torch.optim.SGD))
     optimizer = build_optimizer(model, sgd, 0.1, 0.01, momentum=0.9)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: on_device(loss) is loss and give_gradients(model))
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # its states are the host's
+    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
     learner = Learner(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
     sums = learner.sums
     for _ in range(2):
@@ -233,7 +233,7 @@ def test_evaluation_waits_once_a_pass(mode, monkeypatch):
         return Metrics(0.0, 0.0, 0.0, sums.samples)
 
     monkeypatch.setattr(MetricSums, "result", result)
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # its states are the host's
+    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
     model = a_model()
     learner = Learner(model, build_optimizer(model, True, 0.1, 0), None, Precision("fp32", DEVICE), ROWS)
     images, targets = torch.zeros(4, 3, SIZE, SIZE, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)

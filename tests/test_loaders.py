@@ -1,4 +1,4 @@
-"""Resident batches: equal to the workers' on the CPU; on the device within one level of 255 of PIL's."""
+"""Resident batches equal the workers' on the CPU, and on a device they differ from PIL by at most one level of 255."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def levels(images):
-    """Pixel values from 0 to 255 of normalised images."""
+    """Return normalised images as pixel values from 0 to 255."""
     std, mean = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN))
     return (images.cpu() * std + mean) * 255
 
 
 def assert_alike(ours, theirs):
-    """Images within one level (mixing of two roundings included), everything else equal."""
+    """Assert that images differ by at most one level (mixing of two roundings included) and all else is equal."""
     assert len(ours) == len(theirs) == 6
     for a, b in zip(ours, theirs, strict=True):
         assert (levels(a.images) - levels(b.images)).abs().max() <= 1.001
@@ -77,7 +77,7 @@ def test_matrix_batches_are_alike_on_cuda(uneven_images, mix_type):
 
 
 def compare_with_pil(device, dtype=None, rounds=12):
-    """Largest difference from PIL over random boxes, sizes and flips, in levels; and the share of unequal values."""
+    """Return (largest difference from PIL in levels, share of unequal values) over random boxes, sizes and flips."""
     rng = np.random.default_rng(1)
     worst, unequal = 0, []
     for size in (7, 32, 96):
