@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.system.log import log
 from utils.training import graphs
 from utils.training.optimizer import build_optimizer
 from utils.views.folders import open_folder
@@ -41,6 +42,14 @@ def tiny(tmp_path_factory):
 def whole_run(tiny, tmp_path_factory):
     """One complete run on the tiny set."""
     return tiny.train_run(tmp_path_factory.mktemp("whole") / "run", model="resnet18")
+
+
+@pytest.fixture
+def program_log(caplog, monkeypatch):
+    """Return `caplog`, which sees the program's log; normally that log does not propagate to the root logger."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", logger=log.name)
+    return caplog
 
 
 @pytest.fixture

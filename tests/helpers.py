@@ -23,7 +23,6 @@ from utils.labels.batch import BatchLabels
 from utils.labels.drawn import DrawnViews
 from utils.labels.format_sre2l import TarWriter
 from utils.labels.view_policy import ViewPolicy
-from utils.system.log import log
 from utils.system.script import run_script
 from utils.training.learner import train_step
 from utils.training.models import build_student
@@ -177,9 +176,3 @@ def relabel_flags(images, teacher, labels, *more, arch="resnet18", epochs=2, bat
     words = ["--data", images, "-a", arch, "--checkpoint", teacher, "--fkd-path", labels, "-b", batch_size]
     words += ["--epochs", epochs, "--input-size", SIDE, "-j", 0, "--device", "cpu", "--precision", "fp32"]
     return [str(word) for word in [*words, *more]]
-
-
-def show_log(caplog):
-    """Let `caplog` see the program's log, which does not propagate by itself."""
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")

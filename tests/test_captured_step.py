@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import CPU, show_log
+from helpers import CPU
 from small_network import batches_on, small_model
 from torch import nn
 
@@ -69,15 +69,14 @@ def test_resumed_optimizer_state_survives_recording(recording):
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog):
+def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, program_log):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "record", refuse)
-    show_log(caplog)
     assert_equal_training(graphs.GraphedStep(), CPU, False, rtol=1e-5, atol=1e-6)
-    assert "eager" in caplog.text
-    assert "not permitted" in caplog.text
+    assert "eager" in program_log.text
+    assert "not permitted" in program_log.text
 
 
 def test_the_warm_up_hides_one_expected_warning(recording, recwarn, monkeypatch):
@@ -112,16 +111,15 @@ def test_a_larger_batch_is_recorded_anew(recording):
     assert learner.sums.result().loss == pytest.approx(eager.sums.result().loss, rel=1e-5)
 
 
-def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
+def test_an_optimizer_that_waits_is_not_recorded(recording, program_log):
     """An optimizer that is not fused reads its rate on the host, which would break the capture."""
-    show_log(caplog)
     model, step = small_model(), graphs.GraphedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)
     train_one_epoch([learner], batches_on(CPU))
     assert step.failed
     assert not recording
-    assert "eager" in caplog.text
+    assert "eager" in program_log.text
 
 
 def test_no_graph_on_the_cpu():

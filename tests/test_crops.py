@@ -44,9 +44,9 @@ def test_a_power_that_differs_in_its_last_bits_changes_no_crop(monkeypatch):
     box, _ = exact.crop_from(draws[0], (3, 3))
     assert box[2:] == (2, 2)
     real = np.sqrt
-    monkeypatch.setattr(view_policy.np, "sqrt", lambda x: real(x) * (1 - 1e-13))
+    monkeypatch.setattr(np, "sqrt", lambda x: real(x) * (1 - 1e-13))  # another library of mathematics
     assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [2, 2]
-    monkeypatch.setattr(view_policy, "TOO_CLOSE", 0.0)
+    monkeypatch.setattr(view_policy, "TOO_CLOSE", 0.0)  # without the margin the error shows
     assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [1, 1]  # so the fallback for one row was used
 
 
@@ -96,6 +96,7 @@ def test_labelled_views_have_the_fractions_of_their_crops():
 def test_rows_are_not_cropped_in_python(monkeypatch):
     """Hardly any of 20,000 rows is cropped on its own."""
     asked = []
+    # counts the rows that take the slow path
     monkeypatch.setattr(ViewPolicy, "crop_from", lambda self, draws, size: asked.append(1) or ((0, 0, 1, 1), False))
     batches = [DrawnViews(policy_of(), 20000, 5000).read(0, batch) for batch in range(4)]
     crops_of(batches, torch.full((20000, 2), 224))

@@ -98,7 +98,7 @@ def test_errors_of_another_kind_are_not_called_full_disks(tmp_path):
 def test_too_little_disk_is_noticed_before_training(tiny, tmp_path, monkeypatch):
     """Preflight names both figures."""
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "deep" / "run"))
     assert result.code == 2
     assert "1 MB of disk are free, and checkpoints need " in result.err
@@ -108,7 +108,7 @@ def test_too_little_disk_is_noticed_before_training(tiny, tmp_path, monkeypatch)
 def test_small_sizes_are_not_rounded_to_zero(tmp_path, monkeypatch):
     """Both figures stay readable if they are small."""
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk
     with pytest.raises(InputError, match=r"labels: 0 B of disk are free, and the labels need 12\.3 kB; free some"):
         preflight.check_disk(tmp_path / "labels", 12_345, "the labels need")
 
@@ -300,7 +300,7 @@ def test_a_dry_run_writes_one_picture(tiny, tmp_path):
     assert "views.png" not in RUN_FILES
 
 
-@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "utils.run.preflight.copy.deepcopy"])
+@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "copy.deepcopy"])
 def test_a_gpu_out_of_memory_is_explained(place, tiny, tmp_path, monkeypatch):
     """One sentence gives PyTorch's figure and the remedies; `runs.sh` searches for its words."""
 

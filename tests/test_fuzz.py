@@ -62,7 +62,7 @@ def test_deeply_nested_and_overlong_manifests(packed, tmp_path, monkeypatch):
     path.write_text("[" * 10**6)
     with pytest.raises(InputError, match=r"manifest\.json"):
         read()
-    monkeypatch.setattr("utils.labels.packed_manifest.MAX_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("utils.labels.packed_manifest.MAX_MANIFEST_BYTES", 1000)  # a small file does
     path.write_text(" " * 1001)
     with pytest.raises(InputError, match="absurdly long"):
         read()

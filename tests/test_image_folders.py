@@ -72,13 +72,12 @@ def test_debris_is_skipped_and_named(tiny, tmp_path):
     ]
 
 
-def test_images_of_other_types_are_warned_of(tmp_path, caplog, monkeypatch):
+def test_images_of_other_types_are_warned_of(tmp_path, program_log):
     """They may belong to the set, and nobody would miss them otherwise."""
-    monkeypatch.setattr("utils.views.folders.log.propagate", True)
     write(tmp_path, "a/0.png", "a/1.gif", "a/2.avif")
     assert len(open_folder(tmp_path, "--val-dir").samples) == 1
-    assert "WARNING: skipped 2 images of types that are not read in --val-dir" in caplog.text
-    assert "a/1.gif, a/2.avif; convert them to PNG" in caplog.text
+    assert "WARNING: skipped 2 images of types that are not read in --val-dir" in program_log.text
+    assert "a/1.gif, a/2.avif; convert them to PNG" in program_log.text
 
 
 def test_classes_without_images(tmp_path):

@@ -302,6 +302,7 @@ def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch
     first, other = torch.zeros(rows, 2), torch.zeros(rows, 2)
     other[-1, -1] = 1
     digests, whole = [], []
+    # counts the files that are hashed completely
     monkeypatch.setattr(file_digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
     for content in (first, other):
         save([content, *[torch.ones(1) for _ in range(100)]], tmp_path / "batch_0.tar")

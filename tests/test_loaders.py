@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, show_log
+from helpers import CPU
 from PIL import Image
 from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
@@ -132,17 +132,16 @@ def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     torch.testing.assert_close(found, mix(images, partner, lam, box), rtol=0, atol=1e-6)
 
 
-def test_auto_keeps_what_fits_and_says_so(uneven_images, monkeypatch, caplog):
-    show_log(caplog)
+def test_auto_keeps_what_fits_and_says_so(uneven_images, monkeypatch, program_log):
     dataset = dataset_of(uneven_images, "none")
     arguments = dataset, range(1), normalise_on(CPU), 0, CPU
     needed = sum(h * w for h, w in SIZES) * loaders.PIL_BYTES
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed + 1)
     assert isinstance(loaders.build_batches("auto", *arguments), resident.ResidentBatches)
-    assert "resident" in caplog.messages[-1]
+    assert "resident" in program_log.messages[-1]
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed)
     assert isinstance(loaders.build_batches("auto", *arguments), WorkerBatches)
-    assert "workers" in caplog.messages[-1]
+    assert "workers" in program_log.messages[-1]
     assert isinstance(loaders.build_batches("resident", *arguments), resident.ResidentBatches)
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: needed)
     with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):

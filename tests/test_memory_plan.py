@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import CPU, LIGHT, SIDE, run, show_log
+from helpers import CPU, LIGHT, SIDE, run
 from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
@@ -49,14 +49,13 @@ def test_a_plan_fits(free, labels):  # GB
 @pytest.mark.parametrize(
     ("side", "expected"), [(64, "they go up in parts of"), (224, "workers decode them in every epoch")]
 )
-def test_imagenet_21k_on_24_gb(side, expected, caplog):
+def test_imagenet_21k_on_24_gb(side, expected, program_log):
     """209,000 images, 10,450 classes: 4.4 GB of labels per epoch, 31 GB of images at 224 px, 2.6 GB at 64 px."""
-    show_log(caplog)
     images, validation = 209_000 * 3 * side**2, 522_500 * 3 * side**2
     plan = make_plan(Budget(images, 209_000 * 10_450 * 2, validation, 2 * GB, 24 * GB), 4180, "auto")
-    assert expected in caplog.text
+    assert expected in program_log.text
     assert plan.resident == (side == 64)
-    assert "4.37 GB an epoch" in caplog.text
+    assert "4.37 GB an epoch" in program_log.text
 
 
 def test_parts_are_no_larger_than_a_gigabyte():
@@ -65,11 +64,10 @@ def test_parts_are_no_larger_than_a_gigabyte():
 
 
 @pytest.mark.parametrize(("free", "expected"), [(2, Plan(True, 1, False)), (1.4, Plan(False, 200, False))])
-def test_resident_as_asked(free, expected, caplog):
+def test_resident_as_asked(free, expected, program_log):
     """--loader resident is obeyed if images fit, but not beside the estimated memory of training."""
-    show_log(caplog)
     assert make_plan(at(free), 200, "resident") == expected
-    assert ("as asked" in caplog.text) == expected.resident
+    assert ("as asked" in program_log.text) == expected.resident
     assert not make_plan(at(free), 200, "auto").resident
 
 

@@ -242,7 +242,7 @@ def test_a_mismatch_names_the_fitting_flags(made, asked, words, tmp_path, monkey
 
 def test_a_mismatch_that_nothing_fits(tmp_path, monkeypatch):
     """The error names a few of the first differences."""
-    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 0)
+    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 0)  # the search would find nothing anyway
     state = build_student("resnet18", 7, 0).state_dict()
     state["layer1.0.conv1.weight"] = torch.zeros(1, 2)
     del state["bn1.bias"]

@@ -41,6 +41,7 @@ def _threads_of_the_reference():
 @pytest.mark.parametrize("expected", RUNS, ids=[f"{one['labels']} {one['flags']}" for one in RUNS])
 def test_figures_are_those_of_the_reference(expected, tmp_path, monkeypatch):
     """Epoch 0 is the same computation; later epochs drift with the order of floating-point sums."""
+    # the reference's own order of batches was recorded with its metrics
     monkeypatch.setattr(pool, "draw_batches", lambda _order, _seed, epoch, *_: expected["batches"][epoch])
     images = REFERENCE / "images"
     result = run(

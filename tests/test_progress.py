@@ -35,7 +35,7 @@ def shown(words):
 @pytest.fixture
 def every_step(monkeypatch):
     """Make tqdm draw at every step."""
-    monkeypatch.setattr("utils.run.progress_line.tqdm", partial(tqdm, mininterval=0, miniters=1))
+    monkeypatch.setattr("utils.run.progress_line.tqdm", partial(tqdm, mininterval=0, miniters=1))  # 0.1 s otherwise
 
 
 def test_one_line_for_the_whole_run(tiny, tmp_path, every_step):

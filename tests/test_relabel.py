@@ -1,5 +1,6 @@
 """relabel_FKD.py writes the logits that its teacher gives for the replayed views."""
 
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -111,6 +112,7 @@ def test_answers_come_in_order_and_a_gpu_is_given_several_batches(teacher, monke
     """A GPU gets up to TEACHER_ROWS rows, queued before the last result is read; a CPU gets one batch at a time."""
     ensemble = Ensemble(["resnet18"], [teacher], "mean", Precision("fp32", CPU))
     asked = []
+    # only the order and the sizes of the calls matter, and a GPU is missing
     monkeypatch.setattr(ensemble, "answer", lambda group: asked.append([len(one) for one in group]) or group)
     monkeypatch.setattr(teachers, "TEACHER_ROWS", 11)
     batches = [Batch(torch.full((rows, 1), float(n)), None, torch.zeros(rows)) for n, rows in enumerate((5, 5, 5, 2))]
@@ -230,7 +232,8 @@ def test_a_teacher_is_asked_until_enough_views_are_of_one_image(tiny):
 def test_too_little_disk_for_labels(tiny, teacher, tmp_path, monkeypatch):
     """The error comes before the first view; it counts 3 logits and 21 bytes of view per image and epoch."""
     free = [12 * 2 * (3 * 4 + 21)]
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: type("Usage", (), {"free": free[0] - 1}))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free[0] - 1))  # a full disk
     result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels"))
     assert result.code == 2
     assert "the labels need" in result.err

@@ -264,7 +264,7 @@ def test_contradicting_flags_are_refused(words, told, tiny, tmp_path):
 
 
 def test_several_processes_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.system.ranks.start", lambda _device: World(0, 2))
+    monkeypatch.setattr("utils.system.ranks.start", lambda _device: World(0, 2))  # a second process is not needed
     result = together(tiny, tmp_path / "run")
     assert result.code == 2
     assert "several --seeds or --model train side by side in one process, not in 2" in result.err

@@ -177,9 +177,8 @@ def test_smaller_labels_train(tiny, teachers, tmp_path):
     assert run(train_FKD_parallel, *flags).code == 0
 
 
-def test_hard_labels_need_no_teacher(tiny, tmp_path, monkeypatch):
+def test_hard_labels_need_no_teacher(tiny, tmp_path, library):
     """--loss-type ce without weights loads nothing, and there is one output per class folder."""
-    monkeypatch.setattr(train_KD_parallel, "Ensemble", None)
     flags = tiny.flags(tmp_path / "ce", fkd_path=None, epochs=2, loss_type="ce")
     result = run(train_KD_parallel, *flags)
     assert result.code == 0, result.err
@@ -189,6 +188,7 @@ def test_hard_labels_need_no_teacher(tiny, tmp_path, monkeypatch):
     assert alone.summary["labels"]["bytes"] == 0
     assert run(train_KD_parallel, *flags, "--overwrite", "--dry-run").code == 0
     assert (tmp_path / "ce" / "views.png").exists()
+    assert not library
 
 
 def test_a_teacher_that_no_loss_uses_changes_nothing(tiny, teachers, tmp_path):
@@ -225,7 +225,7 @@ def library(monkeypatch):
         torch.manual_seed(len(weights))
         return build_model("resnet18", 3)
 
-    monkeypatch.setattr("utils.training.models.build_pretrained", build)
+    monkeypatch.setattr("utils.training.models.build_pretrained", build)  # the real one downloads
     return asked
 
 

@@ -210,7 +210,7 @@ def _small_teacher(monkeypatch):
         model.load_state_dict(torch.load(checkpoint, weights_only=True))
         return model.eval().requires_grad_(False)
 
-    monkeypatch.setattr(teachers, "build_teacher", build)
+    monkeypatch.setattr(teachers, "build_teacher", build)  # a network that these tests can train in seconds
     monkeypatch.setattr(label_suspects, "SIZES", (32, 48, 64))  # larger ones are slow
 
 

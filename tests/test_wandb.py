@@ -49,16 +49,13 @@ def test_a_mode_needs_a_project(mode):
         wandb_mode(None, mode, KEY)
 
 
-def test_offline_is_announced_in_one_line(caplog, monkeypatch):
+def test_offline_is_announced_in_one_line(program_log):
     """The line appears only if a key was looked for and not found."""
-    monkeypatch.setattr("utils.system.log.log.handlers", [caplog.handler])
-    monkeypatch.setattr("utils.system.log.log.propagate", False)
-    caplog.set_level("INFO", logger="validator")
     wandb_mode("p", "offline", None)
-    assert not caplog.records
+    assert not program_log.records
     wandb_mode("p", "auto", None)
-    assert [record.message.count("\n") for record in caplog.records] == [0]
-    assert "offline" in caplog.text
+    assert [record.message.count("\n") for record in program_log.records] == [0]
+    assert "offline" in program_log.text
 
 
 def test_a_key_in_the_environment_or_in_netrc(monkeypatch, tmp_path):
@@ -204,18 +201,15 @@ def test_our_reader_agrees_with_that_of_wandb(offline):
         assert len(theirs) == len(list(read_records(file))) > 5
 
 
-def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, caplog):
+def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, program_log):
     """If the server refuses or never answers, the run soon goes offline and says so; any answer is enough."""
-    monkeypatch.setattr("utils.system.log.log.handlers", [caplog.handler])
-    monkeypatch.setattr("utils.system.log.log.propagate", False)
-    caplog.set_level("INFO", logger="validator")
     modes = []
 
     class Tracker:
         def __init__(self, project, mode, *rest):
             modes.append(mode)
 
-    monkeypatch.setattr("utils.run.tracker.WandbTracker", Tracker)
+    monkeypatch.setattr("utils.run.tracker.WandbTracker", Tracker)  # the real one needs a W&B server
 
     def start(url):
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -229,7 +223,7 @@ def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, caplog):
         assert start(url) < REACH_SECONDS + 1
     assert start(url) < REACH_SECONDS + 1  # the port is closed now
     assert modes == ["offline", "offline"]
-    assert caplog.text.count("does not answer, so this run is logged offline") == 2
+    assert program_log.text.count("does not answer, so this run is logged offline") == 2
 
     handler = type("NotFound", (http.server.BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as here:
@@ -259,7 +253,7 @@ def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny
             if failing == "finish":
                 raise TimeoutError(KEY)
 
-    monkeypatch.setattr("utils.run.tracker.reachable", lambda url: True)
+    monkeypatch.setattr("utils.run.tracker.reachable", lambda url: True)  # no test uses the network
     package = SimpleNamespace(init=lambda **_: Run(), Settings=lambda **_: None, Image=str)
     monkeypatch.setitem(sys.modules, "wandb", package)
     flags = tiny.flags(tmp_path / "run", wandb_project="p", wandb_mode="online", wandb_api_key=KEY)
