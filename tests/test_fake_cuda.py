@@ -99,8 +99,14 @@ def a_batch(kind="dense"):
 
 def a_model():
     with DEVICE:
-        layers = nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        return nn.Sequential(*layers, nn.Linear(4, CLASSES))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, CLASSES),
+        )
 
 
 def give_gradients(model):

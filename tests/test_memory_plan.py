@@ -99,8 +99,8 @@ def test_saved_activations_are_counted():
 
 def test_weights_in_bf16_are_kept_once_whatever_the_rows():
     """Matrix products in bf16 save their rows; the second one also saves a copy of its weight, two bytes per value."""
-    layers = torch.nn.Linear(192, 100, bias=False), torch.nn.Linear(100, 500, bias=False)
-    model, precision = torch.nn.Sequential(torch.nn.Flatten(), *layers), Precision("bf16", CPU)
+    first, second = torch.nn.Linear(192, 100, bias=False), torch.nn.Linear(100, 500, bias=False)
+    model, precision = torch.nn.Sequential(torch.nn.Flatten(), first, second), Precision("bf16", CPU)
     assert saved_bytes(model, 2, 8, precision) == 2 * (2 * (192 + 100) + 100 * 500)
     kept = 2 * (1024 * (192 + 100) + 100 * 500)
     assert Footprint(model, 8, precision).training(0, 1024) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept

@@ -177,8 +177,9 @@ def test_a_truncated_file(share, tmp_path):
 
 def test_other_archives(tmp_path):
     """Compressed records (a possible zip bomb), a missing data.pkl, other files, a missing file and a folder fail."""
-    zeros = tensor_pickle(10**6, 0, (10**6,), (1,)), {"0": bytes(4 * 10**6)}
-    refused(write_zip(tmp_path / "bomb", *zeros, zipfile.ZIP_DEFLATED), "damaged", "compressed")
+    zeros = tensor_pickle(10**6, 0, (10**6,), (1,))
+    bomb = write_zip(tmp_path / "bomb", zeros, {"0": bytes(4 * 10**6)}, zipfile.ZIP_DEFLATED)
+    refused(bomb, "damaged", "compressed")
     with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
         archive.writestr("a/readme", "nothing")
     refused(tmp_path / "empty", "damaged", "data.pkl")

@@ -54,8 +54,8 @@ def small_student(name, num_classes, seed, _stem="standard", _input_size=None):
     head = nn.Linear(8, num_classes)
     if name == "diverging":
         nn.init.constant_(head.weight, 3e38)
-    layers = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    return nn.Sequential(*layers, drop, head)
+    features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(features, nn.Flatten(), drop, head)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -342,9 +342,9 @@ def test_models_that_cannot_take_the_size(tiny, tmp_path):
     """One sentence names both flags, for students and for teachers."""
     torch.save(build_student("inception_v3", 3, 0).state_dict(), tmp_path / "teacher.pth")
     words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1)
-    files = "--teacher-checkpoint", tmp_path / "teacher.pth"
+    teacher = ["--teacher-model", "inception_v3", "--teacher-checkpoint", tmp_path / "teacher.pth"]
     for result, flags in (
-        (run(train_KD_parallel, *words, "--teacher-model", "inception_v3", *files), "--teacher-model inception_v3"),
+        (run(train_KD_parallel, *words, *teacher), "--teacher-model inception_v3"),
         (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "inception_v3"), "--model inception_v3"),
         (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "maxvit_t"), "--model maxvit_t"),
     ):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Result, run
+from helpers import Result, relabel_flags, run
 from PIL import Image
 from torch import nn
 
@@ -397,17 +397,16 @@ def test_wrong_views_are_named(how, words, setting, tmp_path):
 
 def relabel(setting, folder, *words):
     """Run relabel_FKD.py with teacher 1, whose classes are in the order of numbers, not of text."""
-    teacher = "--arch", "cnn", "--checkpoint", setting.files[1], "--device", "cpu", "--precision", "fp32", "-j", 0
-    flags = "--input-size", SIDE, "-b", BATCH, "--epochs", 2, "--mix-type", "cutmix", "--fkd-path", folder
-    return run(relabel_FKD, "--data", setting.images, *teacher, *flags, "--accept-labels", *words)
+    flags = relabel_flags(setting.images, setting.files[1], folder, arch="cnn", batch_size=BATCH)
+    return run(relabel_FKD, *flags, "--input-size", SIDE, "--mix-type", "cutmix", "--accept-labels", *words)
 
 
 def test_own_labels_state_how_they_were_made(setting, tmp_path):
     """Input size, normalisation and ensemble rule come from the manifest; views may be drawn."""
     louder = torch.load(setting.files[2], weights_only=True)
     torch.save(louder | {name: 3 * louder[name] for name in list(louder)[-2:]}, tmp_path / "louder.pth")
-    teacher = "--arch", "cnn", "--checkpoint", tmp_path / "louder.pth"
-    how = "--views", "drawn", "--bits", 8, *teacher, "--ensemble", "norm-mean", "--std", 0.3, 0.3, 0.3
+    teacher = ["--arch", "cnn", "--checkpoint", tmp_path / "louder.pth"]
+    how = ["--views", "drawn", "--bits", 8, *teacher, "--ensemble", "norm-mean", "--std", 0.3, 0.3, 0.3]
     labels = tmp_path / "labels"
     assert relabel(setting, labels, *how).code == 0
     result = setting.verify(labels, *teacher, size=None)
