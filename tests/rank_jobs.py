@@ -70,7 +70,7 @@ def kill_at(epoch):
 def launch(processes, path, **environment):
     """Start `rank_jobs.py` in `processes` processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])} | environment
     command = [*launcher, __file__, str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
 
