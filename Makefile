@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SCRIPTS := train.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard recipes/*.sh) runs.sh evidence.sh benchmarks/gpu.sh demo/run.sh demo/prepare.sh demo/evidence.sh .ci/run
+LAUNCHERS := train.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
+	benchmarks/gpu.sh demo/run.sh demo/prepare.sh demo/evidence.sh .ci/run
 
 OLDEST := .venv-oldest
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
@@ -18,12 +19,12 @@ help:
 	@echo "make test-oldest   run them on the oldest supported PyTorch, torchvision and numpy"
 	@echo "make fuzz   20,000 damaged files: each is read right or refused in one sentence"
 	@echo "make lint   ruff, mypy and shellcheck"
-	@echo "make setup  only install into $(VENV)"
+	@echo "make setup  only install into $(VENV): the project itself, in place, and what it needs"
 	@echo "make clean  remove $(VENV) and what the demo wrote"
 
 setup: $(READY)
 
-$(READY): requirements.txt requirements-dev.txt
+$(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: Python 3.10 or newer is needed; set PYTHON=python3.11, say"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -42,7 +43,7 @@ test: $(READY)
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest -q $(PARALLEL)
 
-$(OLDEST)/.ready: requirements-oldest.txt requirements.txt requirements-dev.txt
+$(OLDEST)/.ready: requirements.txt requirements-oldest.txt pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt
 	@touch $@
@@ -54,7 +55,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck $(SCRIPTS)
+	$(BIN)/shellcheck $(LAUNCHERS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo/work demo/work-evidence .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build *.egg-info demo/work demo/work-evidence .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnBatch, DrawnViews
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.packed import PackedWriter, digests_of_started
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
-from utils.labels.packed_writer import PackedWriter, digests_of_started
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnBatch, DrawnViews
 from utils.run import arguments, preflight
 from utils.run.start import begin
 from utils.run.teacher_check import check_started
@@ -79,11 +79,11 @@ def main(argv=None):
         Preview(dataset, 0, normalise, teachers).draw(Path(f"{args.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", args.fkd_path)
         return
-    kind = world.from_first(pick_loader(args.loader, folder.samples, args.workers, precision.device))
+    kind = world.broadcast_object(pick_loader(args.loader, folder.samples, args.workers, precision.device))
     replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
     images = know_images(args.data, folder.samples, args.workers, digests_of_started(args.fkd_path), world)
-    writer = open_writer(args, folder, views, teachers, replay, images, classes, world.is_first)
-    todo = world.from_first(writer.missing(args.epochs))
+    writer = open_writer(args, folder, views, teachers, replay, images, classes, world.is_main)
+    todo = world.broadcast_object(writer.missing(args.epochs))
     if len(todo) < args.epochs:
         check_started(args, folder.samples, teachers)
     log.info(
@@ -99,7 +99,7 @@ def main(argv=None):
         batches = kind(dataset, todo, normalise, args.workers, precision.device)
         write_epochs(writer, todo, views, batches, teachers, image_sizes(folder.samples).long(), args.no_progress)
     world.barrier()
-    if world.is_first:
+    if world.is_main:
         writer.finish()
     world.barrier()
     log.info("labels of %d epochs in %s", args.epochs, args.fkd_path)

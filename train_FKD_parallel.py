@@ -52,30 +52,31 @@ def main(argv=None):
     # preflight
     folders = open_folders(args, world)
     train, val = preflight.check_folders(args.train_dir, args.val_dir)
-    store = check_labels(args, train)
+    views = check_labels(args, train)
+    store = views.store
     names = preflight.number_classes(args, train, val, store.num_classes, stated_classes(store))
     images = preflight.identify_images(args, train.samples, store.image_digests, world)
     preflight.note_images(args, train.samples, val.samples)
     hard = hard_views(args, train.samples, store.num_classes)
-    samples = preflight.sample_views(args, store, len(train.classes))
-    preflight.report(args, train, val, store, samples, names)
+    samples = preflight.sample_views(args, views, len(train.classes))
+    preflight.report(args, train, val, views, samples, names)
 
     # build
     run = Run(args, store.num_classes, folders, precision, world, images)
-    preflight.check_run(run, store, store.num_classes, args.input_size, hard)
+    preflight.check_run(run, views, store.num_classes, args.input_size, hard)
     if args.dry_run:
-        views = Path(args.output_dir, VIEWS)
-        run.announce_loader(train.samples, store, val.samples, hard)
-        if world.is_first:
-            dataset = ViewDataset(train.samples, store, args.input_size)
-            Preview(dataset, soft_epochs(args).start).draw(views, names)
-        log.info("dry run: everything is in place, nothing was trained; look at %s", views)
+        picture = Path(args.output_dir, VIEWS)
+        run.announce_loader(train.samples, views, val.samples, hard)
+        if world.is_main:
+            dataset = ViewDataset(train.samples, views, args.input_size)
+            Preview(dataset, soft_epochs(args).start).draw(picture, names)
+        log.info("dry run: everything is in place, nothing was trained; look at %s", picture)
         return
 
     # train, report
     with run.session():
-        batches = run.batches(train.samples, store, val.samples, hard)
-        run.fit(batches, run.validation(val.samples), store.file)
+        batches = run.batches(train.samples, views, val.samples, hard)
+        run.fit(batches, run.validation(val.samples), views.file)
         labels = store.provenance() | {"digest": args.labels, "bytes": folder_bytes(args.fkd_path)}
         run.report(labels, train.samples, val.samples)
 

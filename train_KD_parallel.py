@@ -16,8 +16,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import arguments, preflight
 from utils.run.folder import VIEWS, open_folders
 from utils.run.run import Run

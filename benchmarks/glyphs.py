@@ -1,11 +1,12 @@
-"""A data set of many classes that needs no download: 200 glyphs from the fonts that come with matplotlib.
+"""Make a data set of many classes without a download: 200 glyphs from the fonts that come with matplotlib.
 
     python benchmarks/glyphs.py OUT [--classes 200 --train 40 --distilled 5 --val 8 --side 32 --seed 0]
 
-Latin, accented and Greek letters, Cyrillic, digits and symbols, drawn at one size on one baseline, so that upper
-and lower case differ, in the faces of DejaVu and STIX that have them all. Every image is turned, sheared, scaled,
-moved, and given its own ink and paper. Writes `train`, `val` and `distilled` (the first images of each class of
-`train`: a stand-in for a distilled set) with one folder per class. Held out for `val`: three faces, a warp, noise.
+Latin, accented, Greek and Cyrillic letters, digits and symbols, in the typefaces of DejaVu and STIX that have all of
+them. They are drawn at one size on one baseline, so that upper and lower case differ. Every image is rotated, sheared,
+scaled and shifted, and has its own foreground and background colour. Writes `train`, `val` and `distilled` (the first
+images of each class of `train`, in place of a distilled set) with one folder per class. Only `val` has three of the
+typefaces, a wave distortion and noise.
 """
 
 import argparse
@@ -30,21 +31,21 @@ CANVAS = 96  # pixels on which a glyph is drawn before it is distorted
 
 @cache
 def face(name):
-    """A font of matplotlib's, at the size that fills the canvas."""
+    """Load a font of matplotlib at a size that fills the canvas."""
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf", round(0.62 * CANVAS))
 
 
 def draw_plain(glyph, name):
-    """One glyph, white on black, its baseline and centre where they always are: uint8 [CANVAS, CANVAS]."""
+    """Draw a glyph white on black, with fixed baseline and centre; return a PIL image, CANVAS x CANVAS."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     ImageDraw.Draw(canvas).text((CANVAS / 2, 0.7 * CANVAS), glyph, fill=255, font=face(name), anchor="ms")
     return canvas
 
 
 def distort(canvas, rng, side):
-    """Turn by up to 12 degrees, shear, scale and move a canvas at random; return it at `side` pixels."""
+    """Rotate by up to 12 degrees, shear, scale and shift a canvas at random; return it at `side` x `side` pixels."""
     angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     width, height = rng.uniform(0.85, 1.15, 2)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -55,9 +56,10 @@ def distort(canvas, rng, side):
 
 
 def warp(canvas, rng):
-    """Bend a canvas in waves, which no training image is."""
-    pixels, lines = np.asarray(canvas), np.arange(CANVAS)
-    for _ in range(2):  # along rows, then along columns
+    """Bend a canvas in waves; only validation images are warped."""
+    pixels = np.asarray(canvas)
+    lines = np.arange(CANVAS)
+    for _ in range(2):  # rows first, then, after the transpose, columns
         wave = rng.uniform(0.01, 0.03) * CANVAS * np.sin(lines / CANVAS * rng.uniform(4, 9) + rng.uniform(0, 6.28))
         shifts = np.round(wave).astype(int)
         pixels = np.stack([np.roll(line, shift) for line, shift in zip(pixels, shifts, strict=True)]).T
@@ -65,7 +67,7 @@ def warp(canvas, rng):
 
 
 def colour(mask, rng, noise):
-    """Ink and paper of a mask, at least 0.4 apart in every channel, and noise: an RGB image."""
+    """Colour a mask: random ink and paper, at least 0.4 apart in every channel, and noise; return an RGB image."""
     dark, light = rng.uniform(0, 0.3, 3), rng.uniform(0.7, 1, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
     share = np.asarray(mask, np.float64)[:, :, None] / 255
@@ -74,14 +76,14 @@ def colour(mask, rng, noise):
 
 
 def make_image(glyph, names, rng, side, held_out):
-    """Draw one image of a glyph in one of some faces; `held_out` adds what only validation images have."""
+    """Draw an image of a glyph in a random one of `names`; `held_out` adds the warp and noise of validation images."""
     canvas = draw_plain(glyph, names[rng.integers(len(names))])
     mask = distort(warp(canvas, rng) if held_out else canvas, rng, side)
     return colour(mask, rng, noise=0.05 if held_out else 0.0)
 
 
 def write_class(out, number, counts, side, seed):
-    """Write the images of one class; `counts` is those of train, distilled and val."""
+    """Write the images of one class; `counts` are (train, distilled, val)."""
     train, distilled, val = counts
     parts = [("train", TRAIN_FACES, train), ("val", VAL_FACES, val)]
     for part, (name, faces, count) in enumerate(parts):
@@ -98,11 +100,13 @@ def main(argv=None):
     """Write the three image folders."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="folder to write to")
-    parser.add_argument("--classes", type=int, default=200, help=f"the first of {len(GLYPHS)} glyphs")
-    parser.add_argument("--train", type=int, default=40, help="training images of a class")
-    parser.add_argument("--distilled", type=int, default=5, help="those of them that stand in for distilled ones")
-    parser.add_argument("--val", type=int, default=8, help="validation images of a class")
-    parser.add_argument("--side", type=int, default=32, help="pixels")
+    parser.add_argument("--classes", type=int, default=200, help=f"number of classes, of {len(GLYPHS)} glyphs")
+    parser.add_argument("--train", type=int, default=40, help="training images per class")
+    parser.add_argument(
+        "--distilled", type=int, default=5, help="how many of them are copied to `distilled`, per class"
+    )
+    parser.add_argument("--val", type=int, default=8, help="validation images per class")
+    parser.add_argument("--side", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if not 0 < args.classes <= len(GLYPHS):

@@ -1,4 +1,4 @@
-"""The rows of gpu.sh, which says how to call it: each is a process or some, with a log and its figures in OUT."""
+"""Measurements on a GPU; gpu.sh says how to call this. Each row writes its logs and figures to OUT."""
 
 import argparse
 import csv
@@ -13,15 +13,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 import torch
-from throughput import CLASSES, make_images, make_labels, once
 
+from benchmarks.throughput import CLASSES, make_images, make_labels, once
 from utils.run.summary import versions
 from utils.training.models import build_student
 
+ROOT = Path(__file__).parents[1]
 AIMS = {
     "resident, images/s": (10000, "at least"),
     "resident / reference-like": (10, "at least"),
@@ -35,18 +33,21 @@ IMAGENET_VAL = 50000
 
 
 class Day:
-    """What the rows share: folders, sizes, how to run a command, and how long.
+    """State shared by all rows: folders, sizes, time limits, and how to run a command.
 
     Args:
         out: folder for results.
         device: cuda or cpu.
-        quick: sizes at which every row runs in seconds, and says nothing about speed.
-        limit: seconds that a command may take.
-        seconds: that all may take; commands of rows after that are not started.
+        quick: use sizes at which every row takes seconds; the figures then say nothing about speed.
+        limit: maximum seconds of one command.
+        seconds: maximum seconds of all rows; after that no command is started.
     """
 
     def __init__(self, out, device, quick, limit, seconds):
-        self.out, self.device, self.quick, self.limit = Path(out).resolve(), device, quick, limit
+        self.out = Path(out).resolve()
+        self.device = device
+        self.quick = quick
+        self.limit = limit
         self.end = time.monotonic() + seconds
         self.out.mkdir(parents=True, exist_ok=True)
         self.images, self.val, self.batch, self.steps = (8, 4, 4, 2) if quick else (10000, 20000, 50, 2)
@@ -55,13 +56,13 @@ class Day:
 
     @property
     def left(self):
-        """Seconds until all must have ended."""
+        """Seconds until all commands must have ended."""
         return self.end - time.monotonic()
 
     def start(self, name, *words, **environment):
-        """Start a Python script of the project; its output goes to OUT/name.log."""
+        """Start a Python script of the project with its output in OUT/name.log; return the process."""
         if self.left < 1:
-            raise TimeoutError(f"no time was left for {name}; give --rows what is missing")
+            raise TimeoutError(f"no time was left for {name}; give --rows with the missing rows")
         with open(self.out / f"{name}.log", "w") as log:
             command = [sys.executable, *map(str, words)]
             return subprocess.Popen(
@@ -69,11 +70,11 @@ class Day:
             )
 
     def run(self, name, *words, accept=(0,), **environment):
-        """Run one to its end; return its seconds."""
+        """Run a script to its end; return its seconds. Exit codes in `accept` are no failure."""
         return self.finish(name, [self.start(name, *words, **environment)], accept)
 
     def finish(self, name, processes, accept=(0,)):
-        """Wait for some; return seconds until the last has ended."""
+        """Wait for processes, kill them at the time limit; return seconds until the last has ended."""
         started = time.monotonic()
         end = min(started + self.limit, self.end)
         try:
@@ -88,27 +89,28 @@ class Day:
         return time.monotonic() - started
 
     def data(self):
-        """Make images, validation images (links to the same files) and labels, once; return their folder."""
+        """Make training images, validation images and labels, unless they exist; return their folder."""
         return once(self.out / "work" / f"job_{self.images}", self.make_data)
 
     def make_data(self, work):
-        """Make them; the images and labels are also those of throughput.py."""
+        """Make the folder; images and labels are shared with throughput.py, validation images are links to them."""
         shared = self.out / "work"
         images = once(shared / f"images_{self.images}", make_images, self.images, min(CLASSES, self.images // 2))
         work.mkdir(parents=True)
         (work / "train").symlink_to(images)
-        files = sorted(images.glob("*/*.jpg"), key=lambda file: file.name)  # by number: class after class has its turn
+        files = sorted(images.glob("*/*.jpg"), key=lambda file: file.name)  # by number, so that classes alternate
         for number in range(self.val):
             file = files[number % len(files)]
-            place = work / "val" / file.parent.name / f"{number:05d}.jpg"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(file, place)
-        what = self.images, self.batch, 2
-        (work / "labels").symlink_to(once(shared / "labels_{}_{}_{}".format(*what), make_labels, *what))
+            link = work / "val" / file.parent.name / f"{number:05d}.jpg"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, link)
+        epochs = 2
+        labels = shared / f"labels_{self.images}_{self.batch}_{epochs}"
+        (work / "labels").symlink_to(once(labels, make_labels, self.images, self.batch, epochs))
         torch.save(build_student("resnet18", CLASSES, 0).state_dict(), work / "teacher.pth")
 
     def train(self, name, epochs, *more, eval_every=10**6):
-        """The command of a training run into OUT/runs/name."""
+        """Return the command of a training run with output in OUT/runs/name."""
         work = self.data()
         words = ["train_FKD_parallel.py", "--train-dir", work / "train", "--val-dir", work / "val"]
         words += ["--fkd-path", work / "labels", "--reuse-labels", "--model", self.model, "--epochs", epochs]
@@ -118,16 +120,16 @@ class Day:
         return [*words, "--no-progress", *more]
 
     def rows_of(self, name):
-        """metrics.csv of a run, as dicts of numbers."""
+        """Return metrics.csv of a run as dicts of numbers; None for empty cells."""
         with open(self.out / "runs" / name / "metrics.csv") as file:
             return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# The rows: each yields its figures as {name: value}, some at a time, so that those before a failure are kept
+# The rows. Each yields figures as {name: value}, a few at a time, so that a failure only loses the later ones.
 
 
 def tests(day):
-    """Tests marked gpu."""
+    """Run the tests that are marked gpu."""
     report = day.out / "tests.xml"
     words = "-m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors".split()
     seconds = day.run("tests", *words, f"--junitxml={report}", accept=(0, 1))
@@ -138,12 +140,12 @@ def tests(day):
 
 
 def throughput(day):
-    """Rates of all loaders, with and without a graph, and the ceiling, for the student and setting of the aims."""
+    """Measure all loaders, the step with and without a CUDA graph, and the ceiling, at the setting of AIMS."""
     yield from rates(day, day.model, "4/2" if day.quick else "50/2", 100, ())
 
 
 def models(day):
-    """The same for larger students and batches, without the reference's way and worker processes."""
+    """Measure the rows of `throughput` for larger students and batches, without reference-like and workers."""
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:
             model, setting = day.model, "4/1"
@@ -154,14 +156,14 @@ def models(day):
 
 
 def rates(day, model, setting, steps, names, before=""):
-    """Yield what throughput.py measures of one student at batch size/accumulation; all rows where `names` is empty."""
+    """Yield the rates that throughput.py measures for one student and setting; all rows if `names` is empty."""
     name = f"throughput-{model}-{setting.replace('/', '-')}"
     json_file = day.out / f"{name}.json"
     words = ["--data", day.out / "work", "--models", model, "--settings", setting, "--device", day.device]
     words += ["--quick", "--rounds", 1, "--steps", 1] if day.quick else ["--steps", steps, "--warm-up", 20]
     words += ["--images", day.images, "-j", day.workers, "--reference-workers", day.workers, "--json", json_file]
     day.data()
-    day.run(name, "benchmarks/throughput.py", *words, *(["--rows", *names] if names else []))
+    day.run(name, "-m", "benchmarks.throughput", *words, *(["--rows", *names] if names else []))
     result = json.loads(json_file.read_text())
     for row in result["rows"]:
         yield {f"{before}{row['name']}, images/s": row["images_per_second"]}
@@ -173,12 +175,12 @@ def rates(day, model, setting, steps, names, before=""):
 
 
 def profile(day):
-    """Where the time of a step goes."""
+    """Profile a training step."""
     for model in [day.model] if day.quick else ["resnet18", "resnet50"]:
         file = day.out / f"profile-{model}.json"
         more = ["--setting", "4/2", "--images", 8, "--steps", 1] if day.quick else ["--setting", "50/2"]
         words = ["--model", model, "--device", day.device, "--json", file]
-        day.run(f"profile-{model}", "benchmarks/profile_step.py", *words, *more)
+        day.run(f"profile-{model}", "-m", "benchmarks.profile_step", *words, *more)
         result = json.loads(file.read_text())
         yield {f"{model}: eager step, ms": result["step_ms"], f"{model}: launches": result["launches"]}
         yield {f"{model}: {kind}, ms": value for kind, value in result["kinds_ms"].items()}
@@ -186,7 +188,7 @@ def profile(day):
 
 
 def job(day):
-    """A run of 10 epochs and 2 evaluations, and what it says about the whole job."""
+    """Time a run of 10 epochs and 2 evaluations, and extrapolate to WHOLE_JOB."""
     epochs = 2 if day.quick else 10
     day.data()
     seconds = day.run("job", *day.train("job", epochs, eval_every=epochs - 1))
@@ -200,9 +202,10 @@ def job(day):
 
 
 def seeds(day):
-    """1, 3 and 5 students in one process, and as many processes, with and without MPS."""
+    """Time 1, 3 and 5 students in one process, and in one process each, with and without MPS."""
     day.data()
-    alone, epochs = None, 2 if day.quick else 4
+    alone = None
+    epochs = 2 if day.quick else 4
     for number in (1, 3) if day.quick else (1, 5, 3):
         name = f"seeds-{number}"
         day.run(name, *day.train(name, epochs, "--seeds", *range(number)))
@@ -218,7 +221,7 @@ def seeds(day):
 
 
 def processes(day, name, number, epochs, mps):
-    """Seconds of an epoch in which each of so many processes trains a student: the slowest's median."""
+    """Return seconds per epoch if `number` processes train one student each: the median of the slowest process."""
     with mps_daemon(day) if mps else no_daemon() as environment:
         names = [f"{name}-{seed}" for seed in range(number)]
         words = [day.train(one, epochs, "--seed", seed) for seed, one in enumerate(names)]
@@ -228,26 +231,28 @@ def processes(day, name, number, epochs, mps):
 
 @contextmanager
 def no_daemon():
-    """Nothing to be set."""
+    """Without MPS: yield no environment variables."""
     yield {}
 
 
 @contextmanager
 def mps_daemon(day):
-    """CUDA's multi-process service, of this user and for these processes alone."""
-    where = {"CUDA_MPS_PIPE_DIRECTORY": str(day.out / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(day.out / "mps")}
+    """Run CUDA's multi-process service (MPS) for this row only; yield its environment variables."""
+    variables = {"CUDA_MPS_PIPE_DIRECTORY": str(day.out / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(day.out / "mps")}
     (day.out / "mps").mkdir(exist_ok=True)
-    environment = {**os.environ, **where}
+    environment = {**os.environ, **variables}
     subprocess.run(["nvidia-cuda-mps-control", "-d"], env=environment, check=True)
     try:
-        yield where
+        yield variables
     finally:
         subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, env=environment, check=False)
 
 
 def relabel(day):
-    """Views labelled per second, by workers and from memory: a call of more epochs less one of fewer."""
-    work, found, epochs = day.data(), {}, (1, 2) if day.quick else (1, 4)
+    """Measure views labelled per second for either loader, from two calls, so that their start-up cancels."""
+    work = day.data()
+    found = {}
+    epochs = (1, 2) if day.quick else (1, 4)
     for loader in ("workers", "resident"):
         seconds = []
         for number in epochs:
@@ -266,8 +271,9 @@ ROWS = {function.__name__: function for function in (tests, throughput, job, see
 
 @contextmanager
 def peak_memory(cuda):
-    """Sample what all processes take on the device; yields a list that holds the peak in GB at the end."""
-    peak, done = [], threading.Event()
+    """Sample the device memory of all processes; the yielded list holds the peak in GB after the context."""
+    peak = []
+    done = threading.Event()
 
     def sample():
         while not done.wait(0.5):
@@ -286,7 +292,7 @@ def peak_memory(cuda):
 
 
 def table(out):
-    """The lines of the table: every row whose figures are in OUT."""
+    """Return the lines of the table, for every row whose figures are in OUT."""
     lines = [f"{'row':<12}{'figure':<46}{'value':>12}   aim"]
     for name in ROWS:
         file = Path(out) / f"{name}.json"
@@ -301,7 +307,7 @@ def table(out):
 
 
 def judged(figure, value, quick):
-    """The aim of a figure and whether it is met; nothing for those without."""
+    """Return the aim of a figure and whether it is met; empty if it has none."""
     if figure not in AIMS:
         return ""
     aim, sense = AIMS[figure]
@@ -310,16 +316,17 @@ def judged(figure, value, quick):
 
 
 def main(argv=None):
-    """Run the rows, print the table; 1 where a row failed."""
+    """Run the rows and print the table; return 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", help="folder for all results")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="these alone")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="run only these rows")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that every row runs, and no speed")
-    parser.add_argument("--limit", type=float, default=200, help="seconds that one command may take")
-    parser.add_argument("--seconds", type=float, default=540, help="that all rows together may take")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that every row runs, not how fast")
+    parser.add_argument("--limit", type=float, default=200, help="maximum seconds of one command")
+    parser.add_argument("--seconds", type=float, default=540, help="maximum seconds of all rows together")
     args = parser.parse_args(argv)
-    day, failed = Day(args.out, args.device, args.quick, args.limit, args.seconds), False
+    day = Day(args.out, args.device, args.quick, args.limit, args.seconds)
+    failed = False
     for name in args.rows:
         started = time.monotonic()
         result = {"quick": args.quick, "device": args.device, "versions": versions(), "figures": {}}
@@ -327,8 +334,9 @@ def main(argv=None):
             try:
                 for figures in ROWS[name](day):
                     result["figures"] |= figures
-            except Exception as error:  # the other rows are worth having
-                result["error"], failed = f"{type(error).__name__}: {error}"[:300], True
+            except Exception as error:  # go on with the other rows
+                result["error"] = f"{type(error).__name__}: {error}"[:300]
+                failed = True
         result["figures"] |= {"peak of all on the device, GB": peak[0]} if peak else {}
         result["seconds"] = time.monotonic() - started
         (day.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -17,4 +17,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] && PYTHON=${PYTHON:-.venv/bin/python}  # what `make setup` made
-exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"
+exec "${PYTHON:-python3}" -m benchmarks.gpu "$@"  # -m: the project need not be installed

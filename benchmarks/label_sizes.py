@@ -1,20 +1,17 @@
-"""How small can labels get? Size against the student's accuracy, on the demo's data.
+"""Size of labels against the student's accuracy, on the demo's data.
 
     make demo && .venv/bin/python benchmarks/label_sizes.py --json sizes.json
 
 Each row relabels the demo's distilled images with other storage flags, then trains --seeds students for
---epochs epochs on them (--reuse-labels where fewer epochs are stored), and prints bytes on disk and the mean
-and standard deviation of the last epoch's top-1.
+--epochs epochs on these labels (with --reuse-labels, since some store fewer epochs), and prints bytes on disk and the
+mean and standard deviation of the last epoch's top-1.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import relabel_FKD
 import train_FKD_parallel
@@ -33,7 +30,7 @@ VARIANTS = [
 
 
 def relabel(work, flags, epochs, target):
-    """Write labels with the demo's settings; return their bytes on disk."""
+    """Write labels with the demo's settings; return their size on disk in bytes."""
     command = f"--data {work}/distilled --checkpoint {work}/teacher.pth -b {BATCH_SIZE} --epochs {epochs}"
     command += (
         f" --input-size {SIDE} --min-scale-crops 0.5 --hflip 0 --mix-type cutmix -j 0 --fkd-path {target} {flags}"
@@ -43,7 +40,7 @@ def relabel(work, flags, epochs, target):
 
 
 def train(work, labels, seed, epochs, output):
-    """Train one student with the recipe of the launchers, unaccumulated; return the last epoch's top-1 in percent."""
+    """Train a student with the launchers' recipe, without gradient accumulation; return the last epoch's top-1 (%)."""
     command = f"--train-dir {work}/distilled --val-dir {work}/val --fkd-path {labels} --epochs {epochs}"
     command += f" --batch-size {BATCH_SIZE} --input-size {SIDE} --cos -j 0 --seed {seed}"
     command += f" --loss-type mse_gt --ce-weight 0.1 --reuse-labels --eval-every 1000 --output-dir {output} --overwrite"
@@ -54,20 +51,24 @@ def train(work, labels, seed, epochs, output):
 def main():
     """Measure every variant and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", default="demo/work", help="what the demo wrote")
+    parser.add_argument("--work", default="demo/work", help="folder that the demo wrote")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--only", default="", help="measure the variants whose name contains this, and the full one's size"
+        "--only", default="", help="measure only variants whose name contains this text, and the size of the full one"
     )
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of training, and of labels at the most")
-    parser.add_argument("--json", help="also write the rows here")
+    parser.add_argument(
+        "--epochs", type=int, default=EPOCHS, help="epochs of training, and upper limit of label epochs"
+    )
+    parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
-    rows, full = [], None
+    rows = []
+    full = None  # bytes of the first variant
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, flags, epochs) in enumerate(VARIANTS):
             if number and args.only not in name:
                 continue
-            labels, epochs = f"{scratch}/labels{number}", min(epochs, args.epochs)
+            labels = f"{scratch}/labels{number}"
+            epochs = min(epochs, args.epochs)
             size = relabel(args.work, flags, epochs, labels)
             full = full or size
             if args.only not in name:

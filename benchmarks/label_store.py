@@ -1,15 +1,15 @@
-"""How fast and how small are packed labels? Beside `torch.load` of .tar files, and beside LPQLD's, in one run.
+"""Speed and size of packed labels, compared with `torch.load` of .tar files and with LPQLD's folders.
 
     python benchmarks/label_store.py [--json OUT]
 
-Generates labels of ImageNet-1K's width (1,000 classes, batch 50) and prints medians. The .tar side is
-what the reference does for every batch: `torch.load` of one file, warm in the page cache.
+Generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints medians. For the .tar files it
+measures what the reference does for every batch: `torch.load` of one file that is in the page cache.
 
-Then a folder as LPQLD's code writes it (the 50 largest of 1,000 logits, batch 128), packed at 8 and 4 bits:
-`lpqld_bytes_*` are our bytes on disk for each of theirs, views and image order included. `lpqld_read_speedup` compares
-batches in random order, our epochs being open; `lpqld_open_ms` is what opening (and checking) them took, for each
-batch, and `lpqld_speedup_with_opening` counts it in, as if each batch were read once. `torch.load` is called with
-weights_only=False, which is its faster way.
+Then it writes a folder as LPQLD's code does (the 50 largest of 1,000 logits, batch 128), and packs it at 8 and 4 bits.
+`lpqld_bytes_*` is the size on disk of ours divided by theirs, views and image order included. `lpqld_read_speedup`
+compares reading batches in random order while our epochs are open. `lpqld_open_ms` is the time to open and check an
+epoch, per batch, and `lpqld_speedup_with_opening` includes it, as if each batch were read once. `torch.load` is called
+with weights_only=False, which is faster.
 """
 
 import argparse
@@ -19,26 +19,22 @@ import json
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 
 from utils.labels import command
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import epoch_name, make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.views import DrawnViews, ViewPolicy
 
 CLASSES, BATCH_SIZE = 1000, 50
-KEPT, POOL_BATCH = 50, 128  # LPQLD's
+KEPT, POOL_BATCH = 50, 128  # logits per row and batch size of LPQLD
 
 
 def make_epoch(views, epoch, sizes):
@@ -53,7 +49,7 @@ def make_epoch(views, epoch, sizes):
 
 
 def median_ms(call, repeats):
-    """Median time of `call(i)` over `repeats` calls, in milliseconds."""
+    """Return the median time of `call(i)` over `repeats` calls, in milliseconds."""
     times = []
     for i in range(repeats):
         started = time.perf_counter()
@@ -66,17 +62,17 @@ def main():
     """Generate, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=300, help="epoch files of the store that is opened")
+    parser.add_argument("--epochs", type=int, default=300, help="number of epoch files in the packed store")
     parser.add_argument("--pool", type=int, default=156, help="batches of the LPQLD folder")
-    parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--json", help="also write the results to this file")
     args = parser.parse_args()
     policy = ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0)
     views = DrawnViews(policy, args.images, BATCH_SIZE)
     with tempfile.TemporaryDirectory() as scratch:
         epochs = [make_epoch(views, epoch, (256, 256)) for epoch in range(2)]
         tar = TarWriter(f"{scratch}/tar")
-        shape = args.images, CLASSES, BATCH_SIZE, args.epochs, "cutmix"
-        packed = PackedWriter(f"{scratch}/packed", make_manifest(Codec(16), *shape, True, {}))
+        manifest = make_manifest(Codec(16), args.images, CLASSES, BATCH_SIZE, args.epochs, "cutmix", True, {})
+        packed = PackedWriter(f"{scratch}/packed", manifest)
         for number, batches in enumerate(epochs):
             tar.write(number, batches)
             packed.write(number, batches)
@@ -91,7 +87,7 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Link the first epoch's file under every later name: a store of full length in little space."""
+    """Make hard links to the first epoch's file for all later epochs: a full store that takes little space."""
     first = packed.path / epoch_name(0)
     for epoch in range(2, epochs):
         (packed.path / epoch_name(epoch)).hardlink_to(first)
@@ -99,11 +95,13 @@ def fill_up(packed, epochs):
 
 
 def measure(tar, packed, batches):
-    """Return the figures: milliseconds per batch, seconds to open, and the ratio."""
+    """Return milliseconds per batch, seconds to open a store, and the speedup."""
     tar_store, packed_store = open_labels(tar), open_labels(packed)
     packed_store.read(0, 0)
-    for name in ("logits", "coords", "flip", "mix_index", "index"):
-        assert torch.equal(getattr(tar_store.read(0, 1), name), getattr(packed_store.read(0, 1), name)), name
+    ours, theirs = packed_store.read(0, 1), tar_store.read(0, 1)
+    assert torch.equal(ours.mix.partner, theirs.mix.partner)
+    for name in ("logits", "coords", "flip", "index"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch_load = median_ms(lambda i: torch.load(tar_store.file(0, i % batches), weights_only=False), 10 * batches)
     packed_read = median_ms(lambda i: packed_store.read(0, i % batches), 50 * batches)
     return {
@@ -117,9 +115,9 @@ def measure(tar, packed, batches):
 
 
 def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
-    """Logits float32 [rows, CLASSES] like a teacher's on mixed views: two classes, what resembles them, and noise.
+    """Return logits float32 [rows, CLASSES] like a teacher's on mixed views: two classes, similar classes, noise.
 
-    Classes are directions in 64 dimensions, drawn at random, so that no order of ids helps to store them.
+    Classes are random directions in 64 dimensions, so that no order of class ids helps to compress them.
     """
     directions = torch.randn(CLASSES, 64, generator=torch.Generator().manual_seed(0)) / 8
     first, second = directions[torch.randint(CLASSES, (2, rows), generator=generator)]
@@ -129,25 +127,27 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def write_lpqld(folder: Path, pool: int) -> None:
-    """Write `pool` batches and the list of their images, items and dtypes as LPQLD's code does."""
+    """Write `pool` batches and the list of their images, with the items and dtypes of LPQLD's code."""
     folder.mkdir()
     images_of_set = POOL_BATCH * min(pool, 78)  # 78 batches visit all but 16 of 10,000 images
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)
-    generator, images = torch.Generator().manual_seed(1), {}
+    generator = torch.Generator().manual_seed(1)
+    images = {}
     for number in range(pool):
         drawn = views.read(*divmod(number, views.batches_per_epoch))
         labels = drawn.labelled(torch.empty(POOL_BATCH, 0), [(256, 256)] * POOL_BATCH)
         values, classes = teacher_logits(POOL_BATCH, generator).topk(KEPT, dim=1)
-        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix_bbox]
-        small = [labels.coords.half(), labels.flip, labels.mix_index.to(torch.uint8), labels.mix_lam, box]
+        box = [torch.tensor(edge, dtype=torch.uint8) for edge in labels.mix.box]
+        small = [labels.coords.half(), labels.flip, labels.mix.partner.to(torch.uint8), labels.mix.lam, box]
         torch.save([*small, values.half(), classes.to(torch.int16)], folder / f"batch_{number}.tar")
         images[str(number)] = labels.index.tolist()
     (folder / "sampler_indices_batch.json").write_text(json.dumps(images))
 
 
 def measure_lpqld(scratch: Path, pool: int) -> dict[str, float]:
-    """Bytes and reading times of an LPQLD folder and of what it is packed to."""
-    theirs, figures = scratch / "lpqld", {}
+    """Return sizes and reading times of an LPQLD folder and of its packed versions."""
+    theirs = scratch / "lpqld"
+    figures = {}
     write_lpqld(theirs, pool)
     for bits in (8, 4):
         target = scratch / f"lpqld_{bits}"
@@ -155,7 +155,8 @@ def measure_lpqld(scratch: Path, pool: int) -> dict[str, float]:
             words = ["pack", str(theirs), str(target), "--bits", str(bits), "--num-classes", str(CLASSES)]
             assert command.main(words) == 0
         figures[f"lpqld_bytes_{bits}bit"] = bytes_of(target) / bytes_of(theirs)
-    store, numbers = open_labels(scratch / "lpqld_8"), list(range(pool))
+    store = open_labels(scratch / "lpqld_8")
+    numbers = list(range(pool))
     store.random_access()
     fresh = iter([open_labels(scratch / "lpqld_8") for _ in range(20)])
     opening = median_ms(lambda i: next(fresh).open(0), 20) / store.batches_per_epoch
@@ -176,7 +177,7 @@ def measure_lpqld(scratch: Path, pool: int) -> dict[str, float]:
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the total size of the files in a folder, in bytes."""
     return sum(file.stat().st_size for file in folder.iterdir())
 
 

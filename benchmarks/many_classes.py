@@ -1,12 +1,12 @@
-"""Bytes of labels against the student's top-1, where there are many classes: 200 glyphs (benchmarks/glyphs.py).
+"""Size of labels against the student's top-1 with many classes: 200 glyphs (benchmarks/glyphs.py).
 
     python benchmarks/many_classes.py WORK [--json OUT] [--csv OUT] [--figure OUT.png]
 
-Makes images, a teacher, its labels, and packs them in every way: all classes, the 100, 50 and 10 largest logits
-of a row, each at 16, 8 and 4 bits a value. Trains --seeds students on each; those on top-k labels of the most bits
-twice, with the rest of the mass kept and with the k renormalised. Prints mean and standard deviation of the last
-epoch's top-1 beside the bytes on disk. What a call finds finished in WORK is not made again, so that it can be
-stopped at any time; a call with other settings than those of WORK is refused.
+Makes images, a teacher and its labels, and packs the labels in every way: all classes, or the 100, 50 and 10 largest
+logits of a row, each at 16, 8 and 4 bits per value. Trains --seeds students on each. Students on top-k labels with the
+most bits are trained twice, with --topk-mass kept and renormalised. Prints bytes on disk, and mean and standard
+deviation of the last epoch's top-1. Finished parts in WORK are reused, so a call can be stopped at any time and
+repeated; a call whose settings differ from those of WORK is refused.
 """
 
 import argparse
@@ -18,13 +18,10 @@ import sys
 from itertools import cycle, product
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "demo"), str(Path(__file__).parent)]
-
-import glyphs
-import train_teacher
-
 import relabel_FKD
 import train_FKD_parallel
+from benchmarks import glyphs
+from demo import train_teacher
 from utils.labels import command
 from utils.system.script import run_script
 
@@ -36,32 +33,34 @@ COLUMNS = ("kept", "bits", "mass", "bytes", "mean", "deviation", "top1")
 def parse(argv):
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path, help="folder for everything that is made")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--csv", type=Path, help="write them here as well, without the single runs")
-    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 here")
+    parser.add_argument("work", type=Path, help="folder for images, teacher, labels and runs")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--csv", type=Path, help="write the rows to this file, without the top-1 of each run")
+    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 in this PNG file")
     parser.add_argument("--seeds", type=int, default=5, help="students per row")
     parser.add_argument("--model", default="resnet10t", help="teacher and student")
     parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=12, help="of labels and of training")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of labels and of training")
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--adamw-lr", type=float, default=0.004, help="of the students")
+    parser.add_argument("--adamw-lr", type=float, default=0.004, help="learning rate of the students")
     parser.add_argument("--temperature", type=float, default=4)
-    parser.add_argument("--glyphs", default="", help="flags of benchmarks/glyphs.py, in one word")
-    parser.add_argument("--topk", type=int, nargs="*", default=TOPK, help="numbers of logits kept, besides all")
+    parser.add_argument("--glyphs", default="", help="flags of benchmarks/glyphs.py, as one quoted word")
+    parser.add_argument(
+        "--topk", type=int, nargs="*", default=TOPK, help="numbers of logits to keep; all are always measured too"
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=BITS)
     return parser.parse_args(argv)
 
 
 def call(main, words):
-    """Run one of this project's commands; end where it fails."""
+    """Run one of this project's commands; exit if it fails."""
     if code := run_script(main, [str(word) for word in words]):
         sys.exit(code)
 
 
 def refuse_other_settings(args):
-    """Note the settings of all that is in WORK; end where they were others."""
-    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # of a call: WORK may hold more, or less
+    """Store the settings in WORK; exit if WORK was made with others."""
+    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # may differ between calls on one WORK
     settings = {name: value for name, value in vars(args).items() if name not in ("work", *chosen)}
     path = args.work / "settings.json"
     if not path.exists():
@@ -74,7 +73,7 @@ def refuse_other_settings(args):
 
 
 def once(product, make):
-    """Call `make(temporary)` unless the folder `product` is there; it appears whole or not at all."""
+    """Call `make(temporary)` and rename the result to `product`, unless that folder exists already."""
     if product.exists():
         return
     temporary = product.with_name(f".{product.name}.part")
@@ -85,7 +84,8 @@ def once(product, make):
 
 def prepare(args):
     """Make images, teacher and full labels."""
-    images, teacher = args.work / "images", args.work / "images" / "teacher.pth"
+    images = args.work / "images"
+    teacher = images / "teacher.pth"
     once(images, lambda path: glyphs.main([str(path), "--side", str(SIDE), *args.glyphs.split()]))
     if not teacher.exists():
         train_teacher.main(images, args.model, args.teacher_epochs)
@@ -96,7 +96,7 @@ def prepare(args):
 
 
 def pack(args, kept, bits):
-    """Pack the full labels; return the folder."""
+    """Pack the full labels, unless that is done; return the folder."""
     target = args.work / f"labels_{kept or 'all'}_{bits}"
     words = ["pack", args.work / "labels", None, "--bits", bits, *(["--keep-topk", kept] if kept else [])]
     once(target, lambda path: call(command.main, [path if word is None else word for word in words]))
@@ -104,7 +104,7 @@ def pack(args, kept, bits):
 
 
 def train(args, labels, mass, seed):
-    """Train one student; return the last epoch's top-1 in percent."""
+    """Train one student, unless that is done; return the last epoch's top-1 in percent."""
     output = args.work / "runs" / f"{labels.name}_{mass}_{seed}"
     summary = output / "summary.json"
     if not summary.exists():
@@ -118,13 +118,13 @@ def train(args, labels, mass, seed):
 
 
 def ways_of(args):
-    """Return every (logits kept or None for all, bits, what the kept ones mean) of the table."""
+    """Return (number of kept logits or None for all, bits, --topk-mass or `all`) of each row of the table."""
     ways = [(k, bits, "kept" if k else "all") for k, bits in product((None, *args.topk), args.bits)]
     return ways + [(k, max(args.bits), "renormalised") for k in args.topk]
 
 
 def measure(args):
-    """Train every student, one seed after the other; return the rows of the table, as COLUMNS names them."""
+    """Train every student, seed by seed; return the rows of the table, dicts with the keys COLUMNS."""
     ways = ways_of(args)
     top1 = {way: [] for way in ways}
     for seed, (kept, bits, mass) in product(range(args.seeds), ways):
@@ -133,7 +133,7 @@ def measure(args):
 
 
 def describe(labels, way, top1):
-    """One row: what was stored and how it was used, bytes on disk, top-1 of the seeds."""
+    """Return one row of the table: see COLUMNS."""
     deviation = statistics.stdev(top1) if len(top1) > 1 else 0.0
     size = sum(file.stat().st_size for file in labels.iterdir())
     return dict(zip(COLUMNS, (*way, size, statistics.mean(top1), deviation, top1), strict=True))
@@ -151,7 +151,7 @@ def show(rows):
 
 
 def draw(rows, path):
-    """Draw bytes against top-1, a line for each way to use labels, legible at 8 cm: colours of Okabe and Ito."""
+    """Draw bytes against top-1, one line for each (bits, mass); legible at 8 cm, colours of Okabe and Ito."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -165,7 +165,8 @@ def draw(rows, path):
         colour, marker = next(styles)
         axes.errorbar(
             [row["bytes"] / 1e6 for row in line],
-            *([row[key] for row in line] for key in ("mean", "deviation")),
+            [row["mean"] for row in line],
+            [row["deviation"] for row in line],
             color=colour, marker=marker, markersize=4, capsize=2, linewidth=1, elinewidth=0.7,
             linestyle="-" if mass == "kept" else ":",
             label=f"{bits} bits" + ", renormalised" * (mass != "kept"),
@@ -174,8 +175,8 @@ def draw(rows, path):
     for kept in dict.fromkeys(row["kept"] for row in finest):
         same = [row for row in finest if row["kept"] == kept]
         top = max(row["mean"] + row["deviation"] for row in same)
-        place = same[0]["bytes"] / 1e6, top
-        axes.annotate(f"top {kept}" if kept else "all", place, (0, 3), textcoords="offset points", ha="center", size=7)
+        point = same[0]["bytes"] / 1e6, top
+        axes.annotate(f"top {kept}" if kept else "all", point, (0, 3), textcoords="offset points", ha="center", size=7)
     axes.set(xscale="log", xlabel="labels (MB)", ylabel="top-1 (%), last epoch")
     axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -187,7 +188,7 @@ def draw(rows, path):
 
 
 def main(argv=None):
-    """Make what is missing, train, print, write, draw."""
+    """Make missing parts, train, print the table, write and draw it."""
     args = parse(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     refuse_other_settings(args)

@@ -1,32 +1,30 @@
-"""Where the time of one training step goes: convolution, batch norm, optimizer, replay, the rest, gaps; launches.
+"""Profile one training step: time per kind of operator, idle gaps, and number of kernel launches.
 
     python benchmarks/profile_step.py --model resnet18 --setting 50/2 --json OUT.json
 
-The step is taken eagerly, since a recorded one is a single launch to the profiler, on views replayed from images in
-memory. Shares are of the time of one step: on CUDA of the device's, on the CPU of the operators' own. Gaps are what is
-left of the wall clock of an unprofiled step, in which a GPU waits for the host; a recorded step closes them.
+The step is eager, because the profiler sees a captured one as a single launch. Views are replayed from images in
+memory. The time of an operator excludes that of the operators it calls; on CUDA it is device time, on the CPU host
+time. Gaps are the wall-clock time of an unprofiled step minus all of these: in them a GPU waits for the host. A
+captured step removes them.
 """
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
-from throughput import CLASSES, SIDE, build_learner
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.throughput import CLASSES, SIDE, build_learner
 from utils.run.summary import versions
 from utils.training.learner import train_step
 from utils.training.precision import Precision, pick_device
 from utils.views.device import DeviceBatch, Gallery
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
-KINDS = {  # what an operator's name holds, first match wins
+KINDS = {  # kind -> parts of operator names; the first match counts
     "convolution": ("conv",),
     "batch norm": ("batch_norm",),
     "optimizer": ("adam", "sgd", "foreach"),
@@ -38,7 +36,7 @@ REPLAY = "replay"
 
 
 def make_batch(batch_size, images, precision):
-    """A batch whose views are replayed from noise on the device when first asked for."""
+    """Return a batch whose views are replayed, from noise images on the device, at the first access to `images`."""
     device = precision.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     pixels = torch.randint(0, 256, (images, SIDE, 3, SIDE), dtype=torch.uint8, device=device)
@@ -51,16 +49,16 @@ def make_batch(batch_size, images, precision):
 
 
 def take_step(learner, batch):
-    """One eager step, the replay under its own name."""
+    """Take one eager step; the replay is profiled under the name REPLAY."""
     fresh = batch.like(batch.tensors())
     with record_function(REPLAY):
-        fresh.images  # noqa: B018  replayed when first asked for
+        fresh.images  # noqa: B018  the access replays the views
     learner.step = train_step
     learner.learn(fresh)
 
 
 def timed(action, device, times):
-    """Seconds of `action` on the wall clock, the mean of some."""
+    """Return the mean wall-clock seconds of `action` over `times` calls."""
 
     def wait():
         if device.type == "cuda":
@@ -75,22 +73,22 @@ def timed(action, device, times):
 
 
 def kind_of(name):
-    """The kind of an operator."""
+    """Return the kind of an operator, from its name."""
     low = name.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in low for part in parts)), "other")
 
 
 def own_time(event, cuda):
-    """Milliseconds of an operator without those it calls, on the device or the host."""
+    """Return the milliseconds of an operator, without the operators that it calls, on the device or the host."""
     names = ("self_device_time_total", "self_cuda_time_total") if cuda else ("self_cpu_time_total",)
     return next(getattr(event, name) for name in names if hasattr(event, name)) / 1000
 
 
 def shares_of(profiler, steps, cuda):
-    """Milliseconds of each kind in one step."""
+    """Return kind -> milliseconds per step."""
     result = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
-        if cuda and event.device_type != DeviceType.CPU:  # a kernel, whose time is also that of its operator
+        if cuda and event.device_type != DeviceType.CPU:  # a kernel; its time is counted at its operator already
             continue
         if event.key != REPLAY and not event.key.startswith(("Profiler", "cuda", "Optimizer", "Activity")):
             result[kind_of(event.key)] += own_time(event, cuda) / steps
@@ -102,10 +100,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="resnet18", help="student")
     parser.add_argument("--setting", default="50/2", help="batch size/accumulation")
-    parser.add_argument("--images", type=int, default=1000, help="images in memory")
+    parser.add_argument("--images", type=int, default=1000, help="number of images in memory")
     parser.add_argument("--steps", type=int, default=10, help="steps of each measurement")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--json", metavar="OUT", help="also write the figures to this file")
+    parser.add_argument("--json", metavar="OUT", help="also write the results to this file")
     args = parser.parse_args(argv)
     precision = Precision("auto", pick_device(args.device))
     device, cuda = precision.device, precision.device.type == "cuda"

@@ -1,13 +1,13 @@
-"""Students side by side in one process, against as many processes, and against one student alone.
+"""Speed of several students in one process, compared with one process per student and with one student alone.
 
-    python benchmarks/side_by_side.py                                   a GPU: 1, 3 and 5 of resnet18 at 50/2
-    python benchmarks/side_by_side.py --ways processes --json mps.json  the processes again, under MPS, say
+    python benchmarks/side_by_side.py                                   a GPU: 1, 3 and 5 students, resnet18 at 50/2
+    python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
-All train on the resident loader, in the precision that a run picks. Rates are images that all students have
-learned from, per second: 5 students that share a batch count it five times. `time` is how long the students
-take, one alone being 1; `of the cores` is their work, which depends less on what else a machine does. Images
-and labels are made as in throughput.py.
+All train on the resident loader, in the default precision. Rates are images per second, summed over students: 5
+students that share a batch count it five times. `time` is the wall-clock time relative to one student alone;
+`of the cores` is the CPU time relative to it, which depends less on other load of the machine. Images and labels are
+made as in throughput.py.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
-
 import torch
-from throughput import EveryClass, build_learner, make_images, make_labels, own_batches
 
+from benchmarks.throughput import EveryClass, build_learner, make_images, make_labels, own_batches
 from utils.run.summary import versions
 from utils.system.memory import keep_freed_memory
 from utils.training.cuda_streams import Streams
@@ -37,12 +35,13 @@ WAYS = ("side-by-side", "processes")
 
 
 def serve(count: int, setting: dict, pipe: Connection) -> None:
-    """Child process: have `count` students take as many steps as the pipe asks for; None ends it."""
+    """Child process: run the number of steps that the pipe asks for, with `count` students; None ends it."""
     device = pick_device(setting["device"])
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(setting["threads"])
-    precision, micro_batch = Precision("auto", device), setting["batch_size"] // setting["accumulation"]
+    precision = Precision("auto", device)
+    micro_batch = setting["batch_size"] // setting["accumulation"]
     batches = own_batches("resident", EveryClass(Path(setting["images"])).samples, setting, precision)
     learners = [build_learner(setting["model"], precision, micro_batch) for _ in range(count)]
     streams = Streams(device, several=count > 1)
@@ -58,27 +57,28 @@ def serve(count: int, setting: dict, pipe: Connection) -> None:
 
 
 class Together:
-    """Processes that start each turn at the same moment.
+    """Processes that start each turn at the same time.
 
     Args:
         counts: number of students of each process.
-        setting: what `serve` needs.
+        setting: passed to `serve`.
     """
 
     def __init__(self, counts: list[int], setting: dict) -> None:
-        context, self.members = get_context("spawn"), []
+        context = get_context("spawn")
+        self.members = []
         for count in counts:
             pipe, theirs = context.Pipe()
             process = context.Process(target=serve, args=(count, setting, theirs))
             process.start()
-            theirs.close()  # so that reading fails where the process dies
+            theirs.close()  # so that reading fails if the process dies
             self.members.append((process, pipe))
 
     def run(self, steps: int) -> tuple[float, float, int]:
-        """Have every student take so many steps.
+        """Run `steps` steps of every student.
 
         Returns:
-            (seconds, seconds of all cores, bytes of GPU memory that were reserved).
+            (wall-clock seconds, CPU seconds of all processes, reserved bytes of GPU memory).
         """
         started = time.perf_counter()
         for _, pipe in self.members:
@@ -89,7 +89,7 @@ class Together:
     def close(self) -> None:
         """End the processes."""
         for process, pipe in self.members:
-            with contextlib.suppress(OSError):  # it died; its error is on the screen
+            with contextlib.suppress(OSError):  # the process died; its error has been printed
                 pipe.send(None)
             process.join()
 
@@ -116,7 +116,7 @@ def measure(way: str, students: int, setting: dict, args: argparse.Namespace) ->
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print one row, its times in terms of one student alone."""
+    """Print one row, with times relative to one student alone."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""
@@ -130,15 +130,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line and fill in what --quick sets."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few images, few steps: for a CPU")
-    parser.add_argument("--students", type=int, nargs="+", default=[1, 3, 5], help="how many, one row each and way")
+    parser.add_argument(
+        "--students",
+        type=int,
+        nargs="+",
+        default=[1, 3, 5],
+        help="numbers of students; one row for each, and each of --ways",
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="one process for all, or one for each")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--setting", default="50/2", help="batch size/accumulation")
     parser.add_argument("--steps", type=int, help="optimizer steps in a turn (default: 3 with --quick, else 200)")
     parser.add_argument("--warm-up", type=int, help="steps before the first turn (default: 1 with --quick, else 20)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each row; the median is given")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each row; the median is printed")
     parser.add_argument("--images", type=int, help="training images (default: 100 with --quick, else 10000)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each process on the CPU")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="compute threads of each process on the CPU"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", metavar="OUT", help="also write the rows to this file")
     args = parser.parse_args(argv)
@@ -158,9 +166,16 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder) / "images", args.images)
         make_labels(Path(folder) / "labels", args.images, batch_size, epochs=2)
-        setting = {"batch_size": batch_size, "accumulation": accumulation, "workers": 0, "threads": args.threads}
-        setting |= {"model": args.model, "device": args.device}
-        setting |= {"images": f"{folder}/images", "labels": f"{folder}/labels"}
+        setting = {
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            "workers": 0,
+            "threads": args.threads,
+            "model": args.model,
+            "device": args.device,
+            "images": f"{folder}/images",
+            "labels": f"{folder}/labels",
+        }
         for students in args.students:
             for way in args.ways if students > 1 else args.ways[:1]:
                 rows.append(measure(way, students, setting, args))

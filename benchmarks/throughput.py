@@ -1,16 +1,16 @@
-"""Images per second of training: the reference's way, this project's loaders, and the ceiling, in one run.
+"""Training speed in images per second: reference-like, this project's loaders, and the ceiling.
 
-    python benchmarks/throughput.py --quick                   a CPU, minutes
-    python benchmarks/throughput.py --quick --data-only       loaders alone, no model
-    python benchmarks/throughput.py -j 16 --json OUT.json     a GPU: 10,000 images, three students
+    python benchmarks/throughput.py --quick                   on a CPU, a few minutes
+    python benchmarks/throughput.py --quick --data-only       only the loaders, no model
+    python benchmarks/throughput.py -j 16 --json OUT.json     on a GPU: 10,000 images, three students
 
 Rows: `reference-like` does what the reference code does (worker processes decode and normalise one
 float image at a time, `torch.load` of batch files, fp32 NCHW, unfused AdamW, `.item()` after every
 micro-batch); `workers` and `resident` are the loaders of this project; `ceiling` is this project's step
-on one batch that is in place already. Each row is a process of its own. On the CPU all are alive at
-once and take turns, so that whatever else the machine does falls on all of them; figures are medians
-over --rounds. Images (noisy JPEG files) and labels (cutmix, logits at random) are made in a temporary
-folder, or in --data, where the next call finds them.
+on one batch that stays on the device. Each row is a process. On the CPU all processes are alive at
+once and take turns, so that other load of the machine affects all of them; figures are medians
+over --rounds. Images (noisy JPEG files) and labels (cutmix, random logits) are made in a temporary
+folder, or in --data, from which later calls reuse them.
 """
 
 import argparse
@@ -27,8 +27,6 @@ from itertools import cycle, islice
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import torch
 from PIL import Image
@@ -36,10 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.opening import open_labels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run.summary import versions
 from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory
@@ -58,16 +55,16 @@ from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches
 
 CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
-SETTLE = 1.0  # seconds between turns, for the processes of the row before to fill their queues
+SETTLE = 1.0  # seconds between turns, in which the previous row's workers refill their queues
 TRAINING = ("reference-like", "workers", "resident", "ceiling")
-GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # what a CUDA graph gives
+GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # extra row that shows the gain of a CUDA graph
 
 
 # Data made for the measurement
 
 
 def make_images(folder, count, classes=CLASSES):
-    """Write `count` JPEG files of SIDE x SIDE pixels, photo-like in size, in `classes` class folders."""
+    """Write `count` JPEG files of SIDE x SIDE pixels, as large in bytes as photos, in `classes` class folders."""
     for number in range(classes):
         (folder / f"new{number:03d}").mkdir(parents=True)
 
@@ -83,7 +80,7 @@ def make_images(folder, count, classes=CLASSES):
 
 
 def once(folder, make, *arguments):
-    """Have `make(folder, *arguments)` write a folder, unless an earlier call has finished it; return it."""
+    """Call `make(folder, *arguments)`, unless an earlier call has finished the folder; return the folder."""
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,7 +90,7 @@ def once(folder, make, *arguments):
 
 
 class EveryClass(Dataset):
-    """The samples of a folder tree of which most class folders may be empty."""
+    """The images of a folder tree whose class folders may be empty."""
 
     def __init__(self, folder):
         paths = sorted(folder.glob("*/*.jpg"))
@@ -101,7 +98,7 @@ class EveryClass(Dataset):
 
 
 def make_labels(folder, count, batch_size, epochs):
-    """Write `epochs` epochs of cutmix labels with logits at random."""
+    """Write `epochs` epochs of cutmix labels with random logits."""
     views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, "cutmix", 0.8, 1.0), count, batch_size)
     writer = TarWriter(folder)
     for epoch in range(epochs):
@@ -110,11 +107,11 @@ def make_labels(folder, count, batch_size, epochs):
         writer.write(epoch, [a.labelled(b, [(SIDE, SIDE)] * len(b)) for a, b in zip(drawn, answers, strict=True)])
 
 
-# The reference's way
+# The reference-like row
 
 
 class ReferenceDataset(Dataset):
-    """One float image at a time: decode, crop, resize, flip, to float, normalise, in the worker."""
+    """One float image at a time; the worker decodes, crops, resizes, flips, converts to float and normalises it."""
 
     def __init__(self, samples, labels, batch_size):
         self.samples, self.labels, self.batch_size = samples, labels, batch_size
@@ -135,13 +132,13 @@ class ReferenceDataset(Dataset):
         return TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD), target
 
     def collate(self, rows):
-        """Collate images and classes, and add what the batch file says."""
+        """Collate images and classes, and add mix parameters and logits of the batch file."""
         images, targets = torch.utils.data.default_collate(rows)
         return images, targets, *self.batch[2:6]
 
 
 class Positions:
-    """Lists of positions, batch by batch, over the stored epochs again and again."""
+    """Batch sampler: positions of each batch, over the stored epochs, repeated without end."""
 
     def __init__(self, count, batch_size, epochs):
         self.count, self.batch_size, self.epochs = count, batch_size, epochs
@@ -154,7 +151,7 @@ class Positions:
 
 
 def reference_batches(samples, setting):
-    """Endless batches of a plain DataLoader; kinder than the reference, its workers live on between epochs."""
+    """Return endless batches of a plain DataLoader; unlike the reference's, its workers survive the end of an epoch."""
     dataset = ReferenceDataset(samples, setting["labels"], setting["batch_size"])
     positions = Positions(len(samples), setting["batch_size"], setting["epochs"])
     workers, pin = setting["reference_workers"], setting["device"] == "cuda"
@@ -165,7 +162,7 @@ def reference_batches(samples, setting):
 
 
 def reference_cutmix(images, mix_index, box):
-    """Mix a whole float batch."""
+    """Apply cutmix to a float batch."""
     y1, x1, y2, x2 = box
     mixed = images.clone()
     mixed[:, :, y1:y2, x1:x2] = images[mix_index.to(images.device), :, y1:y2, x1:x2]
@@ -173,13 +170,14 @@ def reference_cutmix(images, mix_index, box):
 
 
 class ReferenceStep:
-    """fp32 NCHW, AdamW unfused, `.item()` of loss and hits after every micro-batch, cutmix on the device."""
+    """Training step in fp32 NCHW: cutmix on the device, unfused AdamW, `.item()` after every micro-batch."""
 
     def __init__(self, model, device, micro_batch):
         self.model = build_student(model, CLASSES, 0).to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.01)
         self.device, self.micro_batch = device, micro_batch
-        self.loss, self.hits = 0.0, 0.0
+        self.loss = 0.0
+        self.hits = 0.0
 
     def __call__(self, item):
         images, targets, mix_index, _, box, logits = item
@@ -200,11 +198,11 @@ class ReferenceStep:
         return len(images)
 
 
-# This project's way
+# The rows of this project
 
 
 class OwnStep:
-    """The step of a `Learner`, on CUDA as one graph."""
+    """The training step of a `Learner`, captured as a CUDA graph on CUDA unless `eager`."""
 
     def __init__(self, model, precision, micro_batch, eager=False):
         if precision.device.type == "cpu":
@@ -219,7 +217,7 @@ class OwnStep:
 
 
 def build_learner(model, precision, micro_batch):
-    """Return a fresh student with AdamW and the loss of the recipes."""
+    """Return a new student with AdamW and the recipes' loss."""
     model = build_student(model, CLASSES, 0).to(precision.device, memory_format=precision.memory_format)
     optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)
     loss_fn = build_loss("mse_gt", ce_weight=0.1)
@@ -227,26 +225,27 @@ def build_learner(model, precision, micro_batch):
 
 
 class Repeated:
-    """A label store whose epochs start again after the last, so that any number of steps can be run."""
+    """A label store that repeats its epochs, so that any number of steps can be run."""
 
     def __init__(self, store):
         self.store = store
 
     def __getattr__(self, name):
-        if name == "store":  # not there yet while a worker unpickles this object
+        if name == "store":  # not set yet while a worker unpickles this object
             raise AttributeError(name)
         return getattr(self.store, name)
 
     def read(self, epoch, batch):
-        """As the store's, of epoch modulo the stored epochs."""
+        """Read a batch of epoch modulo the number of stored epochs."""
         return self.store.read(epoch % self.store.epochs, batch)
 
 
 def own_batches(loader, samples, setting, precision):
-    """Endless batches of one of this project's loaders."""
+    """Yield endless batches of one of this project's loaders."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
-    dataset, epochs = ViewDataset(samples, store, SIDE), range(ENDLESS)
+    dataset = ViewDataset(samples, store, SIDE)
+    epochs = range(ENDLESS)
     if loader == "workers":
         batches = WorkerBatches(dataset, epochs, normalise, setting["workers"], precision.device)
     else:
@@ -256,7 +255,7 @@ def own_batches(loader, samples, setting, precision):
 
 
 def one_batch(batch_size, precision):
-    """The same batch in place, again and again."""
+    """Return an endless iterator over one batch on the device."""
     images = torch.randn(batch_size, 3, SIDE, SIDE, device=precision.device)
     logits = torch.randn(batch_size, CLASSES, device=precision.device)
     targets = torch.randint(CLASSES, (batch_size,), device=precision.device)
@@ -264,7 +263,7 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Stand-in for a step where only the data are measured: a batch that is ready for the model."""
+    """Stand-in for a step if only loading is measured: make the batch ready for the model, return its rows."""
     if isinstance(batch, Batch):
         return len(batch.images)
     images, _, mix_index, _, box, _ = batch
@@ -272,7 +271,7 @@ def count_rows(batch):
 
 
 def build_row(name, setting):
-    """Return (endless batches, step) of one row."""
+    """Return (endless batches, step function) of one row."""
     device = pick_device(setting["device"])
     precision = Precision("auto", device)
     samples = EveryClass(Path(setting["images"])).samples
@@ -292,12 +291,12 @@ def build_row(name, setting):
 
 
 def serve(name, setting, pipe):
-    """Child process: build a row, then run as many steps as the pipe asks for; None ends it."""
-    set_start_method(None, force=True)  # its workers start as they do in a script, not as this process did
+    """Child process: build a row, then run the number of steps that the pipe asks for; None ends it."""
+    set_start_method(None, force=True)  # start its workers as in a script, not with the spawn context of this process
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"
     while (steps := pipe.recv()) is not None:
-        if not setting["model"]:  # what was prefetched while other rows had their turn does not count
+        if not setting["model"]:  # discard batches that were prefetched during other rows' turns
             for _ in islice(batches, 2 * max(setting["workers"], setting["reference_workers"])):
                 pass
         if cuda:
@@ -311,11 +310,14 @@ def serve(name, setting, pipe):
 
 
 class Row:
-    """One row of the table, in a process of its own."""
+    """One row of the table, measured in its own process."""
 
     def __init__(self, name, setting):
-        self.name, self.rates, self.host, self.device = name, [], 0, None
-        spins = "300000" if name == "reference-like" else "0"  # OpenMP's default; what utils/__init__.py asks for
+        self.name = name
+        self.rates = []
+        self.host = 0  # peak bytes of host memory
+        self.device = None  # peak bytes of device memory
+        spins = "300000" if name == "reference-like" else "0"  # OpenMP's default; the value of utils/__init__.py
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         os.environ["GOMP_SPINCOUNT"] = spins
@@ -323,7 +325,7 @@ class Row:
         self.process.start()
 
     def run(self, steps, measured=True):
-        """Run some steps; keep their rate and the memory in use meanwhile."""
+        """Run `steps` steps; keep their rate and the peak of memory."""
         self.pipe.send(steps)
         while not self.pipe.poll(0.5):
             if not self.process.is_alive():
@@ -340,7 +342,7 @@ class Row:
         self.process.join()
 
     def figures(self):
-        """The row as it is printed and written."""
+        """Return the row as it is printed and written."""
         return {
             "name": self.name,
             "images_per_second": statistics.median(self.rates),
@@ -351,30 +353,30 @@ class Row:
 
 
 def tree_memory(pid):
-    """Bytes of memory of a process and its children; what they share counts once (Linux's PSS)."""
+    """Return the memory of a process and its children in bytes; shared memory counts once (Linux's PSS)."""
     try:
         pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
         rollups = [Path(f"/proc/{p}/smaps_rollup").read_text() for p in pids]
-    except OSError:  # a worker that just ended, or not Linux
+    except OSError:  # a worker has just ended, or this is not Linux
         return 0
     return sum(1024 * int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
 
 
 def measure(names, setting, rounds, steps, warm_up):
     """Run all rows; return their figures."""
-    if setting["device"] == "cuda":  # one after the other: device memory is for one row
+    if setting["device"] == "cuda":  # one row at a time, since each may need all of the device memory
         return [one for name in names for one in take_turns([name], setting, rounds, steps, warm_up)]
     return take_turns(names, setting, rounds, steps, warm_up)
 
 
 def take_turns(names, setting, rounds, steps, warm_up):
-    """Run rows in turns, all alive at once."""
+    """Run the rows in turns, with all processes alive."""
     rows = [Row(name, setting) for name in names]
     try:
         for row in rows:
             row.run(warm_up, measured=False)
         for turn in range(rounds):
-            first = turn % len(rows)  # so that no row always has the same one before it
+            first = turn % len(rows)  # so that no row always follows the same other row
             for row in rows[first:] + rows[:first]:
                 time.sleep(SETTLE)
                 row.run(steps)
@@ -385,7 +387,7 @@ def take_turns(names, setting, rounds, steps, warm_up):
 
 
 def measure_evaluation(setting, batches):
-    """Images per second of the first evaluation (decoding) and of the next (from memory)."""
+    """Measure images per second of the first evaluation (decoding) and of the second (from memory)."""
     device = pick_device(setting["device"])
     precision = Precision("auto", device)
     learner = build_learner(setting["model"], precision, setting["batch_size"])
@@ -406,7 +408,7 @@ def measure_evaluation(setting, batches):
 
 
 def ratios_of(rows):
-    """The ratios by which speed is judged; `loader` is the row `workers`."""
+    """Return the ratios by which speed is judged; `loader` is the row `workers`."""
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {
         "resident_vs_reference_like": ("resident", "reference-like"),
@@ -439,13 +441,13 @@ def parse(argv):
     parser.add_argument("--quick", action="store_true", help="few images, resnet18 at 50/2, few steps: for a CPU")
     parser.add_argument("--data-only", action="store_true", help="compare the loaders without a model")
     parser.add_argument("--json", metavar="OUT", help="also write rows and ratios to this file")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each row; the median is given")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each row; the median is printed")
     parser.add_argument("--steps", type=int, help="optimizer steps in a turn (default: 3 with --quick, else 200)")
     parser.add_argument("--warm-up", type=int, help="steps before the first turn (default: 1 with --quick, else 20)")
     parser.add_argument("--images", type=int, help="training images (default: 300 with --quick, else 10000)")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of labels")
     parser.add_argument("--data", type=Path, help="folder that keeps images and labels (default: a temporary one)")
-    parser.add_argument("--rows", nargs="+", choices=TRAINING + GRAPHS["cuda"], help="measure these alone")
+    parser.add_argument("--rows", nargs="+", choices=TRAINING + GRAPHS["cuda"], help="measure only these rows")
     parser.add_argument("--models", nargs="+", help="students (default: resnet18; without --quick also 50 and 101)")
     parser.add_argument("--settings", nargs="+", help="batch size/accumulation (default: 50/2; also 1024/1)")
     parser.add_argument("-j", "--workers", type=int, default=2, help="processes of this project's workers row")
@@ -456,9 +458,10 @@ def parse(argv):
     args.steps = args.steps or ((10 if args.data_only else 3) if quick else 200)
     args.warm_up = args.warm_up or (1 if quick else 20)
     args.images = args.images or (300 if quick else 10000)
-    args.models = (
-        [None] if args.data_only else args.models or ["resnet18"] + ([] if quick else ["resnet50", "resnet101"])
-    )
+    if args.data_only:
+        args.models = [None]
+    elif not args.models:
+        args.models = ["resnet18"] if quick else ["resnet18", "resnet50", "resnet101"]
     args.settings = args.settings or (["50/2"] if quick or args.data_only else ["50/2", "1024/1"])
     args.device = pick_device(args.device).type
     return args
@@ -467,14 +470,20 @@ def parse(argv):
 def main(argv=None):
     """Make the data, measure every setting, print, write."""
     args = parse(argv)
-    result = {"command": [Path(__file__).name, *(argv or sys.argv[1:])], "versions": versions(), "device": args.device}
-    result["threads"], result["rows"], result["ratios"] = torch.get_num_threads(), [], {}
+    result = {
+        "command": [Path(__file__).name, *(argv or sys.argv[1:])],
+        "versions": versions(),
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "rows": [],
+        "ratios": {},
+    }
     with tempfile.TemporaryDirectory() if args.data is None else nullcontext(args.data) as folder:
         images = once(Path(folder, f"images_{args.images}"), make_images, args.images)
         for pair in args.settings:
             batch_size, accumulation = map(int, pair.split("/"))
-            what = args.images, batch_size, args.epochs
-            labels = once(Path(folder, "labels_{}_{}_{}".format(*what)), make_labels, *what)
+            labels_folder = Path(folder, f"labels_{args.images}_{batch_size}_{args.epochs}")
+            labels = once(labels_folder, make_labels, args.images, batch_size, args.epochs)
             for model in args.models:
                 setting = {
                     "model": model,
@@ -495,7 +504,7 @@ def main(argv=None):
                 case = f"{model or 'data only'} {pair}"
                 show(f"{case} on {args.device}, medians of {args.rounds}", rows, ratios)
                 result["rows"] += [row | {"case": case} for row in rows]
-                result["ratios"] = result["ratios"] or ratios  # those of the first case are the headline
+                result["ratios"] = result["ratios"] or ratios  # the ratios of the first case are the ones to report
                 result.setdefault("ratios_by_case", {})[case] = ratios
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""Choose the demo's stand-in for a distilled set: a herding coreset in the teacher's features.
+"""Choose the images that the demo uses in place of a distilled set: a herding coreset in the teacher's features.
 
     python demo/choose_images.py demo/work
 
-Ten training images per class, copied to `distilled`. They are real images, not distilled ones: herding picks
-them one after another so that the mean of their features stays close to that of their class (Welling, 2009,
-"Herding dynamical weights to learn"; for choosing images: iCaRL, Rebuffi et al., 2017, arXiv 1611.07725).
+Copies ten training images per class to `distilled`. They are real images, not distilled ones. Herding picks them one
+by one, so that the mean of their features stays close to the class mean (Welling, 2009, "Herding dynamical weights to
+learn"; for choosing images: iCaRL, Rebuffi et al., 2017, arXiv 1611.07725).
 """
 
 import shutil
@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from utils.training.models import build_teacher
 from utils.training.precision import Precision, pick_device
@@ -25,12 +23,13 @@ IMAGES_PER_CLASS, SIDE = 10, 32
 
 
 def herd(features: torch.Tensor, number: int) -> list[int]:
-    """Pick rows of float [N, F] one after another: each brings the mean of the picked closest to the mean of all.
+    """Pick rows of float [N, F] greedily, so that the mean of the picked rows is closest to the mean of all rows.
 
     Returns:
         `number` different rows, in the order in which they were picked.
     """
-    mean, total = features.mean(dim=0), torch.zeros_like(features[0])
+    mean = features.mean(dim=0)
+    total = torch.zeros_like(mean)
     picked: list[int] = []
     for step in range(1, number + 1):
         distance = ((total + features) / step - mean).norm(dim=1)
@@ -42,7 +41,7 @@ def herd(features: torch.Tensor, number: int) -> list[int]:
 
 @torch.no_grad()
 def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the teacher's last layer sees of every image, scaled to length one: [N, 512], and the classes [N]."""
+    """Return the teacher's penultimate features of all images, scaled to unit length, [N, 512], and the classes [N]."""
     device = pick_device("auto")
     precision = Precision("fp32", device)
     teacher = build_teacher("resnet18", checkpoint).to(device)
@@ -54,7 +53,7 @@ def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.
 
 
 def main(work: str) -> None:
-    """Ask the teacher, choose, copy."""
+    """Compute features, choose images, copy them."""
     train = open_folder(f"{work}/train", "work folder")
     features, targets = features_of(train.samples, f"{work}/teacher.pth")
     for number, name in enumerate(train.classes):

@@ -21,4 +21,4 @@ IMAGE_SETS=$work/data/distilled REAL_DIR=$work/data/train VAL_DIR=$work/data/val
     TEACHER=resnet18 TEACHER_CHECKPOINT=$work/data/teacher.pth FULL_DATA="resnet18=$top1" \
     MODELS="resnet18 resnet10t repvgg_a0" SEEDS="0 1 2" REGIMES="HL SL SL+KD" \
     EPOCHS=40 LABEL_EPOCHS=10 ACCUMULATION=1 INPUT_SIZE=32 WORKERS=0 VIEWS="--min-scale-crops 0.5 --hflip 0" \
-    sh evidence.sh
+    "$PYTHON" scripts/evidence.py

@@ -5,6 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # the project need not be installed
+export PYTHONPATH
 
 echo "== images"
 "$python" demo/prepare_data.py "$1"

@@ -1,4 +1,4 @@
-"""Print the demo's table from what its runs left behind.
+"""Print the demo's table from the results of its runs.
 
 python demo/table.py demo/work
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(work):
-    """Print one line each: teacher, student on FKD labels, student on hard labels."""
+    """Print one line each for the teacher, the student on FKD labels and the student on hard labels."""
     work = Path(work)
     teacher = json.loads((work / "teacher.json").read_text())["top1"]
     fkd, hard = (json.loads((work / run / "summary.json").read_text()) for run in ("student_fkd", "student_hard"))

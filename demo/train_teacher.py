@@ -2,7 +2,7 @@
 
     python demo/train_teacher.py demo/work
 
-Writes `teacher.pth` and prints its top-1 on the validation split, also to `teacher.json`.
+Writes `teacher.pth`; prints its top-1 on the validation split and writes it to `teacher.json`.
 """
 
 import json
@@ -11,10 +11,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss
@@ -32,7 +29,7 @@ EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
 
 
 def main(work: str, model_name: str = "resnet18", epochs: int = EPOCHS) -> None:
-    """Train on `work`/train, evaluate on `work`/val, save; the demo's student and epochs unless others are given."""
+    """Train on `work`/train, evaluate on `work`/val, and save the weights."""
     device = pick_device("auto")
     precision = Precision("auto", device)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)

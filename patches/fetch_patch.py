@@ -1,16 +1,16 @@
-"""Teach PyTorch's map-style fetcher to load a batch's labels before its images.
+"""Patch PyTorch's map-style fetcher so that it loads the labels of a batch before its images.
 
 The reference code (SRe2L, PRISM) asks users to edit `torch/utils/data/_utils/fetch.py` by hand.
-This module does it at run time instead: for a dataset that has `load_batch_config`, the fetcher
+This module patches it at run time instead. For a dataset that has `load_batch_config`, the fetcher
 calls `dataset.load_batch_config(first_position)` once per batch, in the worker, then fetches the
-images as always, and returns `(collated images, mix_index, mix_lam, mix_bbox, soft_label)`. Every
-other dataset is fetched as before.
+images as usual, and returns `(collated images, mix_index, mix_lam, mix_bbox, soft_label)`. All
+other datasets are fetched as before.
 
-    python -m patches.fetch_patch      says whether this PyTorch is supported
+    python -m patches.fetch_patch      prints whether this PyTorch is supported
 
-`apply()` can be called any number of times, `revert()` undoes it. Worker processes start with a
-fresh PyTorch under spawn and forkserver, so a DataLoader needs a `worker_init_fn` that calls
-`apply()`. Where the user's PyTorch was edited by hand already, `apply()` stands aside: the edited
+`apply()` can be called any number of times, `revert()` undoes it. With spawn and forkserver, worker
+processes import an unpatched PyTorch, so a DataLoader needs a `worker_init_fn` that calls
+`apply()`. If the user's PyTorch has been edited by hand, `apply()` does nothing: the edited
 fetcher returns the same tuple for a dataset whose `mode` is `fkd_load`.
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch.utils.data._utils import fetch
 
-ORIGINAL = "original"  # attribute of our fetch method: the one that it stands in for
+ORIGINAL = "original"  # attribute of our fetch method that holds PyTorch's
 
 
 class UnsupportedPyTorch(RuntimeError):
-    """The fetcher of this PyTorch is not the one that the patch knows."""
+    """The fetcher of this PyTorch differs from the one that the patch supports."""
 
 
 def is_applied() -> bool:
@@ -36,7 +36,7 @@ def is_applied() -> bool:
 
 
 def is_hand_edited() -> bool:
-    """Whether PyTorch's own source already loads label batches, as the reference's README asks."""
+    """Whether PyTorch's source was edited to load label batches, as the reference's README asks."""
     return not is_applied() and "load_batch_config" in inspect.getsource(_fetch_method())
 
 
@@ -45,17 +45,17 @@ def _fetch_method() -> Callable[..., Any]:
     method = getattr(getattr(fetch, "_MapDatasetFetcher", None), "fetch", None)
     if method is None or list(inspect.signature(method).parameters) != ["self", "possibly_batched_index"]:
         raise UnsupportedPyTorch(
-            f"PyTorch {torch.__version__} fetches batches in a way that patches/fetch_patch.py does not know; "
+            f"PyTorch {torch.__version__} fetches batches in a way that patches/fetch_patch.py does not support; "
             "use a PyTorch that the README lists"
         )
     return method
 
 
 def apply() -> None:
-    """Patch the fetcher of this process; do nothing where it is patched or edited by hand.
+    """Patch the fetcher of this process; do nothing if it is patched already or was edited by hand.
 
     Raises:
-        UnsupportedPyTorch: the fetcher is not the one that the patch knows.
+        UnsupportedPyTorch: this PyTorch has another fetcher.
     """
     original = _fetch_method()
     if is_applied() or is_hand_edited():
@@ -66,15 +66,15 @@ def apply() -> None:
         load = getattr(self.dataset, "load_batch_config", None)
         if load is None:
             return original(self, possibly_batched_index)
-        config = load(possibly_batched_index[0])  # before the images: they are cropped by it
+        config = load(possibly_batched_index[0])  # before the images, because it holds their crops
         return original(self, possibly_batched_index), *config
 
     setattr(fetch_with_labels, ORIGINAL, original)
-    fetch._MapDatasetFetcher.fetch = fetch_with_labels  # type: ignore[method-assign]  # that is the patch
+    fetch._MapDatasetFetcher.fetch = fetch_with_labels  # type: ignore[method-assign]  # the patch
 
 
 def revert() -> None:
-    """Put PyTorch's own fetcher back; do nothing where the patch is not applied."""
+    """Restore PyTorch's own fetcher; do nothing if the patch is not applied."""
     if is_applied():
         original = getattr(fetch._MapDatasetFetcher.fetch, ORIGINAL)
         fetch._MapDatasetFetcher.fetch = original  # type: ignore[method-assign]  # as in apply()
@@ -87,7 +87,7 @@ def main() -> int:
     except UnsupportedPyTorch as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    how = "already edited by hand; the patch stands aside" if edited else "supported; patched at run time"
+    how = "already edited by hand, so not patched" if edited else "supported; patched at run time"
     print(f"PyTorch {torch.__version__}: {how}")
     return 0
 

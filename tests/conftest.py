@@ -69,7 +69,7 @@ def recording(monkeypatch):
         restore()
         return replay
 
-    monkeypatch.setattr(graphs, "record", record)  # capture needs CUDA
+    monkeypatch.setattr(graphs, "capture_graph", record)  # capture needs CUDA
     return replayed
 
 

@@ -20,21 +20,19 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.batch import BatchLabels
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
 from utils.labels.image_digests import ImageDigests
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import ViewPolicy
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
@@ -194,20 +192,25 @@ class Corpus:
         """Return a small batch of cutmix labels."""
         coords = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * rows)
         flip, logits = torch.zeros(rows, dtype=torch.bool), torch.randn(rows, 4)
-        return BatchLabels(coords, flip, torch.arange(rows), 0.5, (1, 2, 3, 4), logits, torch.arange(rows))
+        return BatchLabels(coords, flip, Mix(torch.arange(rows), 0.5, (1, 2, 3, 4)), logits, torch.arange(rows))
+
+    def items(self):
+        """The seven items of this batch."""
+        labels = self.labels()
+        return [labels.coords, labels.flip, *labels.mix, labels.logits, labels.index]
 
     def make_labels(self, path):
         """Write a 7-item file with a numpy number, like the reference code."""
-        items = list(vars(self.labels()).values())
+        items = self.items()
         torch.save([*items[:4], [np.int64(1), 2, 3, 4], *items[5:]], path)
 
     def make_edc_labels(self, path):
         """Write an 8-item file of EDC."""
-        torch.save([*vars(self.labels()).values(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
+        torch.save([*self.items(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
 
     def make_old_labels(self, path):
         """Write the same file in the format of PyTorch before 1.6."""
-        torch.save(list(vars(self.labels()).values()), path, _use_new_zipfile_serialization=False)
+        torch.save(self.items(), path, _use_new_zipfile_serialization=False)
 
     def read_labels(self, path):
         """Read a batch file like a label store."""

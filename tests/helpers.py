@@ -19,10 +19,9 @@ from PIL import Image
 
 import train_FKD_parallel
 from utils.labels import command
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.script import run_script
 from utils.training.learner import train_step
 from utils.training.models import build_student
@@ -69,8 +68,7 @@ def draw_labels(epoch, batch, views, classes=CLASSES):
     boxes, flips = zip(*(drawn.view(slot, IMAGE_SIZE) for slot in range(rows)), strict=True)
     logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(100 * epoch + batch))
     coords = torch.tensor(boxes) / torch.tensor([height, width, height, width])
-    mixed = drawn.mix_index, drawn.mix_lam, drawn.mix_bbox
-    return BatchLabels(coords, torch.tensor(flips), *mixed, logits, drawn.index)
+    return BatchLabels(coords, torch.tensor(flips), drawn.mix, logits, drawn.index)
 
 
 def make_labels(

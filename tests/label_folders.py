@@ -4,10 +4,10 @@ import torch
 from helpers import BATCH, CLASSES, PER_CLASS, draw_labels
 from helpers import make_labels as make_prism
 
-from utils.labels.batch import TopK
-from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
+from utils.labels.types import TopK
+from utils.labels.views import DrawnViews, ViewPolicy
 
 IMAGES = CLASSES * PER_CLASS  # 12: two full batches of 5 an epoch
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from utils.labels.batch import BatchLabels, TopK
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.types import BatchLabels, Mix, TopK
+from utils.labels.views import ReferenceOrder
 
 SIDE, SEED = 32, 42
 
@@ -100,7 +100,9 @@ def right_labels(rng, classes, per_class, teacher, mix="none", epochs=None, batc
                 logits = TopK(values, kept, None)
             mix_index = None if mix == "none" else torch.from_numpy(partner)
             crop = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(rows, 4)
-            batches.append(BatchLabels(crop, torch.zeros(rows, dtype=torch.bool), mix_index, lam, box, logits, index))
+            batches.append(
+                BatchLabels(crop, torch.zeros(rows, dtype=torch.bool), Mix(mix_index, lam, box), logits, index)
+            )
     return Labels(batches, torch.from_numpy(targets), width)
 
 

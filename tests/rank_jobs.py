@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel

@@ -24,7 +24,7 @@ from pairings import (
 from scipy.optimize import linear_sum_assignment
 
 from utils.labels.agreement import assign, closed, fitting_seed, judge, tail, views_of
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.views import ReferenceOrder
 
 NAMES = [f"class_{number}" for number in range(1000)]
 GOOD = Teacher(4)

@@ -116,7 +116,7 @@ def test_equal_names_pair_by_name():
 )
 def test_other_names_are_refused(val, train):
     """The error names the first differences and both remedies."""
-    with pytest.raises(InputError, match=r"do not say which belongs to which .*--class-map FILE.*--class-map sorted"):
+    with pytest.raises(InputError, match=r"cannot be matched by name .*--class-map FILE.*--class-map sorted"):
         pair(val, train)
 
 

@@ -1,4 +1,6 @@
-"""Crops computed for a whole epoch equal those computed row by row, to the pixel."""
+"""Crops of a whole batch equal those computed row by row, and those of earlier releases, to the pixel."""
+
+import math
 
 import numpy as np
 import pytest
@@ -6,11 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.labels import view_policy
-from utils.labels.batch import BatchLabels
-from utils.labels.crops import crops_of
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, fractions
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import CROP_DRAWS, DrawnViews, ViewPolicy, fractions
 from utils.views.device import geometry_of
 
 
@@ -21,33 +20,46 @@ def policy_of(low=0.08, high=1.0):
 
 def one_by_one(batches, sizes):
     """Return the crop that `view` gives for every row."""
-    slots = [(one, slot) for one in batches for slot in range(len(one.index))]
+    slots = [(one, slot) for one in batches for slot in range(len(one))]
     views = [one.view(slot, size) for (one, slot), size in zip(slots, sizes.tolist(), strict=True)]
-    return torch.tensor([[*box, flip] for box, flip in views])
+    return [[*box, flip] for box, flip in views]
+
+
+def crop_of_release_1(policy, draws, image_size):
+    """One drawn crop as earlier releases computed it, in Python's own arithmetic; drawn stores rely on it."""
+    height, width = image_size
+    flip = bool(draws[2] < policy.hflip)
+    for u_area, u_ratio in zip(draws[3::2], draws[4::2], strict=True):
+        area = height * width * (policy.min_scale + (policy.max_scale - policy.min_scale) * u_area)
+        aspect = (3 / 4) ** (1 - 2 * u_ratio)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return [int(draws[0] * (height - h + 1)), int(draws[1] * (width - w + 1)), h, w, flip]
+    w = min(width, max(1, round(height * 4 / 3)))
+    h = min(height, max(1, round(width * 4 / 3)))
+    return [(height - h) // 2, (width - w) // 2, h, w, flip]
+
+
+def pixels_of_release_1(start, length, size):
+    """One axis of a stored crop as earlier releases computed it."""
+    first = min(round(start * size), size - 1)
+    last = min(round(start * size + length * size), size)
+    return first, max(last - first, 1)
 
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**31), side=st.integers(1, 300), low=st.floats(0.01, 1.0))
 def test_drawn_crops_equal_those_of_single_rows(seed, side, low):
-    """Images are as small as one pixel, where often no attempt fits."""
+    """Images are as small as one pixel, where often no attempt fits; sides of exactly half a pixel are frequent."""
     rng = np.random.default_rng(seed)
     draws, sizes = rng.random((40, CROP_DRAWS)), rng.integers(1, side + 1, (40, 2))
-    rows = [policy_of(low).crop_from(one, size) for one, size in zip(draws, sizes.tolist(), strict=True)]
-    assert policy_of(low).crops_from(draws, sizes).tolist() == [[*box, flip] for box, flip in rows]
-
-
-def test_a_power_that_differs_in_its_last_bits_changes_no_crop(monkeypatch):
-    """Sides of exactly one half are the worst case: 1.5 x 1.5 rounds to 2, and to 1 after an error of 1e-13."""
-    draws = np.full((1, CROP_DRAWS), 0.5)
-    sizes = np.array([[3, 3]])
-    exact = policy_of(0.25, 0.25)
-    box, _ = exact.crop_from(draws[0], (3, 3))
-    assert box[2:] == (2, 2)
-    real = np.sqrt
-    monkeypatch.setattr(np, "sqrt", lambda x: real(x) * (1 - 1e-13))  # another library of mathematics
-    assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [2, 2]
-    monkeypatch.setattr(view_policy, "TOO_CLOSE", 0.0)  # without the margin the error shows
-    assert exact.crops_from(draws, sizes)[0, 2:4].tolist() == [1, 1]  # so the fallback for one row was used
+    draws[:20] = np.floor(draws[:20] * 8) / 8
+    policy = policy_of(low)
+    crops = policy.crops(draws, sizes)
+    rows = zip(draws, sizes.tolist(), strict=True)
+    assert crops.tolist() == [crop_of_release_1(policy, one, size) for one, size in rows]
+    alone = [policy.crops(draws[row : row + 1], sizes[row : row + 1]) for row in range(40)]
+    assert np.array_equal(np.concatenate(alone), crops)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -60,12 +72,15 @@ def test_stored_crops_equal_those_of_single_rows(dtype):
     length = (1 - start) * torch.rand(3000, 2, generator=generator)
     coords = torch.cat([start, length], dim=1).to(dtype)
     flip = torch.rand(3000, generator=generator) < 0.5
-    index = torch.arange(3000)
-    batches = [
-        BatchLabels(coords[rows], flip[rows], None, None, None, torch.zeros(len(rows), 2), rows)
-        for rows in index.split(700)
-    ]
-    assert torch.equal(crops_of(batches, sizes), one_by_one(batches, sizes))
+    labels = BatchLabels(coords, flip, Mix(), torch.zeros(3000, 2))
+    expected = []
+    for (top, left, height, width), (rows, columns) in zip(coords.tolist(), sizes.tolist(), strict=True):
+        down, across = pixels_of_release_1(top, height, rows), pixels_of_release_1(left, width, columns)
+        expected.append([down[0], across[0], down[1], across[1]])
+    crops = labels.crops(sizes.numpy())
+    assert crops[:, :4].tolist() == expected
+    assert crops[:, 4].tolist() == flip.tolist()
+    assert one_by_one([labels], sizes) == crops.tolist()
 
 
 @pytest.mark.parametrize("mix_type", ["none", "cutmix"])
@@ -76,9 +91,9 @@ def test_crop_parameters_of_an_epoch(mix_type):
     batches = [views.read(1, batch) for batch in range(5)]
     geometry = geometry_of(batches, sizes)
     index = torch.cat([one.index for one in batches])
-    partners = [one.mix_index if mix_type == "cutmix" else torch.arange(len(one.index)) for one in batches]
+    partners = [one.mix.partner if mix_type == "cutmix" else torch.arange(len(one.index)) for one in batches]
     assert torch.equal(geometry[:, 0], index)
-    assert torch.equal(geometry[:, 1:6], one_by_one(batches, sizes[index]))
+    assert geometry[:, 1:6].tolist() == one_by_one(batches, sizes[index])
     assert torch.equal(geometry[:, 6], torch.cat(partners))
 
 
@@ -93,11 +108,14 @@ def test_labelled_views_have_the_fractions_of_their_crops():
     assert labels.flip.tolist() == [flip for _, flip in views]
 
 
-def test_rows_are_not_cropped_in_python(monkeypatch):
-    """Hardly any of 20,000 rows is cropped on its own."""
-    asked = []
-    # counts the rows that take the slow path
-    monkeypatch.setattr(ViewPolicy, "crop_from", lambda self, draws, size: asked.append(1) or ((0, 0, 1, 1), False))
-    batches = [DrawnViews(policy_of(), 20000, 5000).read(0, batch) for batch in range(4)]
-    crops_of(batches, torch.full((20000, 2), 224))
-    assert len(asked) < 20
+@pytest.mark.parametrize(
+    ("mix", "kind", "share"),
+    [
+        (Mix(), "none", 1.0),
+        (Mix(torch.arange(2), 0.3), "mixup", 0.3),
+        (Mix(torch.arange(2), 0.3, (0, 2, 4, 6)), "cutmix", 0.75),
+    ],
+)
+def test_a_mix_knows_its_type_and_its_share(mix, kind, share):
+    """A cutmix box decides the share, not the ratio that it was drawn for."""
+    assert (mix.type, mix.own_share(8)) == (kind, share)

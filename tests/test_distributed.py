@@ -14,12 +14,10 @@ from rank_jobs import launch
 
 import train_FKD_parallel
 from utils.labels import command
-from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
-from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch
-from utils.labels.rank_shares import SharedLabels
-from utils.labels.rank_shares import only as cut_down
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.store import SAMPLED
+from utils.labels.training_views import TrainingViews, keep_rows
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import folder
 from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks
@@ -190,7 +188,7 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
             for epoch, batch in itertools.product(range(EPOCHS), range(3)):
                 labels = views[mix].read(epoch, batch)
                 own = set(share_of[rank].rows(len(labels)).tolist())
-                partners = set() if mix == "none" else {labels.mix_index[row].item() for row in own}
+                partners = set() if mix == "none" else {labels.mix.partner[row].item() for row in own}
                 wanted += len(own | partners) or 1  # a rank without rows decodes one
             assert counts[rank][number] == wanted + validation, name
         total = sum(count[number] for count in counts)
@@ -301,14 +299,14 @@ def test_cut_down_batches_mix_as_the_whole(rows, size, rng, mix):
     drawn = views.read(0, 0)
     for rank in range(size):
         own = Share(rank, size, rng.randint(1, rows)).rows(rows)
-        part = cut_down(own, drawn)
+        part = keep_rows(drawn, own)
         assert len(set(part.index.tolist())) == len(part.index) > 0
         assert torch.equal(part.index[: len(own)], drawn.index[own])
         for slot in range(len(own)):
             assert part.view(slot, (40, 50)) == drawn.view(own[slot], (40, 50))
         if mix != "none":
-            partners = part.index[part.mix_index[: len(own)]]
-            assert torch.equal(partners, drawn.index[drawn.mix_index[own]])
+            partners = part.index[part.mix.partner[: len(own)]]
+            assert torch.equal(partners, drawn.index[drawn.mix.partner[own]])
 
 
 def test_split_follows_the_parts():
@@ -353,7 +351,7 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
     assert seen == ["forked"]  # one process has no group
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
     assert list(guarded(Loader())) == ["a", "b"]
-    assert seen == ["forked", ranks.REST, "forked"]
+    assert seen == ["forked", ranks.GROUP_THREADS_SECONDS, "forked"]
 
 
 class Pool:
@@ -372,10 +370,9 @@ class Pool:
 
 
 def test_the_smallest_batch_of_a_pool_is_found_by_several_processes():
-    """Any stored batch may be drawn in any epoch, also through the wrapper of a rank."""
-    pooled = PooledLabels(Pool(), SAMPLED, 0, 2)
-    assert smallest_batch(pooled) == 3
-    assert smallest_batch(SharedLabels(pooled, Share(1, 2, 8))) == 3
+    """Any stored batch may be drawn in any epoch, also if each process has its share."""
+    assert TrainingViews(Pool(), SAMPLED, 0, 2).smallest_batch() == 3
+    assert TrainingViews(Pool(), SAMPLED, 0, 2, Share(1, 2, 8)).smallest_batch() == 3
 
 
 @pytest.mark.parametrize(

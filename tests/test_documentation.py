@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
@@ -72,6 +73,8 @@ def help_of(*program):
     run = runpy.run_module if module else runpy.run_path
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(sys, "argv", [name, *rest, "--help"])
+        if not module:
+            patch.syspath_prepend((ROOT / name).parent)  # as Python does for a script
         patch.setattr(sys, "orig_argv", [sys.executable, name, *rest, "--help"])
         with pytest.raises(SystemExit) as end:
             run(name, run_name="__main__")
@@ -122,7 +125,17 @@ def test_benchmarks_run(name, work):
     """Every benchmark runs at its smallest size."""
     words = shlex.split(BENCHMARKS[name].format(work=work))
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=work)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # where the project is not installed
+    done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment)
     assert done.returncode == 0, done.stderr
     for written in re.findall(r"\S+\.json", BENCHMARKS[name]):
         assert Path(written.format(work=work)).stat().st_size > 2
+
+
+def test_no_script_edits_the_path():
+    """The project is installed, or PYTHONPATH names it."""
+    folders = [ROOT, *(ROOT / name for name in ("benchmarks", "demo", "patches", "scripts", "tests"))]
+    files = [*(path for folder in folders for path in folder.glob("*.py")), *(ROOT / "utils").rglob("*.py")]
+    assert len(files) > 50
+    word = ".".join(["sys", "path"])
+    assert [path.name for path in files if word in path.read_text()] == []

@@ -73,7 +73,10 @@ def test_every_draw_is_without_replacement(classes, seed, data):
         ),
         (["{real}", "--like", "{val}", "--output", "{val}"], "--output .* exists"),
         (["{missing}", "--like", "{val}", "--output", "{out}"], "REAL .*missing is not a folder"),
-        (["{real}", "--like", "{other}", "--output", "{out}"], "REAL .* and --like .*: the names .*only in REAL: n00"),
+        (
+            ["{real}", "--like", "{other}", "--output", "{out}"],
+            "REAL .* and --like .*: the class folders cannot be matched by name .only in REAL: n00",
+        ),
     ],
 )
 def test_impossible_draws_are_refused(words, message, tiny, real, tmp_path):
@@ -168,8 +171,111 @@ def test_herding_follows_the_mean():
     assert sorted(herd(features[:4], 4)) == [0, 1, 2, 3]
 
 
+COMMANDS = {  # of one plan, as releases before scripts/evidence.py wrote it
+    "HL": (
+        "DATA='images 2629737465-24, validation 302344204-12' \"$PYTHON\" '{root}/'train_KD_parallel.py "
+        "--loss-type ce --hflip 0 --train-dir 'a' --model r18 --val-dir 'v' --output-dir \"$OUTPUT_DIR\" "
+        '--epochs 300 --batch-size 50 --gradient-accumulation-steps 2 --input-size 224 -j "$WORKERS" '
+        "--cos"
+    ),
+    "SL": (
+        "DATA='images 2629737465-24, validation 302344204-12, 7 epochs of labels, cutmix, --hflip 0, of "
+        "resnet18 3361000959-7' \"$PYTHON\" '{root}/'train_FKD_parallel.py --loss-type mse_gt --ce-weight "
+        "0.1 -T 20 --fkd-path 'w/labels/a' --reuse-labels --train-dir 'a' --model r18 --val-dir 'v' "
+        '--output-dir "$OUTPUT_DIR" --epochs 300 --batch-size 50 --gradient-accumulation-steps 2 '
+        '--input-size 224 -j "$WORKERS" --cos'
+    ),
+    "SL+KD": (
+        "DATA='images 2629737465-24, validation 302344204-12, teacher resnet18 3361000959-7' \"$PYTHON\" "
+        "'{root}/'train_KD_parallel.py --loss-type mse_gt --ce-weight 0.1 -T 20 --teacher-model resnet18 "
+        "--teacher-checkpoint 't.pth' --mix-type cutmix --fkd-seed 43 --hflip 0 --train-dir 'a' --model "
+        "r18 --val-dir 'v' --output-dir \"$OUTPUT_DIR\" --epochs 300 --batch-size 50 "
+        '--gradient-accumulation-steps 2 --input-size 224 -j "$WORKERS" --cos'
+    ),
+}
+
+
+class Planned:
+    """scripts/evidence.py on image folders of few bytes, with a stand-in for Python that ends with `code`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        files = {"a/c/1.png": "12345", "a/c/2.png": "123", "a/.hidden": "x", "v/c/1.png": "1234567", "t.pth": "teacher"}
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    def __call__(self, code=0, **changed):
+        stub = self.folder / "python"
+        stub.write_text(f'#!/bin/sh\necho "$*" >>notes\nexit {code}\n')
+        stub.chmod(0o755)
+        settings = {"IMAGE_SETS": "a", "REAL_DIR": "a", "VAL_DIR": "v", "TEACHER_CHECKPOINT": "t.pth", "WORK": "w"}
+        settings |= {"MODELS": "r18", "SEEDS": "0 1", "VIEWS": "--hflip 0", "LABEL_EPOCHS": "7", "PYTHON": str(stub)}
+        command = [sys.executable, str(ROOT / "scripts" / "evidence.py")]
+        environment = {"PATH": os.environ["PATH"]} | settings | changed
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment)
+
+    def notes(self):
+        """The first words that the stand-in was called with, each time."""
+        path = self.folder / "notes"
+        return [Path(line.split()[0]).name for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def planned(tmp_path):
+    return Planned(tmp_path)
+
+
+def test_commands_are_those_of_earlier_releases(planned):
+    """Also the checksums of what folders and files hold: otherwise the runs in their WORK would be refused."""
+    planned()
+    lines = [line.split("\t") for line in (planned.folder / "w" / "plan.txt").read_text().splitlines()]
+    assert [name for name, _, _ in lines] == [f"{regime}/{one}/r18" for regime in COMMANDS for one in ("a", "random")]
+    assert {seeds for _, _, seeds in lines} == {"0 1"}
+    assert [command for _, command, _ in lines[::2]] == [text.format(root=ROOT) for text in COMMANDS.values()]
+
+
+def test_labels_are_made_only_for_the_regime_that_reads_them(planned):
+    """The order of what is run: the draw, labels of each image set, the students, the report."""
+    planned(REGIMES="HL SL+KD")
+    assert "relabel_FKD.py" not in planned.notes()
+    (planned.folder / "notes").unlink()
+    planned(WORK="other", REGIMES="SL", GPUS="0", SIDE_BY_SIDE="1")
+    relabelled, trained = ["relabel_FKD.py"] * 2, ["train_FKD_parallel.py"] * 4
+    assert planned.notes() == ["-m", *relabelled, *trained, "-m"]
+
+
+def test_a_draw_that_fails_ends_the_call(planned):
+    """With its exit code; nothing is trained or reported."""
+    assert planned(code=3).returncode == 3
+    assert planned.notes() == ["-m"]
+    assert not (planned.folder / "w" / "plan.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"REGIMES": "HL KD"}, "REGIMES: KD is none of HL, SL, SL+KD"),
+        ({"VAL_DIR": "missing"}, "VAL_DIR missing is not a folder; give the validation images"),
+        ({"IMAGE_SETS": " "}, "IMAGE_SETS names no folder; give the distilled images"),
+        (
+            {"IMAGE_SETS": "a b/a"},
+            "IMAGE_SETS: a and b/a have the same last name, by which labels and runs are named; ",
+        ),
+    ],
+    ids=["regimes", "val-dir", "no-images", "same-name"],
+)
+def test_settings_that_cannot_be_used(changed, message, planned):
+    """One sentence, exit code 2, before anything is made."""
+    done = planned(**changed)
+    assert (done.returncode, planned.notes(), done.stdout) == (2, [], "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (planned.folder / "w").exists()
+
+
 def test_the_whole_plan(tiny, real, tmp_path):
-    """evidence.sh on tiny data gives six groups and a report; a second call runs nothing again."""
+    """scripts/evidence.py on tiny data gives six groups and a report; a second call runs nothing again."""
     save_teacher(tmp_path / "teacher.pth")
     settings = {
         **{"IMAGE_SETS": str(tiny.train), "REAL_DIR": str(real), "VAL_DIR": str(tiny.val), "WORK": str(tmp_path / "w")},
@@ -177,7 +283,7 @@ def test_the_whole_plan(tiny, real, tmp_path):
         **{"EPOCHS": "2", "LABEL_EPOCHS": "1", "BATCH_SIZE": "4", "ACCUMULATION": "1", "INPUT_SIZE": str(SIDE)},
         **{"WORKERS": "0", "FULL_DATA": "80", "GPUS": "0 0", "PYTHON": sys.executable},
     }
-    command = ["sh", str(ROOT / "evidence.sh"), "--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--device", "cpu", "--precision", "fp32"]
     calls = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | settings}
     done = subprocess.run(command, **calls)
     assert done.returncode == 0, done.stdout + done.stderr

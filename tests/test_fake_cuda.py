@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from utils.labels.batch import TopK
+from utils.labels.types import Mix, TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from utils.run.objectives import soft_cross_entropy
 from utils.training import teachers
@@ -164,8 +164,8 @@ def test_a_batch_is_replayed_on_the_device(mode, kind):
 def test_mixing_is_a_tensor_of_one_shape():
     """Every mix type takes the same path on the device."""
     for lam, box in ((None, None), (0.3, None), (0.3, (1, 2, 3, 4))):
-        labels = type("Labels", (), {"mix_lam": lam, "mix_bbox": box})
-        assert (mixing_of(labels).shape, mixing_of(labels).dtype) == ((5,), torch.float32)
+        mixing = mixing_of(Mix(None, lam, box))
+        assert (mixing.shape, mixing.dtype) == ((5,), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["dense", "topk"])

@@ -20,9 +20,9 @@ import train_FKD_parallel
 import train_KD_parallel
 from utils.labels import agreement
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
-from utils.labels.packed_writer import PackedWriter
 from utils.run import preflight
 from utils.run.folder import RUN_FILES
 from utils.system.errors import InputError
@@ -302,7 +302,7 @@ def test_a_dry_run_writes_one_picture(tiny, tmp_path):
 
 @pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "copy.deepcopy"])
 def test_a_gpu_out_of_memory_is_explained(place, tiny, tmp_path, monkeypatch):
-    """One sentence gives PyTorch's figure and the remedies; `runs.sh` searches for its words."""
+    """One sentence gives PyTorch's figure and the remedies; `scripts/runs.py` searches for its words."""
 
     def fill(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")

@@ -1,15 +1,12 @@
 """The glyph data set has distinct classes, held-out faces, and images that follow from the seed."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import glyphs
+from benchmarks import glyphs
 
 
 def test_no_two_classes_look_alike_and_none_is_cut_off():

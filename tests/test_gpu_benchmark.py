@@ -1,13 +1,10 @@
 """benchmarks/gpu.py keeps all measured figures if a row fails or the time runs out."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import gpu
+from benchmarks import gpu
 
 
 @pytest.fixture

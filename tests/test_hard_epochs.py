@@ -35,7 +35,7 @@ from utils.labels.hard import HardViews, Phases
 from utils.labels.opening import open_labels
 from utils.run.objectives import soft_cross_entropy
 from utils.system.errors import InputError
-from utils.training.graphs import GraphedStep
+from utils.training.graphs import CapturedStep
 from utils.training.schedules import lr_factor
 from utils.views.device import DeviceBatches
 from utils.views.phased import PhasedBatches, steps
@@ -76,14 +76,14 @@ def test_targets_equal_timms():
     for epoch in range(2):
         for batch in range(views.batches_per_epoch):
             drawn = views.read(epoch, batch)
-            y1, x1, y2, x2 = drawn.mix_bbox
+            y1, x1, y2, x2 = drawn.mix.box
             lam = 1 - (y2 - y1) * (x2 - x1) / SIDE**2
             for row, partner in enumerate(range(len(drawn.index) - 1, -1, -1)):
                 wanted = torch.full((4,), 0.8 / 4)
                 wanted[views.targets[drawn.index[row]]] += 0.2 * lam
                 wanted[views.targets[drawn.index[partner]]] += 0.2 * (1 - lam)
                 torch.testing.assert_close(drawn.logits[row], wanted)
-                assert drawn.mix_index[row] == partner
+                assert drawn.mix.partner[row] == partner
 
 
 def test_an_odd_image_is_left_out():
@@ -109,7 +109,7 @@ def images_from_files(samples, drawn):
         pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
         images.append((pixels - MEAN) / STD)
     images = np.stack(images).transpose(0, 3, 1, 2)
-    y1, x1, y2, x2 = drawn.mix_bbox
+    y1, x1, y2, x2 = drawn.mix.box
     mixed = images.copy()
     mixed[:, :, y1:y2, x1:x2] = images[::-1, :, y1:y2, x1:x2]
     return torch.from_numpy(mixed).float()
@@ -226,10 +226,10 @@ def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):
     flags = FLAGS | {"batch_size": BATCH, "sgd": True, "learning_rate": 0.01}
     eager = tiny.train_run(tmp_path / "eager", **flags)
     made = []
-    monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(GraphedStep()) or made[-1])
+    monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(CapturedStep()) or made[-1])
     recorded = tiny.train_run(tmp_path / "recorded", **flags)
     assert len(made) == 2
-    assert all(step.replay is not None and not step.failed for step in made)
+    assert all(step.launch is not None and not step.failed for step in made)
     for column in ("train_loss", "val_loss"):
         assert [r[column] for r in recorded.rows] == pytest.approx([r[column] for r in eager.rows], rel=1e-4)
 

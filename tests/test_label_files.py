@@ -15,14 +15,14 @@ from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
 from utils.labels import command, file_digests
-from utils.labels.batch import BatchLabels
 from utils.labels.batch_items import parse_items
 from utils.labels.file_digests import digest_of_archive
-from utils.labels.format_sre2l import TarStore, TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.labels.sre2l import TarStore, TarWriter
 from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import ReferenceOrder
 from utils.report.groups import group_runs
 from utils.report.runs import find_runs
 from utils.system.archive import load_archive
@@ -65,8 +65,8 @@ def test_numpy_1_and_2_pickles(module, tmp_path):
                 assert module.encode() in data
             new.writestr(name, data)
     labels = parse_items(load_archive(tmp_path / "f"), "f")
-    assert labels.mix_bbox == tuple(expected[4])
-    assert all(type(n) is int for n in labels.mix_bbox)
+    assert labels.mix.box == tuple(expected[4])
+    assert all(type(n) is int for n in labels.mix.box)
     assert torch.equal(labels.logits, expected[5])
 
 
@@ -213,9 +213,9 @@ def test_labels_that_cannot_be_replayed_are_named(project):
 
 def test_mix_type_is_in_the_data():
     """A box means cutmix, a ratio without a box mixup, and neither means none."""
-    assert parse_items(usable(), "").mix_type == "cutmix"
-    assert parse_items(usable(mix_bbox=None), "").mix_type == "mixup"
-    assert parse_items(usable(mix_bbox=None, mix_lam=None, mix_index=None), "").mix_type == "none"
+    assert parse_items(usable(), "").mix.type == "cutmix"
+    assert parse_items(usable(mix_bbox=None), "").mix.type == "mixup"
+    assert parse_items(usable(mix_bbox=None, mix_lam=None, mix_index=None), "").mix.type == "none"
 
 
 @pytest.mark.parametrize("coords", [(0.5, 0.5, 1e-6, 1e-6), (1.0, 1.0, 1e-6, 1e-6)])
@@ -478,9 +478,11 @@ def test_written_labels_are_read_back(tmp_path_factory, data):
             BatchLabels(
                 coords=torch.cat([corner, corner / 2 + 0.1], dim=1),
                 flip=torch.rand(rows, generator=generator) < 0.5,
-                mix_index=None if mix_type == "none" else torch.randperm(rows, generator=generator),
-                mix_lam=None if mix_type == "none" else data.draw(st.floats(0, 1)),
-                mix_bbox=(1, 2, 30, 31) if mix_type == "cutmix" else None,
+                mix=Mix(
+                    None if mix_type == "none" else torch.randperm(rows, generator=generator),
+                    None if mix_type == "none" else data.draw(st.floats(0, 1)),
+                    (1, 2, 30, 31) if mix_type == "cutmix" else None,
+                ),
                 logits=torch.randn(rows, classes, generator=generator),
                 index=index,
             )
@@ -490,10 +492,11 @@ def test_written_labels_are_read_back(tmp_path_factory, data):
     store = open_labels(folder)
     assert (store.batches_per_epoch, store.batch_size, store.num_images) == (batches, min(batch_size, images), images)
     for batch, labels in enumerate(written):
-        for name, value in vars(store.read(0, batch)).items():
-            expected = getattr(labels, name)
-            same = torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected
-            assert same, name
+        found = store.read(0, batch)
+        for name in ("coords", "flip", "logits", "index"):
+            assert torch.equal(getattr(found, name), getattr(labels, name)), name
+        assert found.mix[1:] == labels.mix[1:]
+        assert found.mix.partner is labels.mix.partner or torch.equal(found.mix.partner, labels.mix.partner)
 
 
 def test_the_writer_refuses_a_folder_in_use(tmp_path):

@@ -1,6 +1,7 @@
 """Every label format works with every tool and in training; wrong pairings are refused in one sentence."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from label_folders import IMAGES, MAKERS
 from rank_jobs import launch
 
 import train_FKD_parallel
-from utils.labels.batch import TopK, each
 from utils.labels.opening import open_labels
-from utils.labels.pool import ORDERS, SAMPLED, SHUFFLED, PooledLabels, draw_batches, stored_batches
+from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
+from utils.labels.training_views import REUSED, TrainingViews, draw_batches
+from utils.labels.types import TopK, each
 from utils.system.errors import InputError
+from utils.system.ranks import Share
 from utils.training.losses import build_loss
 
 FLAGS = {"reuse_labels": True, "epochs": 3}
@@ -79,19 +82,37 @@ def test_drawing_is_a_pure_function():
     assert len({tuple(draw_batches(SAMPLED, 7, epoch, 10, 4)) for epoch in range(5)}) > 1
     pool = [batch for epoch in range(5) for batch in draw_batches(SHUFFLED, 7, epoch, 10, 4)]
     assert sorted(pool[:10]) == sorted(pool[10:]) == list(range(10))
-    assert draw_batches(SHUFFLED, 7, 0, 8, 8) == torch.randperm(8, generator=torch.Generator().manual_seed(7)).tolist()
+    assert (
+        list(draw_batches(SHUFFLED, 7, 0, 8, 8))
+        == torch.randperm(8, generator=torch.Generator().manual_seed(7)).tolist()
+    )
 
 
 @pytest.mark.parametrize("dialect", MAKERS)
 def test_stored_batches_are_those_of_the_files(dialect, folders):
     """A pool reads each stored batch, with the stated number of rows."""
     store = open_labels(folders / dialect)
-    assert stored_batches(store) == (4 if dialect.startswith("lp") else 6)
-    pooled = PooledLabels(store, SHUFFLED, 0, stored_batches(store))
-    files = {pooled.file(0, batch) for batch in range(stored_batches(store))}
-    assert len(files) == (2 if dialect == "hald" else stored_batches(store))
-    for batch in range(stored_batches(store)):
+    assert store.stored_batches() == (4 if dialect.startswith("lp") else 6)
+    pooled = TrainingViews(store, SHUFFLED, 0, store.stored_batches())
+    files = {pooled.file(0, batch) for batch in range(store.stored_batches())}
+    assert len(files) == (2 if dialect == "hald" else store.stored_batches())
+    for batch in range(store.stored_batches()):
         assert len(pooled.read(0, batch)) == pooled.rows(0, batch)
+
+
+@pytest.mark.parametrize("order", [*ORDERS, REUSED])
+def test_a_worker_looks_up_the_same_batches(order, folders):
+    """`TrainingViews` survive pickling, as they must to reach a worker, with every order and with a share."""
+    store = open_labels(folders / "hald")
+    views = TrainingViews(store, order, 3, batches_drawn=2, share=Share(1, 2, 2))
+    copies = pickle.loads(pickle.dumps(views))
+    for epoch in range(2 if order == "stored" else 5):
+        for batch in range(2):
+            one, other = views.read(epoch, batch), copies.read(epoch, batch)
+            assert torch.equal(one.index, other.index)
+            assert torch.equal(one.logits, other.logits)
+            assert views.place(epoch, batch) == copies.place(epoch, batch)
+            assert views.parts(epoch, batch) == copies.parts(epoch, batch)
 
 
 def test_kl_takes_probabilities_at_their_own_temperature(folders):

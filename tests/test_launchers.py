@@ -1,7 +1,11 @@
-"""The launchers in POSIX sh pass on the recipe, the environment and trailing arguments."""
+"""The launchers in POSIX sh, and scripts/runs.py: settings, trailing arguments, many runs, signals."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
+from collections import Counter
 
 import pytest
 from helpers import LIGHT, ROOT, run
@@ -26,7 +30,7 @@ RECIPES = {  # what its authors' scripts say
     | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
     **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
 }
-LAUNCHERS = PRISM + [f"recipes/{name}.sh" for name in RECIPES]
+LAUNCHERS = PRISM + [f"scripts/recipes/{name}.sh" for name in RECIPES]
 
 
 @pytest.fixture
@@ -84,14 +88,14 @@ def test_a_recipe_has_its_authors_settings(name, launch):
 
     common = {"epochs": 300, "temperature": 20, "mix_type": "cutmix", "sgd": False, "adamw_lr": 0.001}
     common |= {"adamw_weight_decay": 0.01}
-    args = train_FKD_parallel.parse(launch(f"recipes/{name}.sh")[1:])
+    args = train_FKD_parallel.parse(launch(f"scripts/recipes/{name}.sh")[1:])
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
 
 
 def test_every_recipe_is_tested():
-    assert {path.stem for path in (ROOT / "recipes").iterdir()} == set(RECIPES)
+    assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -107,7 +111,9 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
         folders = [reference / "images/train", reference / "images/val", reference / "lpqld_pq"]
         flags = ["--batch-size", 8]
     where = dict(zip(("TRAIN_DIR", "VAL_DIR", "FKD_PATH"), map(str, folders), strict=True))
-    words = launch(f"recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run"))
+    words = launch(
+        f"scripts/recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run")
+    )
     result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", LIGHT, "-j", 0)
     assert result.code == 0, result.err
     assert "nothing was trained" in result.out
@@ -127,7 +133,7 @@ def test_the_environment_overrides_every_setting(launcher, launch):
     }
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
-    own = {"recipes/edc.sh": "--schedule=linear-smoothed", "recipes/hald.sh": "--schedule=smoothed"}
+    own = {"scripts/recipes/edc.sh": "--schedule=linear-smoothed", "scripts/recipes/hald.sh": "--schedule=smoothed"}
     schedule = {own.get(launcher, "--cos"): None}
     assert {flag: flags.get(flag, "missing") for flag in expected | schedule} == expected | schedule
 
@@ -181,7 +187,7 @@ class ManyRuns:
     def __call__(self, fails="nothing", flags=("--epochs", "5"), **environment):
         self.notes.write_text("")
         settings = self.settings | {"FAILS": fails} | environment
-        command = ["sh", str(ROOT / "runs.sh"), *flags]
+        command = [sys.executable, str(ROOT / "scripts" / "runs.py"), *flags]
         done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=self.folder)
         return done, self.notes.read_text().splitlines()
 
@@ -285,7 +291,7 @@ def test_a_plan_of_commands_runs(tmp_path):
 
     def call(breaks):
         settings = {"PATH": os.environ["PATH"], "PLAN": str(plan), "RUNS_DIR": str(runs), "BREAK": breaks}
-        command = ["sh", str(ROOT / "runs.sh"), "--seed", "3"]
+        command = [sys.executable, str(ROOT / "scripts" / "runs.py"), "--seed", "3"]
         return subprocess.run(command, capture_output=True, text=True, env=settings, cwd=tmp_path)
 
     done = call("yes")
@@ -295,6 +301,141 @@ def test_a_plan_of_commands_runs(tmp_path):
     again = call("")
     assert again.stdout == "finished before: HL/it's a/one\ndone: SL/two\n"
     assert (runs / "SL/two/summary.json").read_text() == "--no-progress --resume --seed 3\n"
+
+
+def start_runs(folder, plan, **environment):
+    """Start scripts/runs.py on a plan, in the background."""
+    (folder / "plan.txt").write_text("".join(f"{name}\t{command}\n" for name, command in plan))
+    settings = {"PATH": os.environ["PATH"], "PLAN": str(folder / "plan.txt"), "RUNS_DIR": str(folder / "runs")}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "runs.py")],
+        **{"env": settings | environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+
+
+def wait_for(*paths):
+    """Wait until these files exist; 30 s are more than enough."""
+    end = time.monotonic() + 30
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end, paths
+        time.sleep(0.02)
+
+
+# Notes what it was called with, then waits; a signal has it save its state, as a training script does.
+RUN_UNTIL_SIGNAL = (
+    'sh -c \'save() { echo $1 >>"$OUTPUT_DIR/checkpoint.pth.tar"; exit $2; }; '
+    'trap "save INT 130" INT; trap "save TERM 143" TERM; trap "save USR1 138" USR1; '
+    'echo "$@" >"$OUTPUT_DIR/started"; while :; do sleep 0.05; done\' sh'
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "arrives"),
+    [("INT", 130, "INT"), ("TERM", 143, "TERM"), ("USR1", 138, "USR1"), ("HUP", 129, "TERM")],
+)
+def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, code, arrives, tmp_path):
+    """What runs gets the signal and is waited for; what waits for a GPU is not started."""
+    plan = [(run_name, RUN_UNTIL_SIGNAL) for run_name in ("a", "b", "waiting")]
+    process = start_runs(tmp_path, plan, GPUS="0 1")
+    wait_for(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert err == "stopped: the runs were asked to save their state; the same command goes on with them\n"
+    for run_name in "ab":
+        assert (tmp_path / "runs" / run_name / "checkpoint.pth.tar").read_text() == f"{arrives}\n"
+        assert "--overwrite" in (tmp_path / "runs" / run_name / "started").read_text()
+        (tmp_path / "runs" / run_name / "started").unlink()
+    assert not (tmp_path / "runs" / "waiting").exists()
+    process = start_runs(tmp_path, plan, GPUS="0 1 2")
+    wait_for(*(tmp_path / "runs" / run_name / "started" for run_name in ("a", "b", "waiting")))
+    process.terminate()
+    process.communicate(timeout=30)
+    assert [
+        (tmp_path / "runs" / run_name / "started").read_text().split()[-1] for run_name in ("a", "b", "waiting")
+    ] == [*("--resume", "--resume", "--overwrite")]
+
+
+def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
+    """It was in its last step."""
+    finish = "sh -c 'trap \"echo >$OUTPUT_DIR/summary.json; exit 0\" INT; : >$OUTPUT_DIR/started; sleep 30 & wait' sh"
+    process = start_runs(tmp_path, [("a", finish)])
+    wait_for(tmp_path / "runs/a/started")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "done: a\n", "")
+
+
+def test_gpus_are_shared_as_they_are_named(tmp_path):
+    """At any time a GPU has as many runs as GPUS names it; runs are started in the order of the plan."""
+    log = tmp_path / "log"
+    command = f'sh -c \'echo "+ $CUDA_VISIBLE_DEVICES" >>{log}; sleep 0.3; echo "- $CUDA_VISIBLE_DEVICES" >>{log}\' sh'
+    process = start_runs(tmp_path, [(f"run{number}", command) for number in range(7)], GPUS="4 4 6")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, out.count("done: ")) == (0, "", 7)
+    now, most = Counter(), Counter()
+    for sign, gpu in map(str.split, log.read_text().splitlines()):
+        now[gpu] += 1 if sign == "+" else -1
+        most[gpu] = max(most[gpu], now[gpu])
+    assert most == {"4": 2, "6": 1}
+
+
+def test_the_exit_code_of_failed_runs(tmp_path):
+    """That of earlier releases; the log is named if it has no line that begins with error:."""
+    process = start_runs(
+        tmp_path, [("a", "sh -c 'exit 7' sh"), ("b", "sh -c 'echo error: why; exit 2' sh"), ("c", "true")]
+    )
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (123, "")
+    runs = tmp_path / "runs"
+    assert out == f"FAILED: a ({runs}/a.log)\nFAILED: b ({runs}/b.log: error: why)\ndone: c\n"
+
+
+def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
+    """Otherwise their finished runs would be refused."""
+    many_runs(GPUS="0", VAL_DIR="it's a", MODELS="resnet18", LABELS="l/a", NPROC="1")
+    command = f"VAL_DIR='it'\\''s a' NPROC='1' MODEL='resnet18' FKD_PATH='l/a' sh '{ROOT}/train.sh'\n--epochs\n5\n"
+    assert (many_runs.folder / "runs" / "a" / "resnet18-seed1.command").read_text() == command
+
+
+def test_patterns_of_folders_are_expanded(many_runs):
+    """As the shell did it."""
+    for name in ("b", "a"):
+        (many_runs.folder / "l" / name).mkdir(parents=True)
+    done, _ = many_runs(GPUS="0", LABELS="l/*", MODELS="resnet18", SEEDS="0")
+    assert done.stdout == "done: a/resnet18-seed0\ndone: b/resnet18-seed0\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"GPUS": " "}, "GPUS names no GPU; give numbers such as"),
+        ({"SIDE_BY_SIDE": "0"}, "SIDE_BY_SIDE 0 is not a number from 1 on"),
+        ({"SIDE_BY_SIDE": "many"}, "SIDE_BY_SIDE many is not a number from 1 on"),
+        ({"NPROC": "-1"}, "NPROC -1 is not a number from 1 on"),
+        ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
+        ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_used(settings, message, many_runs):
+    """One sentence, exit code 2, and nothing is run."""
+    (many_runs.folder / "plan.txt").write_text("a\ttrue\nb true\n")
+    done, lines = many_runs(**settings)
+    assert (done.returncode, lines, done.stdout) == (2, [], "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("script", "setting"), [("runs.py", "SIDE_BY_SIDE"), ("evidence.py", "LABEL_EPOCHS")])
+def test_help(script, setting, tmp_path):
+    """It needs nothing but Python's standard library, and nothing is run."""
+    command = [sys.executable, "-S", str(ROOT / "scripts" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert setting in done.stdout
+    assert "python scripts/" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

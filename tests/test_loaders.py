@@ -7,11 +7,11 @@ from helpers import CPU
 from PIL import Image
 from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
-from utils.labels.batch import BatchLabels
+from utils.labels.types import Mix
 from utils.system.errors import InputError
 from utils.views import device, loaders, replay_batch, resident
 from utils.views.live import LiveTeacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, mix, replay_view
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, mix_images, replay_view
 from utils.views.workers import WorkerBatches
 
 gpu = pytest.mark.gpu
@@ -127,9 +127,9 @@ def test_matrices_on_cuda_stay_within_one_level_of_pil():
 )
 def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     images, partner = torch.randn(6, 3, 12, 12), torch.randperm(6)
-    labels = BatchLabels(torch.rand(6, 4), torch.zeros(6), partner, lam, box, torch.zeros(6, 2))
-    found = replay_batch.mix_by_mask(images, partner, device.mixing_of(labels))
-    torch.testing.assert_close(found, mix(images, partner, lam, box), rtol=0, atol=1e-6)
+    mix = Mix(partner, lam, box)
+    found = replay_batch.mix_by_mask(images, partner, device.mixing_of(mix))
+    torch.testing.assert_close(found, mix_images(images, mix), rtol=0, atol=1e-6)
 
 
 def test_auto_keeps_what_fits_and_says_so(uneven_images, monkeypatch, program_log):

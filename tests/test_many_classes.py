@@ -1,15 +1,11 @@
 """The benchmark of labels with many classes continues where it was stopped."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import many_classes
+from benchmarks import many_classes
 
 
 def test_finished_parts_are_not_repeated(tmp_path, monkeypatch, capsys):

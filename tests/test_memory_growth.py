@@ -12,8 +12,7 @@ import torch
 from helpers import CPU
 from PIL import Image
 
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.memory import readable_size
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner

@@ -7,7 +7,7 @@ from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
 import train_KD_parallel
-from utils.training.footprint import Footprint, saved_bytes
+from utils.training.memory_estimate import MemoryEstimate, saved_activation_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
 from utils.views import budget
@@ -91,9 +91,12 @@ def test_saved_activations_are_counted():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(256, 2))
     precision = Precision("fp32", CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert saved_bytes(model, 2, 8, precision) == 4 * 2 * 64 * (3 + 4)
+    assert saved_activation_bytes(model, 2, 8, precision) == 4 * 2 * 64 * (3 + 4)
     weights = 4 * (3 * 4 + 4 + 512 + 2)
-    assert Footprint(model, 8, precision).training(10, 5) == 4 * weights + 1.5 * 5 * 4 * 64 * 7 + 4 * 3 * 4 * 10 * 64
+    assert (
+        MemoryEstimate(model, 8, precision).training_bytes(10, 5)
+        == 4 * weights + 1.5 * 5 * 4 * 64 * 7 + 4 * 3 * 4 * 10 * 64
+    )
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -101,15 +104,17 @@ def test_weights_in_bf16_are_kept_once_whatever_the_rows():
     """Matrix products in bf16 save their rows; the second one also saves a copy of its weight, two bytes per value."""
     first, second = torch.nn.Linear(192, 100, bias=False), torch.nn.Linear(100, 500, bias=False)
     model, precision = torch.nn.Sequential(torch.nn.Flatten(), first, second), Precision("bf16", CPU)
-    assert saved_bytes(model, 2, 8, precision) == 2 * (2 * (192 + 100) + 100 * 500)
+    assert saved_activation_bytes(model, 2, 8, precision) == 2 * (2 * (192 + 100) + 100 * 500)
     kept = 2 * (1024 * (192 + 100) + 100 * 500)
-    assert Footprint(model, 8, precision).training(0, 1024) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept
+    assert MemoryEstimate(model, 8, precision).training_bytes(0, 1024) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept
 
 
 def test_memory_of_an_evaluation():
     """It is three outputs of the largest layer, here the convolution, plus the views."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten(), torch.nn.Linear(256, 2))
-    assert Footprint(model, 8, Precision("fp32", CPU)).evaluation(512) == 512 * (3 * 4 * 4 * 64 + 4 * 3 * 4 * 64)
+    assert MemoryEstimate(model, 8, Precision("fp32", CPU)).evaluation_bytes(512) == 512 * (
+        3 * 4 * 4 * 64 + 4 * 3 * 4 * 64
+    )
     assert model.training
     assert not model[0]._forward_hooks
 
@@ -117,7 +122,7 @@ def test_memory_of_an_evaluation():
 def test_the_probe_leaves_the_random_state(tiny):
     model = build_student(LIGHT, 3, 0)
     state = torch.get_rng_state()
-    assert saved_bytes(model, 2, SIDE, Precision("fp32", CPU)) > 10**5
+    assert saved_activation_bytes(model, 2, SIDE, Precision("fp32", CPU)) > 10**5
     assert torch.equal(torch.get_rng_state(), state)
 
 

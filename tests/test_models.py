@@ -331,7 +331,7 @@ def test_pretrained_weights_that_cannot_be_used(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
-    with pytest.raises(InputError, match=r"IMAGENET1K_V1 cannot be fetched or loaded \(<urlopen error; Name"):
+    with pytest.raises(InputError, match=r"IMAGENET1K_V1 cannot be downloaded or loaded \(<urlopen error; Name"):
         build_teacher("alexnet")
 
 

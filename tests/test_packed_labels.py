@@ -14,33 +14,30 @@ from label_folders import IMAGES, make_flat, make_hald
 from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_packed import PackedStore
-from utils.labels.format_sre2l import TarWriter
 from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec, keep_largest
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.packed_tensors import Shape, expand, expected_tensors, pack_nibbles, shrink, unpack_nibbles
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.reuse import ReusedLabels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.training_views import REUSED, TrainingViews
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnViews, ReferenceOrder, ViewPolicy
 from utils.system.errors import InputError
 from utils.training.losses import as_logits
 
 VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
-TENSORS = ("coords", "flip", "mix_index", "logits", "index")
+TENSORS = ("coords", "flip", "logits", "index")
 
 
 def assert_same(a, b):
     """Assert that two `BatchLabels` have bit-identical tensors of the same dtypes."""
-    for name in TENSORS:
-        left, right = getattr(a, name), getattr(b, name)
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in TENSORS} | {"mix": (a.mix.partner, b.mix.partner)}
+    for name, (left, right) in pairs.items():
         assert (left is None) == (right is None), name
         assert left is None or (left.dtype == right.dtype and torch.equal(left, right)), name
-    assert (a.mix_lam, a.mix_bbox) == (b.mix_lam, b.mix_bbox)
+    assert a.mix[1:] == b.mix[1:]
 
 
 def assert_same_stores(a, b):
@@ -207,10 +204,11 @@ def test_stores_of_version_2_are_read_as_version_2_read_them(store):
     expected, packed = load_file(store / "expected.safetensors"), open_labels(store)
     for batch in range(2):
         labels = packed.read(0, batch)
-        for name in ("coords", "flip", "mix_index", "index"):
+        for name in ("coords", "flip", "index"):
             assert torch.equal(getattr(labels, name), expected[f"{name}_{batch}"]), name
+        assert torch.equal(labels.mix.partner, expected[f"mix_index_{batch}"])
         assert torch.equal(as_logits(labels.logits, 7, 4.0), expected[f"logits_{batch}"])
-        assert [labels.mix_lam, *labels.mix_bbox] == expected[f"mix_{batch}"].tolist()
+        assert [labels.mix.lam, *labels.mix.box] == expected[f"mix_{batch}"].tolist()
     packed.check(0)
 
 
@@ -291,7 +289,7 @@ def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys
     assert set(load_file(tmp_path / "packed" / "images.safetensors")) == {"pixel_digests", "file_digests"}
     for name in ("tar", "packed", "again"):
         assert same_digests(open_labels(tmp_path / name).image_digests, digests)
-        assert same_digests(ReusedLabels(open_labels(tmp_path / name), 0).image_digests, digests)
+        assert same_digests(open_labels(tmp_path / name).image_digests, digests)
     assert (tmp_path / "tar/images.safetensors").read_bytes() == (tmp_path / "again/images.safetensors").read_bytes()
     capsys.readouterr()
     assert tool("info", tmp_path / "packed") == 0
@@ -613,7 +611,7 @@ class Counting:
 
 @given(stored=st.integers(1, 12), seed=st.integers(0, 99))
 def test_reused_labels_visit_every_stored_epoch_once_a_pass(stored, seed):
-    reused = ReusedLabels(Counting(stored), seed)
+    reused = TrainingViews(Counting(stored), REUSED, seed)
     for turn in range(3):
         visited = [reused.read(turn * stored + place, 7) for place in range(stored)]
         assert sorted(visited) == [(epoch, 7) for epoch in range(stored)]
@@ -648,4 +646,4 @@ def test_info_describes_the_store(tiny, capsys, tmp_path):
 
 
 def test_labels_are_plain_batches():
-    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix_lam", "mix_bbox"}
+    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix"}

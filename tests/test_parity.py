@@ -54,7 +54,7 @@ def test_a_view_does_not_depend_on_the_format(tmp_path):
     for batch in range(six.batches_per_epoch):
         for epoch in range(six.epochs):
             labels = six.read(epoch, batch)
-            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, list(labels.mix_bbox)]
+            items = [labels.coords, labels.flip, labels.mix.partner, labels.mix.lam, list(labels.mix.box)]
             (tmp_path / f"epoch_{epoch}").mkdir(exist_ok=True)
             torch.save([*items, labels.logits, labels.index], tmp_path / f"epoch_{epoch}" / f"batch_{batch}.tar")
     seven = open_labels(tmp_path, fkd_seed=7)  # the stored index overrides the seed

@@ -8,7 +8,7 @@ import torch
 from helpers import read_run, run
 
 import train_FKD_parallel
-from utils.labels import pool
+from utils.labels import training_views
 
 REFERENCE = Path(__file__).parent / "data" / "reference_2026"
 EXPECTED = json.loads((REFERENCE / "expected.json").read_text())
@@ -42,7 +42,7 @@ def _threads_of_the_reference():
 def test_figures_are_those_of_the_reference(expected, tmp_path, monkeypatch):
     """Epoch 0 is the same computation; later epochs drift with the order of floating-point sums."""
     # the reference's own order of batches was recorded with its metrics
-    monkeypatch.setattr(pool, "draw_batches", lambda _order, _seed, epoch, *_: expected["batches"][epoch])
+    monkeypatch.setattr(training_views, "draw_batches", lambda _order, _seed, epoch, *_: expected["batches"][epoch])
     images = REFERENCE / "images"
     result = run(
         train_FKD_parallel,

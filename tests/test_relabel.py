@@ -9,9 +9,8 @@ from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
 from utils.labels.agreement import dominating
-from utils.labels.drawn import DrawnViews
 from utils.labels.opening import open_labels
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.training import teachers

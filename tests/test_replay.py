@@ -9,11 +9,19 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import BatchLabels
-from utils.labels.view_policy import CROP_DRAWS, ViewPolicy, random_box
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix, replay_view
+from utils.labels.types import BatchLabels, Mix
+from utils.labels.views import CROP_DRAWS, ViewPolicy, random_box
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
 
 sides = st.integers(1, 600)
+
+
+def crop_of(policy, draws, image_size):
+    """((top, left, height, width), flip) of one row of uniform numbers."""
+    *box, flip = policy.crops(draws[None], np.array([image_size]))[0].tolist()
+    return tuple(box), bool(flip)
+
+
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=CROP_DRAWS, max_size=CROP_DRAWS).map(np.array)
 
 
@@ -53,17 +61,17 @@ def test_normalise_is_torchvisions(memory_format):
 def test_crops_lie_inside_the_image(draws, height, width, scale, other):
     """Every draw gives a crop inside the image, and the same draw gives the same crop."""
     drawer = policy(min_scale=min(scale, other), max_scale=max(scale, other))
-    (top, left, h, w), flip = drawer.crop_from(draws, (height, width))
+    (top, left, h, w), flip = crop_of(drawer, draws, (height, width))
     assert 0 <= top <= top + h <= height
     assert 0 <= left <= left + w <= width
     assert h >= 1 <= w
-    assert ((top, left, h, w), flip) == drawer.crop_from(draws.copy(), (height, width))
+    assert ((top, left, h, w), flip) == crop_of(drawer, draws.copy(), (height, width))
 
 
 def test_crops_follow_the_stated_distribution():
     """On a large square image the area is uniform, the log ratio is centred, and half of the views are flipped."""
     drawer = policy(min_scale=0.2, max_scale=0.5)
-    crops = [drawer.crop_from(row, (1000, 1000)) for row in drawer.draw_crops(0, 0, 4000)]
+    crops = [crop_of(drawer, row, (1000, 1000)) for row in drawer.draw_crops(0, 0, 4000)]
     area = np.array([h * w for (_, _, h, w), _ in crops]) / 1e6
     ratio = np.log([w / h for (_, _, h, w), _ in crops])
     assert 0.198 < area.min() < 0.21 < 0.49 < area.max() < 0.502
@@ -77,7 +85,7 @@ def test_crops_follow_the_stated_distribution():
 
 def test_an_image_too_long_for_any_crop_gets_the_central_one():
     """RandomResizedCrop falls back to a central crop of an allowed ratio."""
-    box, _ = policy(min_scale=1.0).crop_from(np.full(CROP_DRAWS, 0.5), (10, 1000))
+    box, _ = crop_of(policy(min_scale=1.0), np.full(CROP_DRAWS, 0.5), (10, 1000))
     assert box == (0, (1000 - 13) // 2, 10, 13)
 
 
@@ -108,7 +116,7 @@ def test_draws_are_a_function_of_seed_epoch_and_batch(mix_type):
 
 def test_each_mix_type_draws_its_parameters():
     """A permutation of the rows and a ratio in [0, 1], and for cutmix a box."""
-    assert policy("none").draw_mix(0, 0, 6) == (None, None, None)
+    assert policy("none").draw_mix(0, 0, 6) == Mix()
     for mix_type in ("mixup", "cutmix"):
         mix_index, mix_lam, mix_bbox = policy(mix_type).draw_mix(0, 0, 6)
         assert sorted(mix_index.tolist()) == list(range(6))
@@ -120,24 +128,24 @@ def test_mix():
     """cutmix pastes rows y1:y2 and columns x1:x2 of the partner; mixup averages; none returns the images."""
     images = torch.rand(4, 3, 8, 8)
     mix_index = torch.tensor([1, 2, 3, 0])
-    assert mix(images, None, None, None) is images
-    torch.testing.assert_close(mix(images, mix_index, 0.3, None), 0.3 * images + 0.7 * images[mix_index])
+    assert mix_images(images, Mix()) is images
+    torch.testing.assert_close(mix_images(images, Mix(mix_index, 0.3)), 0.3 * images + 0.7 * images[mix_index])
 
     before, expected = images.clone(), images.clone()
     for row in range(4):
         for y in range(1, 3):
             for x in range(4, 8):
                 expected[row, :, y, x] = images[mix_index[row], :, y, x]
-    assert torch.equal(mix(images, mix_index, 0.3, (1, 4, 3, 8)), expected)
+    assert torch.equal(mix_images(images, Mix(mix_index, 0.3, (1, 4, 3, 8))), expected)
     assert torch.equal(images, before)
-    assert torch.equal(mix(images, mix_index, 0.3, (2, 5, 2, 5)), images)  # an empty box
+    assert torch.equal(mix_images(images, Mix(mix_index, 0.3, (2, 5, 2, 5))), images)  # an empty box
 
 
 @settings(max_examples=200)
 @given(draws, sides, sides)
 def test_stored_fractions_are_the_same_pixels(draws, height, width):
     """A crop stored as float32 fractions gives the same pixels again."""
-    box, flip = policy().crop_from(draws, (height, width))
+    box, flip = crop_of(policy(), draws, (height, width))
     coords = torch.tensor([[box[0] / height, box[1] / width, box[2] / height, box[3] / width]])
-    labels = BatchLabels(coords, torch.tensor([flip]), None, None, None, torch.zeros(1, 2))
+    labels = BatchLabels(coords, torch.tensor([flip]), Mix(), torch.zeros(1, 2))
     assert labels.view(0, (height, width)) == (box, flip)

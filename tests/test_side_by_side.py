@@ -17,12 +17,12 @@ from torch import nn
 
 import train_FKD_parallel
 import train_KD_parallel
-from utils.labels.format_sre2l import TarStore
-from utils.run.tracker import Place, start_tracker
+from utils.labels.sre2l import TarStore
+from utils.run.tracker import RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.ranks import World
 from utils.training import graphs
-from utils.training.cuda_streams import HELD, Streams
+from utils.training.cuda_streams import MAX_BATCHES_IN_FLIGHT, Streams
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss
@@ -322,7 +322,7 @@ def test_every_student_has_a_wandb_run_of_its_own(tiny, tmp_path, monkeypatch):
         assert logged[name][-1] == "finished"
     Settings.model_fields = {}
     with pytest.raises(InputError, match="newer wandb"):
-        start_tracker("p", "offline", None, tmp_path, {}, Place("a", "b", "train", several=True))
+        start_tracker("p", "offline", None, tmp_path, {}, RunMetadata("a", "b", "train", several=True))
 
 
 def test_a_random_stream_goes_on_where_it_was_left():
@@ -386,18 +386,18 @@ def numbered(count):
 
 
 def test_streams_wait_for_batches_and_hold_them(fake_streams):
-    """A step waits for its batch, the host is at most HELD batches ahead, and all streams are joined at the end."""
+    """A step waits for its batch, the host is at most MAX_BATCHES_IN_FLIGHT ahead, and at the end all are joined."""
     streams = Streams(torch.device("cuda"), several=True)
     learners = [stepping(fake_streams, name) for name in "ab"]
-    train_one_epoch(learners, numbered(HELD + 2), streams=streams)
+    train_one_epoch(learners, numbered(MAX_BATCHES_IN_FLIGHT + 2), streams=streams)
     steps = [i for i, note in enumerate(fake_streams) if note[0] == "step"]
-    assert [fake_streams[i] for i in steps] == [("step", n, i) for i in range(HELD + 2) for n in "ab"]
+    assert [fake_streams[i] for i in steps] == [("step", n, i) for i in range(MAX_BATCHES_IN_FLIGHT + 2) for n in "ab"]
     assert [fake_streams[i - 1] for i in steps] == [("waits", f"s{k % 2}", "main") for k in range(len(steps))]
-    last = fake_streams.index(("step", "b", HELD))
+    last = fake_streams.index(("step", "b", MAX_BATCHES_IN_FLIGHT))
     assert fake_streams[last + 1 : last + 3] == [("host waits", "s0"), ("host waits", "s1")]
     assert ("host waits", "s0") not in fake_streams[:last]
     assert fake_streams[-2:] == [("waits", "main", "s0"), ("waits", "main", "s1")]
-    assert not streams.held
+    assert not streams.in_flight
 
 
 def test_recorded_steps_that_draw_take_turns(fake_streams):
@@ -444,7 +444,7 @@ def cuda_losses(names, device, epochs=3):
         model, seed = name.split("-seed")
         precision, model = Precision("fp32", device), small_student(model, 6, int(seed)).to(device)
         optimizer = build_optimizer(model, False, 0.01, 0.01)
-        learners.append(Learner(model, optimizer, build_loss("kl", 2.0), precision, 4, graphs.GraphedStep()))
+        learners.append(Learner(model, optimizer, build_loss("kl", 2.0), precision, 4, graphs.CapturedStep()))
     streams, losses = Streams(device, len(names) > 1), {name: [] for name in names}
     for _ in range(epochs):
         for learner in learners:
@@ -463,7 +463,7 @@ def test_streams_on_cuda(names):
     """Captured steps side by side give the losses of single runs, also with dropout."""
     device = torch.device("cuda")
     losses, streams = cuda_losses(names, device)
-    assert streams.beside == (names is not STUDENTS)
+    assert streams.concurrent == (names is not STUDENTS)
     for name in names:
         expected, _ = cuda_losses([name], device)
         assert losses[name] == pytest.approx(expected[name], rel=1e-3)

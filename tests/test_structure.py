@@ -11,7 +11,7 @@ MODULES = sorted(path for path in UTILS.rglob("*.py") if path.parent != UTILS)
 
 
 def name_of(path):
-    """Return the module name: `utils/labels/format_sre2l.py` -> `labels.format_sre2l`."""
+    """Return the module name: `utils/labels/sre2l.py` -> `labels.sre2l`."""
     return ".".join(path.relative_to(UTILS).with_suffix("").parts)
 
 

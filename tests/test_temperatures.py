@@ -7,7 +7,7 @@ import torch
 from helpers import CPU, read_run, run, same_weights, signal_in_step
 
 import train_FKD_parallel
-from utils.labels.batch import TopK
+from utils.labels.types import TopK
 from utils.training import graphs
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner
@@ -65,7 +65,7 @@ def test_calibration_finds_the_temperature(true):
     """The teacher is the student divided by a temperature; rows of an earlier, larger micro-batch do not count."""
     last = LastMicroBatch(6, 7, CPU)
     temperatures = Temperatures(lambda _: 4.0, "calibrated", False, last, CPU)
-    loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, note=last)
+    loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
     loss(9 * OUTPUTS, LOGITS, TARGETS)
     loss(OUTPUTS[:2], 4 * OUTPUTS[:2] / true, TARGETS[:2])
     assert temperatures.calibrate() == true
@@ -78,7 +78,7 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
     """The last micro-batch has one row, and the second rank has none of it."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
     last = LastMicroBatch(4, 7, CPU)
-    loss = build_loss("kl", 4.0, note=last)
+    loss = build_loss("kl", 4.0, last=last)
     monkeypatch.setattr("utils.training.shared_step.sum_gradients", lambda *_: None)
     learner = Learner(
         model, build_optimizer(model, True, 0.1, 0), loss, Precision("fp32", CPU), 4, SharedStep(None, False, False)
@@ -92,12 +92,12 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
 def test_captured_steps_follow_the_temperature(recording):
     """Replays use their epoch's temperatures and record the last micro-batch, like eager steps."""
     found = []
-    for step in (graphs.train_step, graphs.GraphedStep()):
+    for step in (graphs.train_step, graphs.CapturedStep()):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
         last = LastMicroBatch(4, 7, CPU)
         temperatures = Temperatures(lambda epoch: 4.0 / (epoch + 1), "calibrated", True, last, CPU)
-        loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, note=last)
+        loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
         learner = Learner(model, build_optimizer(model, True, 0.5, 0), loss, Precision("fp32", CPU), 4, step)
         calibrated, values = 1.0, []
         for epoch in range(3):

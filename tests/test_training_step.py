@@ -16,7 +16,7 @@ from utils.training.learner import Learner, train_step
 from utils.training.losses import LOSS_TYPES, build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
-from utils.training.precision import Precision, pick_device, unsearched
+from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 from utils.views.batch import Batch
 
 FP32 = Precision("fp32", CPU)
@@ -137,7 +137,7 @@ def test_fp32_on_cuda_is_fp32(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == (False, True)
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
-    with unsearched():
+    with without_cudnn_benchmark():
         assert not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark
     names = {name: str(Precision(name, torch.device("cuda"))) for name in ("fp32", "bf16")}

@@ -17,7 +17,7 @@ import relabel_FKD
 import train_FKD_parallel
 from utils.labels.opening import open_labels
 from utils.run.side_by_side import default_output
-from utils.run.tracker import NoTracker, Place, start_tracker
+from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.text import one_line, printable, printable_all, shorten
 from utils.training.models import build_model
 
@@ -132,8 +132,8 @@ def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, monkeypatch):
     said = []  # pytest's workers cannot send such a name to each other
     monkeypatch.setattr("utils.run.tracker.log.info", lambda text, *words: said.append(text))
     folder = Path(tmp_path, LATIN)
-    assert isinstance(start_tracker("p", "offline", None, folder, {}, Place("run", "group", "train")), NoTracker)
-    assert any("the run goes on without it" in text for text in said)
+    assert isinstance(start_tracker("p", "offline", None, folder, {}, RunMetadata("run", "group", "train")), NoTracker)
+    assert any("the run goes on without W&B" in text for text in said)
 
 
 LONG = "long-" * 60

@@ -16,18 +16,17 @@ from torch import nn
 
 import relabel_FKD
 from utils.labels import command
-from utils.labels.batch import TopK
-from utils.labels.drawn import DrawnViews
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.reuse import ReusedLabels
-from utils.labels.view_policy import ViewPolicy
-from utils.run import label_suspects
-from utils.run.label_suspects import as_numbers
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import TopK
+from utils.labels.views import DrawnViews, ViewPolicy
+from utils.run import label_hypotheses
+from utils.run.label_hypotheses import as_numbers
 from utils.run.teacher_check import CHECK, unchecked
 from utils.training import teachers
 from utils.views.folders import open_folder
@@ -150,15 +149,15 @@ class Setting:
             view = nn.functional.interpolate(crop[None].float(), (size, size), mode="bilinear", antialias=antialias)[0]
             views.append(view.flip(2) if flipped and flip == "after" else view)
         views = torch.stack(views)
-        if labels.mix_bbox is not None:
-            y1, x1, y2, x2 = labels.mix_bbox
+        if labels.mix.box is not None:
+            y1, x1, y2, x2 = labels.mix.box
             if swap:
                 x1, y1, x2, y2 = y1, x1, y2, x2
             mixed = views.clone()
-            mixed[:, :, y1:y2, x1:x2] = views[labels.mix_index, :, y1:y2, x1:x2]
+            mixed[:, :, y1:y2, x1:x2] = views[labels.mix.partner, :, y1:y2, x1:x2]
             views = mixed
-        elif labels.mix_lam is not None:
-            views = labels.mix_lam * views + (1 - labels.mix_lam) * views[labels.mix_index]
+        elif labels.mix.lam is not None:
+            views = labels.mix.lam * views + (1 - labels.mix.lam) * views[labels.mix.partner]
         images = normalised(views.permute(0, 2, 3, 1), *norm)
         model = copy.deepcopy(teacher or self.teacher())
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -171,7 +170,7 @@ class Setting:
 
     def packed(self, folder, batches, codec=None, **changed):
         """Write packed labels."""
-        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix_type
+        shape = len(self.samples), CLASSES, BATCH, len(batches), batches[0][0].mix.type
         codec = codec or Codec(16)
         writer = PackedWriter(folder, make_manifest(codec, *shape, True, {}, None, **changed))
         for epoch, one in enumerate(batches):
@@ -211,7 +210,7 @@ def _small_teacher(monkeypatch):
         return model.eval().requires_grad_(False)
 
     monkeypatch.setattr(teachers, "build_teacher", build)  # a network that these tests can train in seconds
-    monkeypatch.setattr(label_suspects, "SIZES", (32, 48, 64))  # larger ones are slow
+    monkeypatch.setattr(label_hypotheses, "SIZES", (32, 48, 64))  # larger ones are slow
 
 
 def fits(result):
@@ -458,7 +457,7 @@ def test_another_number_of_classes_is_refused(setting, tmp_path, monkeypatch):
     labels = setting.packed(tmp_path / "labels", setting.labels())
     bigger = nn.Sequential(setting.teacher(), nn.Linear(CLASSES, 20)).eval()
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: bigger)
-    refused(setting.verify(labels), "are about 12 classes and the teacher about 20")
+    refused(setting.verify(labels), "have 12 classes and the teacher 20")
 
 
 def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
@@ -468,7 +467,7 @@ def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: constant)
     other = write_images(tmp_path / "other", draw_images(PER_CLASS, 9))
     for images in (setting.images, other):
-        assert "so it cannot tell" in fits(setting.verify(labels, images=images))
+        assert "so this check cannot tell" in fits(setting.verify(labels, images=images))
 
 
 class Squashed(nn.Module):
@@ -503,6 +502,6 @@ def test_missing_information_is_reported(setting, tmp_path):
     assert len(unchecked(open_labels(tmp_path / "7"))) == 3
     store = open_labels(setting.packed(tmp_path / "own", batches))
     store.image_digests = object()
-    store.manifest["settings"] |= {"classes": ["a"], "input_size": SIDE, "mean": [0.5] * 3}
+    store.class_list = ["a"]
+    store.settings |= {"input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []
-    assert unchecked(ReusedLabels(store, 0)) == []

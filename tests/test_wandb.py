@@ -17,10 +17,10 @@ from helpers import ROOT, read_run, run
 
 import train_FKD_parallel
 from utils.run.student import Student
-from utils.run.tracker import REACH_SECONDS, NoTracker, Place, reachable, start_tracker, wandb_mode
+from utils.run.tracker import REACH_SECONDS, NoTracker, RunMetadata, reachable, start_tracker, wandb_mode
 from utils.system.errors import InputError
 
-PLACE = Place("run", "group", "train")
+PLACE = RunMetadata("run", "group", "train")
 KEY = "5ec2e7" + "0123456789abcdef" * 2 + "f0"  # 40 hexadecimal digits, as W&B's are
 
 

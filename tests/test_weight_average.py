@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import read_run, run, signal_in_step
 from small_network import batches_on, small_model
+from timm.utils import ModelEmaV3
 
 import train_FKD_parallel
 from utils.run.checkpoint import RESULT_ARGUMENTS
@@ -27,7 +28,7 @@ def test_average_of_every_step(graphed, recording):
     model = small_model()
     average = AveragedModel(model, 0.75)
     optimizer = build_optimizer(model, True, 0.1, 0, 0.9)
-    step = graphs.GraphedStep() if graphed else graphs.train_step
+    step = graphs.CapturedStep() if graphed else graphs.train_step
     learner = Learner(model, optimizer, build_loss("kl"), FP32, 4, step, average)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for batch in batches_on(FP32.device):
@@ -48,7 +49,7 @@ def test_the_average_of_edc(graphed, recording):
     """Five steps of EDC's formula, ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")
-    step = graphs.GraphedStep() if graphed else graphs.train_step
+    step = graphs.CapturedStep() if graphed else graphs.train_step
     learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, step, average)
     ema = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     data = list(batches_on(FP32.device))
@@ -69,6 +70,22 @@ def test_the_average_of_edc(graphed, recording):
     exchanged.load_state_dict({**model.state_dict(), **ema})
     loss = torch.nn.functional.cross_entropy(exchanged(data[0][0]), data[0][1]).item()
     assert evaluate([learner], data)[0].loss == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("buffers", ["averaged", "live"])
+def test_bit_equal_to_the_average_of_timm(buffers):
+    """`ModelEmaV3` of the same decay, with averaged or copied buffers, after each of five steps."""
+    model = small_model()
+    average = AveragedModel(model, 0.99, buffers)
+    timms = ModelEmaV3(model, 0.99, exclude_buffers=buffers == "live")
+    learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, average=average)
+    data = list(batches_on(FP32.device))
+    for number in range(5):
+        learner.learn(data[number % len(data)])
+        timms.update(model)
+        ours = average.model.state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in timms.module.state_dict().items())
+    assert not torch.equal(ours["0.weight"], model.state_dict()["0.weight"])
 
 
 def test_live_statistics_are_stated_and_survive_a_resume(tiny, tmp_path):

@@ -27,13 +27,12 @@ from PIL import Image
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import DrawnViews
-from utils.labels.format_sre2l import TarWriter
+from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest, read_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.sre2l import TarWriter
+from utils.labels.types import BatchLabels
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.views.folders import open_folder
 from utils.views.identity import identify
 

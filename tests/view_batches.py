@@ -3,8 +3,7 @@
 import torch
 from helpers import CPU
 
-from utils.labels.drawn import DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.workers import ViewDataset
 

@@ -1,1 +1,1 @@
-"""The labels wing: FKD soft labels as they are on disk."""
+"""FKD soft labels on disk: formats, drawn views, and the order in which training visits them."""

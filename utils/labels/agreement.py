@@ -1,7 +1,7 @@
-"""Do labels and class folders belong together? What a teacher's stored answers say about the order of classes.
+"""Compare a teacher's stored answers with the class folders: do labels and folders belong together?
 
-A view belongs to the image that fills most of it; the teacher should see that image's class. Three faults have a
-pattern of their own, and are looked for in the answers of about 30 views per class:
+A view belongs to the image that fills most of it; the teacher should answer with that image's class. The answers to
+about 30 views per class are searched for three faults, each of which has its own pattern:
 
 * **classes in another order**: the images of a folder are answered as another folder's class, and in a closed circle
   (two classes swapped, all of them permuted). The images of each class are split into two halves; a circle counts
@@ -16,8 +16,8 @@ pattern of their own, and are looked for in the answers of about 30 views per cl
 Answers are compared after each view's logits are standardised and each class's mean is taken away, so that neither
 confident views nor a teacher's favourite classes count more.
 
-The thresholds are calibrated by tests/test_agreement.py on made labels: a fault is refused where coincidence would
-show it less than once in 1,000 sets, and warned about where less than once in 5.
+The thresholds are calibrated by tests/test_agreement.py on made labels: a fault is refused if coincidence would
+show it less than once in 1,000 sets, and causes a warning if less than once in 5.
 """
 
 import math
@@ -28,26 +28,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.labels.batch import BatchLabels, TopK, best_classes
-from utils.labels.drawn import index_of
-from utils.labels.image_order import ReferenceOrder
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, TopK, best_classes
+from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import listing
 
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
-DOMINANT = 2 / 3  # share of a view from which on it belongs to one image
+DOMINANT = 2 / 3  # a view belongs to one image that fills at least this share of it
 REFUSED, DOUBTED = 1e-3, 0.2  # probability of coincidence
-FEWEST_IMAGES = 4  # of a class; fewer are one or none in each half
-FEWEST_OPEN = 5  # classes of open chains, which fewer may form by coincidence
+FEWEST_IMAGES = 4  # per class; with fewer, a half holds one or none
+FEWEST_OPEN = 5  # classes in open chains; fewer may form them by coincidence
 CLEAR = 0.85  # share of images that must prefer the other class in open chains
-ENOUGH_IMAGES = 50  # fewer say too little to call an agreement chance
+ENOUGH_IMAGES = 50  # with fewer, agreement at chance proves nothing
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-SEEDS, NEAR_SEEDS = range(101), range(-10, 11)  # tried in place of --fkd_seed: these, and those near the given one
+SEEDS, NEAR_SEEDS = range(101), range(-10, 11)  # tried instead of --fkd_seed; the near ones are added to it
 
 
 @dataclass(frozen=True)
 class Views:
-    """What a teacher answered about some views, each of which belongs to one image.
+    """A teacher's answers to some views, each of which belongs to one image.
 
     Attributes:
         scores: float32 [R, C], logits of each view, standardised.
@@ -62,15 +61,15 @@ class Views:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well labels fit the class folders.
+    """The result of the comparison of labels with class folders.
 
     Attributes:
         share: of views whose first choice is the class of their image's folder, in [0, 1].
-        chance: what guessing would give, 1 / C.
-        views, images: how many were looked at.
-        worst: (class, share) of classes that fit far worse than the rest.
-        fault: what is wrong, as a clause, and what to do about it; None if nothing is known to be.
-        certain: coincidence is ruled out; else `fault` is a doubt.
+        chance: the share that guessing would give, 1 / C.
+        views, images: numbers of views and images compared.
+        worst: (class, share) of the classes that fit far worse than the others.
+        fault: a clause that names the fault and the remedy; None if no fault was found.
+        certain: whether coincidence is ruled out; otherwise `fault` is only a suspicion.
     """
 
     share: float
@@ -86,8 +85,8 @@ def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) ->
     """Read some batches of labels: of three epochs, or more if these have too few views, spread evenly.
 
     Args:
-        store: where to read.
-        epochs: a range, those that are trained on.
+        store: the labels.
+        epochs: the epochs to sample from.
         num_folders: class folders; about 30 views are read for each.
     """
     rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VIEWS, MOST_VALUES // store.num_classes)
@@ -99,13 +98,13 @@ def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) ->
 
 
 def pick_evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most so many items, evenly spread, the first and, if there are two or more, the last among them."""
+    """Return at most `most` items, evenly spread; the first and the last are among them if there are two or more."""
     count = min(most, len(items))
     return [items[place * (len(items) - 1) // max(count - 1, 1)] for place in range(count)]
 
 
 def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) -> Views:
-    """Return the views that one image dominates; all, if there are hardly any.
+    """Return the views that one image dominates, or all views if hardly any are dominated.
 
     Args:
         samples: batches of labels.
@@ -129,14 +128,9 @@ def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) 
 
 def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (the image that fills most of each view, int64 [B]; whether it fills enough of it, bool [B])."""
-    share = 1.0
-    if labels.mix_bbox is not None:
-        y1, x1, y2, x2 = labels.mix_bbox
-        share = 1 - (y2 - y1) * (x2 - x1) / input_size**2
-    elif labels.mix_lam is not None:
-        share = labels.mix_lam
+    share = labels.mix.own_share(input_size)
     own = index_of(labels)
-    partner = own if labels.mix_index is None else own[labels.mix_index]
+    partner = own if labels.mix.partner is None else own[labels.mix.partner]
     return own if share >= 0.5 else partner, (own == partner) | (max(share, 1 - share) >= DOMINANT)
 
 
@@ -161,12 +155,12 @@ def judge(
     """Compare a teacher's answers with the classes of the folders.
 
     Args:
-        views: what it answered.
+        views: the answers.
         targets: int64 [N], class of every image.
         names: name of each class, for the sentence.
-        num_classes: C, what the teacher chose from.
-        other_seed: finds another --fkd_seed under which the answers fit; asked only if they do not.
-        live: the teacher has just been asked: there are no labels that may have other numbers of images.
+        num_classes: C, of the teacher.
+        other_seed: returns another --fkd_seed with which the answers fit; called only if they do not fit.
+        live: the teacher was asked just now, so that image numbers cannot be off.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -227,16 +221,16 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 def permutation_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
-    """Look for classes whose images are answered as one another's.
+    """Search for classes whose images are answered as one another's.
 
     Args:
         scores: float32 [n, C], mean scores of n images, centred.
-        images: int64 [n], their numbers, rising.
-        own: int64 [n], class of each.
+        images: int64 [n], their numbers, ascending.
+        own: int64 [n], class of each image.
         names: name of each class.
 
     Returns:
-        (a clause that names the classes, or None; the probability that coincidence shows as much).
+        (a clause that names the classes, or None; the probability that coincidence gives the same picture).
     """
     present, place = own.unique(return_inverse=True)
     turn = torch.zeros_like(own)  # within its class, every second image is in the second half
@@ -290,7 +284,7 @@ def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) ->
 
 
 def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Assign classes to folders so that the images' scores are highest: folder -> class, for those that would change.
+    """Assign classes to folders so that the images' scores are highest; return folder -> class for folders that change.
 
     Args:
         scores: float32 [n, C] of images.
@@ -310,14 +304,14 @@ def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Te
 
 
 def assign(gain: np.ndarray) -> np.ndarray:
-    """Return for each row a column of its own, so that the sum of gain [F, C], F <= C, is highest: int64 [F].
+    """Return a different column for each row, so that the sum of gain [F, C], F <= C, is highest: int64 [F].
 
     By shortest augmenting paths (Kuhn 1955; Jonker and Volgenant 1987): 1,000 x 1,000 take half a second, as long as
     scipy takes to be imported.
     """
     cost, (rows, columns) = -gain, gain.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, from 1; column 0 is where a search starts
+    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, from 1; a search starts at column 0
     for row in range(1, rows + 1):
         owner[0], here = row, 0
         shortest, before = np.full(columns + 1, np.inf), np.zeros(columns + 1, dtype=np.int64)
@@ -361,7 +355,7 @@ def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]
 def shift_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, targets: torch.Tensor
 ) -> tuple[str | None, float]:
-    """Look for image numbers that are all off by a few: arguments and results as of `permutation_of`.
+    """Search for image numbers that are all off by a few; arguments and result as for `permutation_of`.
 
     `targets` int64 [N] are the classes of all images in the order of their numbers.
     """
@@ -395,7 +389,7 @@ def shift_of(
 
 
 def tail(successes: int, trials: int, chance: float) -> float:
-    """Return the probability of at least so many successes (binomial)."""
+    """Return the probability of at least `successes` successes in `trials` trials (binomial)."""
     terms = (
         math.lgamma(trials + 1)
         - math.lgamma(n + 1)
@@ -410,11 +404,11 @@ def tail(successes: int, trials: int, chance: float) -> float:
 def fitting_seed(
     store: LabelStore, samples: Sequence[BatchLabels], targets: torch.Tensor, given: int, input_size: int
 ) -> int | None:
-    """Return the --fkd_seed under which the first epoch's answers fit the folders; None if there is none near.
+    """Return the --fkd_seed with which the first epoch's answers fit the folders; None if no seed tried fits.
 
     Args:
         store: labels that leave the order of images to the seed.
-        samples: batches, of which those with the order of epoch 0 count.
+        samples: batches; only those in the order of epoch 0 are used.
         targets: int64 [N].
         given: the seed that does not fit.
         input_size: S.

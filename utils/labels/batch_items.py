@@ -1,25 +1,33 @@
-"""The list of 6 to 8 items that all projects store a batch as: every item is checked before it is believed.
+"""Read and check the contents of label files: the items of a batch, and lists of the images of batches.
 
-docs/label-formats.md has them one by one.
+All projects store a batch as a list of 6 to 8 items, which docs/label-formats.md describes one by one. LPLD, LPQLD and
+HALD name the images of their batches in a file beside them.
 """
 
+import json
+import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from utils.labels.batch import Answers, BatchLabels, TopK
+from utils.labels.types import Answers, BatchLabels, Mix, TopK
+from utils.system.archive import load_archive
 from utils.system.errors import InputError
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]
-SLACK = 1e-3  # by which rounding to half precision may put an edge beyond 1
-SUM_SLACK = 0.02  # of a row of probabilities in half precision
+SLACK = 1e-3  # rounding to half precision may move an edge this far beyond 1
+MAX_JSON_BYTES = 256 * 2**20
+MAX_IMAGES = 2**31
+NUMBER = re.compile(r"0|[1-9]\d{0,8}")
+SUM_SLACK = 0.02  # error of the sum of a row of probabilities in half precision
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is finite; in numpy, which does not wake PyTorch's threads for so little."""
+    """Return whether every value is finite; in numpy, because waking PyTorch's threads costs more."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
@@ -38,14 +46,14 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: coords, flip, mix_index, mix_lam, mix_bbox, answers; as a 7th the image index [B], or the classes
-            [B, k] of the answers; as an 8th where EDC moved the patches [B, 2, 2] of the images to, which must be
-            nowhere.
+            [B, k] of the answers; as an 8th EDC's permutation of the patches [B, 2, 2] of each image, which must be
+            all zero.
         source: the file, for errors.
         answers: `logits` or `probabilities`, whose natural logs are taken.
 
     Raises:
-        InputError: an item is missing, of the wrong type or shape, or out of range, or the file is one of a project
-            whose labels cannot be replayed; names `source`.
+        InputError: an item is missing, of the wrong type or shape, or out of range, or the file belongs to a project
+            whose labels cannot be replayed; the message names `source`.
     """
     require = requirement(source)
     refuse_other_projects(items, source)
@@ -67,8 +75,21 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
         check_patches(require, rest[1], rows, source)
     check = {"logits": check_logits, "probabilities": check_probabilities}[answers]
     logits = with_classes(require, check(require, values, rows), classes)
-    partners, box = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
-    return BatchLabels(coords.float(), flip, partners, mix_lam, box, logits, index)
+    mix = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
+    return BatchLabels(coords.float(), flip, mix, logits, index)
+
+
+def small_items(labels: BatchLabels) -> list[Any]:
+    """Return the first five items of a batch in the small dtypes of LPLD."""
+    partner, lam, box = labels.mix
+    coords, flip = labels.coords.half(), labels.flip.clone()  # a slice would be saved with all that it is a slice of
+    return [
+        coords,
+        flip,
+        None if partner is None else partner.to(torch.uint8 if len(labels) <= 256 else torch.int64),
+        lam,
+        None if box is None else [torch.tensor(n, dtype=torch.uint8) if n < 256 else n for n in box],
+    ]
 
 
 def refuse_other_projects(items: Any, source: object) -> None:
@@ -96,7 +117,7 @@ def refuse_other_projects(items: Any, source: object) -> None:
 
 
 def check_patches(require: Require, status: Any, rows: int, source: object) -> None:
-    """EDC's 8th item says where the patches of each image went: only images as they are can be replayed."""
+    """Require that EDC's 8th item, the permutation of patches, is zero: shuffled images cannot be replayed."""
     require_tensor(require, "indices_status", status, [torch.int32, torch.int64], rows, 2, 2)
     if status.any():
         raise InputError(
@@ -118,7 +139,7 @@ def require_tensor(
 
 
 def check_coords(require: Require, coords: Any, rows: int) -> None:
-    """Crops [B, 4] are fractions of an image, and inside it."""
+    """Require that crops [B, 4] are fractions of an image, and inside it."""
     require_tensor(require, "coords", coords, FLOATS, rows, 4)
     coords = coords.float()
     inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
@@ -127,7 +148,7 @@ def check_coords(require: Require, coords: Any, rows: int) -> None:
 
 
 def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
-    """Logits [B, C] are finite numbers; return them."""
+    """Require that logits [B, C] are finite numbers; return them."""
     require_tensor(require, "logits", logits, FLOATS, rows, None)
     require(logits.shape[1] > 0, "logits have no classes")
     require(all_finite(logits), "its logits are not all finite")
@@ -135,7 +156,7 @@ def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
 
 
 def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tensor:
-    """Rows of probabilities [B, C] add up to 1; return their natural logs, float32."""
+    """Require that rows of probabilities [B, C] sum to 1; return their natural logs, float32."""
     check_logits(require, values, rows)
     values = values.float()
     sums = values.sum(dim=1)
@@ -145,7 +166,7 @@ def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tenso
 
 
 def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor | None) -> Answers:
-    """Return logits, or the `TopK` that they make together with their classes [B, k]."""
+    """Return the logits if `classes` is None, else the `TopK` of logits and classes [B, k]."""
     if classes is None:
         return logits
     require_tensor(require, "classes", classes, [torch.int16, torch.int32, torch.int64], *logits.shape)
@@ -155,10 +176,8 @@ def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor |
     return TopK(logits, classes.long(), None)
 
 
-def check_mix(
-    require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int
-) -> tuple[torch.Tensor | None, tuple[int, int, int, int] | None]:
-    """Partners are rows of the batch, the ratio is a share, the box is one: return partners int64 and box."""
+def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int) -> Mix:
+    """Require that partners are rows of the batch, the ratio is in [0, 1], and the box is a box; return the `Mix`."""
     if mix_index is not None:
         require_tensor(require, "mix_index", mix_index, [torch.int64, torch.uint8], rows)
         mix_index = mix_index.long()
@@ -168,11 +187,11 @@ def check_mix(
     box = None if mix_bbox is None else check_box(require, mix_bbox)
     if mix_lam is not None or mix_bbox is not None:
         require(mix_index is not None and mix_lam is not None, "a mixed batch lacks mix_index or mix_lam")
-    return mix_index, box
+    return Mix(mix_index, mix_lam, box)
 
 
 def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
-    """Four integers, which may be tensors, are a box: return them as plain ones."""
+    """Require four integers, or tensors of one, that are a box; return plain integers."""
     require(isinstance(box, list | tuple) and len(box) == 4, "mix_bbox is not four integers")
     box = tuple(plain_integer(number) for number in box)
     require(None not in box, "mix_bbox is not four integers")
@@ -182,7 +201,49 @@ def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
 
 
 def plain_integer(number: Any) -> int | None:
-    """An integer, or a tensor of one without dimensions, as an integer; None for anything else."""
+    """Turn an integer, or a tensor of one without dimensions, into an integer; return None for anything else."""
     if isinstance(number, torch.Tensor) and number.dim() == 0 and not number.is_floating_point():
         number = number.item()
     return number if type(number) is int else None
+
+
+def read_json_indices(file: Path) -> dict[int, list[int]]:
+    """Read `{"N": [image, …]}`, the images of each batch, from a JSON file; checked.
+
+    Raises:
+        InputError: missing, or not that.
+    """
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("it is absurdly long")
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}), and it says which images batches hold; copy the labels again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read ({error}); copy the labels again") from None
+    return checked_indices(content, file)
+
+
+def read_saved_indices(file: Path) -> dict[int, list[int]]:
+    """Read `{"E": [image, …]}`, the images of each epoch, from a `torch.save` file; checked.
+
+    Raises:
+        InputError: missing, or not that; nothing in the file has run.
+    """
+    return checked_indices(load_archive(file), file)
+
+
+def checked_indices(content: Any, file: Path) -> dict[int, list[int]]:
+    """Check a dictionary from numbers (text) to lists of image numbers; return it with integer keys in order."""
+    sound = (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(key, str) and NUMBER.fullmatch(key) for key in content)
+        and all(isinstance(images, list) and images for images in content.values())
+        and all(type(image) is int and 0 <= image < MAX_IMAGES for images in content.values() for image in images)
+    )
+    if not sound:
+        raise InputError(f"{file} does not list images by batch or epoch number; copy the labels again")
+    return {number: content[str(number)] for number in sorted(map(int, content))}

@@ -1,4 +1,4 @@
-"""Class ids of top-k labels as a set: the k ids of a row, rising, in little more than their entropy.
+"""Encode the class ids of top-k labels: the k ids of a row, ascending, in little more than their entropy.
 
 The code is that of Elias and Fano (P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). An id of C classes
 is split into its l = floor(log2(C / k)) low bits and the rest, its high part. A row of ids x_0 < x_1 < … is
@@ -14,21 +14,21 @@ import numpy as np
 
 
 def code_bytes(count: int, classes: int) -> tuple[int, int]:
-    """Bytes of a row's low bits and of its high parts, for `count` ids of `classes`."""
+    """Return the bytes of a row's low bits and of its high parts, for `count` ids of `classes`."""
     low = low_bits(count, classes)
     return -(-count * low // 8), -(-(count + (classes - 1 >> low)) // 8)
 
 
 def low_bits(count: int, classes: int) -> int:
-    """The l of this module's formulas: 1 <= count <= classes."""
+    """Return the l of this module's formulas; 1 <= count <= classes."""
     return (classes // count).bit_length() - 1
 
 
 def encode_ids(ids: np.ndarray, classes: int) -> np.ndarray:
-    """Code sets of class ids.
+    """Encode sets of class ids.
 
     Args:
-        ids: integers [N, k], each row rising without repeats, all in [0, classes).
+        ids: integers [N, k], each row ascending without repeats, all in [0, classes).
         classes: C.
 
     Returns:
@@ -52,10 +52,10 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         classes: C.
 
     Returns:
-        int64 [N, k], each row rising.
+        int64 [N, k], each row ascending.
 
     Raises:
-        ValueError: no ids have this code.
+        ValueError: the code is not that of any ids.
     """
     rows, low = len(code), low_bits(count, classes)
     low_bytes, high_bytes = code_bytes(count, classes)

@@ -8,19 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import index_of
-from utils.labels.foreign_writers import FlatWriter, HaldWriter
-from utils.labels.format_lpqld import highest_class
-from utils.labels.format_packed import PackedStore
-from utils.labels.format_sre2l import TarStore, TarWriter
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter, highest_class
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
-from utils.labels.packed_writer import PackedWriter
-from utils.labels.pool import SAMPLED, PooledLabels, smallest_batch, stored_batches
-from utils.labels.store import LabelStore, refuse_gap
+from utils.labels.sre2l import TarStore, TarWriter
+from utils.labels.store import SAMPLED, LabelStore
+from utils.labels.training_views import TrainingViews
+from utils.labels.types import BatchLabels
+from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
 from utils.system.memory import readable_size
@@ -29,10 +27,10 @@ from utils.system.script import run_script
 
 
 class TeacherCheck(NamedTuple):
-    """The part of `verify` that asks a teacher, which a higher layer provides."""
+    """The part of `verify` that asks a teacher; utils/run provides it."""
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], bool]  # False where the flags name no teacher
+    run: Callable[[argparse.Namespace], bool]  # returns False if the flags name no teacher
 
 
 def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> argparse.Namespace:
@@ -47,7 +45,7 @@ def parse(argv: list[str] | None, teacher_check: TeacherCheck | None = None) -> 
     pack.add_argument("source")
     pack.add_argument("target")
     add_codec_arguments(pack)
-    pack.add_argument("--num-classes", type=COUNT, help="the teacher's classes, where top-k labels do not state them")
+    pack.add_argument("--num-classes", type=COUNT, help="classes of the teacher, if top-k labels do not state them")
     unpack = commands.add_parser("unpack", help="packed to .tar files")
     unpack.add_argument("source")
     unpack.add_argument("target")
@@ -97,7 +95,7 @@ def pack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if store.dialect == "packed":
         raise InputError(f"{args.source} is packed already; unpack it first to pack it in another way")
-    refuse_gap(store)
+    store.refuse_gap()
     store.check_complete(range(store.epochs))
     writer = PackedWriter(args.target, manifest_for(store, args), image_digests=store.image_digests)
     for epoch, batches in read_epochs(store, writer.missing(store.epochs), "pack"):
@@ -106,9 +104,9 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
-    """The manifest of the packed form of a store."""
+    """Return the manifest of the packed form of a store."""
     state_classes(store, args)
-    if not store.has_epochs and smallest_batch(PooledLabels(store, SAMPLED, 0, 1)) < store.batch_size:
+    if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
         raise InputError(f"{args.source} holds batches of different sizes and cannot be packed; train on it as it is")
     some = store.keep_topk < store.num_classes
     if args.keep_topk and args.keep_topk > store.keep_topk:
@@ -119,10 +117,10 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
         "answers": store.answers,
         "label_order": store.label_order,
         "num_classes_stated": not some or args.num_classes is not None,
-        "batches": None if store.has_epochs else stored_batches(store),
+        "batches": None if store.has_epochs else store.stored_batches(),
     }
-    settings = {"packed_from": store.dialect, **getattr(store, "settings", {})}
-    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and not store.lists_images  # from --fkd-seed
+    settings = {"packed_from": store.dialect, **store.settings}
+    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None  # from --fkd-seed
     return make_manifest(
         codec,
         num_images=store.num_images,
@@ -138,7 +136,7 @@ def manifest_for(store: LabelStore, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
-    """Where top-k labels do not say how many classes there are: --num-classes, or as many as they name."""
+    """Set the number of classes of top-k labels that do not state it: --num-classes, or the highest class + 1."""
     if store.num_classes_stated:
         return
     highest = max(highest_class(store.read(e, b).logits) for e in range(store.epochs) for b in range(store.batches(e)))
@@ -148,13 +146,13 @@ def state_classes(store: LabelStore, args: argparse.Namespace) -> None:
 
 
 def amount(store: LabelStore) -> str:
-    """How much a store holds, in words."""
-    count = stored_batches(store)
+    """Return the amount of labels in a store, in words."""
+    count = store.stored_batches()
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
 
 def ratio(args: argparse.Namespace) -> str:
-    """Sizes of source and target in words."""
+    """Return the sizes of source and target, in words."""
     before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (args.source, args.target))
     return f"{readable_size(before)} to {readable_size(after)} ({after / before:.2f} of it)"
 
@@ -164,7 +162,7 @@ def unpack(args: argparse.Namespace) -> None:
     store = open_labels(args.source, args.fkd_seed)
     if not isinstance(store, PackedStore):
         raise InputError(f"{args.source} is not packed; there is nothing to unpack")
-    refuse_gap(store)
+    store.refuse_gap()
     if not store.has_epochs or store.answers == "probabilities":
         unpack_as_packed(store, args)
         return
@@ -189,7 +187,7 @@ def unpack(args: argparse.Namespace) -> None:
 
 
 def unpack_as_packed(store: PackedStore, args: argparse.Namespace) -> None:
-    """Unpack what was a flat folder of LPLD or LPQLD, or HALD's epochs, into the same."""
+    """Unpack a store that was packed from LPLD, LPQLD or HALD into that project's own format."""
     if args.items or args.fp32:
         raise InputError(f"--items and --fp32 are for labels of SRe2L and PRISM; {args.source} is of another project")
     if store.codec.keep_topk and store.answers == "probabilities":
@@ -207,7 +205,7 @@ def verify(args: argparse.Namespace) -> None:
     """Read every batch; check digests, shapes, counts and values."""
     verify_digests = os.path.exists(os.path.join(args.path, "manifest.json"))
     store = open_labels(args.path, args.fkd_seed, verify=verify_digests)
-    refuse_gap(store)
+    store.refuse_gap()
     store.check_complete(range(store.epochs))
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         raise InputError(
@@ -222,7 +220,7 @@ def verify(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(f"{len(problems)} of {store.epochs} epochs are not sound: {listing(problems, 3)}")
     views = sum(store.rows(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
-    print(f"ok: {amount(store)}, {stored_batches(store)} batches, {views} views, all sound")
+    print(f"ok: {amount(store)}, {store.stored_batches()} batches, {views} views, all sound")
 
 
 def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = None) -> int:
@@ -238,7 +236,7 @@ def main(argv: list[str] | None = None, teacher_check: TeacherCheck | None = Non
 
 
 def add_codec_arguments(group: Any) -> None:
-    """How packed labels are stored."""
+    """Add the flags that set how packed labels are stored."""
     group.add_argument(
         "--bits",
         type=int,

@@ -1,4 +1,4 @@
-"""Digests of many label files, quickly: of the directories of `torch.save`'s zip files, which state every CRC-32."""
+"""Fast digests of many label files: only the directory of each zip file is read, which states every CRC-32."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from utils.labels.image_digests import IMAGES
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text
 
-NEW = "v2:"  # begins digests of all files that a run needs; those of earlier releases, of the first file, have none
+NEW = "v2:"  # prefix of digests of all files that a run needs; earlier digests (first file only) have none
 TAIL = 4096  # bytes at the end of a file that hold the whole directory of most
 END = struct.Struct("<4s8xIIH")  # the last record of a zip: mark, bytes and start of the directory, bytes of a comment
 ENTRY = struct.Struct("<4s12xIIIHHH12x")  # of the directory: mark, CRC-32, packed bytes, bytes, lengths that follow
-AHEAD = 4096  # files that may wait for their turn
-THREADS = 8  # more than cores, since the files may be far away
+AHEAD = 4096  # files queued at a time
+THREADS = 8  # more than cores, because the files may be on a network disk
 
 
 def digest_of_labels(folder: Path, names: Iterable[str], *stated: str) -> str:
-    """Return the digest of a label set: of its files, of which images it is about, and of what else is `stated`."""
+    """Return the digest of a label set: of its files, of the digests of its images, and of further text `stated`."""
     images = digest_of(folder / IMAGES) if (folder / IMAGES).exists() else ""
     return NEW + digest_of_text("\n".join([digest_of_files(folder, names), images, *stated]))
 
@@ -52,10 +52,10 @@ def digest_of_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def digest_of_archive(path: Path) -> str:
-    """Return a digest of a `torch.save` file: of the directory at its end, or of all of it where that says too little.
+    """Return a digest of a `torch.save` file: of its directory, or of the whole file if that is not enough.
 
-    The directory holds name, size and CRC-32 of every record, which the reader checks. It says too little where
-    PyTorch was told not to compute them (they are 0), and files of before PyTorch 1.6 have none.
+    The directory holds name, size and CRC-32 of every record, which the reader checks. It is not enough if
+    PyTorch was told not to compute them (they are 0); files from before PyTorch 1.6 have no directory.
     """
     try:
         directory = read_directory(path)
@@ -84,7 +84,7 @@ def unreadable(path: Path, error: OSError) -> InputError:
 
 
 def read_directory(path: Path) -> bytes | None:
-    """Read the directory of a zip file; None where it is not found."""
+    """Read the directory of a zip file; None if it is not found."""
     handle = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(handle).st_size
@@ -103,7 +103,7 @@ def read_directory(path: Path) -> bytes | None:
 
 
 def states_checksums(directory: bytes) -> bool:
-    """Whether every record of a directory that holds bytes has a CRC-32."""
+    """Return whether every record of a directory that holds bytes has a CRC-32."""
     place = 0
     while place + ENTRY.size <= len(directory):
         mark, crc, _, size, *lengths = ENTRY.unpack_from(directory, place)

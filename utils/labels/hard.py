@@ -1,4 +1,4 @@
-"""Epochs on hard labels between those on soft ones (HALD, arXiv 2512.15647): when they come, and what they show."""
+"""Hard-label epochs between soft-label epochs (HALD, arXiv 2512.15647): their place in the run, and their views."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from utils.labels.drawn import DrawnBatch, DrawnViews
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.types import Mix
+from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-SEED_APART = 104_729  # between the views of labels that were made here with one seed, and hard epochs of the same
+SEED_APART = 104_729  # offset so that hard epochs do not repeat the views of labels made with the same seed
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Phases:
     """Half of the soft epochs (rounded down), then all hard ones, then the other soft ones.
 
     Attributes:
-        epochs: of the whole run.
-        hard: how many of them are hard; 0 for none.
+        epochs: number of epochs of the whole run.
+        hard: number of hard epochs among them; 0 for none.
     """
 
     epochs: int
@@ -27,34 +27,34 @@ class Phases:
 
     @property
     def soft(self) -> int:
-        """Number of soft epochs."""
+        """Return the number of soft epochs."""
         return self.epochs - self.hard
 
     def is_hard(self, epoch: int) -> bool:
-        """Whether an epoch of the run is hard."""
+        """Return whether an epoch of the run is hard."""
         return self.soft // 2 <= epoch < self.soft // 2 + self.hard
 
     def hard_before(self, epoch: int) -> int:
-        """Number of hard epochs before an epoch of the run; of a hard one, its own number."""
+        """Return the number of hard epochs before an epoch of the run: a hard epoch's own number."""
         return min(max(epoch - self.soft // 2, 0), self.hard)
 
     def soft_before(self, epoch: int) -> int:
-        """Number of soft epochs before an epoch of the run; of a soft one, its own number."""
+        """Return the number of soft epochs before an epoch of the run: a soft epoch's own number."""
         return epoch - self.hard_before(epoch)
 
 
 class HardViews(DrawnViews):
     """Views of hard epochs, which count from 0, with the mixed, smoothed classes of their images as answers.
 
-    All is as in timm's Mixup in batch mode, with cutmix alone: row i is mixed with row B - 1 - i, and each class
-    weighs what its image covers. Batches have an even number of rows, so that an odd image is left out of an epoch.
+    They follow timm's Mixup in batch mode with cutmix only: row i is mixed with row B - 1 - i, and each class is
+    weighted by the area of its image. Batches have an even number of rows, so an odd image is left out of an epoch.
 
     Args:
         targets: folder class of each of the N images.
         num_classes: C, the student's.
         input_size: S, side of the views in pixels.
         batch_size: B, even.
-        smoothing: share of the mass that all classes get alike, in [0, 1].
+        smoothing: probability mass that is spread evenly over all classes, in [0, 1].
         seed: of crops, flips, boxes and order.
     """
 
@@ -67,16 +67,15 @@ class HardViews(DrawnViews):
         self.targets, self.num_classes, self.smoothing = torch.tensor(targets), num_classes, smoothing
 
     def rows(self, _epoch: int, batch: int) -> int:
-        """As `LabelStore.rows`."""
+        """As `DrawnViews.rows`."""
         return min(self.batch_size, self.num_images - self.num_images % 2 - batch * self.batch_size)
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
         """Return the `DrawnBatch` of a hard epoch's batch; its `logits` are probabilities, float32 [B, C]."""
         drawn = super().read(epoch, batch)
-        assert drawn.mix_bbox is not None, "cutmix draws a box for every batch"
-        y1, x1, y2, x2 = drawn.mix_bbox
-        own = 1 - (y2 - y1) * (x2 - x1) / self.policy.input_size**2
+        own = drawn.mix.own_share(self.policy.input_size)
         classes = F.one_hot(self.targets[drawn.index], self.num_classes).float()
         mixed = own * classes + (1 - own) * classes.flip(0)
         answers = (1 - self.smoothing) * mixed + self.smoothing / self.num_classes
-        return replace(drawn, mix_index=torch.arange(len(drawn.index)).flip(0), mix_lam=own, logits=answers)
+        mix = Mix(torch.arange(len(drawn.index)).flip(0), own, drawn.mix.box)
+        return replace(drawn, mix=mix, logits=answers)

@@ -1,12 +1,12 @@
-"""Which images labels belong to: two digests of every image, and a comparison that says what has changed.
+"""Digests of the images that labels belong to, and a comparison that names the changes.
 
 An image is the same if its file or its pixels are the same: a rewritten PNG has other bytes and the same pixels, and a
 JPEG that another library decodes has other pixels and the same bytes.
 
 `images.safetensors`, in a packed folder or beside the epochs of tar labels, holds for N images in the order of their
 numbers `pixel_digests` u8 [N, 8] and `file_digests` u8 [N, 8]: blake2b of 8 bytes, of `WIDTHxHEIGHT` and the decoded
-RGB bytes (rows first), and of the file. Beside tar labels its metadata has `settings`, JSON: what a packed manifest
-states (`input_size`, `mean`, `std`, `classes` and who answered).
+RGB bytes (rows first), and of the file. Beside tar labels its metadata has `settings`, JSON: the settings that
+a packed manifest states (`input_size`, `mean`, `std`, `classes` and the teachers).
 """
 
 import json
@@ -69,8 +69,8 @@ def read_image_digests(
 
     Args:
         folder: the label folder.
-        num_images: N, the images that its labels are about.
-        beside: names of the tensors that the file holds as well.
+        num_images: N, the number of images that its labels refer to.
+        beside: names of the other tensors in the file.
 
     Raises:
         InputError: the file is damaged, holds other tensors, or digests of another number of images.
@@ -82,7 +82,7 @@ def read_image_digests(
     digests = ImageDigests(*(tensors[name] for name in NAMES))
     shape = (*(digests.pixels.shape[:1] if num_images is None else [num_images]), DIGEST_BYTES)
     if any(tensor.dtype != torch.uint8 or tensor.shape != shape for tensor in digests.tensors().values()):
-        count = "images" if num_images is None else f"{num_images} images, which its labels are about"
+        count = "images" if num_images is None else f"{num_images} images, to which its labels refer"
         raise InputError(f"{path} does not hold the digests of {count}; copy the labels again")
     return digests
 
@@ -135,7 +135,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
         stored: digests of the labels' or the run's images.
         found: digests of the folder's images.
         names: path of each of the folder's images, relative to it.
-        of: `labels` or `run`, for the words.
+        of: `labels` or `run`, the subject of the sentence.
 
     Returns:
         None if all are the same; else a clause that says how they differ, for the middle of a sentence.
@@ -146,7 +146,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     for digests in (found.files, found.pixels):
         places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
-    now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]  # where each is now
+    now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]  # present place of each
     gone = [number for number, place in enumerate(now) if place is None]
     began, owners = {
         "labels": ("the labels were made for", "the labels'"),
@@ -168,7 +168,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
             f"{len(moved)} images have another number: image {number} of the {of} is now image {now[number]}, "
             f"{names[now[number] or 0]}"
         )
-    if not clauses:  # the stored ones are all there, but not one to one
+    if not clauses:  # all stored images are there, but some of them twice
         most, times = Counter(place for place in now if place is not None).most_common(1)[0]
         clauses.append(f"{names[most]} stands for {times} of {owners} images")
     return " and ".join(clauses)

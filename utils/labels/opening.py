@@ -5,23 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.labels.format_hald import HaldStore, is_hald
-from utils.labels.format_lpqld import FlatStore, is_flat
-from utils.labels.format_packed import PackedStore
-from utils.labels.format_sre2l import TarStore
+from utils.labels.hald import HaldStore, is_hald
+from utils.labels.lpqld import FlatStore, is_flat
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import MANIFEST
+from utils.labels.sre2l import TarStore
 from utils.labels.store import LabelStore
 from utils.system.errors import InputError
 
 
 class Format(NamedTuple):
-    """How a format is recognised, and what reads it."""
+    """A test that recognises a format, and the class that reads it."""
 
     fits: Callable[[Path], bool]
     open: Callable[..., LabelStore]  # (path, fkd_seed, verify)
 
 
-# The first that fits is taken; the last one says what is missing.
+# The first format that fits is taken; the last one fits always and reports what is missing.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),
@@ -35,7 +35,7 @@ def open_labels(path: str | Path, fkd_seed: int = 42, verify: bool = False) -> L
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index.
+        fkd_seed: seed of the image order of labels without an index.
         verify: compare packed files with their digests when they are opened.
 
     Raises:

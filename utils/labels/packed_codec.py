@@ -1,25 +1,25 @@
-"""How packed labels store values: bits per value, the k largest logits."""
+"""Encode and decode the values of packed labels: bits per value, the k largest logits."""
 
 from dataclasses import dataclass
 
 import torch
 
-from utils.labels.batch import Answers, TopK, values_of
 from utils.labels.class_ids import code_bytes
 from utils.labels.packed_tensors import Tensors
+from utils.labels.types import Answers, TopK, values_of
 from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max
-LOG_FLOOR = -17.0  # below the log of the smallest float16 above zero; where logs are stored, 0 becomes this
+LOG_FLOOR = -17.0  # below the log of the smallest float16 above zero; stored for a probability of 0
 HALF_TINY = 2.0**-24  # the smallest float16 above zero
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How labels are stored.
+    """The encoding of labels.
 
     Attributes:
-        bits: per value: 32 or 16 (floats), 8 or 4 (levels between the lowest and the highest value of a row where
+        bits: per value: 32 or 16 (floats), 8 or 4 (levels between the lowest and the highest value of a row if
             the k largest are kept, else of a column).
         keep_topk: logits kept per image, or None for all.
         views: `stored`, or `drawn` (redrawn from the manifest's policy).
@@ -30,24 +30,24 @@ class Codec:
     views: str = "stored"
 
     def bytes_per_image(self, num_classes: int) -> float:
-        """Size of what is stored for one image in one epoch, to a few bytes."""
+        """Return the stored size of one image's labels in one epoch, to a few bytes."""
         kept = min(self.keep_topk or num_classes, num_classes)
         set_of_classes = sum(code_bytes(kept, num_classes)) + 8 if kept < num_classes else 0
         return kept * self.bits / 8 + set_of_classes + (21 if self.views == "stored" else 0)
 
     def encode_logs(self, answers: Answers) -> Tensors:
-        """As `encode`, for logs of probabilities [N, C]: floats for all classes hold the probabilities themselves."""
+        """Encode logs of probabilities [N, C]; floats for all classes hold the probabilities themselves."""
         logs = values_of(answers)
         if self.holds_probabilities(logs.shape[1]):
             return {"logits": logs.exp().to(torch.float16 if self.bits == 16 else torch.float32)}
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Whether probabilities are stored as such; else their logs are."""
+        """Return whether probabilities are stored as such; otherwise their logs are."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:
-        """Turn answers, float [N, C] or the `TopK` of them, into the tensors of `compact`.
+        """Turn answers, float [N, C] or the `TopK` of them, into the tensors that `shrink` takes.
 
         Raises:
             InputError: a number does not fit in the half precision in which it is stored.
@@ -67,7 +67,7 @@ class Codec:
         return tensors | {"rest": answers.rest}
 
     def _encode_columns(self, values: torch.Tensor) -> Tensors:
-        """Values [N, C] as floats, or as levels between the ends of each column."""
+        """Encode values [N, C] as floats, or as levels between the ends of each column."""
         if self.bits >= 16:
             return self._encode_floats(values)
         low, high = values.amin(dim=0), values.amax(dim=0)
@@ -77,13 +77,13 @@ class Codec:
         return {"levels": ((values - low) / step).round().to(torch.uint8), "range": torch.stack([low, step])}
 
     def _encode_floats(self, values: torch.Tensor) -> Tensors:
-        """Values of any shape in single or half precision."""
+        """Encode values of any shape in single or half precision."""
         if self.bits == 16:
             refuse_beyond_half(values, "logit")
         return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
 
     def _encode_rows(self, values: torch.Tensor) -> Tensors:
-        """Values [N, k] as floats, or as levels between the ends of each row, which are halves."""
+        """Encode values [N, k] as floats, or as levels between the ends of each row in half precision."""
         if self.bits >= 16:
             return self._encode_floats(values)
         top = 2**self.bits - 1
@@ -96,7 +96,7 @@ class Codec:
         return {"levels": levels, "spans": torch.cat([low, step], dim=1)}
 
     def decode(self, tensors: Tensors, rows: slice) -> Answers:
-        """Return the answers of some rows of `compact.expand`'s tensors: logits [B, C], or `TopK`."""
+        """Return the answers of some rows of the tensors of `expand`: logits [B, C], or `TopK`."""
         if self.bits >= 16:
             values = tensors["logits"][rows]
         elif "spans" in tensors:
@@ -112,7 +112,7 @@ class Codec:
 
 
 def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bits 32, without --use-fp16") -> None:
-    """Raise InputError where a number would become infinite in half precision."""
+    """Raise InputError if a number would become infinite in half precision."""
     if values.half().isinf().any():
         largest = values.abs().max().item()
         raise InputError(
@@ -122,7 +122,7 @@ def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bit
 
 
 def keep_largest(logits: torch.Tensor, k: int) -> TopK:
-    """The k largest of each row of float32 [N, C], and mean and variance of the others."""
+    """Return the k largest of each row of float32 [N, C], and mean and variance of the others."""
     values, classes = logits.topk(k, dim=1)
     others = logits.scatter(1, classes, float("nan"))  # [N, C], the kept ones masked
     mean = others.nanmean(dim=1)
@@ -131,7 +131,7 @@ def keep_largest(logits: torch.Tensor, k: int) -> TopK:
 
 
 def keep_fewer(answers: TopK, k: int | None) -> TopK:
-    """The k largest of a `TopK`, nothing being known of the others; all of it where it holds no more."""
+    """Return the k largest of a `TopK`, without mean and variance of the others; all of it if it holds no more."""
     if k is None or k >= answers.values.shape[1]:
         return answers
     values, places = answers.values.float().topk(k, dim=1)

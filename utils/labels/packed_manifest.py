@@ -1,4 +1,4 @@
-"""`manifest.json` of packed labels: what they are, who made them, the digest of every file."""
+"""`manifest.json` of packed labels: their description, their teachers, the digest of every file."""
 
 import json
 import re
@@ -7,27 +7,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.labels.image_digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
-from utils.labels.pool import ORDERS, STORED
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.store import ORDERS, STORED
+from utils.labels.views import ViewPolicy
 from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
 
 FORMAT, VERSION = "fkd-packed", 4
 OLDEST = 2  # the oldest version that is read
-CONTINUED = 3  # the oldest version that a writer goes on with: its epoch files are those of this one
+CONTINUED = 3  # the oldest version that a writer continues, because its epoch files have the same layout
 
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
-# What older manifests do not state, and how it was then.
+# Facts that older manifests do not state, with the values that held then.
 KIND = {
     "answers": "logits",  # or probabilities
-    "label_order": STORED,  # in which the project that made them visits them
-    "batches": None,  # of a pool without epochs, all full; index states what is in them
+    "label_order": STORED,  # in which the project that made the labels visits them
+    "batches": None,  # number of batches of a pool without epochs, all full; index states their images
     "num_classes_stated": True,  # else num_classes is one more than the highest class kept
 }
 
@@ -39,15 +41,16 @@ EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
 
 
 def digest_of_names(names: Sequence[str]) -> str:
-    """Digest of class folder names in order: labels made for another order have another."""
+    """Return the digest of class folder names in order."""
     return digest_of_text("\n".join(names))
 
 
 def digest_of_draws(policy: ViewPolicy) -> str:
-    """Digest of known draws of a policy: equal only where the library still draws the same views."""
-    mix_index, mix_lam, mix_bbox = policy.draw_mix(1, 2, 16)
-    boxes = [policy.crop_from(draws, (97, 131)) for draws in policy.draw_crops(1, 2, 16)]
-    drawn = [boxes, None if mix_index is None else mix_index.tolist(), mix_lam, mix_bbox]
+    """Return the digest of some draws of a policy, which changes if numpy draws other views."""
+    partner, lam, mix_box = policy.draw_mix(1, 2, 16)
+    crops = policy.crops(policy.draw_crops(1, 2, 16), np.array([[97, 131]] * 16)).tolist()
+    boxes = [((top, left, height, width), bool(flip)) for top, left, height, width, flip in crops]
+    drawn = [boxes, None if partner is None else partner.tolist(), lam, mix_box]
     return digest_of_text(repr(drawn))
 
 
@@ -64,10 +67,10 @@ def make_manifest(
     has_rest: bool = True,
     **kind: Any,
 ) -> dict[str, Any]:
-    """Return the manifest of a store that is to be written; `settings` says who made the labels, and how.
+    """Return the manifest of a store that is to be written; `settings` states the teachers, and how labels were made.
 
-    Where only the k largest logits are kept, `has_rest` says whether something is known of the others. `kind` changes
-    what is in KIND. `has_image_digests` is stated by the writer, which is given the digests.
+    If only the k largest logits are kept, `has_rest` states whether mean and variance of the others are. `kind`
+    replaces values of KIND. `has_image_digests` is stated by the writer, which is given the digests.
     """
     drawn = codec.views == "drawn"
     return {
@@ -92,18 +95,18 @@ def make_manifest(
 
 
 def kind_of(manifest: dict) -> dict:
-    """What a manifest says of KIND."""
+    """Return the values of KIND in a manifest, or the earlier ones."""
     return {name: manifest.get(name, usual) for name, usual in KIND.items()}
 
 
 def batches_per_epoch(manifest: dict) -> int:
-    """Batches of an epoch file; the last one of a pool may hold fewer."""
+    """Return the number of batches of an epoch file; the last one of a pool may hold fewer."""
     images, size, pooled = manifest["num_images"], manifest["batch_size"], manifest.get("batches")
     return -(-images // size) if pooled is None else max(1, min(images // size, pooled))
 
 
 def rows_of(manifest: dict, epoch: int) -> int:
-    """Rows of an epoch file: all images, or the full batches that a pool has there."""
+    """Return the number of rows of an epoch file: all images, or the full batches that a pool has there."""
     per_epoch, pooled = batches_per_epoch(manifest), manifest.get("batches")
     if pooled is None:
         return manifest["num_images"]
@@ -111,7 +114,7 @@ def rows_of(manifest: dict, epoch: int) -> int:
 
 
 def shape_of(manifest: dict, epoch: int = 0) -> Shape:
-    """What the tensors of an epoch file look like."""
+    """Return the `Shape` of the tensors of an epoch file."""
     codec, classes = manifest["codec"], manifest["num_classes"]
     return Shape(
         rows=rows_of(manifest, epoch),
@@ -129,12 +132,12 @@ def shape_of(manifest: dict, epoch: int = 0) -> Shape:
 
 
 def epoch_name(epoch: int) -> str:
-    """File name of an epoch."""
+    """Return the file name of an epoch."""
     return f"epoch_{epoch:04d}.safetensors"
 
 
 def images_tensors(manifest: dict) -> set[str]:
-    """Names of the tensors that images.safetensors holds; none where there is no such file."""
+    """Return the names of the tensors in images.safetensors; none if there is no such file."""
     drawn = manifest["codec"]["views"] == "drawn"
     return ({"sizes"} if drawn else set()) | (set(NAMES) if manifest.get("has_image_digests") else set())
 
@@ -142,7 +145,7 @@ def images_tensors(manifest: dict) -> set[str]:
 def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise InputError naming every setting in which two manifests differ (digests aside).
 
-    Settings that an older version did not state are no difference.
+    Settings that an older version did not state are ignored.
     """
     own = {"digests", "has_image_digests"}  # compared by the writer
     older = CONTINUED <= stored["version"] < wanted["version"]
@@ -170,14 +173,14 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
 
 
 def in_words(key: str, value: Any) -> str:
-    """A setting for an error sentence: teachers by name, and a long list is cut."""
+    """Return a setting for an error sentence: teachers by name, and a long list cut short."""
     if key == "teachers":
         return teachers_in_words(value)
     return f"[{listing(value)}]" if isinstance(value, list) and len(value) > 5 else str(value)
 
 
 def teachers_in_words(teachers: Any) -> str:
-    """Who made labels, for a sentence: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+    """Return the teachers of labels for a sentence: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
 
     Older stores say `pretrained` for the weights that were the library's newest when they were made.
     """
@@ -189,7 +192,7 @@ def teachers_in_words(teachers: Any) -> str:
 
 
 def kind_is_sound(manifest: dict) -> bool:
-    """Whether what a manifest says of KIND is possible."""
+    """Return whether the values of KIND in a manifest are possible."""
     kind = kind_of(manifest)
     batches, pooled = kind["batches"], kind["batches"] is not None
     return (
@@ -202,7 +205,7 @@ def kind_is_sound(manifest: dict) -> bool:
 
 
 def classes_are_sound(classes: Any) -> bool:
-    """Whether the list of class folders in the settings is one, or missing."""
+    """Return whether the class folders in the settings are a list of names, or missing."""
     return classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
 
 

@@ -1,23 +1,23 @@
-"""The tensors of a packed epoch file, and their small forms: nothing is lost between the two.
+"""The tensors of a packed epoch file in memory and on disk; the conversion is lossless.
 
-For N rows in n batches of B, k of C answers kept of each. What training reads, and what versions 3 and 4 store of it:
+For N rows in n batches of B, with k of C answers kept per row. In memory, and as versions 3 and 4 store them:
 
-| in memory | stored | where |
+| in memory | stored | if |
 |---|---|---|
-| coords f32 [N, 4] | f16 where all of them are halves (as LPLD's are), else f32 | views are stored |
+| coords f32 [N, 4] | f16 if that is exact (as for LPLD's), else f32 | views are stored |
 | flip bool [N] | u8 [ceil(N / 8)], the first row in the lowest bit | views are stored |
 | index i32 [N] | u8 [N, b], little-endian, in the b bytes that the last image's number needs | the labels state it |
-| mix_index u8 or i32 [N] | the same: u8 where B <= 256 | mixed views |
+| mix_index u8 or i32 [N] | the same: u8 if B <= 256 | mixed views |
 | mix_lam f64 [n] | the same | mixed views |
 | mix_bbox i32 [n, 4] | the same | cutmix |
 | logits f16 or f32 [N, k] | the same | 32 or 16 bits |
 | levels u8 [N, k] | u8 [N, ceil(k bits / 8)], the first of two in the high half | 8 or 4 bits |
 | range f32 [2, C] | the same: value = low + step * level of a column | 8 or 4 bits, k = C |
 | spans f32 [N, 2] | f16: the same of a row | 8 or 4 bits, k < C |
-| classes i16 or i32 [N, k], rising | ids u8 [N, …] (utils/labels/class_ids.py) | k < C |
-| rest f32 [N, 2] | f16, or f32 with 32 bits: mean and variance of the others | k < C, where known |
+| classes i16 or i32 [N, k], ascending | ids u8 [N, …] (utils/labels/class_ids.py) | k < C |
+| rest f32 [N, 2] | f16, or f32 with 32 bits: mean and variance of the others | k < C, and known |
 
-Version 2 stored flip bool, and index, mix_index and classes i32; where k < C, the k in falling order, with a range
+Version 2 stored flip bool, and index, mix_index and classes i32; if k < C, the k in falling order, with a range
 f32 [2, k] and a rest f32.
 """
 
@@ -41,7 +41,7 @@ SINGLES = (torch.float32,)
 
 
 class Shape(NamedTuple):
-    """What the shapes of a store's tensors follow from."""
+    """The facts that determine the shapes and dtypes of a store's tensors."""
 
     rows: int
     images: int
@@ -57,22 +57,22 @@ class Shape(NamedTuple):
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of a number below `images`."""
+        """Return the bytes of a number below `images`."""
         return max(1, -(-(self.images - 1).bit_length() // 8))
 
     @property
     def mix_dtype(self) -> torch.dtype:
-        """Of mix_index."""
+        """Return the dtype of mix_index."""
         return torch.uint8 if self.version > 2 and self.batch_size <= 256 else torch.int32
 
 
 def expected_tensors(shape: Shape) -> Expected:
-    """What a file holds: name -> (dtypes of which it has one, shape)."""
+    """Return the tensors of a file: name -> (dtypes of which it has one, shape)."""
     return expected_answers(shape) | (expected_views(shape) if shape.has_views else {})
 
 
 def expected_answers(shape: Shape) -> Expected:
-    """The part of `expected_tensors` that the teacher answered."""
+    """Return the part of `expected_tensors` that holds the teacher's answers."""
     rows, kept, old, some = shape.rows, shape.kept, shape.version == 2, shape.kept < shape.classes
     expected: Expected = {}
     if shape.bits >= 16:
@@ -90,7 +90,7 @@ def expected_answers(shape: Shape) -> Expected:
 
 
 def expected_views(shape: Shape) -> Expected:
-    """The part of `expected_tensors` that says what the teacher saw."""
+    """Return the part of `expected_tensors` that describes the views."""
     rows, old = shape.rows, shape.version == 2
     batches = -(-rows // shape.batch_size)
     expected: Expected = {"coords": (SINGLES if old else (torch.float16, torch.float32), (rows, 4))}
@@ -105,7 +105,7 @@ def expected_views(shape: Shape) -> Expected:
 
 
 def shrink(tensors: Tensors, shape: Shape) -> Tensors:
-    """Turn tensors as they are in memory into those of a file of the newest version."""
+    """Convert tensors from their form in memory to that in a file of the newest version."""
     small = dict(tensors)
     if "coords" in small:
         halves = small["coords"].half()
@@ -128,10 +128,10 @@ def shrink(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def expand(tensors: Tensors, shape: Shape) -> Tensors:
-    """Undo `shrink`, for every version: tensors as they are in memory.
+    """Undo `shrink`, for every version: return tensors in their form in memory.
 
     Raises:
-        ValueError: class ids that no row can have.
+        ValueError: impossible class ids.
     """
     whole = dict(tensors)
     if whole.get("flip", torch.empty(0)).dtype == torch.uint8:

@@ -1,26 +1,39 @@
-"""`LabelStore`: what training, checks and tools ask of a folder of labels, whatever its format."""
+"""`LabelStore`: the base of all label formats, with what they share."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from utils.labels.batch import BatchLabels
-from utils.labels.drawn import Views
-from utils.labels.image_digests import ImageDigests
+from utils.labels.file_digests import digest_of_labels
+from utils.labels.image_digests import ImageDigests, write_image_digests
+from utils.labels.types import BatchLabels
+from utils.labels.views import Views
 from utils.system.errors import InputError
+from utils.system.files import digest_of, digest_of_text, make_folder
 
+STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
+ORDERS = (STORED, SAMPLED, SHUFFLED)  # in which training visits stored batches, see `TrainingViews`
 NAMED = 3  # missing epochs that an error names
 
 
 class ViewSource(Protocol):
-    """What training asks for views, with a teacher's answers or without: a `LabelStore`, or `DrawnViews`."""
+    """Batches of views, with a teacher's answers or without: a `LabelStore`, or `DrawnViews`."""
 
-    batches_per_epoch: int
-    batch_size: int
-    num_images: int
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of images in a full batch."""
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of images that the views show."""
 
     def rows(self, epoch: int, batch: int, /) -> int:
         """Number of images in a batch."""
@@ -29,87 +42,154 @@ class ViewSource(Protocol):
         """Return one batch."""
 
 
-class LabelStore(Protocol):
-    """A folder of labels: `epochs` stored epochs of `batches_per_epoch` batches, in the order of training.
+class LabelStore(ABC):
+    """A folder of labels: `epochs` stored epochs of `batches_per_epoch` batches.
+
+    A format overrides what it stores in another way. Its constructor sets the attributes without a value here.
 
     Attributes:
         path: the folder.
+        fkd_seed: seed of the image order of labels without an index, and of random orders.
         dialect: name of the format.
         answers: what `BatchLabels.logits` are: `logits`, or `probabilities`, of which they are the natural logs.
-        label_order: how the project that made the labels visits them: one of `pool.ORDERS`.
-        has_epochs: whether the stored epochs are epochs, each of which visits every image once. Otherwise they are
-            stretches of a pool of batches.
+        label_order: how the project that made the labels visits them: one of ORDERS.
+        has_epochs: whether each stored epoch visits every image once. Otherwise the stored epochs are stretches of a
+            pool of batches.
         epochs: stored without a gap from 0.
         gap: names of the epochs that are missing though later ones are there, or None; see `refuse_gap`.
         batches_per_epoch, batch_size: the last batch of an epoch may be shorter.
-        num_images: images of the folder that the labels are about; without epochs, the least that there must be.
+        num_images: images of the folder that the labels refer to; without epochs, the least that there must be.
         num_classes: C.
-        num_classes_stated: False where the labels do not say C: then `num_classes` is the least, and `state_classes`
-            says it.
+        num_classes_stated: False if the labels do not say C: then `num_classes` is the least possible number, until
+            `state_classes` is called.
         keep_topk: answers stored per image; C for all.
         logits_dtype: of the answers.
         mix_type: `cutmix`, `mixup` or `none`.
-        image_digests: which images the labels are about; None where they do not say, as those of other projects.
+        image_digests: which images the labels belong to; None if they do not say, as those of other projects.
+        image_list: file beside the batches that lists their images; None if there is no such file.
+        settings: how the labels were made; empty for labels of other projects.
+        class_list: names of the class folders that the labels were made for, in order, or None.
+        class_names: digest of these names, or None.
+        opened: the epochs that are in memory, or mapped into it.
+        keeps_all: keep every opened epoch; otherwise the last one.
     """
 
-    path: Path
     dialect: str
-    answers: str
-    label_order: str
-    has_epochs: bool
     epochs: int
-    gap: str | None
     batches_per_epoch: int
     batch_size: int
     num_images: int
     num_classes: int
-    num_classes_stated: bool
     keep_topk: int
     logits_dtype: torch.dtype
     mix_type: str
-    image_digests: ImageDigests | None
+    answers: str = "logits"
+    label_order: str = STORED
+    has_epochs: bool = True
+    num_classes_stated: bool = True
+    gap: str | None = None
+    image_digests: ImageDigests | None = None
+    image_list: Path | None = None
+    class_list: list[str] | None = None
+    class_names: str | None = None
+    file_digests: bool = False  # whether the labels hold digests of their files, which `verify` compares
+    described: Sequence[str] = ()  # attributes that `provenance` states
 
-    @property
-    def class_list(self) -> list[str] | None:
-        """Names of the class folders that the labels were made for, in order, or None."""
+    def __init__(self, path: str | Path, fkd_seed: int, verify: bool) -> None:
+        if verify and not self.file_digests:
+            raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
+        self.path, self.fkd_seed, self.verify = Path(path), fkd_seed, verify
+        self.settings: dict[str, Any] = {}
+        self.opened: dict[int, Any] = {}
+        self.keeps_all = False
 
-    @property
-    def class_names(self) -> str | None:
-        """Digest of the class folder names that the labels were made for, or None."""
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"opened": {}}  # a worker opens the files itself
 
-    def random_access(self) -> None:
-        """Batches will be asked for in any order: keep open what was opened."""
+    @abstractmethod
+    def name(self, epoch: int, batch: int) -> str:
+        """Return the path of the file that holds a batch, relative to the folder."""
 
-    def batches(self, epoch: int, /) -> int:
-        """Number of batches of a stored epoch: `batches_per_epoch`, or fewer in the last one of a pool."""
-
-    def rows(self, epoch: int, batch: int, /) -> int:
-        """Number of images in a batch."""
-
-    def read(self, epoch: int, batch: int, /) -> BatchLabels:
+    @abstractmethod
+    def read(self, epoch: int, batch: int) -> BatchLabels:
         """Return one batch, `index` filled in.
 
         Raises:
             InputError: its file is missing, damaged, or disagrees with the rest of the labels.
         """
 
-    def file(self, epoch: int, batch: int, /) -> Path:
-        """The file that holds a batch; for errors."""
+    def file(self, epoch: int, batch: int = 0) -> Path:
+        """Return the file that holds a batch."""
+        return self.path / self.name(epoch, batch)
 
-    def check_complete(self, epochs: Iterable[int], /) -> None:
-        """Raise InputError for the first file that `epochs` need and that is missing; opens none."""
+    def names(self, epochs: Iterable[int]) -> Iterator[str]:
+        """Yield the path of every file of some epochs, relative to the folder."""
+        names = (self.name(epoch, batch) for epoch in epochs for batch in range(self.batches(epoch)))
+        return (name for name, _ in itertools.groupby(names))  # a file may hold all batches of an epoch
+
+    def batches(self, epoch: int) -> int:
+        """Return the number of batches of a stored epoch: `batches_per_epoch`, or fewer at the end of a pool."""
+        return self.batches_per_epoch
+
+    def stored_batches(self) -> int:
+        """Return the number of batches of all stored epochs."""
+        return sum(map(self.batches, range(self.epochs)))
+
+    def rows(self, epoch: int, batch: int) -> int:
+        """Return the number of images in a batch; the last one of an epoch may be shorter."""
+        return min(self.batch_size, self.num_images - batch * self.batch_size)
+
+    def random_access(self) -> None:
+        """Prepare for batches in any order: epochs that were opened stay open."""
+        self.keeps_all = True
+
+    def keep_open(self, epoch: int, content: Any) -> Any:
+        """Note the content of an epoch that was opened, and return it."""
+        if not self.keeps_all:
+            self.opened.clear()
+        self.opened[epoch] = content
+        return content
+
+    def set_epochs(self, stored: set[int], stated: Iterable[int] = ()) -> None:
+        """Set `epochs` and `gap` from the numbers of the stored epochs, and of those that a manifest states."""
+        self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, self.epoch_name, stated)
+
+    def epoch_name(self, epoch: int) -> str:
+        """Return the name of an epoch's file or folder."""
+        return self.name(epoch, 0)
+
+    def refuse_gap(self) -> None:
+        """Raise InputError if epochs are missing from the middle of the stored ones.
+
+        A reader that takes the stored epochs for all there are would use only those before the gap.
+        """
+        if self.gap:
+            raise InputError(
+                f"{self.path} lacks {self.gap} (epochs stored before that: {self.epochs}); copy the labels again, or "
+                "run relabel_FKD.py again to finish them"
+            )
+
+    def check_complete(self, epochs: Iterable[int]) -> None:
+        """Raise InputError for the first missing file that `epochs` need; open none."""
+        for name in self.names(epochs):
+            if not (self.path / name).is_file():
+                raise InputError(f"{self.path / name} is missing; copy the labels again or run relabel_FKD.py")
 
     def check(self, epoch: int) -> None:
-        """Read all of an epoch; raise InputError for the first thing wrong with it."""
+        """Read all batches of an epoch; raise InputError for the first thing wrong with it."""
+        for batch in range(self.batches(epoch)):
+            self.read(epoch, batch)
 
     def state_classes(self, num_classes: int) -> None:
-        """Say how many classes there are, to a store that does not know."""
+        """Set the number of classes of labels that do not state it."""
+        self.num_classes, self.num_classes_stated = num_classes, True
 
     def provenance(self) -> dict[str, Any]:
-        """What summary.json says about these labels."""
+        """Return the description of these labels in summary.json."""
+        return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described}
 
-    def digest(self, epochs: Iterable[int] | None = None, /) -> str:
-        """Digest that tells label sets apart, wherever they lie.
+    def digest(self, epochs: Iterable[int] | None = None) -> str:
+        """Return the digest that tells label sets apart, wherever they lie.
 
         Args:
             epochs: those that count (default: all that are stored); others may be added or changed.
@@ -117,9 +197,13 @@ class LabelStore(Protocol):
         Raises:
             InputError: a file of these epochs is missing.
         """
+        names = self.names(range(self.epochs) if epochs is None else epochs)
+        return digest_of_labels(self.path, names, *([] if self.image_list is None else [digest_of(self.image_list)]))
 
     def legacy_digest(self) -> str:
-        """Digest of earlier releases, which covered the first file only; old checkpoints state it."""
+        """Return the digest of earlier releases, which covered the first file and the list of images."""
+        first = digest_of(self.file(0))
+        return first if self.image_list is None else digest_of_text(first + digest_of(self.image_list))
 
 
 def epochs_without_gap(stored: set[int]) -> int:
@@ -128,7 +212,7 @@ def epochs_without_gap(stored: set[int]) -> int:
 
 
 def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int] = ()) -> str | None:
-    """Name the epochs that are missing though later ones are there; None if there are none.
+    """Return the names of the epochs that are missing though later ones are there; None if there are none.
 
     Args:
         stored: numbers of the epochs that there are.
@@ -141,13 +225,21 @@ def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int]
     return (f"{shown} and {number - NAMED} more" if number > NAMED else shown) or None
 
 
-def refuse_gap(store: LabelStore) -> None:
-    """Raise InputError if epochs are missing from the middle of the stored ones.
+def empty_folder(path: str | Path, image_digests: ImageDigests | None, settings: dict[str, Any] | None = None) -> Path:
+    """Make the folder of a label set that is to be written.
 
-    A reader that takes the stored epochs for all there are would use those before the gap alone.
+    Args:
+        path: the folder; made if it does not exist.
+        image_digests: which images the labels belong to, written beside them; None if nobody knows.
+        settings: how the labels were made, written with the digests.
+
+    Raises:
+        InputError: the folder holds files, or cannot be made.
     """
-    if store.gap:
-        raise InputError(
-            f"{store.path} lacks {store.gap} (epochs stored before that: {store.epochs}); copy the labels again, or "
-            "run relabel_FKD.py again to finish them"
-        )
+    path = Path(path)
+    make_folder(path)
+    if any(path.iterdir()):
+        raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
+    if image_digests is not None:
+        write_image_digests(path, image_digests, settings)
+    return path

@@ -1,1 +1,1 @@
-"""The report wing: many runs, one answer."""
+"""Compares finished runs: groups over seeds, tables and figures."""

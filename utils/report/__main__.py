@@ -1,4 +1,4 @@
-"""`python -m utils.report RUN… --output DIR`."""
+"""Entry point of `python -m utils.report RUN… --output DIR`."""
 
 import sys
 

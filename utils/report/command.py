@@ -1,4 +1,4 @@
-"""`python -m utils.report`: many runs in, one report out."""
+"""The command `python -m utils.report`: reads finished runs and writes one report about them."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -22,7 +22,7 @@ from utils.report.report import (
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
 from utils.run.arguments import add_wandb_arguments
-from utils.run.tracker import NoTracker, Place, start_tracker
+from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="--output-dir of a run, or a folder with many of them")
     parser.add_argument("--output", required=True, help="folder for report.md, report.tex, *.csv and the figures")
     parser.add_argument(
-        "--random", default=RANDOM, metavar="NAME", help="image set of random real images: its folder's name"
+        "--random", default=RANDOM, metavar="NAME", help="folder name of the image set of random real images"
     )
     parser.add_argument(
         "--full-data",
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> Namespace:
         nargs="+",
         default=[],
         metavar="SETTING",
-        help="settings whose differences do not keep runs apart, git_commit for instance; the report names them",
+        help="settings, git_commit for instance, in which runs of one group may differ; the report names them",
     )
     add_wandb_arguments(parser)
     return parser.parse_args(argv)
@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     found = find_runs(args.runs)
     groups, repeated = group_runs(found.finished, frozenset(args.ignore), args.random)
     baseline = find_baseline(groups, args.random)
-    findings, compared = find_evidence(groups, baseline, full), comparisons(groups)
+    findings = find_evidence(groups, baseline, full)
+    compared = comparisons(groups)
 
     shown = [group_table(groups)] if groups else []
     shown += [finding_table(findings)] if findings else []
@@ -98,15 +99,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def publish(args: Namespace, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
-    """Log tables, title -> (columns, rows), and figures to W&B, where the flags ask for it."""
-    place = Place(Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ()))
+    """Log figures and tables (title -> (columns, rows)) to W&B, if the flags ask for it."""
+    metadata = RunMetadata(
+        Path(args.output).name, args.wandb_group or "reports", "report", tuple(args.wandb_tags or ())
+    )
     tracker = start_tracker(
         project=args.wandb_project,
         mode=args.wandb_mode,
         api_key=args.wandb_api_key,
         folder=args.output,
         config={"runs": args.runs},
-        place=place,
+        metadata=metadata,
     )
     if not isinstance(tracker, NoTracker):
         tracker.report(tables, pictures)

@@ -1,4 +1,4 @@
-"""Is it the images or the labels? What every image set is worth beside random real images."""
+"""Is it the images or the labels? Compares every image set with random real images."""
 
 import json
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from utils.report.groups import Group, is_called
 from utils.report.random_images import record_of
 from utils.system.errors import InputError, listing
 
-RANDOM = "random"  # the usual name of the random images' folder
+RANDOM = "random"  # default folder name of the random images
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One image set in one regime beside the random one.
+    """The comparison of an image set with the random one, in one regime.
 
     Attributes:
-        group, random: the two groups; equal but for images and labels.
+        group, random: the two groups, which differ only in images and labels.
         improvement: IOR over common seeds, in percentage points.
-        recovery: HLR over seeds, in percentage points; None without a full-data figure or hard-label runs.
-        score: LRS over common seeds, in percent; None where `recovery` is.
+        recovery: HLR over seeds, in percentage points; None without a full-data top-1 or a group of hard-label runs.
+        score: LRS over common seeds, in percent; None without `recovery` or common seeds.
     """
 
     group: Group
@@ -37,7 +37,10 @@ class Finding:
 
 
 def parse_full_data(words: list[str]) -> dict[str, float]:
-    """Read --full-data: `71.3` for every student, or `resnet18=71.3 …`; student -> percent, "" for every other.
+    """Parse the words of --full-data: `71.3` for every student, or `resnet18=71.3` for one.
+
+    Returns:
+        student -> top-1 in percent; the key "" stands for every other student.
 
     Raises:
         InputError: a word is no percentage.
@@ -55,7 +58,7 @@ def parse_full_data(words: list[str]) -> dict[str, float]:
 
 
 def find_baseline(groups: list[Group], name: str) -> str | None:
-    """Return the images that --random names, as the tables call them; None if there are none called `random`.
+    """Return the table name of the images that --random names; None if no images have the default name `random`.
 
     Raises:
         InputError: several image sets of different content have that name, or none has a name that was given.
@@ -73,7 +76,7 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
 
 
 def origin_of(group: Group) -> str:
-    """Say how the images of the baseline were drawn, or that nothing but their name says that they were."""
+    """Describe how the images of the baseline were drawn, or say that only their name calls them random."""
     folder = str(group.folder)
     try:
         record = json.loads(record_of(Path(folder)).read_text())
@@ -81,18 +84,19 @@ def origin_of(group: Group) -> str:
             return f"the images in {folder}, drawn from {record['real']} with seed {record['seed']}"
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return f"the images in {folder}, which are taken for random by their name alone, since no record of a draw says it"
+    return f"the images in {folder}, which are taken for random by their name alone: no record of a draw exists"
 
 
 def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, float]) -> list[Finding]:
-    """Return a `Finding` for every group that has its random counterpart and a seed in common with it.
+    """Compare every group with the random group of the same student, regime, validation set and settings.
 
-    Both were evaluated on the same validation set, as were the hard labels' runs that the recovery is about.
+    The two need a seed in common. Hard-label recovery comes from the hard-label group of the same student, images and
+    validation set, if there is exactly one.
 
     Args:
         groups: all groups.
-        baseline: what `find_baseline` returned.
-        full: what `parse_full_data` returned.
+        baseline: the result of `find_baseline`.
+        full: the result of `parse_full_data`.
     """
     found = []
     for group in groups:
@@ -103,18 +107,27 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
         same = group.student, group.images, group.validation
         hard = [g for g in groups if g.regime == "HL" and (g.student, g.images, g.validation) == same]
         top1 = full.get(group.student, full.get(""))
-        recovered = {} if top1 is None or len(hard) != 1 else hard[0].by_seed()
-        recovery = {seed: hard_label_recovery(top1, figure) for seed, figure in recovered.items() if top1 is not None}
-        ours, theirs = group.by_seed(), random.by_seed()
-        gains = {s: improvement_over_random(ours[s], theirs[s]) for s in ours.keys() & theirs.keys()}
+        recovery: dict[int, float] = {}
+        if top1 is not None and len(hard) == 1:
+            recovery = {seed: hard_label_recovery(top1, figure) for seed, figure in hard[0].by_seed().items()}
+        ours = group.by_seed()
+        theirs = random.by_seed()
+        gains = {seed: improvement_over_random(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()}
         scores = [label_robust_score(gains[seed], recovery[seed]) for seed in gains.keys() & recovery.keys()]
         if gains:
-            spreads = [spread(values) if values else None for values in (list(recovery.values()), scores)]
-            found.append(Finding(group, random, spread(list(gains.values())), *spreads))
+            finding = Finding(
+                group,
+                random,
+                improvement=spread(list(gains.values())),
+                recovery=spread(list(recovery.values())) if recovery else None,
+                score=spread(scores) if scores else None,
+            )
+            found.append(finding)
     return found
 
 
 def same_but_images(one: Group, other: Group) -> bool:
-    """Whether two groups are of one student, regime and validation set, and nothing else sets them apart."""
-    ours, theirs = ((g.student, g.regime, g.validation, g.apart) for g in (one, other))
-    return ours == theirs
+    """Whether two groups agree in student, regime, validation set and `Group.apart`."""
+    if (one.student, one.regime) != (other.student, other.regime):
+        return False
+    return one.validation == other.validation and one.apart == other.apart

@@ -1,7 +1,7 @@
-"""The arithmetic of a report. Figures are top-1 in percent, differences in percentage points.
+"""The formulas of a report. Figures are top-1 in percent, differences in percentage points.
 
 Sources: DD-Ranking (Li et al., 2025, arXiv 2505.13300) for `improvement_over_random`, `hard_label_recovery`
-and `label_robust_score`. docs/evidence.md says what each depends on, and what may not be concluded from it.
+and `label_robust_score`. docs/evidence.md says what each depends on and which conclusions it does not allow.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over n values, with their sample standard deviation (n - 1); None for one value."""
+    """Mean of n values and their sample standard deviation (divided by n - 1), which is None for one value."""
 
     mean: float
     deviation: float | None
@@ -25,28 +25,31 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the `Spread` of one value or more."""
+    """Return the `Spread` of at least one value."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
-    """Return the `Spread` of `ours - theirs` over the seeds that both have; None where there is none.
+    """Return the `Spread` of `ours - theirs` over common seeds; None if there are none.
 
-    The same seed gives both students the same initial weights, so what the seed alone does cancels out.
+    The same seed gives both students the same initial weights, so the effect of the seed cancels out.
+
+    Args:
+        ours, theirs: seed -> figure.
     """
     common = sorted(ours.keys() & theirs.keys())
     return spread([ours[seed] - theirs[seed] for seed in common]) if common else None
 
 
 def improvement_over_random(distilled: float, random: float) -> float:
-    """IOR: top-1 on the distilled images less top-1 on as many random real ones, in one and the same regime."""
+    """IOR: top-1 with the distilled images minus top-1 with as many random real images, in the same regime."""
     return distilled - random
 
 
 def hard_label_recovery(full: float, distilled: float) -> float:
-    """HLR: top-1 of the same student on all real images, less top-1 on the distilled ones, both on hard labels.
+    """HLR: top-1 with all real images minus top-1 with the distilled ones, same student, both with hard labels.
 
-    What is still missing: smaller is better.
+    It is the gap that is left, so smaller is better.
     """
     return full - distilled
 
@@ -54,8 +57,8 @@ def hard_label_recovery(full: float, distilled: float) -> float:
 def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
     """LRS: alpha = w IOR - (1 - w) HLR, with both as fractions, then (e^alpha - 1/e) / (e - 1/e), in percent.
 
-    0 where alpha is -1, 100 where it is 1, and 26.9 where it is 0: a set that is as good as random in its
-    regime and as good as all real images on hard labels.
+    It is 0 at alpha = -1 and 100 at alpha = 1. At alpha = 0 it is 26.9: the images are as good as random ones in their
+    regime, and as good as all real images with hard labels.
     """
     alpha = (weight * improvement - (1 - weight) * recovery) / 100
     return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))

@@ -1,5 +1,6 @@
-"""Groups: runs that differ in nothing but the seed."""
+"""Sorts finished runs into groups that differ only in the seed, and compares groups."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,17 +12,17 @@ from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
 from utils.system.files import digest_of_text
 
-REGIME_SETTINGS = (  # how a regime makes its labels and views, and what its loss reads
+REGIME_SETTINGS = (  # settings that a regime implies: how labels and views are made, and the inputs of the loss
     "labels loss_type temperature ce_weight keep_topk mix_type mixup cutmix hflip min_scale_crops max_scale_crops "
     "fkd_seed label_order answers topk_mass student_temperature teachers teacher_model teacher_stem teacher_weights"
 ).split()
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
-STUDENT = "model", "stem"  # settings that have a column of their own, as the images
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are named if any other group differs, of whatever regime
+STUDENT = "model", "stem"  # settings that have a column of their own; so have the images
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared with the groups of all regimes
 
 
 def regime_of(run: FinishedRun) -> str:
-    """HL, SL or SL+KD."""
+    """Return HL, SL or SL+KD."""
     if run.args.get("loss_type") == "ce":
         return "HL"
     return "SL+KD" if run.summary["labels"].get("dialect") == "live teacher" else "SL"
@@ -29,13 +30,13 @@ def regime_of(run: FinishedRun) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-        student, regime, images: what the tables call it.
-        settings: all that its runs have in common.
-        apart: those of its settings in which other groups of its regime differ, as `name=value`; of validation sets,
-            in which any other group differs; and `labels accepted`, if they were against the evidence.
+        student, regime, images: names, as the tables show them.
+        settings: setting -> value as text, equal for all its runs.
+        apart: the settings in which other groups of its regime differ, as `name=value`; validation sets are compared
+            with the groups of all regimes; `labels accepted` is listed if its labels seemed wrong.
         runs: seed -> run.
     """
 
@@ -48,49 +49,57 @@ class Group:
 
     @property
     def name(self) -> str:
-        """One line that no other group has."""
+        """Name in one line; no two groups have the same."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
 
     @property
     def folder(self) -> PurePath:
-        """The folder of its training images, in which its first run found them."""
+        """Folder of the training images of its first run."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
     def validation(self) -> tuple[str | None, ...]:
-        """What names its validation set: figures of different ones are not compared."""
+        """Identity of its validation set; groups with different ones are not compared."""
         return tuple(self.settings.get(name) for name in VALIDATION)
 
     @property
     def accepted(self) -> str | None:
-        """Why its labels seem wrong, though the user accepted them; None for others."""
+        """Why its labels seem wrong although the user accepted them; None for other groups."""
         return self.settings.get("labels_accepted")
 
     @property
     def series(self) -> str:
-        """Images, with what else tells the group apart: a colour of the figures."""
+        """Images and the settings that tell the group apart: one colour in the figures."""
         return ", ".join([self.images, *self.apart])
 
     def by_seed(self, figure: str = "top1") -> dict[int, float]:
-        """Seed -> figure of the last epoch, in percent."""
+        """Return seed -> figure of the last epoch (top1 or top5, in percent)."""
         return {seed: run.summary["last"][figure] for seed, run in self.runs.items()}
 
     def last(self, figure: str = "top1") -> Spread:
-        """`Spread` of the last epoch's figure over seeds."""
+        """Return the `Spread` over seeds of the last epoch's figure (top1 or top5, in percent)."""
         return spread(list(self.by_seed(figure).values()))
 
     def best(self) -> Spread:
-        """`Spread` of each run's best top-1, which was picked on the validation set."""
+        """Return the `Spread` over seeds of the best top-1, which each run picked on the validation set."""
         return spread([run.summary["best"]["top1"] for run in self.runs.values()])
 
     def hours(self) -> float | None:
-        """Mean wall clock of a run; students that share a process share its time."""
-        seconds = [(run.summary.get("seconds"), run.args.get("side_by_side") or 1) for run in self.runs.values()]
-        shares = [whole / students / 3600 for whole, students in seconds if whole is not None]
-        return spread(shares).mean if len(shares) == len(seconds) else None
+        """Return the mean wall clock of a run in hours; None if a run lacks it.
+
+        The time of a process is divided by the number of students that it trained side by side.
+        """
+        hours = []
+        for run in self.runs.values():
+            seconds = run.summary.get("seconds")
+            if seconds is None:
+                return None
+            students = run.args.get("side_by_side") or 1
+            hours.append(seconds / students / 3600)
+        return spread(hours).mean
 
     def mean(self, *keys: str) -> float | None:
-        """Mean over runs of an item of summary.json; None where a run has none."""
+        """Return the mean over runs of the item of summary.json at the path `keys`; None if a run lacks it."""
         values = []
         for run in self.runs.values():
             value: Any = run.summary
@@ -106,15 +115,15 @@ def group_runs(
     """Sort finished runs into groups.
 
     Args:
-        runs: of any settings.
-        ignore: names of settings whose differences do not matter.
+        runs: runs of any settings.
+        ignore: settings in which runs of one group may differ.
         baseline: name of the image set that comes last.
 
     Returns:
-        (groups, ordered by student as found, regime and images; runs that repeat a seed of their group, and do
-        not count).
+        (groups, ordered by student as found, then regime, then images; runs that repeat a seed of their group and
+        are left out of it).
     """
-    found: dict[tuple, dict[int, FinishedRun]] = {}
+    found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, *(setting, value)) -> seed -> run
     repeated = []
     for run in runs:
         settings = {name: value for name, value in settings_of(run).items() if name not in ignore}
@@ -124,21 +133,25 @@ def group_runs(
         else:
             seeds[run.seed] = run
     names = image_names(runs)
-    parts = [(regime, dict(settings), seeds) for (regime, *settings), seeds in found.items()]
-    groups = [named(part, parts, names) for part in parts]
+    plain = []
+    for (regime, *pairs), seeds in found.items():
+        settings = dict(pairs)
+        student = student_name(next(iter(seeds.values())))
+        plain.append(Group(student, regime, names[settings["images"]], settings, (), seeds))
+    groups = [dataclasses.replace(group, apart=settings_apart(group, plain)) for group in plain]
     students = list(dict.fromkeys(group.student for group in groups))
     groups.sort(key=lambda g: (students.index(g.student), REGIMES.index(g.regime), is_called(g, baseline), g.series))
     return groups, repeated
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Whether a group's images have that name: in the tables, or at the end of their folder's path."""
+    """Whether a group's images have this name in the tables, or their folder's path ends with it."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
-    """Name every image set by as few of its folder's last names as tell it apart: digest -> name."""
+    """Return digest -> name of every image set: the shortest ends of the folders' paths that are all different."""
     folders: dict[str, PurePath] = {}
     for run in runs:
         folders.setdefault(image_digest(run), PurePath(run.args["train_dir"]))
@@ -146,36 +159,43 @@ def image_names(runs: list[FinishedRun]) -> dict[str, str]:
         names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
         if len(set(names.values())) == len(names):
             return names
-        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder, whose content has changed
+        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder, but its content has changed
             return {digest: f"{name} ({digest[:8]})" for digest, name in names.items()}
     raise AssertionError("unreachable: the loop above ends by itself")
 
 
-def named(part: tuple, parts: list[tuple], names: dict[str, str]) -> Group:
-    """Return one part as a `Group`, which knows in what it differs from the others of its regime."""
-    regime, settings, seeds = part
-    everyone = [other for _, other, _ in parts]
-    others = [other for kind, other, _ in parts if kind == regime]
-    same_images = [other for other in others if other["images"] == settings["images"]]
+def student_name(run: FinishedRun) -> str:
+    """Return the student's name, as the tables show it."""
+    return run.args["model"] + (" (small stem)" if run.args.get("stem") == "small" else "")
+
+
+def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
+    """Return `Group.apart` of one of the groups."""
+    run = next(iter(group.runs.values()))
+    everyone = [other.settings for other in groups]
+    same_regime = [other.settings for other in groups if other.regime == group.regime]
+    same_images = [settings for settings in same_regime if settings["images"] == group.settings["images"]]
     apart = []
     for name in sorted(set().union(*everyone)):
-        value = settings.get(name)
-        rivals = everyone if name in EVERYWHERE else same_images if name in ("labels", "train_images") else others
+        value = group.settings.get(name)
+        if name in EVERYWHERE:
+            rivals = everyone
+        elif name in ("labels", "train_images"):  # they differ whenever the images do
+            rivals = same_images
+        else:
+            rivals = same_regime
         differs = {other.get(name) for other in rivals} != {value}
         if name == "labels_accepted":
             several = len({other.get(name) for other in rivals} - {None}) > 1
             number = f" ({digest_of_text(value)[:6]})" if value and several else ""
             apart += [f"labels accepted{number}"] if value else []
         elif differs and name not in (*STUDENT, "images"):
-            apart.append(f"{name}={text_of(name, value or '–', seeds)}")
-    run = next(iter(seeds.values()))
-    stem = " (small stem)" if run.args.get("stem") == "small" else ""
-    return Group(run.args["model"] + stem, regime, names[settings["images"]], settings, tuple(apart), seeds)
+            apart.append(f"{name}={text_of(name, value or '–', run)}")
+    return tuple(apart)
 
 
-def text_of(name: str, value: str, seeds: dict[int, FinishedRun]) -> str:
-    """How a table shows a setting: labels and validation sets by their folder, digests by their first letters."""
-    run = next(iter(seeds.values()))
+def text_of(name: str, value: str, run: FinishedRun) -> str:
+    """Return a setting's value as tables show it: folders of labels and validation sets, first letters of digests."""
     if name == "labels":
         return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
     if name in VALIDATION:
@@ -187,26 +207,26 @@ def text_of(name: str, value: str, seeds: dict[int, FinishedRun]) -> str:
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
-    """Name every setting in which two groups differ: `name: value | value`."""
+    """Return every setting in which two groups differ, as `name: value | value`."""
     names = sorted(ours.settings.keys() | theirs.settings.keys())
     pairs = [(name, ours.settings.get(name, "–"), theirs.settings.get(name, "–")) for name in names]
     return [f"{name}: {short(a)} | {short(b)}" for name, a, b in pairs if a != b]
 
 
 def short(value: str) -> str:
-    """A setting's value, cut where it is long."""
+    """Cut a setting's value to at most 40 characters."""
     return value if len(value) <= 40 else f"{value[:39]}…"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups of which one thing is different on purpose.
+    """Two groups that differ along one axis.
 
     Attributes:
-        axis: which: images, regime, student or settings.
+        axis: images, regime, student or settings.
         ours, theirs: the groups.
-        difference: `Spread` of ours - theirs over common seeds, top-1 in percentage points; None without one.
-        also: settings in which they differ beyond what the axis implies, named.
+        difference: `Spread` of ours - theirs over common seeds, top-1 in percentage points; None without common seeds.
+        also: other settings in which they differ, as `differences` returns them, without those that the axis implies.
     """
 
     axis: str
@@ -217,9 +237,9 @@ class Comparison:
 
 
 def comparisons(groups: list[Group]) -> list[Comparison]:
-    """Compare every two groups that differ in images, regime, student or settings, and in nothing else of these.
+    """Compare all pairs of groups that differ along exactly one axis and share the validation set.
 
-    Only groups of the same validation set are compared.
+    Along images and student, the settings that tell groups apart must be equal as well.
     """
     implied = {
         "images": {"images", "train_images", "labels"},
@@ -230,7 +250,7 @@ def comparisons(groups: list[Group]) -> list[Comparison]:
     found = []
     for ours, theirs in itertools.combinations(groups, 2):
         if ours.validation != theirs.validation:
-            continue  # the difference would be that of the validation sets
+            continue  # the difference could come from the validation sets
         axes = [axis for axis in ("images", "regime", "student") if getattr(ours, axis) != getattr(theirs, axis)]
         if len(axes) > 1 or (axes != ["regime"] and axes and ours.apart != theirs.apart):
             continue

@@ -1,11 +1,11 @@
-"""Draw a random subset of real images, the baseline that a distilled set has to beat.
+"""Draws a random subset of real images: the baseline that a distilled set has to beat.
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-Of every class as many images as DISTILLED has, drawn without replacement. RANDOM gets links to the files,
-in folders named as those of DISTILLED, and RANDOM.txt lists them, one line `CLASS/NAME<tab>PATH` each. Classes are
-paired by the names of their folders; REAL may have more of them. RANDOM.json says how the images were drawn, and their
-digest, by which a report knows them. With --again a set that is there already must be the one that would be drawn.
+It draws without replacement, from every class as many images as DISTILLED has. RANDOM gets links to the files, in
+class folders with the names of DISTILLED's, and RANDOM.txt lists them, one line `CLASS/NAME<tab>PATH` each. Classes are
+paired by the names of their folders; REAL may have more classes. RANDOM.json records how the images were drawn and
+their digest, by which a report recognises them. With --again an existing set is kept if it equals the draw.
 """
 
 import os
@@ -32,19 +32,19 @@ SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 def draw_images(
     samples: Samples, wanted: dict[int, int], seed: int, classes: Sequence[str] | None = None
 ) -> list[tuple[str, int]]:
-    """Draw `wanted[c]` of the images of each class c, without replacement; equal for equal arguments.
+    """Draw `wanted[c]` images of each class c, without replacement. Equal arguments give equal draws.
 
     Args:
         samples: (path, class) of all images.
         wanted: class -> number of images.
-        seed: of the draw; each class has its own stream, so that no class depends on another.
-        classes: names of the classes, for errors.
+        seed: seed of the draw; each class has its own random stream, so that no class depends on another.
+        classes: names of the classes, for error messages.
 
     Returns:
         (path, class) of the drawn images, in the order of `samples`.
 
     Raises:
-        InputError: a class has fewer images than are wanted.
+        InputError: a class has fewer images than wanted.
     """
     drawn = []
     for target, number in sorted(wanted.items()):
@@ -61,9 +61,9 @@ def draw_images(
 
 
 def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
-    """Return the link of each drawn image, `CLASS/NAME`, with its path.
+    """Return link `CLASS/NAME` -> path of each drawn image.
 
-    A link is named as its file; a number comes before the name where two files of a class share it.
+    NAME is the name of the file, with a number before it if two files of a class share it.
     """
     links: dict[str, str] = {}
     for path, target in drawn:
@@ -75,14 +75,17 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
 
 
 def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[Samples, str]:
-    """Return the images of REAL with their classes among those of --like, and how these were paired.
+    """Pair the classes of REAL with those of --like.
 
     Args:
-        real, like: image folders; classes of REAL that --like has not are left out.
+        real, like: image folders; classes of REAL that --like lacks are left out.
         class_map: --class-map, or None.
 
+    Returns:
+        ((path, class of --like) of the images of REAL, how the classes were paired).
+
     Raises:
-        InputError: the names of the folders do not say which belongs to which, or REAL lacks a class.
+        InputError: the names of the folders do not pair the classes, or REAL lacks a class.
     """
     where = f"REAL {real.root} and --like {like.root}"
     places, how = pair_names(real.classes, like.classes, class_map, where, SIDES)
@@ -94,7 +97,7 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
 
 
 def record_of(output: Path) -> Path:
-    """The file that says how the images in a folder were drawn."""
+    """Return the path of the file that records how the images of a folder were drawn."""
     return output.with_name(f"{output.name}.json")
 
 
@@ -114,7 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="keep --output if it is there and holds the same draw")
     args = parser.parse_args(argv)
     start_log()
-    real, like, output = open_folder(args.real, "REAL"), open_folder(args.like, "--like"), Path(args.output)
+    real = open_folder(args.real, "REAL")
+    like = open_folder(args.like, "--like")
+    output = Path(args.output)
     samples, how = pair_classes(real, like, args.class_map)
     drawn = draw_images(samples, Counter(like.targets), args.seed, like.classes)
     links = name_links(drawn, like.classes)
@@ -129,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     left_out = len(real.classes) - len({target for _, target in samples})
     if left_out:
         log.info(
-            "%d of %d class folders of %s are left out: --like has not these classes",
+            "%d of %d class folders of %s are left out: --like lacks these classes",
             left_out,
             len(real.classes),
             args.real,
@@ -142,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     digest = know_images(str(output), found.samples, workers=1).digests.digest()
     made = {"real": args.real, "like": args.like, "seed": args.seed, "class_map": args.class_map, "digest": digest}
     write_json(record_of(output), made)
-    write_text(list_file, listed)  # last: it says that the set is complete
+    write_text(list_file, listed)  # written last: it marks the set as complete
     log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), args.seed, output)
 
 
@@ -151,7 +156,7 @@ def refuse_another_draw(args: Namespace, output: Path, links: dict[str, str], li
     before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
     try:
         same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())
-    except OSError:  # a link, or what it leads to, is gone
+    except OSError:  # a link or its target is gone
         same = False
     if not same:
         raise InputError(

@@ -1,7 +1,6 @@
-"""What a report says: groups, findings and comparisons as tables and as rows of CSV."""
+"""The content of a report: groups, findings and comparisons, as tables and as rows of CSV files."""
 
 from utils.report.evidence import Finding, origin_of
-from utils.report.formulas import Spread
 from utils.report.groups import Comparison, Group
 from utils.report.runs import FinishedRun, FoundRuns
 from utils.report.tables import NONE, Table, size, with_deviation, with_error
@@ -15,57 +14,83 @@ FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se".spl
 
 
 def group_rows(groups: list[Group]) -> list[dict]:
-    """Return report.csv: one row per group; top-k in percent, sizes in bytes."""
+    """Return the rows of report.csv, one per group: top-k in percent, sizes in bytes."""
     rows = []
     for group in groups:
-        top1, top5, best = group.last("top1"), group.last("top5"), group.best()
-        values = [group.student, group.regime, group.images, "; ".join(group.apart), top1.n]
-        values += [" ".join(map(str, sorted(group.runs))), top1.mean, top1.deviation, top5.mean, top5.deviation]
-        values += [best.mean, best.deviation, group.mean("train_images_per_second")]
-        values += [group.hours()]
-        values += [group.mean("labels", "bytes"), group.mean("images", "bytes")]
-        rows.append(dict(zip(GROUP_COLUMNS, values, strict=True)))
+        top1 = group.last("top1")
+        top5 = group.last("top5")
+        best = group.best()
+        row = {
+            "student": group.student,
+            "regime": group.regime,
+            "images": group.images,
+            "settings": "; ".join(group.apart),
+            "n": top1.n,
+            "seeds": " ".join(map(str, sorted(group.runs))),
+            "top1": top1.mean,
+            "top1_sd": top1.deviation,
+            "top5": top5.mean,
+            "top5_sd": top5.deviation,
+            "best_top1": best.mean,
+            "best_top1_sd": best.deviation,
+            "images_per_second": group.mean("train_images_per_second"),
+            "hours": group.hours(),
+            "label_bytes": group.mean("labels", "bytes"),
+            "image_bytes": group.mean("images", "bytes"),
+        }
+        rows.append(row)
     return rows
 
 
 def group_table(groups: list[Group]) -> Table:
-    """Return the main table."""
+    """Return the main table, one row per group."""
     rows = []
     for group in groups:
-        speed, hours = group.mean("train_images_per_second"), group.hours()
-        rows.append(
-            [
-                *(group.student, group.regime, group.series, str(group.last().n)),
-                *(with_deviation(group.last("top1")), with_deviation(group.last("top5")), with_deviation(group.best())),
-                NONE if speed is None else f"{speed:,.0f}",
-                NONE if hours is None else f"{hours:.3g}",
-                *(size(group.mean("labels", "bytes")), size(group.mean("images", "bytes"))),
-            ]
-        )
+        speed = group.mean("train_images_per_second")
+        hours = group.hours()
+        cells = [
+            group.student,
+            group.regime,
+            group.series,
+            str(group.last().n),
+            with_deviation(group.last("top1")),
+            with_deviation(group.last("top5")),
+            with_deviation(group.best()),
+            NONE if speed is None else f"{speed:,.0f}",
+            NONE if hours is None else f"{hours:.3g}",
+            size(group.mean("labels", "bytes")),
+            size(group.mean("images", "bytes")),
+        ]
+        rows.append(cells)
     columns = "student,regime,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,labels,image files".split(",")
     note = (
-        "Last epoch's figures, mean ± standard deviation over n seeds. The best top-1 of a run was picked on the "
+        "Figures of the last epoch, mean ± standard deviation over n seeds. The best top-1 of a run was picked on the "
         "validation set. Labels of SL+KD: the teacher's weights. Hours: wall clock of one run."
     )
     accepted = [f"{group.name}: {group.accepted}" for group in groups if group.accepted]
     if accepted:
-        note += " LABELS ACCEPTED: these groups' labels seem wrong, and --accept-labels let the runs go on. "
+        note += " LABELS ACCEPTED: the labels of these groups seem wrong, but --accept-labels let the runs go on. "
         note += "; ".join(accepted) + "."
     return Table("Top-1 by group", columns, rows, note, left=3)
 
 
 def finding_table(findings: list[Finding]) -> Table:
-    """Return the answer: every image set beside the random one, of which there is one in all findings."""
+    """Return the table that compares image sets with random images; all findings share the random image set."""
     rows = []
     for found in findings:
-        group, gain = found.group, found.improvement
-        rows.append(
-            [
-                *(group.student, group.regime, group.series, str(gain.n)),
-                *(with_deviation(group.last()), with_deviation(found.random.last()), with_error(gain, sign=True)),
-                *(with_error(found.recovery), with_error(found.score)),
-            ]
-        )
+        group = found.group
+        cells = [
+            group.student,
+            group.regime,
+            group.series,
+            str(found.improvement.n),
+            with_deviation(group.last()),
+            with_deviation(found.random.last()),
+            with_error(found.improvement, sign=True),
+            with_error(found.recovery),
+            with_error(found.score),
+        ]
+        rows.append(cells)
     columns = [
         "student",
         "regime",
@@ -79,30 +104,36 @@ def finding_table(findings: list[Finding]) -> Table:
     ]
     note = (
         "IOR, improvement over random: paired over n common seeds, percentage points ± standard error. HLR, hard-label "
-        "recovery: what hard labels on these images still miss of all real images. LRS, label-robust score with "
-        "w = 0.5. docs/evidence.md says what may not be concluded. Random images: "
+        "recovery: top-1 on all real images minus top-1 on these, both with hard labels. LRS, label-robust score with "
+        "w = 0.5. docs/evidence.md says which conclusions these figures do not allow. Random images: "
         f"{origin_of(findings[0].random)}."
     )
     return Table("Is it the images or the labels?", columns, rows, note, left=3)
 
 
 def finding_rows(findings: list[Finding]) -> list[dict]:
-    """Return evidence.csv."""
-
-    def pair(value: Spread | None) -> tuple:
-        return (None, None) if value is None else (value.mean, value.error)
-
+    """Return the rows of evidence.csv, one per finding: IOR and HLR in percentage points, LRS in percent."""
     rows = []
     for found in findings:
         group = found.group
-        values = [group.student, group.regime, group.series, found.improvement.n]
-        values += [*pair(found.improvement), *pair(found.recovery), *pair(found.score)]
-        rows.append(dict(zip(FINDING_COLUMNS, values, strict=True)))
+        row = {
+            "student": group.student,
+            "regime": group.regime,
+            "images": group.series,
+            "n": found.improvement.n,
+            "ior": found.improvement.mean,
+            "ior_se": found.improvement.error,
+        }
+        if found.recovery is not None:
+            row |= {"hlr": found.recovery.mean, "hlr_se": found.recovery.error}
+        if found.score is not None:
+            row |= {"lrs": found.score.mean, "lrs_se": found.score.error}
+        rows.append(row)
     return rows
 
 
 def student_table(groups: list[Group]) -> Table | None:
-    """Return top-1 of every student side by side, as the field reports cross-architecture; None for one student."""
+    """Return the cross-architecture table: top-1 with one column per student; None if there is only one student."""
     students = list(dict.fromkeys(group.student for group in groups))
     if len(students) < 2:
         return None
@@ -110,7 +141,7 @@ def student_table(groups: list[Group]) -> Table | None:
     for group in groups:
         lines.setdefault((group.regime, group.series), {})[group.student] = with_deviation(group.last())
     rows = [[*line, *(cells.get(student, NONE) for student in students)] for line, cells in lines.items()]
-    note = "Last epoch's top-1 (%), mean ± standard deviation over seeds."
+    note = "Top-1 of the last epoch (%), mean ± standard deviation over seeds."
     return Table("Cross-architecture", ["regime", "images", *students], rows, note, left=2)
 
 
@@ -121,25 +152,34 @@ def comparison_table(found: list[Comparison], axis: str) -> Table:
         difference = comparison.difference
         cells = [comparison.ours.name, comparison.theirs.name, with_error(difference, sign=True)]
         rows.append([*cells, str(difference.n) if difference else "0", "; ".join(comparison.also) or NONE])
-    note = "Top-1 of the first less the second, percentage points, mean ± standard error over n common seeds."
+    note = "Top-1 of the first minus the second, percentage points, mean ± standard error over n common seeds."
     title = f"Paired comparisons: {axis}"
     return Table(title, ["first", "second", "difference", "n", "also differ in"], rows, note, left=2, remark=True)
 
 
 def comparison_rows(found: list[Comparison]) -> list[dict]:
-    """Return comparisons.csv."""
+    """Return the rows of comparisons.csv, one per comparison: differences in percentage points."""
     rows = []
-    for c in found:
-        figures = (c.difference.n, c.difference.mean, c.difference.error) if c.difference else (0, None, None)
-        values = (c.axis, c.ours.name, c.theirs.name, *figures, "; ".join(c.also))
-        rows.append(dict(zip(COMPARISON_COLUMNS, values, strict=True)))
+    for comparison in found:
+        difference = comparison.difference
+        row = {
+            "axis": comparison.axis,
+            "ours": comparison.ours.name,
+            "theirs": comparison.theirs.name,
+            "n": difference.n if difference else 0,
+            "difference": difference.mean if difference else None,
+            "standard_error": difference.error if difference else None,
+            "also_differs": "; ".join(comparison.also),
+        }
+        rows.append(row)
     return rows
 
 
 def left_out(found: FoundRuns, repeated: list[FinishedRun]) -> list[Table]:
-    """Return what is in no average: unfinished, damaged and repeated runs."""
+    """Return tables of the runs that no average includes: unfinished, damaged and repeated ones."""
     unfinished = [[str(path), f"{done} of {epochs} epochs"] for path, done, epochs in found.unfinished]
     damaged = [[str(path), reason] for path, reason in found.damaged]
     again = [[str(run.path), f"seed {run.seed} counts already, with the same settings"] for run in repeated]
-    titles = ("Unfinished runs", unfinished), ("Damaged run folders", damaged), ("Repeated runs", again)
-    return [Table(title, ["run", "why it is in no average"], rows, remark=True) for title, rows in titles if rows]
+    lists = {"Unfinished runs": unfinished, "Damaged run folders": damaged, "Repeated runs": again}
+    columns = ["run", "why it is in no average"]
+    return [Table(title, columns, rows, remark=True) for title, rows in lists.items() if rows]

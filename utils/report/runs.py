@@ -1,4 +1,4 @@
-"""Run folders in: what finished, what did not, what cannot be read."""
+"""Reads run folders and sorts them into finished, unfinished and damaged runs."""
 
 import csv
 import json
@@ -10,17 +10,17 @@ from pathlib import Path
 from utils.system.errors import InputError
 from utils.system.text import printable_all, shorten
 
-MARKS = ("summary.json", "args.json")  # either makes a folder a run
+MARKS = ("summary.json", "args.json")  # a folder with either of them is a run
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run that reached its last epoch.
+    """A run that reached its last epoch.
 
     Attributes:
         path: its folder.
-        summary: summary.json.
-        curve: epoch -> top-1 on the validation set in percent, where it was evaluated.
+        summary: content of summary.json.
+        curve: epoch -> validation top-1 in percent, for every epoch with an evaluation.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class FinishedRun:
 
     @property
     def args(self) -> dict:
-        """Its settings."""
+        """Settings of the run."""
         return self.summary["args"]
 
     @property
@@ -40,10 +40,10 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class FoundRuns:
-    """What was found below some folders.
+    """All runs below some folders.
 
     Attributes:
-        finished: runs, in the order of their paths.
+        finished: finished runs, in the order of their paths.
         unfinished: (folder, epochs done, epochs to do).
         damaged: (folder, why it cannot be read).
     """
@@ -54,10 +54,10 @@ class FoundRuns:
 
 
 def find_runs(paths: list[str]) -> FoundRuns:
-    """Read every run in and below `paths`; a folder that cannot be read spoils no other.
+    """Read every run in and below `paths`; an unreadable folder does not affect the others.
 
     Raises:
-        InputError: a path is no folder, or holds no run.
+        InputError: a path is not a folder, or there is no run in or below it.
     """
     found = FoundRuns([], [], [])
     for folder in sorted({folder for path in paths for folder in run_folders(path)}):
@@ -70,7 +70,7 @@ def find_runs(paths: list[str]) -> FoundRuns:
 
 
 def run_folders(path: str) -> list[Path]:
-    """Return every folder in and below `path` that a run has written to."""
+    """Return every run folder in and below `path`."""
     if not os.path.isdir(path):
         raise InputError(f"RUN {path} is not a folder; give the --output-dir of a run, or a folder of such folders")
     folders = [Path(folder) for folder, _, names in os.walk(path) if set(MARKS) & set(names)]
@@ -80,17 +80,18 @@ def run_folders(path: str) -> list[Path]:
 
 
 def read_run(folder: Path, found: FoundRuns) -> None:
-    """Read one run folder and put it where it belongs.
+    """Read one run folder and add it to `found`.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: a file is damaged, or says what cannot be.
+        OSError, ValueError, KeyError, TypeError: a file is damaged or contradicts itself.
     """
     rows = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").exists() else []
     if not (folder / "summary.json").exists():
         found.unfinished.append((folder, len(rows), json.loads((folder / "args.json").read_text())["epochs"]))
         return
     summary = printable_all(json.loads((folder / "summary.json").read_text()))
-    args, last = summary["args"], summary["last"]
+    args = summary["args"]
+    last = summary["last"]
     if summary["epochs_done"] < args["epochs"]:
         found.unfinished.append((folder, summary["epochs_done"], args["epochs"]))
         return
@@ -112,7 +113,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def percent(value: float) -> float:
-    """Return a top-k figure, or raise ValueError where it can be none."""
+    """Return a top-k figure; raise ValueError if it is not within 0 and 100."""
     if not 0 <= value <= 100:
-        raise ValueError(f"top-k {value} is no percentage")
+        raise ValueError(f"top-k {value} is not a percentage")
     return value

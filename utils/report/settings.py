@@ -1,8 +1,8 @@
-"""Everything that a run's figure depends on, and nothing else.
+"""Finds the settings that a run's figure depends on, and no others: runs of a group agree in all of them.
 
-A flag may be without effect beside the others (momentum without --sgd), and two flags may say the same (--cos and
---schedule cos). Neither may keep runs of equal figures apart. Data are told apart by digests of their content, never by
-the names of folders and files.
+A flag may have no effect because of another (momentum without --sgd), and two flags may mean the same (--cos and
+--schedule cos). Runs that differ only in such flags belong to one group. Data are identified by digests of their
+content, never by names of folders and files.
 """
 
 import re
@@ -13,23 +13,23 @@ from utils.report.runs import FinishedRun
 from utils.run.checkpoint import EARLIER
 from utils.training.losses import NEEDS_LOGITS, TEMPERED
 
-# Arguments that cannot change the last epoch's figure, whatever the others are.
+# Arguments that never change the figure of the last epoch, whatever the others are.
 NEUTRAL = frozenset(
-    # the seed is what runs of a group differ in; students side by side are trained as if they were alone
+    # runs of a group differ in the seed; training side by side gives the same students as training alone
     "seed side_by_side output_dir overwrite resume dry_run workers no_progress verify_labels accept_labels "
-    # where images are decoded, and how often the student is evaluated
+    # place where images are decoded; epochs between evaluations
     "loader eval_every "
-    # without it a run is refused that would visit labels again; the first visit is the same either way
+    # without it, a run that needs labels a second time is refused; any other run is the same with it
     "reuse_labels "
-    # folders and files, whose content is in the digests of images, classes, labels, validation images and teachers
+    # folders and files: digests of images, classes, labels, validation images and teachers identify their content
     "train_dir val_dir fkd_path teacher_checkpoint class_order class_map classes ipc "
     "wandb_project wandb_mode wandb_group wandb_tags".split()
 )
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # how labels were made
-NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not what is in them
-VALIDATION = "validation", "val_images"  # settings that name the validation set: by content, in old runs by file names
-ALPHAS = "mixup", "cutmix"  # each counts for the mix type of its name
-SCHEDULED = {  # --temperature-schedule -> the flags that shape it
+NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not their content
+VALIDATION = "validation", "val_images"  # they identify the validation set: by content; in old runs, by file names
+ALPHAS = "mixup", "cutmix"  # each has an effect only with the mix type of its name
+SCHEDULED = {  # --temperature-schedule -> the flags that it reads
     "constant": (),
     "step": ("temperature_step_size", "temperature_gamma"),
     "cosine": ("temperature_min",),
@@ -38,11 +38,12 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return everything that a run's figure depends on, the seed left out: name -> value as text.
+    """Return the settings that a run's figure depends on, without the seed: name -> value as text.
 
-    Summaries of earlier releases are read as well: arguments that they lack have the value that had to be.
+    Arguments that the summaries of earlier releases lack get the value that those releases used.
     """
-    args, labels = earlier_arguments(run.args) | run.args, run.summary["labels"]
+    args = earlier_arguments(run.args) | run.args
+    labels = run.summary["labels"]
     idle = {*NEUTRAL, *without_effect(args, labels)}
     settings = {name: value for name, value in args.items() if name not in idle and value is not None}
     settings["images"] = image_digest(run)
@@ -51,18 +52,18 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     settings["git_commit"] = run.summary.get("git_commit")
 
     if "schedule" in args:
-        settings.pop("cos", None)  # the same as --schedule cos
+        settings.pop("cos", None)  # it means --schedule cos
     if "arithmetic" in args:
-        settings.pop("precision", None)  # `auto`, or what it led to
+        settings.pop("precision", None)  # `arithmetic` says what `auto` chose
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
-        settings.pop("mix_type", None)  # given, or left out
+        settings.pop("mix_type", None)  # the same whether `none` was given or nothing
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        settings.pop("val_images", None)  # names and sizes of the files
+        settings.pop("val_images", None)  # names and sizes of the files: the digest of their content replaces it
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
-        settings.pop("num_classes", None)  # given, or as many as folders
+        settings.pop("num_classes", None)  # the labels state it
     if labels.get("policy"):
         settings["labels.policy"] = policy_of(labels["policy"], args)
     if isinstance(labels.get("settings"), dict):
@@ -72,12 +73,12 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
 
 
 def image_digest(run: FinishedRun) -> str:
-    """Digest of the training images' pixels; in the summaries of the first releases, their folder."""
+    """Return the digest of the training images' pixels, or their folder for runs of the first releases."""
     return run.summary.get("images", {}).get("digest") or run.args["train_dir"]
 
 
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """Return what runs were made with before an argument existed."""
+    """Return argument -> value that runs used before the argument existed."""
     known = dict(EARLIER)
     if "input_size" in args:
         known["val_resize"] = round(args["input_size"] * 256 / 224)
@@ -90,7 +91,7 @@ def mix_type_of(args: dict[str, Any]) -> str:
 
 
 def device_of(run: FinishedRun) -> str | None:
-    """Return `cpu` or `cuda`; for runs of earlier releases that say `auto`, what the name of their device tells."""
+    """Return `cpu` or `cuda`; if an earlier release recorded `auto`, derive it from the name of the device."""
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
     if device == "auto" and name is not None:
@@ -99,19 +100,19 @@ def device_of(run: FinishedRun) -> str | None:
 
 
 def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what counts of the way in which views were drawn; None where the arguments say all of it."""
-    if all(name in args for name in ("hflip", *ALPHAS)):  # a live teacher's views: the flags
+    """Return the entries of a view policy that have an effect; None if the arguments hold all of them."""
+    if all(name in args for name in ("hflip", *ALPHAS)):  # a live teacher: flags define the views
         return None
     idle = [alpha for alpha in ALPHAS if alpha != policy.get("mix_type")]
     return {name: value for name, value in policy.items() if name not in idle}
 
 
 def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str]:
-    """Yield the arguments that have no effect beside the others, and beside the `labels` of summary.json."""
+    """Yield the arguments that have no effect, given the other arguments and the `labels` of summary.json."""
     loss = args.get("loss_type")
     if "sgd" in args:
         yield from ("adamw_lr", "adamw_weight_decay") if args["sgd"] else ("learning_rate", "momentum", "weight_decay")
-    if "smoothed" not in args.get("schedule", "smoothed"):  # linear-smoothed, smoothed
+    if "smoothed" not in args.get("schedule", "smoothed"):  # `linear-smoothed` and `smoothed` read it
         yield "smoothing"
     if args.get("processes") == 1:
         yield "sync_bn"
@@ -120,13 +121,13 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        yield "fkd_seed"  # such labels know the image of every row
+        yield "fkd_seed"  # these labels state the image of every row
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # stored probabilities stay as they are, so that only the student's logits may be divided by --temperature
+    # stored probabilities are used as they are; --temperature then divides at most the student's logits
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX (booktabs) and CSV; the same rows in each."""
+"""Tables as Markdown, LaTeX (booktabs) and CSV, with the same rows in each format."""
 
 import csv
 import io
@@ -7,25 +7,34 @@ from dataclasses import dataclass
 
 from utils.report.formulas import Spread
 
-NONE = "–"  # a cell without a figure
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"±": r"$\pm$", "–": "--", "…": r"\dots{}", "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"},
-    **{"→": r"$\to$", "²": r"\textsuperscript{2}", "×": r"$\times$"},
+NONE = "–"  # text of a cell that has no figure
+SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "…": r"\dots{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "→": r"$\to$",
+    "²": r"\textsuperscript{2}",
+    "×": r"$\times$",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table whose cells are texts.
 
     Attributes:
-        title: its heading, or its caption.
-        columns: headings; those after the first `left` are figures, and set right.
+        title: heading in Markdown, caption in LaTeX.
+        columns: headings of the columns.
         rows: one text per column.
-        note: what a reader must know; may be empty.
-        left: columns of names.
-        remark: the last column is a text, which may take several lines.
+        note: explanation below the table; may be empty.
+        left: number of left-aligned columns (names); the others are right-aligned (figures).
+        remark: the last column is a text of possibly several lines.
     """
 
     title: str
@@ -63,20 +72,20 @@ class Table:
 
 
 def tex(text: str) -> str:
-    """Escape a text for LaTeX; letters that no Western font has become question marks."""
+    """Escape a text for LaTeX; letters outside Latin-1 become question marks."""
     escaped = "".join(SPECIAL.get(letter, letter) for letter in text)
     return escaped.encode("latin-1", "replace").decode("latin-1")
 
 
 def document(tables: Sequence[Table]) -> str:
-    """Return a LaTeX document that compiles as it is, and whose tables can be copied into a paper."""
+    """Return a complete LaTeX document, from which tables can be copied into a paper."""
     head = [r"\documentclass{article}", r"\usepackage[margin=15mm]{geometry}"]
     head += [r"\usepackage{booktabs}  % \toprule, \midrule, \bottomrule: a paper needs it too", r"\begin{document}"]
     return "\n\n".join(["\n".join(head), *(table.latex() for table in tables), r"\end{document}"]) + "\n"
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[dict]) -> str:
-    """Return CSV; an item that is None is an empty cell, a float has seven significant digits."""
+    """Return CSV: None becomes an empty cell, floats have seven significant digits."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -87,14 +96,14 @@ def csv_text(columns: Sequence[str], rows: Sequence[dict]) -> str:
 
 
 def with_deviation(value: Spread | None) -> str:
-    """`93.98 ± 0.31`: mean and standard deviation; the mean alone where there is one run."""
+    """Return mean and standard deviation, `93.98 ± 0.31`, or only the mean for a single run."""
     if value is None:
         return NONE
     return f"{value.mean:.2f}" if value.deviation is None else f"{value.mean:.2f} ± {value.deviation:.2f}"
 
 
 def with_error(value: Spread | None, sign: bool = False) -> str:
-    """`+1.20 ± 0.35`: mean and standard error; the mean alone where there is one pair."""
+    """Return mean and standard error, `+1.20 ± 0.35` with `sign`, or only the mean for a single pair."""
     if value is None:
         return NONE
     mean = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
@@ -102,7 +111,7 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes as a text with thousands, in the unit that keeps three or four digits."""
+    """Return a number of bytes as text, in the smallest unit from B to TB that leaves at most four digits."""
     if count is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):

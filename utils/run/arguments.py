@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.labels.command import add_codec_arguments
-from utils.labels.pool import ORDERS
-from utils.labels.view_policy import ViewPolicy
+from utils.labels.store import ORDERS
+from utils.labels.views import ViewPolicy
 from utils.run.side_by_side import check_students
 from utils.run.training_arguments import (
     add_loss_arguments,

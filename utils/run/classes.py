@@ -1,8 +1,9 @@
-"""Which class of the labels each image folder is: by name where there are names, and never in silence otherwise.
+"""Match image folders to the classes of the labels.
 
-Classes have numbers, those of the labels (or of the teacher). Training folders are numbered in the order of their
-sorted names, as torchvision's ImageFolder does, unless --class-order, the labels' manifest or ImageNet's own list says
-which folder is which class. Validation folders take the number of the training folder with the same name.
+Class numbers are those of the labels (or of the teacher). Training folders are numbered in the order of their
+sorted names, as in torchvision's ImageFolder, unless --class-order, the labels' manifest or ImageNet's list of classes
+gives their numbers. Validation folders get the number of the training folder with the same name. If names cannot be
+matched, an error says so; folders are never paired by position unless the user asks for it.
 """
 
 import re
@@ -15,16 +16,16 @@ from pathlib import Path
 from utils.system.errors import InputError, listing
 
 IMAGENET_CLASSES = 1000
-BY_POSITION = "sorted"  # the word that --class-map takes in place of a file
+BY_POSITION = "sorted"  # value of --class-map that pairs folders by position
 WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """The numbers of image folders among the classes of the labels.
+    """Class numbers of image folders.
 
     Attributes:
-        numbers: class of each folder, in the order of its names; None for a folder that is left out.
+        numbers: class of each folder, in the order of sorted names; None for a folder that is not used.
         how: how the numbers were found, for the log and the summary.
     """
 
@@ -34,11 +35,11 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """The two image folders whose classes are paired, as messages name them.
+    """Names, for messages, of the two image folders whose classes are paired.
 
     Attributes:
-        own, other: their flags; a folder of `own` takes the class of one of `other`.
-        line: what a line of --class-map holds.
+        own, other: their flags; each class folder of `own` gets the class of a folder of `other`.
+        line: format of a line of --class-map.
     """
 
     own: str
@@ -51,9 +52,9 @@ VALIDATION = Sides("--val-dir", "--train-dir", "VALIDATION_FOLDER<tab>TRAINING_F
 
 @cache
 def imagenet_numbers() -> dict[str, int]:
-    """Return the class of every name that ImageNet-1K's classes have: wnid, words of torchvision and of WordNet.
+    """Map every name of an ImageNet-1K class to its number: WordNet ids and words, torchvision's category names.
 
-    A name that two classes share (crane, maillot) is not among them.
+    Names that two classes share (crane, maillot) are left out.
     """
     from timm.data import ImageNetInfo
     from torchvision.models import ResNet18_Weights
@@ -69,12 +70,12 @@ def imagenet_numbers() -> dict[str, int]:
 
 
 def plain(name: str) -> str:
-    """Return a class name without what differs between spellings: case, spaces, underscores, hyphens."""
+    """Normalise a class name: lower case, with single spaces for spaces, underscores and hyphens."""
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
 def numbered(names: Sequence[str]) -> list[int] | None:
-    """Return the numbers at the ends of names that differ in nothing else, as new000 … new999; None for others."""
+    """Return the trailing numbers if names differ in nothing else (new000 … new999); None otherwise, and for wnids."""
     parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in names]
     if not all(parts) or len({part[1] for part in parts if part}) != 1:
         return None
@@ -83,7 +84,7 @@ def numbered(names: Sequence[str]) -> list[int] | None:
 
 
 def read_names(path: str, flag: str) -> list[str]:
-    """Read a file with one class folder a line.
+    """Read a text file with one class folder per line.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, or names a folder twice.
@@ -95,8 +96,8 @@ def read_names(path: str, flag: str) -> list[str]:
     if any("\0" in line for line in lines):
         raise InputError(f"{flag} {path} is not a text file in UTF-8; save it as one")
     names = [line.strip("\r\n") for line in lines if line.strip()]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{flag} {path} names {twice} twice; name each class once")
     return names
 
@@ -112,11 +113,11 @@ def number_train_folders(
     Args:
         folders: sorted folder names.
         num_classes: C of the labels or of the teacher.
-        class_order: --class-order, a file with the name of class 0, 1, … a line each.
-        stated: name -> number, as the labels' manifest states it.
+        class_order: --class-order, a file with the folder names of class 0, 1, …, one per line.
+        stated: folder name -> class number, from the labels' manifest.
 
     Raises:
-        InputError: --class-order does not name a folder, or has more lines than there are classes.
+        InputError: --class-order lacks a folder, or has more lines than there are classes.
     """
     if class_order is not None:
         order = read_names(class_order, "--class-order")
@@ -129,7 +130,7 @@ def number_train_folders(
         if missing:
             raise InputError(
                 f"--class-order {class_order} does not name {listing(missing, 3)} of --train-dir; give one folder name "
-                "a line, in the order of the labels' classes"
+                "per line, in the order of the labels' classes"
             )
         places = {name: number for number, name in enumerate(order)}
         return Numbering([places[name] for name in folders], f"by {class_order}")
@@ -146,16 +147,17 @@ def number_train_folders(
 def number_val_folders(
     folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
 ) -> Numbering:
-    """Return the class number of every validation folder; None for one whose class is not trained.
+    """Return the class number of every validation folder; None for a folder whose class is not trained.
 
     Args:
         folders: sorted names of the validation folders.
-        train_folders, train: sorted names of the training folders, and their numbers.
+        train_folders: sorted names of the training folders.
+        train: their class numbers.
         class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`.
-        where: the two folders as they are named in errors.
+        where: both folders, for errors.
 
     Raises:
-        InputError: the folders' names do not say which belongs to which, or a class has no validation images.
+        InputError: the folders cannot be matched by name, or a class has no validation images.
     """
     places, how = pair_names(folders, train_folders, class_map, where)
     lacking = [name for place, name in enumerate(train_folders) if place not in places]
@@ -170,7 +172,10 @@ def number_val_folders(
 def pair_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str, sides: Sides = VALIDATION
 ) -> tuple[list[int | None], str]:
-    """Return the place of each validation folder among the training folders (None: not there), and how it was found."""
+    """Return the index of each validation folder's training folder (None: it has none), and how it was found.
+
+    Arguments and errors as in `number_val_folders`; `sides` names both folders in messages.
+    """
     if class_map == BY_POSITION:
         if len(folders) != len(train_folders):
             raise InputError(
@@ -182,7 +187,7 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Pair by equal keys if every training folder has one of its own that a validation folder shares."""
+        """Pair folders by equal keys; None unless keys are unique and each training folder has a partner."""
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
         known = [key for key in keys if key is not None]
@@ -206,7 +211,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # numbers mean ImageNet's classes only if there are 1,000 of them: subsets are numbered in many orders
+        # numbers are only taken for ImageNet's if all 1,000 are there: subsets are numbered in different ways
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:
@@ -218,7 +223,7 @@ def pair_names(
             f"{where}: no folder of {sides.own} belongs to class {listing(lacking, 3)}; give images of every class"
         )
     raise InputError(
-        f"{where}: the names of the class folders do not say which belongs to which (only in "
+        f"{where}: the class folders cannot be matched by name (only in "
         f"{sides.own}: {listing(strange, 3)}; only in {sides.other}: {listing(lacking, 3)}); rename them, "
         f"or give --class-map FILE with a line {sides.line} for each class, or --class-map "
         f"{BY_POSITION} if both are in the same order"
@@ -228,11 +233,16 @@ def pair_names(
 def map_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str, sides: Sides = VALIDATION
 ) -> list[int | None]:
-    """Pair folders by a file of lines as `sides` has them; a folder that is not in it has no class."""
+    """Pair folders by a --class-map file; a validation folder that it does not list gets None.
+
+    Raises:
+        InputError: a line is malformed or names an unknown folder, or a folder is listed twice.
+    """
     pairs: dict[str, str] = {}
     for line in read_names(class_map, "--class-map"):
         name, tab, train_name = line.partition("\t")
-        name, train_name = name.strip(), train_name.strip()
+        name = name.strip()
+        train_name = train_name.strip()
         wrong = None
         if not tab:
             wrong = "has no tab"
@@ -247,12 +257,14 @@ def map_names(
     places = {name: place for place, name in enumerate(train_folders)}
     if len(set(pairs.values())) < len(pairs):
         twice = next(name for name in pairs.values() if list(pairs.values()).count(name) > 1)
-        raise InputError(f"--class-map {class_map} gives {twice} two folders of {sides.own}; merge their images in one")
+        raise InputError(
+            f"--class-map {class_map} gives {twice} two folders of {sides.own}; merge their images into one"
+        )
     return [places[pairs[name]] if name in pairs else None for name in folders]
 
 
 def display_names(folders: Sequence[str], numbering: Numbering, num_classes: int) -> list[str]:
-    """Return a name for each of C classes, for pictures: its folder's, or `class N`."""
+    """Return a display name for each of C classes: its folder's name, or `class N`."""
     names = [f"class {number}" for number in range(num_classes)]
     for folder, number in zip(folders, numbering.numbers, strict=True):
         if number is not None and number < num_classes:

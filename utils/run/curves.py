@@ -1,4 +1,4 @@
-"""curves.png: how one run went."""
+"""Draw curves.png: losses, top-1 and learning rate of one run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.system.files import atomic_file
 from utils.system.text import printable
 
-TRAINING, VALIDATION = "#0072B2", "#D55E00"  # told apart by the colour-blind (Okabe and Ito)
+TRAINING, VALIDATION = "#0072B2", "#D55E00"  # safe for colour-blind readers (Okabe and Ito)
 
 
 def title_of(args: dict, labels: dict) -> str:
@@ -16,15 +16,15 @@ def title_of(args: dict, labels: dict) -> str:
 
 
 def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str) -> None:
-    """Draw training loss, validation loss, top-1 and learning rate over epochs, a panel each.
+    """Draw training loss, validation loss, top-1 and learning rate over epochs, one panel each.
 
-    The two losses are different functions, so they share no axis.
+    Training and validation loss are different functions, so they do not share an axis.
 
     Args:
         path: PNG file to write.
-        history: rows of metrics.csv; validation cells are None where the epoch was not evaluated.
-        title: over all panels.
-        loss_type: what the training loss is.
+        history: rows of metrics.csv; validation cells are None for epochs that were not evaluated.
+        title: above all panels.
+        loss_type: --loss-type, for the title of the training loss.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +36,7 @@ def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str)
         FigureCanvasAgg(figure)
         figure.suptitle(printable(title), fontsize=9, wrap=True, parse_math=False)
         (loss, top1), (val_loss, lr) = figure.subplots(2, 2, sharex=True)
-        for place, columns, name in (
+        for panel, columns, name in (
             (loss, ["train_loss"], f"training loss ({loss_type}, mean over views)"),
             (top1, ["train_top1", "val_top1"], "top-1 (%)"),
             (val_loss, ["val_loss"], "validation loss (cross-entropy, nats)"),
@@ -44,13 +44,14 @@ def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str)
         ):
             for column in columns:
                 rows = [row for row in history if row[column] is not None]
-                look = {"color": VALIDATION, "marker": "o", "markersize": 3} if "val" in column else {"color": TRAINING}
-                label = "validation" if "val" in column else "training views"
-                place.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, **look)
-            place.set_title(name, loc="left", fontsize=8)
-            place.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for place in (val_loss, lr):
-            place.set_xlabel("epoch")
+                style: dict = {"color": TRAINING, "label": "training views"}
+                if "val" in column:
+                    style = {"color": VALIDATION, "label": "validation", "marker": "o", "markersize": 3}
+                panel.plot([row["epoch"] for row in rows], [row[column] for row in rows], **style)
+            panel.set_title(name, loc="left", fontsize=8)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for panel in (val_loss, lr):
+            panel.set_xlabel("epoch")
         above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncol": 2, "borderaxespad": 0.1}
         top1.legend(frameon=False, columnspacing=1, handlelength=1.5, **above)
         with atomic_file(path) as temporary:

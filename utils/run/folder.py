@@ -153,7 +153,7 @@ def open_folders(args: argparse.Namespace, world: World) -> list[RunFolder]:
             f"several --seeds or --model train side by side in one process, not in {world.size}; start them without "
             "torchrun, or one after the other"
         )
-    folders = [RunFolder(one.output_dir, args.overwrite, resume, world.is_first) for one in everyone]
+    folders = [RunFolder(one.output_dir, args.overwrite, resume, world.is_main) for one in everyone]
     for flag, images in (("--train-dir", args.train_dir), ("--val-dir", args.val_dir)):
         inside = [folder for folder in folders if images and is_below(folder.path, images)]
         if inside:  # the next run would take it, with its pictures, for a class

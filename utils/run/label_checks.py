@@ -5,15 +5,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils.labels.batch import TopK
-from utils.labels.format_packed import PackedStore
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import IMAGES
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import MANIFEST
-from utils.labels.pool import SAMPLED, SHUFFLED, STORED, PooledLabels, stored_batches
-from utils.labels.reuse import ReusedLabels
-from utils.labels.store import LabelStore, refuse_gap
+from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore
+from utils.labels.training_views import REUSED, TrainingViews
+from utils.labels.types import TopK
 from utils.run.arguments import settle_views
 from utils.run.training_arguments import phases_of
 from utils.system.errors import InputError
@@ -26,7 +25,7 @@ IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18  # 0.46^8 = 0.2 %, 0.46^18 = 1e-6
 
 
-def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
+def check_labels(args: argparse.Namespace, train: ImageSet) -> TrainingViews[LabelStore]:
     """Open --fkd-path and compare it with the arguments and the training folder.
 
     What the result depends on is noted in `args`: `mix_type`, `keep_topk`, `topk_mass`, `answers`,
@@ -34,7 +33,7 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
     `earlier`, the digest that checkpoints of earlier releases state. A dry run takes no digest.
 
     Returns:
-        the label store, in the order of training; every batch file that the run needs exists.
+        the views of the run; every batch file that the run needs exists.
     """
     if not args.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
@@ -42,7 +41,7 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
     knows = Path(args.fkd_path, IMAGES).exists() and not Path(args.fkd_path, MANIFEST).exists()
     store = open_labels(args.fkd_path, args.fkd_seed, args.verify_labels and not knows)
     settle_views(args, stated_views(store) | size_from_boxes(args, store))
-    accepted = getattr(store, "settings", {}).get("labels_accepted")
+    accepted = store.settings.get("labels_accepted")
     if isinstance(accepted, str):  # the mark follows the labels
         log.warning("WARNING, accepted: %s", accepted)
         args.labels_accepted = accepted
@@ -53,19 +52,19 @@ def check_labels(args: argparse.Namespace, train: ImageSet) -> LabelStore:
     if store.keep_topk < store.num_classes:
         args.keep_topk = min(args.keep_topk or store.num_classes, store.keep_topk)
     args.mix_type, args.answers = store.mix_type, store.answers
-    store = in_order(args, store, len(train.samples))
+    views = in_order(args, store, len(train.samples))
     all_of_them = args.reuse_labels or args.label_order
     needed = range(store.epochs) if all_of_them else soft_epochs(args)
     store.check_complete(needed)
     dry = args.dry_run and args.resume is None
     args.labels = None if dry else store.digest(needed)
     args.earlier = {} if dry else {"labels": store.legacy_digest()}
-    return store
+    return views
 
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
     """Return what labels made here say of their views: `input_size`, `mean`, `std`, as far as they do."""
-    settings = getattr(store, "settings", {})
+    settings = store.settings
     return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
 
 
@@ -80,7 +79,7 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
     if store.mix_type != "cutmix":
         return 0, 0
     places = ((epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
-    boxes = [store.read(*place).mix_bbox for place in islice(places, SAMPLED_BOXES)]
+    boxes = [store.read(*place).mix.box for place in islice(places, SAMPLED_BOXES)]
     return max(max(box[2:]) for box in boxes if box is not None), len(boxes)
 
 
@@ -163,8 +162,8 @@ def settle_classes(args: argparse.Namespace, train: ImageSet, store: LabelStore)
     store.state_classes(chosen)
 
 
-def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> LabelStore:
-    """Return the store in the order of training: --label-order, or what is usual for such labels."""
+def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> TrainingViews[LabelStore]:
+    """Return the views of a store in the order of training: --label-order, or what is usual for such labels."""
     order = args.label_order or store.label_order
     where = f"the labels in {args.fkd_path}"
     if order == STORED and not store.has_epochs:
@@ -172,7 +171,7 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> La
     args.label_order = None if order == STORED else order
     epochs = phases_of(args).soft
     if order != STORED or args.reuse_labels or epochs > store.epochs:
-        refuse_gap(store)
+        store.refuse_gap()
         warn_of_unfinished_labels(store)
     asked = f"--epochs {args.epochs}" + (
         f" without the {args.hard_epochs} of --hard-epochs" if args.hard_epochs else ""
@@ -183,9 +182,9 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> La
                 f"{asked} is more than the {store.epochs} epochs of {where}; lower it, relabel, or add "
                 "--reuse-labels to visit stored epochs again"
             )
-        return ReusedLabels(store, args.fkd_seed) if args.reuse_labels else store
+        return TrainingViews(store, REUSED if args.reuse_labels else STORED, args.fkd_seed)
     wanted = store.batches_per_epoch if store.has_epochs else num_images // store.batch_size
-    stored = stored_batches(store)
+    stored = store.stored_batches()
     if order == SAMPLED and wanted > stored:
         raise InputError(
             f"--label-order {SAMPLED} draws {wanted} batches for an epoch of {num_images} images, but {where} are only "
@@ -196,7 +195,7 @@ def in_order(args: argparse.Namespace, store: LabelStore, num_images: int) -> La
             f"{asked} of {wanted} batches are more than the {stored} of {where}; lower it, or add "
             "--reuse-labels to visit stored batches again"
         )
-    return PooledLabels(store, order, args.fkd_seed, wanted)
+    return TrainingViews(store, order, args.fkd_seed, wanted)
 
 
 def warn_of_unfinished_labels(store: LabelStore) -> None:
@@ -241,7 +240,7 @@ def unlikely_gap(images: int, store: LabelStore) -> bool:
 
     n rows drawn from N images miss a given m of them with a probability of about exp(-m n / N).
     """
-    rows = stored_batches(store) * store.batch_size
+    rows = store.stored_batches() * store.batch_size
     return (images - store.num_images) * rows / images > IMPOSSIBLE
 
 

@@ -63,7 +63,7 @@ class Objectives:
             answers=args.answers,
             student_temperature=student,
             renormalise=renormalise,
-            note=last,
+            last=last,
         )
         self.step = pick_step(model, precision, world, whole_loss=args.loss_type == "dist")
         self.phases = phases_of(args)

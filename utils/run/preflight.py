@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, pick_evenly, sample_labels, views_of
-from utils.labels.batch import BatchLabels, values_of
 from utils.labels.hard import HardViews
 from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
-from utils.labels.pool import PooledLabels, smallest_batch, stored_batches
 from utils.labels.store import LabelStore, ViewSource
+from utils.labels.training_views import TrainingViews
+from utils.labels.types import BatchLabels, values_of
 from utils.run.arguments import micro_batch
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import Numbering, display_names, number_train_folders, number_val_folders
@@ -29,7 +29,7 @@ from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 from utils.system.memory import readable_size
 from utils.system.ranks import World
-from utils.training.precision import Precision, unsearched
+from utils.training.precision import Precision, without_cudnn_benchmark
 from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.views.preview import ask_teacher
@@ -247,14 +247,15 @@ def trailing_number(name: str) -> tuple[str, int | None]:
     return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
-def sample_views(args: argparse.Namespace, store: LabelStore, num_folders: int) -> list[BatchLabels]:
+def sample_views(args: argparse.Namespace, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:
     """Return some batches of labels, spread over the epochs to train, or over a pool."""
-    if isinstance(store, PooledLabels):
-        return sample_labels(store.store, range(store.store.epochs), num_folders)
+    store = views.store
+    if views.is_pool:
+        return sample_labels(store, range(store.epochs), num_folders)
     epochs = soft_epochs(args)
     if len(epochs) * store.num_images < VIEWS_PER_CLASS * num_folders and epochs.stop < store.epochs:
         epochs = range(epochs.start, store.epochs)  # too few views are trained on to tell; the others are as good
-    return sample_labels(store, epochs, num_folders)
+    return sample_labels(store, [views.place(epoch, 0)[0] for epoch in epochs], num_folders)
 
 
 def report_folders(args: argparse.Namespace, train: Samples, val: Samples, names: Sequence[str]) -> None:
@@ -284,7 +285,7 @@ def report(
     args: argparse.Namespace,
     train: ImageSet,
     val: ImageSet,
-    store: LabelStore,
+    views: TrainingViews[LabelStore],
     samples: Sequence[BatchLabels],
     names: Sequence[str],
 ) -> None:
@@ -293,7 +294,7 @@ def report(
     Args:
         args: settled flags.
         train, val: the image folders.
-        store: the labels.
+        views: of the labels, in the order of training.
         samples: some of them.
         names: name of each of C classes.
 
@@ -301,28 +302,29 @@ def report(
         InputError: the labels were made for other classes, or for another order of them or of the images.
     """
     report_folders(args, train.samples, val.samples, names)
-    batches = f"{count_batches(store)} batches of {store.batch_size}"
+    store = views.store
+    batches = f"{count_batches(views)} batches of {store.batch_size}"
     mixing = "unmixed" if store.mix_type == "none" else store.mix_type
     log.info("labels  %s, %s, %d classes, %s (%s)", store.dialect, mixing, store.num_classes, batches, args.fkd_path)
     refuse_class_names(args, store, train.classes)
     targets = torch.tensor(train.targets)
-    views = views_of(samples, store.num_classes, args.input_size)
+    answered = views_of(samples, store.num_classes, args.input_size)
 
     def other_seed() -> int | None:
-        if states_index(getattr(store, "store", store)) or getattr(store, "lists_images", False):
+        if states_index(store) or store.image_list is not None:
             return None
         return fitting_seed(store, samples, targets, args.fkd_seed, args.input_size)
 
-    report_agreement(args, judge(views, targets, names, store.num_classes, other_seed), names)
+    report_agreement(args, judge(answered, targets, names, store.num_classes, other_seed), names)
     for line in unchecked(store):
         log.info(line)
 
 
-def count_batches(store: LabelStore) -> str:
+def count_batches(views: TrainingViews[LabelStore]) -> str:
     """How many batches there are, in words that end before `batches`."""
-    if isinstance(store, PooledLabels):
-        return f"{store.order}, {store.batches_per_epoch} an epoch, from {stored_batches(store.store)}"
-    return f"{store.epochs} epochs of {store.batches_per_epoch}"
+    if views.is_pool:
+        return f"{views.order}, {views.batches_per_epoch} an epoch, from {views.store.stored_batches()}"
+    return f"{views.store.epochs} epochs of {views.batches_per_epoch}"
 
 
 def refuse_class_names(args: argparse.Namespace, store: LabelStore, names: Sequence[str]) -> None:
@@ -378,7 +380,7 @@ def report_live_agreement(
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
     views = views_of(samples, len(names), args.input_size)
-    found = world.from_first(judge(views, targets, names, len(names), live=True))
+    found = world.broadcast_object(judge(views, targets, names, len(names), live=True))
     report_agreement(args, found, names, "teacher")
     return torch.cat([values_of(labels.logits) for labels in samples])
 
@@ -408,13 +410,13 @@ def check_run(run: Run, source: ViewSource, num_classes: int, input_size: int, h
     `source` is the label store or `DrawnViews` that it trains on, `hard` the `HardViews` of its hard epochs.
     """
     args, precision = run.args, run.precision
-    rows = smallest_micro_batch(smallest_batch(source), args)
-    rows = min(rows, smallest_batch(hard)) if hard else rows
+    rows = smallest_micro_batch(TrainingViews.of(source).smallest_batch(), args)
+    rows = min(rows, TrainingViews.of(hard).smallest_batch()) if hard else rows
     if not args.sync_bn:  # each process has its own batch statistics
         rows = max(rows // run.world.size, 1)
     for student in run.students:
         check_student(student.model, student.args, rows, num_classes, input_size, precision)
-    if run.world.is_first:
+    if run.world.is_main:
         check_room(run)
     steps = args.gradient_accumulation_steps
     log.info(
@@ -456,7 +458,7 @@ def check_student(
     images = images.to(memory_format=precision.memory_format)
     random_state = rng_state()
     try:
-        with torch.no_grad(), unsearched(), precision.autocast():
+        with torch.no_grad(), without_cudnn_benchmark(), precision.autocast():
             outputs = copy.deepcopy(model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise

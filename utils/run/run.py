@@ -5,12 +5,12 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from utils.labels.hard import HardViews
-from utils.labels.pool import smallest_batch
-from utils.labels.rank_shares import SharedLabels
 from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
 from utils.run import arguments
 from utils.run.folder import RunFolder
 from utils.run.progress_line import ProgressLine
@@ -24,7 +24,7 @@ from utils.system.ranks import ALONE, Share, World
 from utils.system.signals import StopSignals
 from utils.training.cuda_streams import Streams
 from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.footprint import Footprint
+from utils.training.memory_estimate import MemoryEstimate
 from utils.training.precision import Precision
 from utils.views.batch import Batches
 from utils.views.budget import Budget, Plan, free_bytes, has_own_memory, label_bytes, make_plan
@@ -70,7 +70,7 @@ class Run:
         self.students = [Student(one, num_classes, folder, precision.device, world, images) for one, folder in own]
         self.phases = phases_of(args)
         self.streams = Streams(precision.device, several=len(self.students) > 1)
-        self.signals = StopSignals(world.largest, alone=world.size == 1)
+        self.signals = StopSignals(world.all_reduce_max, alone=world.size == 1)
         self.failed: dict[str, InputError] = {}
         self.plan: Plan | None = None
         self.line = ProgressLine(args.epochs, not args.no_progress)
@@ -87,7 +87,7 @@ class Run:
                 "--sync-bn or fewer --gradient-accumulation-steps",
                 *(self.world.size, few),
             )
-        return SharedLabels(source, Share(self.world.rank, self.world.size, micro_batch))
+        return replace(TrainingViews.of(source), share=Share(self.world.rank, self.world.size, micro_batch))
 
     def batches(
         self,
@@ -140,18 +140,18 @@ class Run:
         """What this run's device must hold; of hard epochs, labels and a recorded step beside the others'."""
         args, also = self.args, self.args.hard_batch_size or 0
         batch, rows = args.batch_size + also, arguments.micro_batch(args) + also
-        prints = [Footprint(student.model, args.input_size, self.precision) for student in self.students]
-        passing = [one.evaluation(min(ROWS_ON_A_DEVICE, len(validation))) for one in prints]
-        short = smallest_batch(dataset.source) % args.batch_size  # is not in the recorded step, nor in its memory
+        estimates = [MemoryEstimate(student.model, args.input_size, self.precision) for student in self.students]
+        passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(validation))) for one in estimates]
+        short = dataset.source.smallest_batch() % args.batch_size  # is not in the recorded step, nor in its memory
         if short:
-            passing += [one.step(short, min(short, rows)) for one in prints]
+            passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
         free = free_bytes(self.precision.device)
         labels = label_bytes(dataset.source, self.phases.soft_before(self.position[0]))
         return Budget(
             images=0 if args.loader == "workers" else decoded_bytes(dataset.samples, self.precision.device, free),
             labels=labels + (label_bytes(hard, 0) if hard else 0),
             validation=3 * args.input_size**2 * len(validation) // self.world.size,
-            training=sum(one.training(batch, rows) for one in prints) + max(passing),
+            training=sum(one.training_bytes(batch, rows) for one in estimates) + max(passing),
             free=free,
         )
 
@@ -260,7 +260,7 @@ class Run:
         self.line.evaluating()
         metrics = evaluate([student.learner for student in students], stream, self.world)
         self.stop_if_asked()  # before a part of the validation set becomes a figure
-        shares = self.world.gather(getattr(validation, "digest", None))
+        shares = self.world.all_gather_object(getattr(validation, "digest", None))
         known = [share for share in shares if share is not None]
         if len(known) == len(shares):
             self.validated = f"{sum(known) % 2**64:016x}"
@@ -282,7 +282,7 @@ class Run:
         students = self.in_training(self.students)
         if number is None or not students:
             return
-        for student in students if self.world.is_first else []:
+        for student in students if self.world.is_main else []:
             student.save()
         self.world.barrier()
         epoch, batches = self.position
@@ -302,7 +302,7 @@ class Run:
         Raises:
             InputError: students have failed; the others are reported.
         """
-        if self.world.is_first:
+        if self.world.is_main:
             images = describe_images(self.args.train_dir, samples)
             images["digest"] = self.images.digests.digest() if self.images else None
             evaluated = describe_images(self.args.val_dir, validation)

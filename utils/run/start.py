@@ -26,11 +26,11 @@ def begin(args: Namespace) -> tuple[World, Precision]:
         InputError: the environment is half set, or the device or the precision cannot be had.
     """
     world = ranks.start(args.device)
-    start_log(world.is_first)
+    start_log(world.is_main)
     precision = Precision(args.precision, pick_device(args.device, world))
     args.device, args.processes, args.arithmetic = precision.device.type, world.size, str(precision)
     if precision.device.type == "cpu":
         keep_freed_memory()
-    args.no_progress |= not world.is_first
+    args.no_progress |= not world.is_main
     args.workers = at_most_cores(args.workers)
     return world, precision

@@ -15,7 +15,7 @@ from utils.run.curves import title_of
 from utils.run.folder import BEST, CHECKPOINT, RunFolder
 from utils.run.objectives import Objectives
 from utils.run.summary import COLUMNS, describe_epoch, summarise
-from utils.run.tracker import NoTracker, WandbTracker, place_of, start_tracker
+from utils.run.tracker import NoTracker, WandbTracker, run_metadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.ranks import ALONE, World
@@ -80,7 +80,7 @@ class Student:
         if args.resume is not None and (args.side_by_side == 1 or folder.file(CHECKPOINT).exists()):
             self.progress = self._resume(model, optimizer, precision.scaler, average and average.model)
         self.seconds_before = self.progress.seconds
-        if not world.is_first:  # other dropout masks than rank 0's
+        if not world.is_main:  # other dropout masks than rank 0's
             torch.manual_seed(hash((args.seed, world.rank, self.progress.epoch)) % 2**63)
         loss_fn, step = self.objectives.loss_fn, self.objectives.step
         self.learner = Learner(model, optimizer, loss_fn, precision, arguments.micro_batch(args), step, average)
@@ -107,7 +107,7 @@ class Student:
     def session(self) -> Iterator[None]:
         """Own the folder and log to W&B until the block ends."""
         args, public = self.args, arguments.public(self.args)
-        first = self.world.is_first
+        first = self.world.is_main
         with self.folder.claimed(public, self.name) if first else contextlib.nullcontext():
             try:
                 if first:
@@ -117,7 +117,7 @@ class Student:
                         api_key=args.wandb_api_key,
                         folder=args.output_dir,
                         config=public,
-                        place=place_of(args),
+                        metadata=run_metadata(args),
                         run_id=self.progress.wandb_id,
                     )
                 # a piece without W&B keeps the run of the pieces before, which a later piece may go on with
@@ -133,7 +133,7 @@ class Student:
         set_lr(self.learner.optimizer, self.lr)
         objective, learner = self.objectives.start_epoch(epoch, progress), self.learner
         learner.loss_fn, learner.step, learner.micro_batch, self.columns = objective
-        before = (progress.sums, progress.samples) if self.world.is_first else ()  # to be counted once
+        before = (progress.sums, progress.samples) if self.world.is_main else ()  # to be counted once
         self.learner.start_epoch(progress.batch, *before)
 
     def note_training(self, seconds: float, label_file: Callable | None = None) -> None:
@@ -157,7 +157,7 @@ class Student:
         progress.epoch, progress.epoch_seconds = row["epoch"] + 1, fresh.epoch_seconds
         progress.student_temperature = progress.next_student_temperature
         progress.history.append(row)
-        if not self.world.is_first:
+        if not self.world.is_main:
             return
         self.log.info(describe_epoch(row, self.args.epochs))
         if row["val_top1"] is not None and (progress.best_top1 is None or row["val_top1"] > progress.best_top1):
@@ -248,8 +248,7 @@ class Student:
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
-        best = best["top1"], best["epoch"]
-        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", *best)
+        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.args.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)

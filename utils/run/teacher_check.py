@@ -1,19 +1,19 @@
-"""Are these labels this teacher's answers to these images? `python -m utils.labels verify` asks the teacher."""
+"""Check that stored labels are a teacher's logits for images: `python -m utils.labels verify --arch …`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from utils.labels.command import TeacherCheck
-from utils.labels.drawn import index_of
-from utils.labels.format_packed import PackedStore
 from utils.labels.opening import open_labels
+from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
+from utils.labels.views import index_of
 from utils.run.arguments import add_answering_arguments, choose_teachers, choose_weights
 from utils.run.label_checks import likely_size
-from utils.run.label_suspects import Explanation, explain
-from utils.run.teacher_inquiry import Inquiry, Replay, Verdict
+from utils.run.label_hypotheses import Explanation, explain
+from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.parser import COUNT, POSITIVE
@@ -26,7 +26,7 @@ ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the t
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `verify` that name a teacher and images."""
+    """Add the flags of `verify` for a teacher and images."""
     parser.add_argument("--images", help="distilled images, one sub-folder per class: ask a teacher about them")
     add_answering_arguments(parser)
     group = parser.add_argument_group("views")
@@ -49,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Ask the teacher that the flags name, and print the answer; False where they name none.
+    """Check labels with the teacher that the flags name, and print the result; return False if they name none.
 
     Raises:
-        InputError: the labels are not its answers to the images, or the flags do not go together.
+        InputError: the labels are not its logits for the images, or the flags contradict each other or the labels.
     """
     if not args.images:
         if args.arch or args.checkpoint or args.preset:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> bool:
     size = args.input_size or stated.get("input_size") or likely_size(store) or 224
     precision = Precision(args.precision, pick_device(args.device))
     teachers = Ensemble(names, files, rule, precision, args.stem, weights=weights, input_size=size)
-    replay = Replay(
+    replay = ReplaySettings(
         size,
         args.mean or stated.get("mean", IMAGENET_MEAN),
         args.std or stated.get("std", IMAGENET_STD),
@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
-    """Settings of relabel_FKD.py that labels state: `input_size`, `mean`, `std`, `ensemble` and others; may be none."""
-    return getattr(store, "settings", {})
+    """Return the settings of relabel_FKD.py that labels state (`input_size`, `mean`, `std`, `ensemble`, …), if any."""
+    return store.settings
 
 
 def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> None:
-    """Raise InputError where a flag contradicts what labels state about the views that the teacher saw."""
+    """Raise InputError if a flag contradicts the view settings that the labels state."""
     for name in ("input_size", "mean", "std"):
         given, known = getattr(args, name), stated.get(name)
         if given is not None and known is not None and given != known:
@@ -104,15 +104,16 @@ def refuse_contradictions(args: argparse.Namespace, stated: dict[str, Any]) -> N
 
 
 def states_index(store: LabelStore) -> bool:
-    """Whether labels say which image each row is; otherwise that follows from --fkd-seed."""
+    """Whether labels store the image of each row; otherwise it follows from --fkd-seed."""
     return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
 
 
-def first_verdict(inquiry: Inquiry, replay: Replay, path: str | Path, folder: str) -> Verdict:
-    """Ask the teacher about all questions, the labels being read as assumed.
+def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> Verdict:
+    """Compare labels and teacher under the assumed replay settings.
 
     Raises:
-        InputError: labels, images and teacher are not of one size, or the teacher cannot take such views.
+        InputError: labels, images and teacher differ in the number of images or classes, or the teacher cannot take
+            views of this size.
     """
     store, images = inquiry.store, len(inquiry.samples)
     if images != store.num_images and (store.has_epochs or images < store.num_images):
@@ -131,10 +132,10 @@ def first_verdict(inquiry: Inquiry, replay: Replay, path: str | Path, folder: st
         store.state_classes(classes)
     if classes != store.num_classes:
         raise InputError(
-            f"the labels in {path} are about {store.num_classes} classes and the teacher about {classes}; it is "
-            "another teacher"
+            f"the labels in {path} have {store.num_classes} classes and the teacher {classes}; give the teacher "
+            "that made them"
         )
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     if reach > replay.size:
         raise InputError(
             f"--input-size {replay.size} is smaller than the views of the labels in {path}, whose cutmix boxes reach "
@@ -144,7 +145,7 @@ def first_verdict(inquiry: Inquiry, replay: Replay, path: str | Path, folder: st
 
 
 def print_batches(verdict: Verdict) -> None:
-    """Print the differences of each batch that was asked about."""
+    """Print the differences of each batch that was compared."""
     for place in dict.fromkeys((epoch, batch) for epoch, batch, _ in verdict.places):
         rows = verdict.own[[n for n, (epoch, batch, _) in enumerate(verdict.places) if (epoch, batch) == place]]
         print(
@@ -154,40 +155,43 @@ def print_batches(verdict: Verdict) -> None:
 
 
 def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the sentence that says that labels are a teacher's answers.
+    """Return the sentence that confirms that labels are a teacher's logits.
 
     Raises:
-        InputError: they are not; says how they would be.
+        InputError: they are not; names the settings under which they would be, if known.
     """
     verdict, many = explanation.verdict, len(inquiry.teachers.teachers) > 1
     whose = "these teachers'" if many else "this teacher's"
     values = f"values from {verdict.low:.1f} to {verdict.high:.1f}"
     if not explanation.harmless:
         lead = f"{path}: these labels are not {whose} answers to these images"
-        if not explanation.suspects:
+        if not explanation.hypotheses:
             raise InputError(
                 f"{lead} (typical difference {verdict.typical:.2g}, {values}): {reason(inquiry, explanation)}"
             )
-        how = " and ".join(suspect.words for suspect in explanation.suspects)
+        how = " and ".join(hypothesis.words for hypothesis in explanation.hypotheses)
         raise InputError(
             f"{lead} as they are read now, but they fit {how} (then the largest difference is "
             f"{verdict.largest:.2g}, {values}); "
-            + ", and ".join(suspect.remedy for suspect in explanation.suspects if suspect.remedy)
+            + ", and ".join(hypothesis.remedy for hypothesis in explanation.hypotheses if hypothesis.remedy)
         )
-    how = "".join(f", {suspect.words}," for suspect in explanation.suspects).removesuffix(",")
+    how = "".join(f", {hypothesis.words}," for hypothesis in explanation.hypotheses).removesuffix(",")
     sentence = f"these labels are {whose} answers to these images{how}: largest difference {verdict.largest:.2g}"
     if verdict.blind:
-        return f"{sentence} ({values}), but its answers to other images of a class are as near, so it cannot tell"
+        return (
+            f"{sentence} ({values}), but its answers to other images of the class are as close, so this check cannot "
+            "tell"
+        )
     if not verdict.tight:
         return (
             f"{sentence} ({values}), {verdict.typical / verdict.other:.0%} of that of another image, more than "
-            "rounding explains: views were replayed in another way, or the weights are near ones"
+            "rounding explains: the views were made in a slightly different way, or the weights are slightly different"
         )
     return f"{sentence} ({values})"
 
 
 def reason(inquiry: Inquiry, explanation: Explanation) -> str:
-    """Say what is known where no other reading of labels fits."""
+    """Return what is known if no other settings make the labels fit: the end of a sentence."""
     if explanation.pairs:
         return ", and ".join(explanation.pairs)
     verdict = explanation.verdict
@@ -200,23 +204,24 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
     epoch, batch, row = verdict.places[int(verdict.own.argmax())]
     question = next(one for one in inquiry.questions if (one.epoch, one.batch) == (epoch, batch))
     image = inquiry.name(int(index_of(question.labels)[row]))
-    mixed = " and its partner" if question.labels.mix_index is not None else ""
+    mixed = " and its partner" if question.labels.mix.partner is not None else ""
     return (
         f"{len(wrong)} of {len(verdict.own)} rows do not fit, row {row} of batch {batch} in epoch {epoch} least (image "
         f"{image}{mixed}); some images have changed, so restore them"
     )
 
 
-def check_answers(inquiry: Inquiry, replay: Replay, path: str | Path, folder: str) -> str:
-    """Ask the teacher, without looking for another reading where the labels do not fit.
+def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> str:
+    """Compare labels and teacher under given settings only, without trying others if the labels do not fit.
 
     Args:
         inquiry: labels, images, teacher.
-        replay: how views are made and shown.
-        path, folder: of labels and of images, for errors.
+        replay: how views are replayed.
+        path: of the labels, for errors.
+        folder: of the images, for errors.
 
     Returns:
-        the sentence that they are its answers.
+        the sentence that confirms that the labels are the teacher's logits.
 
     Raises:
         InputError: they are not.
@@ -225,48 +230,47 @@ def check_answers(inquiry: Inquiry, replay: Replay, path: str | Path, folder: st
 
 
 def check_started(args: argparse.Namespace, samples: Samples, teachers: Ensemble) -> None:
-    """Ask the teachers of a relabelling that goes on about the first batch that it has stored already.
+    """Check the teachers of a continued relabelling on the first batch that it has stored already.
 
-    Other weights under the name of the same file, other images, or a PyTorch that computes otherwise would make one
-    label set of two.
+    Other weights in the same file, other images, or a PyTorch that computes differently would mix two label sets.
 
     Args:
         args: of relabel_FKD.py.
         samples: list of (path, class).
-        teachers: that will answer the rest.
+        teachers: `Ensemble` that will label the remaining batches.
 
     Raises:
-        InputError: they answer otherwise now.
+        InputError: their logits differ from the stored ones.
     """
-    if not Path(args.fkd_path, epoch_name(0)).exists():  # another process had it in hand when all were stopped
+    if not Path(args.fkd_path, epoch_name(0)).exists():  # another process was writing it when all were stopped
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", args.fkd_path)
         return
     store = open_labels(args.fkd_path, args.fkd_seed)
     inquiry = Inquiry(store, samples, teachers, places=[(0, 0)])
     try:
-        said = check_answers(inquiry, Replay(args.input_size, args.mean, args.std), args.fkd_path, args.data)
+        said = check_answers(inquiry, ReplaySettings(args.input_size, args.mean, args.std), args.fkd_path, args.data)
     except InputError as error:
         raise InputError(
             f"the labels that are in {args.fkd_path} already cannot be continued with these teachers and images "
             f"({error}); use those of the start, or another folder"
         ) from None
-    log.info("labels  the first batch in %s was asked about again: %s", args.fkd_path, said)
+    log.info("labels  the first batch in %s was compared again: %s", args.fkd_path, said)
 
 
 def unchecked(store: LabelStore) -> list[str]:
-    """Say what cannot be checked about labels for want of a teacher: a sentence each, none where all was."""
+    """Return one sentence for each property of labels that cannot be checked without a teacher."""
     said = []
-    if getattr(store, "image_digests", None) is None:
+    if store.image_digests is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)
-    if not states_index(getattr(store, "store", store)):
-        seed = getattr(store, "fkd_seed", None)
+    if not states_index(store):
+        seed = store.fkd_seed
         said.append(f"the order of images (the labels have no index, so it is that of --fkd-seed {seed})")
-    settings = getattr(store, "settings", {})
+    settings = store.settings
     if "input_size" not in settings or "mean" not in settings:
         said.append("size and normalisation of the teacher's views (the labels do not state both)")
-    if getattr(store, "class_list", None) is None and store.class_names is None:
+    if store.class_list is None and store.class_names is None:
         said.append("the order of classes (the labels do not name them)")
-    return [f"labels  not checked: {what}" for what in said]
+    return [f"labels  not checked: {sentence}" for sentence in said]
 
 
 CHECK = TeacherCheck(add_arguments, run)

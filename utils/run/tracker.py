@@ -1,4 +1,4 @@
-"""Weights & Biases, which never stops a run."""
+"""Log to Weights & Biases; a failure of W&B never stops a run."""
 
 import http.client
 import netrc
@@ -18,13 +18,13 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.text import printable, printable_all
 
-INIT_SECONDS, FINISH_SECONDS = 15, 60  # what a slow W&B may cost a run at its start and its end
-REACH_SECONDS = 2  # within which an online W&B must answer, else the run is logged offline
-NAME_LETTERS, TAG_LETTERS = 128, 64  # W&B takes no longer group, and no longer tag
+INIT_SECONDS, FINISH_SECONDS = 15, 60  # time limits for W&B at the start and at the end of a run
+REACH_SECONDS = 2  # if the server does not answer within this time, the run is logged offline
+NAME_LETTERS, TAG_LETTERS = 128, 64  # maximum lengths that W&B accepts for a group and for a tag
 
 
 class NoTracker:
-    """Stands in for W&B where it is disabled."""
+    """Replaces `WandbTracker` if W&B is disabled."""
 
     run_id = None
 
@@ -39,15 +39,15 @@ class NoTracker:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a run is called at W&B, and what it stands beside.
+class RunMetadata:
+    """Name, group and tags of a run at W&B.
 
     Attributes:
         name: of the run.
-        group: runs that belong together; those that differ in nothing but the seed, unless the user named one.
-        job_type: train or report.
-        tags: to filter by.
-        several: other students of this process have runs of their own at the same time.
+        group: runs that belong together: those that differ only in the seed, unless the user named a group.
+        job_type: `train` or `report`.
+        tags: to filter runs by.
+        several: other students of this process have W&B runs of their own at the same time.
     """
 
     name: str
@@ -57,19 +57,30 @@ class Place:
     several: bool = False
 
 
-def place_of(args: Namespace) -> Place:
-    """Return where a training run belongs, from its settled arguments."""
-    fkd_path, live = getattr(args, "fkd_path", None), getattr(args, "teachers", None)
-    labels = Path(fkd_path).name if fkd_path else "live teacher" if live else "hard labels"
+def run_metadata(args: Namespace) -> RunMetadata:
+    """Return the metadata of a training run, from its validated arguments."""
+    if getattr(args, "fkd_path", None):
+        labels = Path(args.fkd_path).name
+    elif getattr(args, "teachers", None):
+        labels = "live teacher"
+    else:
+        labels = "hard labels"
     images = Path(args.train_dir).name
     group = args.wandb_group or f"{args.model}, {images}, {labels}, {args.loss_type}, {args.epochs} epochs"
     words = [*(args.wandb_tags or []), args.model, images, labels, args.loss_type]
     tags = tuple(dict.fromkeys(word[:TAG_LETTERS] for word in words))
-    return Place(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
+    return RunMetadata(Path(args.output_dir).name, group[:NAME_LETTERS], "train", tags, args.side_by_side > 1)
 
 
 class WandbTracker:
-    """Logs epochs to W&B; any failure is reported once and never stops the run."""
+    """Logs epochs to W&B; the first failure is logged and ends the tracking, not the run.
+
+    Args:
+        project, mode, folder, config, run_id, metadata: see `start_tracker`; mode is online or offline.
+
+    Raises:
+        InputError: several students run, and this wandb is too old for several runs in one process.
+    """
 
     def __init__(
         self,
@@ -78,21 +89,23 @@ class WandbTracker:
         folder: str | Path,
         config: dict[str, Any],
         run_id: str | None,
-        place: Place,
+        metadata: RunMetadata,
     ) -> None:
         import wandb
 
         limits: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
-        known = getattr(wandb.Settings, "model_fields", {})  # old versions have not all of them
-        if place.several and "create_new" not in str(known.get("reinit")):
+        known = getattr(wandb.Settings, "model_fields", {})  # old versions lack some of these settings
+        if metadata.several and "create_new" not in str(known.get("reinit")):
             raise InputError("--wandb-project: several students need a newer wandb; pip install --upgrade wandb")
-        options: dict[str, Any] = {"mode": mode} | ({"reinit": "create_new"} if place.several else {})
+        options: dict[str, Any] = {"mode": mode}
+        if metadata.several:
+            options["reinit"] = "create_new"
         self.run: Any = wandb.init(
             project=project,
-            name=printable(place.name),
-            group=printable(place.group),
-            job_type=place.job_type,
-            tags=printable_all(place.tags),
+            name=printable(metadata.name),
+            group=printable(metadata.group),
+            job_type=metadata.job_type,
+            tags=printable_all(metadata.tags),
             id=run_id,
             resume="allow" if run_id else None,
             dir=str(folder),
@@ -103,7 +116,7 @@ class WandbTracker:
         self.run_id = self.run.id
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log one history row under the reference's metric names."""
+        """Log one row of metrics.csv under the metric names of the reference code."""
         values = {
             f"{part}/{name}": row[f"{part}_{column}"]
             for part, names in (("train", ("loss", "Top1", "Top5")), ("val", ("loss", "top1", "top5")))
@@ -115,10 +128,10 @@ class WandbTracker:
         self._guard(lambda: self.run.log(values, step=row["epoch"]))
 
     def headline(self, summary: dict, curves: Path) -> None:
-        """Put the figures to publish where W&B shows them first, beside what they were made from, and the curves.
+        """Write the final figures to the W&B summary, their provenance to the config, and log the curves.
 
         Args:
-            summary: summary.json, whose `last` is the headline.
+            summary: content of summary.json; its `last` is the figure to publish.
             curves: PNG file.
         """
         last, best = summary["last"], summary["best"]
@@ -137,7 +150,7 @@ class WandbTracker:
         self._guard(send)
 
     def report(self, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
-        """Log tables, title -> (columns, rows), and PNG files."""
+        """Log tables (title -> (columns, rows)) and PNG files."""
 
         def send() -> None:
             import wandb
@@ -152,7 +165,7 @@ class WandbTracker:
 
     def finish(self) -> None:
         """Flush and close the run."""
-        self._guard(lambda: self.run.finish())  # looked up after the guard: it may be gone
+        self._guard(lambda: self.run.finish())  # a lambda, because self.run may be None
 
     def _guard(self, call: Callable[[], object]) -> None:
         if self.run is None:
@@ -170,19 +183,22 @@ def start_tracker(
     api_key: str | None,
     folder: str | Path,
     config: dict[str, Any],
-    place: Place,
+    metadata: RunMetadata,
     run_id: str | None = None,
 ) -> WandbTracker | NoTracker:
-    """Start W&B as the flags say, or return `NoTracker`; never prompts, never writes a key.
+    """Start W&B as the flags say, or return `NoTracker`; never prompts and never writes the key to disk.
 
     Args:
         project: --wandb-project; None disables W&B unless a mode asks for it.
         mode: --wandb-mode: auto, online, offline or disabled.
         api_key: --wandb-api-key or None.
-        folder: the run's folder, where W&B keeps its files.
-        config: public arguments.
-        place: `Place`.
-        run_id: W&B run to continue.
+        folder: the run's folder, for W&B's files.
+        config: arguments of the run, without secrets.
+        metadata: `RunMetadata`.
+        run_id: id of the W&B run to continue; None starts a new one.
+
+    Raises:
+        InputError: the wandb package is missing or too old, or a mode is given without a project.
     """
     mode = wandb_mode(project, mode, api_key)
     if mode == "disabled":
@@ -191,12 +207,12 @@ def start_tracker(
         log.info("W&B: %s does not answer, so this run is logged offline; `wandb sync` uploads it later", server())
         mode = "offline"
     if str(folder) != printable(str(folder)):
-        log.info("W&B: the name of %s is not UTF-8, which W&B cannot write to; the run goes on without it", folder)
+        log.info("W&B: the name of %s is not UTF-8, and W&B cannot write to it; the run goes on without W&B", folder)
         return NoTracker()
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key
     try:
-        return WandbTracker(project, mode, folder, config, run_id, place)
+        return WandbTracker(project, mode, folder, config, run_id, metadata)
     except ImportError:
         raise InputError(
             "--wandb-project needs the wandb package; pip install wandb, or --wandb-mode disabled"
@@ -209,7 +225,7 @@ def start_tracker(
 
 
 def wandb_mode(project: str | None, mode: str, api_key: str | None) -> str:
-    """Resolve --wandb-mode to online, offline or disabled; say so in one line where it is not obvious."""
+    """Resolve --wandb-mode to online, offline or disabled; log one line if there is no API key."""
     if mode == "auto":
         if not project:
             return "disabled"
@@ -223,37 +239,35 @@ def wandb_mode(project: str | None, mode: str, api_key: str | None) -> str:
 
 
 def server() -> str:
-    """URL of the W&B server."""
+    """Return the URL of the W&B server."""
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether anything answers at `url` in so many seconds, asked as W&B would: through the proxy, if there is one.
+    """Whether a server answers at `url` within `seconds`; like W&B, asks through the proxy if there is one.
 
-    Asked from a thread, since looking up a name has no time limit of its own.
+    The request is made in a thread, because a DNS lookup has no timeout.
     """
-    answers = []
+    answered = threading.Event()
 
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-        except urllib.error.HTTPError:
-            answers.append("refuses this question, and is there")
+            answered.set()
+        except urllib.error.HTTPError:  # the server refuses HEAD, but it is there
+            answered.set()
         except urllib.error.URLError as error:
-            answers.extend(["has a certificate of its own"] if isinstance(error.reason, ssl.SSLError) else [])
+            if isinstance(error.reason, ssl.SSLError):  # it is there, with a certificate that Python does not trust
+                answered.set()
         except (OSError, ValueError, http.client.HTTPException):
             pass
-        else:
-            answers.append("answers")
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers)
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(seconds)
 
 
 def has_netrc_key() -> bool:
-    """Whether the user's netrc file has an entry for the W&B server."""
+    """Whether the user's netrc file has a key for the W&B server."""
     host = urllib.parse.urlparse(server()).hostname or ""
     path = os.environ.get("NETRC", os.path.expanduser("~/.netrc"))
     try:

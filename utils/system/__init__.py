@@ -1,1 +1,1 @@
-"""The system wing: what the program asks of the machine and the operating system."""
+"""The machine and the operating system: processes, files, memory, signals, log."""

@@ -1,21 +1,20 @@
-"""Read the files that `torch.save` writes, without trusting whoever wrote them.
+"""Read `torch.save` files from untrusted sources.
 
 A `torch.save` file is a zip: `NAME/data.pkl`, a pickle that describes the object, and `NAME/data/K`,
 the raw bytes of storage K. Before PyTorch 1.6 it was five pickles one after another (a magic number, a
 version, the byte order, the object, the list of storage names), then each storage: its length as int64
-and its raw bytes. Unpickling can run any code, and `torch.load` believes the sizes that the pickle
-states, so files from strangers are read by this module instead:
+and its raw bytes. Unpickling can run any code, and `torch.load` trusts the sizes that the pickle
+states. So this module reads files from others instead:
 
-* only the callables in an exact allow-list exist, and each is a small function of ours that checks
-  its arguments; anything else is refused by name,
-* in a checkpoint, settings of some known classes may lie beside the weights: each becomes an `Inert`, which
-  keeps nothing of what the file says and can do nothing,
-* the pickle machine is the one in Python, with the opcodes removed that allocate memory before
-  reading it,
-* a tensor must lie inside its storage, a storage must be as long as its record, records must be
+* The pickle can only call what is in an exact allow-list: small functions of this module that check
+  their arguments. Anything else is refused by name.
+* A checkpoint may hold settings of some known classes beside the weights. Each becomes an `Inert`, which
+  keeps no content and does nothing.
+* The unpickler is Python's own implementation, without the opcodes that allocate memory before reading it.
+* A tensor must lie inside its storage, a storage must be as long as its record, records must be
   uncompressed, and no more bytes are read than the file holds.
 
-Works the same on every PyTorch, and reads pickles of numpy 1 and numpy 2.
+Works on every supported PyTorch, and reads pickles of numpy 1 and numpy 2.
 """
 
 import io
@@ -39,7 +38,7 @@ from utils.system.files import atomic_file
 MAX_PICKLE_BYTES = 64 * 2**20
 
 
-Globals = Mapping[tuple[str, str], Any]  # what a pickle may name: (module, name) -> stand-in
+Globals = Mapping[tuple[str, str], Any]  # allow-list of a pickle: (module, name) -> stand-in
 
 
 STORAGE_DTYPES = {
@@ -57,28 +56,29 @@ STORAGE_DTYPES = {
 
 
 class ForbiddenPickle(pickle.UnpicklingError):
-    """The pickle asks for something outside the allow-list; `module` is where that is, if it has a name."""
+    """The pickle asks for something outside the allow-list; `module` is its module, or empty if it has none."""
 
     def __init__(self, what: str, module: str = "") -> None:
         super().__init__(what)
         self.module = module
 
 
-# The hints of these stand-ins say what a sound pickle hands over. A strange one may hand over anything.
+# The type hints below hold for valid pickles. A malicious one may pass anything.
 
 
 class _NumpyDtype:
-    """Stands in for `numpy.dtype`: a code such as `i8`, and the byte order from the pickled state."""
+    """Stand-in for `numpy.dtype`: a code such as `i8`, and the byte order from the pickled state."""
 
     def __init__(self, code: str, *_flags: object):
-        self.code, self.order = code, "<"
+        self.code = code
+        self.order = "<"
 
     def set_state(self, state: Sequence[Any]) -> None:
         self.order = "<" if state[1] == "|" else state[1]
 
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
-    """Stands in for numpy's `scalar(dtype, bytes)`; returns a plain Python number."""
+    """Stand-in for numpy's `scalar(dtype, bytes)`; returns a plain Python number."""
     if dtype.code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
         raise ForbiddenPickle(f"a numpy value of type {dtype.code!r:.40}")
     array = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
@@ -88,7 +88,7 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, which protocol 2 uses to store bytes."""
+    """Stand-in for `_codecs.encode`, which pickle protocol 2 uses to store bytes."""
     if encoding != "latin1":
         raise ForbiddenPickle(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
@@ -103,7 +103,7 @@ def _rebuild_tensor(
     _hooks: object = None,
     _meta: object = None,
 ) -> torch.Tensor:
-    """Stands in for `torch._utils._rebuild_tensor_v2`, and checks that the view fits its storage."""
+    """Stand-in for `torch._utils._rebuild_tensor_v2` that checks that the tensor lies inside its storage."""
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError("a tensor with an impossible shape")
@@ -113,12 +113,12 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > storage.numel() or (numel and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    # as_strided counts from the start of the memory, of which an old file's storage may be a part
+    # as_strided counts from the start of the memory, and in an old file a storage may start later in it
     return storage.as_strided(size, stride, storage.storage_offset() + offset) if numel else storage.new_empty(size)
 
 
 def _rebuild_parameter(tensor: torch.Tensor, _requires_grad: object, _hooks: object) -> torch.Tensor:
-    """Stands in for `torch._utils._rebuild_parameter`; the plain tensor is enough."""
+    """Stand-in for `torch._utils._rebuild_parameter`; returns the plain tensor."""
     return tensor
 
 
@@ -134,7 +134,7 @@ LABEL_GLOBALS: Globals = {
 
 
 class _Parameter:
-    """Stands in for `torch.nn.Parameter` as PyTorch 0.3 pickled it: the plain tensor that it is made of."""
+    """Stand-in for `torch.nn.Parameter` as PyTorch 0.3 pickled it; makes the plain tensor."""
 
     def __new__(cls, tensor: torch.Tensor, *_requires_grad: object) -> Any:
         return tensor
@@ -149,7 +149,7 @@ WEIGHT_GLOBALS: Globals = {
 
 
 class Inert:
-    """Stands in for a settings object: it takes any arguments, items and state, and keeps none of them."""
+    """Stand-in for a settings object; accepts any arguments, items and state, and keeps none of them."""
 
     __slots__ = ()
 
@@ -169,8 +169,8 @@ class Inert:
         """Ignore items of a list."""
 
 
-# Plain data that training scripts save beside the weights. The list is exact: no function is in it, and nothing of a
-# class but its name counts, so that a file which misuses one of these names only gets an `Inert`.
+# Plain data that training scripts save beside the weights. Only the names of the classes count: whatever a file does
+# with one of them, it only gets an `Inert`.
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
@@ -185,7 +185,7 @@ SETTINGS = {
     "pathlib._local": _PATHS,
     "datetime": "datetime date time timedelta timezone",
     "numpy": "ndarray",
-    "numpy.core.multiarray": "_reconstruct",  # of an array
+    "numpy.core.multiarray": "_reconstruct",  # makes an array
     "numpy._core.multiarray": "_reconstruct",
     "torch": f"device Size {_DTYPES}",
     "easydict": "EasyDict",
@@ -214,12 +214,12 @@ CHECKPOINT_GLOBALS: Globals = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own pickle machine with an allow-list for what it may call, and fewer opcodes."""
+    """Python's own unpickler with an allow-list of callables, and fewer opcodes."""
 
-    stack: list[Any]  # as in the base class, whose stub does not name it
+    stack: list[Any]  # an attribute of the base class that its type stub lacks
 
     def __init__(self, file: Any, allowed: Globals, load_storage: Callable[..., torch.Tensor]):
-        super().__init__(file, encoding="utf-8")  # of the texts of Python 2
+        super().__init__(file, encoding="utf-8")  # for strings that Python 2 pickled
         self.allowed = allowed
         self.load_storage = load_storage
 
@@ -233,7 +233,7 @@ class _Unpickler(pickle._Unpickler):
         return self.load_storage(*pid)
 
     def load_build(self) -> None:
-        """Set the byte order of a dtype; drop a state dict's `_metadata`, and the state of a parameter or settings."""
+        """Set the byte order of a dtype; ignore a state dict's `_metadata` and the state of parameters and settings."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _NumpyDtype):
@@ -242,13 +242,13 @@ class _Unpickler(pickle._Unpickler):
             raise ForbiddenPickle(f"the state of a {type(target).__name__}")
 
 
-# Opcodes that allocate before they read, or that reach past the allow-list.
+# Opcodes that allocate memory before they read, or that bypass the allow-list.
 _REMOVED = "BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER EXT1 EXT2 EXT4 INST OBJ".split()
 
 
 _Unpickler.dispatch = {
     **pickle._Unpickler.dispatch,
-    pickle.BUILD[0]: _Unpickler.load_build,  # type: ignore[dict-item]  # the stub wants every machine's, not ours
+    pickle.BUILD[0]: _Unpickler.load_build,  # type: ignore[dict-item]  # the stub only knows methods of the base class
 }
 
 
@@ -257,7 +257,7 @@ for _name in _REMOVED:
 
 
 class _Archive:
-    """One open zip file, and the storages already read from it."""
+    """An open zip file, and the storages already read from it."""
 
     def __init__(self, file: BinaryIO):
         self.zip = zipfile.ZipFile(file)
@@ -295,31 +295,32 @@ class _Archive:
         return _Unpickler(io.BytesIO(self.record("data.pkl")), allowed, self.storage).load()
 
 
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
-VERSION = 1001  # the second
+MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file from before PyTorch 1.6
+VERSION = 1001  # second pickle of such a file
 
 
 class _OldArchive:
-    """One open file from before PyTorch 1.6, and the storages that its pickle names."""
+    """An open file from before PyTorch 1.6, and the storages that its pickle names."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.size = self.budget = os.fstat(file.fileno()).st_size
+        self.size = os.fstat(file.fileno()).st_size
+        self.budget = self.size  # bytes that storages may still take
         self.storages: dict[str, tuple[bytearray, torch.Tensor]] = {}
 
     def read(self, count: int) -> bytes:
-        """Read bytes; fewer where the file ends, before memory is taken for them."""
+        """Read up to `count` bytes; memory is only allocated for bytes that the file still holds."""
         return self.file.read(max(0, min(count, self.size - self.file.tell())))
 
     def readline(self) -> bytes:
-        """Read a line of a pickle."""
+        """Read a line; the unpickler calls this."""
         line = self.file.readline(MAX_PICKLE_BYTES)
         if not line.endswith(b"\n"):
             raise pickle.UnpicklingError("the file ends in its pickle")
         return line
 
     def pickled(self, allowed: Globals) -> Any:
-        """Return what the next pickle holds."""
+        """Return the object in the next pickle."""
         start = self.file.tell()
         value = _Unpickler(self, allowed, self.storage).load()
         if self.file.tell() - start > MAX_PICKLE_BYTES:
@@ -329,7 +330,7 @@ class _OldArchive:
     def storage(
         self, kind: str, dtype: torch.dtype, key: str, _location: object, numel: int, view: Any = None
     ) -> torch.Tensor:
-        """Return storage `key`, or the part of it that `view` says, as a flat tensor that is filled in later."""
+        """Return storage `key`, or the part of it that `view` gives, as a flat tensor that `load` fills in later."""
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ForbiddenPickle(f"a persistent {kind!r:.40}")
         if type(numel) is not int or numel < 0:
@@ -340,7 +341,8 @@ class _OldArchive:
             if self.budget < 0:
                 raise pickle.UnpicklingError("storages larger than the file")
             data = bytearray(size)
-            self.storages[key] = data, torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self.storages[key] = data, tensor
         storage = self.storages[key][1]
         if storage.numel() != numel or storage.dtype != dtype:
             raise pickle.UnpicklingError(f"storage {key} is not as long as stated")
@@ -371,10 +373,10 @@ class _OldArchive:
 
 
 def save_archive(path: Path | str, content: Any) -> None:
-    """Write a `torch.save` file whole or not at all.
+    """Write a `torch.save` file atomically.
 
-    Through an open file: torch.save writes a file's name, which is a temporary one, into it, and that of PyTorch 2.0
-    takes no other name than UTF-8.
+    torch.save gets an open file, not a path: it would write the name of the temporary file into the archive, and
+    PyTorch 2.0 refuses names that are not UTF-8.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -386,16 +388,16 @@ def save_archive(path: Path | str, content: Any) -> None:
 def load_archive(
     path: Path | str, allowed: Globals = LABEL_GLOBALS, remedy: str = "get the file from its author again"
 ) -> Any:
-    """Return the object in a `torch.save` file of any PyTorch, made of containers, numbers and CPU tensors.
+    """Return the object in a `torch.save` file of any PyTorch: containers, numbers and CPU tensors.
 
     Args:
         path: the file.
-        allowed: what the pickle may name, `{(module, name): stand-in}`.
-        remedy: what to do about a file that names something else.
+        allowed: allow-list of the pickle, `{(module, name): stand-in}`.
+        remedy: advice to the user, in the error for a file that asks for something else.
 
     Raises:
-        InputError: the file is missing, damaged, or asks for anything outside `allowed`; the
-            message names the file. Nothing from the file has run.
+        InputError: the file is missing, damaged, or asks for anything outside `allowed`. No code from the file
+            has run.
     """
     try:
         with open(path, "rb") as file:
@@ -422,9 +424,9 @@ def load_archive(
 
 
 def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:
-    """Whether the first thing that was refused is most likely the class of a pickled model."""
+    """Whether the refused name is most likely the class of a pickled model."""
     top = error.module.partition(".")[0]
     if not top or (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
         return False
-    with open(path, "rb") as file:  # the pickle comes before the storages, or is the first record
+    with open(path, "rb") as file:  # the pickle is at the start of the file, in both formats
         return b"torch.nn.modules" in file.read(2**20)

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, and folders that one process works in at a time."""
+"""Atomic files, and folders that only one process may use at a time."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written; `path` is as it was before.
+        InputError: the disk is full or the folder cannot be written; `path` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,9 +41,9 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def why_unwritable(error: Exception) -> str | None:
-    """Why a write failed, or None where the error is of another kind.
+    """Return why a write failed, or None if the error has nothing to do with writing.
 
-    `torch.save` and safetensors report a failed write as exceptions of their own, without a number.
+    `torch.save` and safetensors report a failed write with exceptions of their own, which have no errno.
     """
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +53,7 @@ def why_unwritable(error: Exception) -> str | None:
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
+    """Fsync a folder, so that a rename in it survives a power cut; do nothing if the file system cannot."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -63,7 +63,11 @@ def sync_folder(folder: Path | str) -> None:
 
 
 def make_folder(path: Path | str) -> None:
-    """Make a folder and those above it, or raise InputError."""
+    """Make a folder and its parents.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +87,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield a path to an existing file for libraries that take only UTF-8: `path` itself, or its open descriptor's.
+    """Yield a UTF-8 path to an existing file, for libraries that accept no other: `path`, or its /dev/fd entry.
 
     Raises:
         OSError: the file cannot be opened.
@@ -98,7 +102,7 @@ def utf8_path(path: Path | str) -> Iterator[str]:
 
 
 def can_open(count: int) -> bool:
-    """Whether this process may open so many files more, under its limit (ulimit -n)."""
+    """Whether this process may open `count` more files, under its limit (ulimit -n)."""
     with contextlib.ExitStack() as opened:
         try:
             for _ in range(count):
@@ -109,12 +113,12 @@ def can_open(count: int) -> bool:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Sum of the sizes of all files in and below a folder, in bytes."""
+    """Return the total size of all files in and below a folder, in bytes."""
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def digest_of(path: Path | str) -> str:
-    """Digest of a file as the manifest states it (BLAKE2b, 16 bytes, hex)."""
+    """Return the digest of a file as manifests state it (BLAKE2b, 16 bytes, hex)."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -123,24 +127,28 @@ def digest_of(path: Path | str) -> str:
 
 
 def digest_of_text(text: str) -> str:
-    """Digest of a text, as `digest_of`."""
+    """Return the digest of a text: BLAKE2b, 16 bytes, hex, as `digest_of`."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class FolderLock:
-    """Keeps a second process out of a folder: `.lock` in it, locked as long as this process lives.
+    """Keeps other processes out of a folder: a file `.lock` in it, locked while this process lives.
 
-    The operating system lets go of the lock whatever ends the process, so a file that was left
-    behind is stale and is taken over. Not inherited by worker processes.
+    The operating system releases the lock however the process ends, so a `.lock` that was left behind is stale and is
+    taken over. Worker processes do not inherit it. A file system without locks is used without one.
+
+    The `filelock` package is no replacement. Up to 3.20 it truncates the file before it has the lock, which erases the
+    holder's line, and forked workers keep the lock after this process was killed. Up to 4.3 it stops with
+    an error, or falls back to a marker file that no one removes after a kill, where the file system has no locks.
 
     Raises:
-        InputError: another process holds the folder; names its pid, host and start.
+        InputError: another process holds the folder; the message gives its pid, host and start time.
     """
 
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / ".lock"
         self.file = self._locked()
-        while not self._is_current():  # its owner removed it in between
+        while not self._is_current():  # the previous holder removed the file after we opened it
             self.file.close()
             self.file = self._locked()
         self.file.truncate(0)
@@ -159,7 +167,7 @@ class FolderLock:
                 raise InputError(
                     f"--output-dir {self.path.parent} is in use by {holder}; wait for it, or give another folder"
                 ) from None
-            # else a file system without locks: go on without
+            # any other error: the file system has no locks, so go on without one
         return file
 
     def _is_current(self) -> bool:
@@ -169,7 +177,7 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         self.file.close()

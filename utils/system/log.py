@@ -20,24 +20,24 @@ def progress_bar(batches: Iterable[Item], description: str, total: int, enabled:
 
 
 class Printable(logging.Formatter):
-    """A formatter whose lines can be written wherever they go: names of files may be in no encoding."""
+    """Formatter whose lines can be written in any encoding: names of files may be in none."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As Formatter's."""
+        """Format a record, then make the text printable."""
         return printable(super().format(record))
 
 
 class LogHandler(logging.StreamHandler):
-    """Writes records; a bar on the same terminal steps aside meanwhile."""
+    """Handler that hides a progress bar on the same terminal while it writes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As StreamHandler's."""
+        """Write a record above the progress bar."""
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
 
 def start_log(speaks: bool = True) -> None:
-    """Send the log to stdout, or nowhere; a handler of an earlier run in this process is closed."""
+    """Send the log to stdout, or nowhere if not `speaks`; close handlers of an earlier run in this process."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()

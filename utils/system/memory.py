@@ -1,4 +1,4 @@
-"""How much memory is free, and what the C library does with what was freed."""
+"""Free memory of the host and the device, and the C library's handling of freed memory."""
 
 import ctypes
 import os
@@ -9,14 +9,14 @@ from utils.system.ranks import processes_here
 
 
 def host_keeps(num_bytes: int) -> bool:
-    """Whether `num_bytes` of images may stay in this process's memory."""
+    """Whether `num_bytes` of images may stay in this process's memory: less than a third of the free memory."""
     return num_bytes < free_host_memory() / 3
 
 
 def free_host_memory() -> int:
-    """Bytes of memory that this process may still take; a container's limit counts where it is lower.
+    """Return how many bytes of memory this process may still take; a container's limit counts if it is lower.
 
-    Processes of one run on one machine share what is free evenly.
+    The processes of a run on one machine share the free memory evenly.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
@@ -30,14 +30,14 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (bytes free where decoded images would stay, `device` or `host`)."""
+    """Return (free bytes of the memory that would hold decoded images, its name: `device` or `host`)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
     return free_host_memory(), "host"
 
 
 def readable_size(count: float) -> str:
-    """Return a number of bytes with three digits, in the unit in which it is no fraction: `340 B`, `4.37 GB`."""
+    """Format a number of bytes with three digits, in a unit in which it is at least 1: `340 B`, `4.37 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -45,14 +45,14 @@ def readable_size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether its C library can (glibc can).
+    """Let this process keep the memory that it frees; return whether its C library supports this (glibc does).
 
-    glibc hands large blocks back to the system, which must fill them with zeros, page by page, when the
-    next step asks for them again: a tenth of a training step on the CPU. See mallopt(3).
+    By default glibc returns large blocks to the system, which must zero them page by page when the
+    next step allocates them again: a tenth of a training step on the CPU. See mallopt(3).
     """
     try:
         set_option = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""An argument parser whose errors are one sentence, and the number types of flags."""
+"""An argument parser whose errors are one sentence, and number types with bounds for flags."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence, with near names for a mistyped flag."""
+    """ArgumentParser that raises InputError with one sentence, and suggests a flag for a mistyped one."""
 
     def __init__(self, description: str | None = None, **options: Any):
         formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         hint = self._hint(message)
-        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # a W&B key after a mistyped flag
+        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # may be a W&B key after a mistyped flag
         raise InputError(f"{message}{hint}; see --help")
 
     def _hint(self, message: str) -> str:
@@ -41,9 +41,9 @@ def number(
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}") from None
         if not (low < value if open_low else low <= value) or not value <= high or not math.isfinite(value):
-            bounds = f"{'above' if open_low else 'at least'} {low}" + (
-                f" and at most {high}" if high < math.inf else ""
-            )
+            bounds = f"above {low}" if open_low else f"at least {low}"
+            if high < math.inf:
+                bounds += f" and at most {high}"
             raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
         return value
 

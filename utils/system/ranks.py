@@ -1,9 +1,9 @@
-"""Several processes for one run: the only module that knows ranks. One process is a world of size one.
+"""Distributed runs: the only module that calls `torch.distributed`. A single process is a world of size one.
 
     torchrun --nproc_per_node 4 train_FKD_parallel.py …
 
-A stored batch stays one batch. `Share` says which of its rows a rank works on; the sums over ranks
-(gradients, batch statistics, metrics) then are those of one process that has all the rows.
+A stored batch stays one batch: `Share` says which of its rows a rank works on. So the sums over ranks
+(gradients, batch statistics, metrics) equal those of one process that has all the rows.
 """
 
 import contextlib
@@ -25,27 +25,28 @@ Value = TypeVar("Value")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-Parts = tuple[tuple[int, int], ...]  # (own rows, rows) of each micro-batch of a batch
+Parts = tuple[tuple[int, int], ...]  # (rows of this rank, rows of all ranks) of each micro-batch of a batch
 
 
-REST = 0.2  # seconds
+GROUP_THREADS_SECONDS = 0.2  # wait for the threads of the process group; they need about 1 % of it
 
 
-TIMEOUT = timedelta(minutes=10)  # that a rank waits for the others before it gives up
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others gives up
 
 
 def share(rows: int, rank: int, size: int) -> range:
-    """Rows of `rows` that a rank works on, as a range: neighbours, none left out, none twice."""
+    """Return the contiguous rows, out of `rows`, that a rank works on; every row belongs to exactly one rank."""
     return range(rows * rank // size, rows * (rank + 1) // size)
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part that one rank has in every batch: a share of each of its micro-batches.
+    """The shard of every batch that one rank works on: some rows of each of its micro-batches.
 
     Attributes:
-        rank, size: of the world.
-        micro_batch: rows of a micro-batch of the whole batch.
+        rank: number of this process, from 0.
+        size: number of processes.
+        micro_batch: rows of a micro-batch, over all ranks.
     """
 
     rank: int
@@ -53,12 +54,12 @@ class Share:
     micro_batch: int
 
     def parts(self, rows: int) -> Parts:
-        """Return ((own rows, rows), …) of the micro-batches of a batch of `rows` rows."""
+        """Return ((rows of this rank, rows of all ranks), …) for the micro-batches of a batch of `rows` rows."""
         micro = [min(self.micro_batch, rows - start) for start in range(0, rows, self.micro_batch)]
         return tuple((len(share(n, self.rank, self.size)), n) for n in micro)
 
     def rows(self, rows: int) -> torch.Tensor:
-        """Return the own ones of `rows` rows, in order: int64 [own]."""
+        """Return the indices of this rank's rows in a batch of `rows` rows, ascending: int64 [own]."""
         own: list[int] = []
         for start in range(0, rows, self.micro_batch):
             n = min(self.micro_batch, rows - start)
@@ -68,16 +69,16 @@ class Share:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one run. Every method is called by all ranks, or by none.
+    """The processes of one run. Every method is a collective: all ranks must call it.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        local_rank: number of this process on its machine; also that of its GPU.
-        host: process group for tensors on the host.
+        local_rank: number of this process on its machine, and the index of its GPU.
+        host: process group for tensors in host memory.
 
     Raises:
-        InputError: (every method) another process is gone.
+        InputError: (every method) another process has ended or does not answer.
     """
 
     rank: int = 0
@@ -89,19 +90,19 @@ class World:
         return self  # a copied module still belongs to the same processes
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that writes and logs."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the log."""
         return self.rank == 0
 
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace `tensor` (on the device, contiguous) by its sum over ranks; return it."""
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` (contiguous, on the run's device) by its sum over ranks, and return it."""
         if self.size > 1:
             with others_alive():
                 dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, number: int) -> int:
-        """Return the largest of the ranks' integers."""
+    def all_reduce_max(self, number: int) -> int:
+        """Return the maximum of `number` over ranks."""
         if self.size == 1:
             return number
         value = torch.tensor(number)
@@ -110,23 +111,23 @@ class World:
         return int(value)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite every tensor by rank 0's."""
+        """Overwrite every tensor with that of rank 0."""
         if self.size > 1:
             with others_alive():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
-    def from_first(self, value: Value) -> Value:
-        """Return rank 0's `value`, any picklable object, on every rank."""
+    def broadcast_object(self, value: Value) -> Value:
+        """Return the `value` of rank 0, any picklable object, on every rank."""
         if self.size == 1:
             return value
-        box = [value]
+        box = [value]  # broadcast_object_list replaces the item in place
         with others_alive():
             dist.broadcast_object_list(box, 0, group=self.host)
         return box[0]
 
-    def gather(self, value: Value) -> list[Value]:
-        """Return every rank's `value`, any picklable object, in the order of ranks, on every rank."""
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """Return the `value` of every rank, any picklable object, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -135,8 +136,8 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.largest(0)
+        """Wait until every rank has called this."""
+        self.all_reduce_max(0)
 
 
 ALONE = World()
@@ -144,13 +145,13 @@ ALONE = World()
 
 @contextlib.contextmanager
 def others_alive() -> Iterator[None]:
-    """Turn what a process group raises when a rank is gone into one sentence."""
+    """Replace the error that a collective raises if another rank is gone by an InputError."""
     try:
         yield
     except RuntimeError as error:
         raise InputError(
             "another process of this run ended or does not answer; if it printed no error before this line it was "
-            "killed, most often for want of memory; start again, with --resume where a checkpoint was written"
+            "killed, most often for lack of memory; start again, with --resume if a checkpoint was written"
         ) from error
 
 
@@ -161,10 +162,10 @@ def start(device_name: str) -> World:
         device_name: --device {auto,cpu,cuda}; gloo connects CPUs, nccl connects GPUs, one per process.
 
     Returns:
-        `World`; that of one process where the environment names no ranks.
+        `World`, of one process if the environment names no ranks.
 
     Raises:
-        InputError: the environment is half set, there are too few GPUs, or the others cannot be reached.
+        InputError: only some of VARIABLES are set, there are too few GPUs, or the other processes cannot be reached.
     """
     world = from_environment()
     if world.size == 1:
@@ -189,13 +190,13 @@ def start(device_name: str) -> World:
 
 
 def from_environment() -> World:
-    """Return the `World` that the environment describes, before anything is connected."""
-    if not any(name in os.environ for name in VARIABLES[:3]):  # the address alone may be a cluster's habit
+    """Return the `World` that the environment describes, without connecting to the other processes."""
+    if not any(name in os.environ for name in VARIABLES[:3]):  # some clusters set MASTER_ADDR in every job
         return ALONE
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"the environment names some of {', '.join(VARIABLES)}, but not {', '.join(missing)}; start with torchrun, "
+            f"the environment sets some of {', '.join(VARIABLES)}, but not {', '.join(missing)}; start with torchrun, "
             "or unset them all for one process"
         )
     try:
@@ -208,14 +209,14 @@ def from_environment() -> World:
 
 
 def processes_here() -> int:
-    """Number of this run's processes on this machine, which share its memory."""
+    """Return how many processes of this run are on this machine and share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if from_environment().size > 1 else 1
 
 
-def may_speak() -> bool:
-    """Whether this process is the one that tells the user why the run ends: the first that asks is.
+def may_report_error() -> bool:
+    """Whether this process reports to the user why the run ends: only the first one that calls this does.
 
-    Before the processes are connected they can only fail for the same reason, so rank 0 speaks.
+    Before the processes are connected, all of them fail for the same reason, so rank 0 reports.
     """
     if not dist.is_available() or not dist.is_initialized():
         return os.environ.get("RANK", "0") in ("0", "")
@@ -225,23 +226,24 @@ def may_speak() -> bool:
         return True
 
 
-def let_threads_rest() -> None:
-    """Give the threads of the process group a moment, of which they need a hundredth, to have done with Python's locks.
+def wait_for_group_threads() -> None:
+    """Sleep briefly so that process-group threads release Python's locks before we fork.
 
-    They take some to free what a collective leaves behind. A process that is forked just then inherits a lock that
-    nobody will ever release, and hangs before its first line (CPython's issue 112275, until 3.11.7).
+    They hold such locks while they free the tensors of a collective. A process that is forked at that moment inherits a
+    lock that is never released, and hangs before its first line (CPython issue 112275, until 3.11.7).
     """
     if dist.is_available() and dist.is_initialized():
-        time.sleep(REST)
+        time.sleep(GROUP_THREADS_SECONDS)
 
 
 def finish() -> None:
-    """Leave the other processes; do nothing where there are none.
+    """Destroy the process group, if there is one.
 
-    The group's threads must have ended before Python does: PyTorch 2.0 aborts otherwise. It also holds
-    Python's lock while it waits for them, which they need to end: so they rest first, or both would wait for ever.
+    PyTorch 2.0 aborts if the group's threads are still running when Python exits. `destroy_process_group`
+    waits for these threads while holding the GIL, which they need in order to exit: let them go idle first, or it
+    deadlocks.
     """
     if dist.is_available() and dist.is_initialized():
-        let_threads_rest()
+        wait_for_group_threads()
         dist.destroy_process_group()
         gc.collect()

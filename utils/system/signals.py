@@ -1,4 +1,4 @@
-"""Stop between two steps when a signal asks for it; end worker processes with their parent."""
+"""Stop a run between two steps after a signal; end worker processes with their parent."""
 
 import ctypes
 import multiprocessing
@@ -17,41 +17,41 @@ Item = TypeVar("Item")
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-WORKER_GRACE = 30  # seconds that a worker lives on after SIGTERM, which Slurm sends to every process
+WORKER_GRACE = 30  # seconds until a worker exits after SIGTERM, which Slurm sends to every process
 
 
-PATIENCE = 10  # seconds after a signal that the next batch is waited for
+PATIENCE = 10  # seconds to wait for the next batch after a signal
 
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class StillWaiting(BaseException):
-    """A stop was asked for, and the next batch does not come; no `except Exception` on the way may take it."""
+    """A signal asked for a stop, and the next batch does not come. No `except Exception` may catch this."""
 
 
 class StopSignals:
-    """Context in which SIGINT, SIGTERM and SIGUSR1 only note that a stop was asked for.
+    """Context in which SIGINT, SIGTERM and SIGUSR1 are only recorded, so that the run stops after the current step.
 
     A second SIGINT ends the process at once.
 
     Args:
-        largest: `World.largest`: ranks stop together, after the same batch.
-        alone: there is one rank; it need not wait for ever for the next batch.
+        all_reduce_max: `World.all_reduce_max`, with which the ranks stop together, after the same batch.
+        alone: there is only one rank; after a signal it may give up waiting for the next batch.
 
     Attributes:
         received: number of the signal, or None.
     """
 
-    def __init__(self, largest: Callable[[int], int] = int, alone: bool = True):
+    def __init__(self, all_reduce_max: Callable[[int], int] = int, alone: bool = True):
         self.received: int | None = None
         self.waiting, self.alone = False, alone
         self.previous: dict[int, Any] = {}  # handlers, by signal
-        self.largest = largest
+        self.all_reduce_max = all_reduce_max
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self.note) for number in STOPPING}
+            self.previous = {number: signal.signal(number, self.record_signal) for number in STOPPING}
             self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up)
         return self
 
@@ -61,21 +61,21 @@ class StopSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def note(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler."""
+    def record_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: record the signal, restore the default action of SIGINT, and start the timer of `give_up`."""
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
 
     def give_up(self, _number: int, _frame: FrameType | None) -> None:
-        """The handler of the timer that `note` starts: end the wait for an item that does not come."""
+        """Handler of the timer that `record_signal` starts: end the wait for an item that does not come."""
         if self.waiting and self.alone:
             raise StillWaiting
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield from `items`; end before the next one is fetched where a stop was asked for.
+        """Yield from `items`; after a signal, end before the next item is fetched.
 
-        Where it was asked for while the next item was fetched, that one is waited for, but not for ever.
+        If the signal came while the next item was being fetched, wait for it; with one rank, for at most PATIENCE.
         """
         stream = iter(items)
         while True:
@@ -93,37 +93,41 @@ class StopSignals:
 
     def agreed(self) -> int | None:
         """Return the signal that any rank received, or None."""
-        self.received = self.largest(self.received or 0) or None
+        self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
 
 
 def prepare_worker() -> None:
-    """Make this worker process leave signals to its parent, and end with it, whatever ends it."""
+    """Make this worker process ignore signals that its parent handles, and exit when the parent does."""
     parent = multiprocessing.parent_process()
     if parent is None:  # not a worker
         return
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # inherited from `StopSignals`, it would not end this process
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))  # the parent's step may need it once more
+    signal.signal(
+        signal.SIGALRM, signal.SIG_DFL
+    )  # else `StopSignals.give_up`, inherited, would keep the alarm from ending this process
+    signal.signal(
+        signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE)
+    )  # its parent may need another batch before it stops
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
-        if not parent.is_alive():  # it ended before the line above
+        if not parent.is_alive():  # the parent ended before prctl was called
             os._exit(1)
     else:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
 def end_with(parent: BaseProcess) -> None:
-    """Wait until the parent process has ended, then end this one."""
+    """Wait until the parent process has ended, then exit."""
     connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def end_workers() -> None:
-    """Kill the worker processes of this one, which nothing waits for any more."""
+    """Kill all child processes of this one; called when nothing needs them any more."""
     if threading.current_thread() is not threading.main_thread():
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise
     for child in multiprocessing.active_children():
         child.kill()
         child.join()

@@ -1,21 +1,21 @@
-"""Text that can be printed and drawn everywhere, and text that is short."""
+"""Make text printable, whatever the encoding, and shorten it."""
 
 from typing import Any
 
 
 def printable(text: str) -> str:
-    r"""Return a text that every encoder and every font library takes.
+    r"""Return `text` without surrogates, so that every encoder and every font library accepts it.
 
-    Python gives the bytes of a file name that is not UTF-8 as surrogates, which cannot be written: they become `\xb9`.
+    Python represents bytes of a file name that is not UTF-8 as surrogates, which cannot be encoded: they become `\xb9`.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # surrogates that no file name has
+    except UnicodeEncodeError:  # surrogates that do not come from a file name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable_all(value: Any) -> Any:
-    """Return dicts, lists and tuples with every text in them, keys too, as `printable` makes it."""
+    """Apply `printable` to every string in nested dicts, lists and tuples, keys included."""
     if isinstance(value, dict):
         return {printable_all(key): printable_all(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -24,15 +24,15 @@ def printable_all(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    r"""Return a printable text with its line breaks as `\n`: names of files may have some."""
+    r"""Return `text` as one printable line; line breaks, which names of files may have, become `\n`."""
     return printable("\\n".join(text.splitlines()))
 
 
 def shorten(text: object, width: int) -> str:
-    """Return a text in one line of at most `width` letters; a longer one ends after a whole word, with ` …`."""
+    """Return `text` as one line of at most `width` characters; longer text is cut after a whole word, with ` …`."""
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    start = line[: width - 1]  # the last two letters are ` …`
+    start = line[: width - 1]  # leaves two characters for ` …`, since the cut drops at least one
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"

@@ -1,1 +1,1 @@
-"""The training wing: what happens to a `Batch`, up to the updated weights."""
+"""Training: from a `Batch` to updated weights."""

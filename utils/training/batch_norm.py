@@ -1,7 +1,7 @@
-"""Batch normalisation over the whole micro-batch, of which every rank has some rows, or none.
+"""Batch normalisation over the rows of all ranks; a rank may have none.
 
-PyTorch's SyncBatchNorm is for GPUs alone. This one works on any device, in float32 inside, with the
-two-pass variance of the single process.
+PyTorch's SyncBatchNorm needs GPUs. This one works on any device, computes in float32, and takes the variance
+in two passes, as a single process does.
 """
 
 from typing import Any
@@ -15,17 +15,18 @@ from utils.system.ranks import World
 
 
 class Normalise(torch.autograd.Function):
-    """x -> (x - mean) / sqrt(var + eps) with mean and variance per channel over all ranks' rows."""
+    """x -> (x - mean) / sqrt(var + eps), with mean and variance per channel over the rows of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, eps: float, world: World) -> tuple[torch.Tensor, ...]:
         """Return (normalised x [b, C, …], mean [C], biased variance [C], rows x pixels over all ranks)."""
         values, axes = x.float(), [0, *range(2, x.dim())]
         count = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float32, device=x.device)
-        sums = world.sum_(torch.cat([values.sum(axes), count]))
-        mean, count = sums[:-1] / sums[-1], sums[-1]
+        sums = world.all_reduce_sum(torch.cat([values.sum(axes), count]))
+        count = sums[-1]
+        mean = sums[:-1] / count
         centred = values - along_channels(mean, x)
-        variance = world.sum_(centred.square().sum(axes)) / count
+        variance = world.all_reduce_sum(centred.square().sum(axes)) / count
         scale = torch.rsqrt(variance + eps)
         ctx.save_for_backward(centred.to(x.dtype), scale, count)
         ctx.world, ctx.axes = world, axes
@@ -34,22 +35,23 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, *_: object) -> tuple[torch.Tensor, None, None]:
-        """dx = scale · (dy - mean(dy) - x̂ · mean(dy · x̂)), the means over all ranks' rows."""
+        """dx = scale · (dy - mean(dy) - x̂ · mean(dy · x̂)), with means over the rows of all ranks."""
         centred, scale, count = ctx.saved_tensors
-        dy, scale = gradient.float(), along_channels(scale, gradient)
+        dy = gradient.float()
+        scale = along_channels(scale, gradient)
         normal = centred.float() * scale
         sums = torch.cat([dy.sum(ctx.axes), (dy * normal).sum(ctx.axes)])
-        mean_dy, mean_product = (along_channels(part, dy) for part in (ctx.world.sum_(sums) / count).chunk(2))
+        mean_dy, mean_product = (along_channels(part, dy) for part in (ctx.world.all_reduce_sum(sums) / count).chunk(2))
         return (scale * (dy - mean_dy - normal * mean_product)).to(gradient.dtype), None, None
 
 
 def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shape [C] for arithmetic with [b, C, …]."""
+    """Reshape values [C] so that they broadcast against `like` [b, C, …]."""
     return values.view(1, -1, *[1] * (like.dim() - 2))
 
 
 class SyncBatchNorm(nn.Module):
-    """Stands in for a BatchNorm1d, 2d or 3d `layer`, whose parameters and buffers it takes over."""
+    """Replacement for a BatchNorm1d, 2d or 3d `layer` that shares its parameters and buffers."""
 
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
@@ -62,10 +64,11 @@ class SyncBatchNorm(nn.Module):
             self.register_buffer(name, getattr(layer, name))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the layer's; in training the statistics are those of all ranks' rows."""
+        """Normalise x [b, C, …]; in training mode with the statistics of the rows of all ranks."""
         if not self.training and self.running_mean is not None:
-            fixed = self.running_mean, self.running_var, self.weight, self.bias
-            return nn.functional.batch_norm(x, *fixed, eps=self.eps)
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         normal, mean, variance, count = Normalise.apply(x, self.eps, self.world)
         if self.training and self.running_mean is not None:
             self.track(mean, variance * count / (count - 1).clamp(min=1))
@@ -76,8 +79,8 @@ class SyncBatchNorm(nn.Module):
 
     @torch.no_grad()
     def track(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """Move the running statistics; `variance` is the unbiased one."""
-        running_mean, running_var, batches = self.buffers()  # as registered
+        """Update the running statistics, as PyTorch does; `variance` is the unbiased one."""
+        running_mean, running_var, batches = self.buffers()  # in the order of registration
         batches += 1
         momentum = 1 / batches if self.momentum is None else self.momentum
         running_mean += momentum * (mean - running_mean)
@@ -85,7 +88,7 @@ class SyncBatchNorm(nn.Module):
 
 
 def synchronise(model: nn.Module, world: World) -> None:
-    """Replace every batch normalisation of `model` in place; parameters and state dict stay the same.
+    """Replace every batch-norm layer of `model` in place; parameters and state dict stay the same.
 
     Raises:
         InputError: the model has a kind of batch normalisation that cannot be replaced.

@@ -1,4 +1,4 @@
-"""Several students take the same batches: on a GPU each on a CUDA stream of its own, so that they fill it together."""
+"""Train several students on the same batches; on a GPU each has a CUDA stream of its own, so that they overlap."""
 
 import contextlib
 from collections import deque
@@ -9,70 +9,71 @@ import torch
 from utils.training.learner import Learner
 from utils.views.batch import Batch
 
-HELD = 2  # batches that students may be working on while the host prepares the next one
+MAX_BATCHES_IN_FLIGHT = 2  # batches that students may be working on while the host prepares the next one
 
 
 class Streams:
-    """How the learners of a run share its batches.
+    """Hands each batch to all learners of a run.
 
-    On a GPU the batches are made on the current stream. A learner's stream waits for the batch; the batch, and so
-    its memory, is held until every learner is done with it. That also keeps the host from running far ahead.
+    On a GPU the batches are made on the current stream, and the stream of each learner waits for them. A batch, and
+    so its memory, is kept until every learner has finished with it; this also limits how far the host runs ahead.
 
-    Recorded steps share one place in device memory for the state of its random numbers. So from the first
-    student that draws there (dropout), all work on the current stream, one after the other.
+    All captured steps share one tensor on the device for the state of the random generator. So if a student draws
+    random numbers on the device (dropout), all students use the current stream from then on, one after another.
 
     Args:
-        device: of the learners.
-        several: there is more than one learner: views are replayed once, outside of the recorded steps.
+        device: torch.device of the learners.
+        several: there is more than one learner; views are then replayed once, outside of the captured steps.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
         self.device, self.several = device, several
-        self.beside = several and device.type == "cuda"
-        self.own: dict[Learner, torch.cuda.Stream] = {}
-        self.held: deque = deque()
+        self.concurrent = several and device.type == "cuda"
+        self.streams: dict[Learner, torch.cuda.Stream] = {}
+        self.in_flight: deque = deque()
 
     def learn(self, learners: Sequence[Learner], batch: Batch) -> None:
-        """Have each learner take a step on the batch; return before a GPU has done it."""
+        """Launch one step of every learner on the batch; returns before a GPU has finished them."""
         if self.several:
             batch = batch.ready()
         for learner in learners:
             with self.stream_of(learner):
                 learner.learn(batch)
-            if self.beside and learner.random.draws_on_device:
+            if self.concurrent and learner.random.draws_on_device:
                 self.join()
-                self.beside = False
+                self.concurrent = False
         self.hold(batch)
 
     @contextlib.contextmanager
     def stream_of(self, learner: Learner) -> Iterator[None]:
-        """Work on the learner's own stream, after what the current one has been given; always on the same,
-        since memory is reused in the order of one stream.
+        """Run on this learner's CUDA stream, after the work already queued on the current stream.
+
+        A learner never changes streams, because the caching allocator reuses memory per stream.
         """
-        if not self.beside:
+        if not self.concurrent:
             yield
             return
-        if learner not in self.own:
-            self.own[learner] = torch.cuda.Stream(self.device)
-        stream = self.own[learner]
+        if learner not in self.streams:
+            self.streams[learner] = torch.cuda.Stream(self.device)
+        stream = self.streams[learner]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             yield
 
     def hold(self, batch: Batch) -> None:
-        """Keep the batch until all are done with it; wait for the one that is `HELD` batches old."""
-        if not self.beside:
+        """Keep the batch until all learners have finished it; wait for the one that is MAX_BATCHES_IN_FLIGHT older."""
+        if not self.concurrent:
             return
-        self.held.append((batch, [stream.record_event() for stream in self.own.values()]))
-        if len(self.held) > HELD:
-            for event in self.held.popleft()[1]:
+        self.in_flight.append((batch, [stream.record_event() for stream in self.streams.values()]))
+        if len(self.in_flight) > MAX_BATCHES_IN_FLIGHT:
+            for event in self.in_flight.popleft()[1]:
                 event.synchronize()
 
     def join(self) -> None:
-        """Have the current stream wait for all learners, whose models may then be used on it."""
-        for stream in self.own.values():
+        """Make the current stream wait for all learners, whose models may then be used on it."""
+        for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
-        self.held.clear()
+        self.in_flight.clear()
 
 
-ONE_STREAM = Streams(torch.device("cpu"), several=False)  # every step is on the current stream
+ONE_STREAM = Streams(torch.device("cpu"), several=False)  # every step runs on the current stream

@@ -1,9 +1,9 @@
-"""The whole optimizer step as one CUDA graph, so that small batches are not bound by kernel launches.
+"""Capture the whole optimizer step as one CUDA graph, so that small batches are not bound by kernel launches.
 
-A step of 25 images on a GPU launches hundreds of kernels that each take less time than their launch.
-A graph records them once (replay and mixing of the views, forward, backward, update, metric sums)
-and launches them together. What varies is copied into fixed tensors first: the batch's `tensors()`
-and the learning rate. A batch of other shapes, which is the short last one, takes the eager step.
+A step on 25 images launches hundreds of kernels, each of which takes less time than its launch.
+A graph captures them once (replay and mixing of the views, forward, backward, update, metric sums)
+and launches them together. The batch's `tensors()` and the learning rate are copied into static tensors
+before each launch. A batch of other shapes, such as a short last one, takes the eager step.
 """
 
 import warnings
@@ -24,41 +24,41 @@ from utils.training.precision import Precision
 from utils.training.shared_step import SharedStep
 from utils.views.batch import Batch
 
-WARM_UP_STEPS = 3  # lets cuDNN and cuBLAS choose and allocate before the recording
+WARM_UP_STEPS = 3  # cuDNN and cuBLAS choose algorithms and allocate in these, before the capture
 
 
 def pick_step(
     model: nn.Module, precision: Precision, world: World = ALONE, whole_loss: bool = False
 ) -> Callable[[Learner, Batch], None]:
-    """Return what `train_one_epoch` should use as a step: a `GraphedStep` on CUDA, else `train_step`.
+    """Return the step function of a learner: a `CapturedStep` on CUDA, else the eager `train_step`.
 
-    Several processes take a `SharedStep`, which see for `whole_loss`.
+    With more than one process this is a `SharedStep`; see there for `whole_loss`.
     """
     if world.size > 1:
         return SharedStep(world, any(isinstance(part, SyncBatchNorm) for part in model.modules()), whole_loss)
     if precision.device.type != "cuda":
         return train_step
     if precision.scaler.is_enabled():
-        log.info("step    eager: the loss scaling of fp16 decides on the host")
+        log.info("step    eager: the loss scaling of fp16 needs the host in every step")
         return train_step
-    return GraphedStep()
+    return CapturedStep()
 
 
-class GraphedStep:
-    """`train_step` as a CUDA graph, recorded at the first batch, and again at a larger one; same result.
+class CapturedStep:
+    """`train_step` as a CUDA graph, with the same result. Captured at the first batch, and again at a larger one.
 
-    Model, loss, optimizer and micro-batch size must be the same in every call. Where recording
-    fails (a model that waits for the device, an old PyTorch), one log line says so and every step is eager.
+    Model, loss, optimizer and micro-batch size must be the same in every call. If the capture
+    fails (a model that synchronises with the device, an old PyTorch), one log line says so and every step is eager.
     """
 
     def __init__(self) -> None:
-        self.replay: Callable[[], None] | None = None
+        self.launch: Callable[[], None] | None = None
         self.failed = False
 
     def __call__(self, learner: Learner, batch: Batch) -> None:
-        if not self.failed and (self.replay is None or len(batch) > self.rows):
-            self.record(learner, batch)
-        if self.replay is None or shapes(batch) != self.shapes:
+        if not self.failed and (self.launch is None or len(batch) > self.rows):
+            self.capture(learner, batch)
+        if self.launch is None or shapes(batch) != self.shapes:
             train_step(learner, batch)
             return
         for static, value in zip(self.inputs, batch.tensors(), strict=True):
@@ -66,33 +66,36 @@ class GraphedStep:
                 static.copy_(value, non_blocking=True)
         for lr, group in zip(self.rates, learner.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
-        self.replay()
+        self.launch()
         learner.sums.sums += self.sums.sums
         learner.sums.samples += len(batch)
 
-    def record(self, learner: Learner, batch: Batch) -> None:
-        """Record a step on fixed copies of `batch`, leaving model, optimizer and random state as they were."""
+    def capture(self, learner: Learner, batch: Batch) -> None:
+        """Capture a step on static copies of `batch`; model, optimizer and random state are left unchanged."""
         device, optimizer = learner.precision.device, learner.optimizer
-        self.replay, self.rows, self.shapes = None, len(batch), shapes(batch)
+        self.launch = None
+        self.rows = len(batch)
+        self.shapes = shapes(batch)
         if not all(group.get("fused") for group in optimizer.param_groups):
-            self.give_up("this PyTorch's optimizer waits for the device")
+            self.give_up("this PyTorch's optimizer synchronises with the device")
             return
         self.inputs = [None if value is None else value.clone() for value in batch.tensors()]
         self.rates = [torch.tensor(float(group["lr"]), device=device) for group in optimizer.param_groups]
-        recorded = copy(learner)
-        recorded.sums = self.sums = MetricSums(device)
+        self.sums = MetricSums(device)
+        captured = copy(learner)
+        captured.sums = self.sums
 
         def step() -> None:
             self.sums.sums.zero_()
-            # like() anew in every call: what a batch derives from its tensors must be in the recording
-            train_step(recorded, batch.like(self.inputs))
+            # like() must be called here, so that tensors which a batch derives from its inputs are captured too
+            train_step(captured, batch.like(self.inputs))
 
         before = Snapshot(learner.model, optimizer, device)
         try:
-            with graph_ready(optimizer, self.rates), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "(?s).*capturable=True")  # and not captured: a warm-up
-                self.replay = record(step, device, before.restore)
-        except (RuntimeError, TypeError, AssertionError) as error:  # an optimizer of old asserts
+            with capturable(optimizer, self.rates), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "(?s).*capturable=True")  # the warm-up steps are not captured
+                self.launch = capture_graph(step, device, before.restore)
+        except (RuntimeError, TypeError, AssertionError) as error:  # old versions of PyTorch's optimizers assert
             before.restore()
             optimizer.zero_grad(set_to_none=True)
             self.give_up(" ".join(str(error).split()))
@@ -100,19 +103,19 @@ class GraphedStep:
         log.info("step    one CUDA graph of %d images; a shorter last batch is eager", len(batch))
 
     def give_up(self, reason: str) -> None:
-        """Take every step eagerly from now on, and say why."""
+        """Take every step eagerly from now on, and log the reason."""
         self.failed = True
-        log.info("step    eager: no CUDA graph could be made of it (%.120s)", reason)
+        log.info("step    eager: it cannot be captured as a CUDA graph (%.120s)", reason)
 
 
 def shapes(batch: Batch) -> tuple[type, list]:
-    """What must be equal for a recorded step to fit a batch."""
+    """Type, shapes and dtypes of a batch: a captured step fits batches for which these are equal."""
     return type(batch), [None if value is None else (value.shape, value.dtype) for value in batch.tensors()]
 
 
 @contextmanager
-def graph_ready(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Let the optimizer take its learning rates from tensors; afterwards its groups are as before."""
+def capturable(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let the optimizer read its learning rates from tensors; restore its parameter groups on exit."""
     kept: list[dict[str, Any]] = [
         {key: group[key] for key in ("lr", "capturable") if key in group} for group in optimizer.param_groups
     ]
@@ -127,43 +130,47 @@ def graph_ready(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor])
             group.update(values)
 
 
-def record(step: Callable[[], object], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
-    """Record `step` as a CUDA graph and return the function that replays it.
+def capture_graph(step: Callable[[], object], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
+    """Capture `step` as a CUDA graph and return the function that launches it.
 
-    It is run a few times first, as recording asks for; `restore` undoes that. All is done on a stream of its own, since
-    cuBLAS gives each one a workspace, and several students' graphs run at a time.
+    A capture needs warm-up steps; `restore` undoes them. Each graph is captured on a new stream, because cuBLAS has one
+    workspace per stream and the graphs of several students run concurrently.
     """
-    stream, graph, pool = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.stream(stream):  # left also where the recording fails, on which torch.cuda.graph stays on it
+        # if the capture fails, torch.cuda.graph does not leave the stream: this context does
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 step()
             restore()
-            try:  # thread_local, since another thread is uploading labels
+            try:  # thread_local: another thread may be uploading labels during the capture
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     step()
             except BaseException:
-                end_recording(graph, pool, device)
+                end_failed_capture(graph, pool, device)
                 raise
     finally:
         torch.cuda.current_stream(device).wait_stream(stream)
     return graph.replay
 
 
-FAILED: list[object] = []  # recordings that failed: the allocator may go on asking them
+FAILED_CAPTURES: list[object] = []  # kept alive, because the allocator may still call into their graphs
 
 
-def end_recording(graph: object, pool: Any, device: torch.device) -> None:
-    """Undo what PyTorch (2.11, say) leaves as it is where a recording fails.
+def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
+    """Clean up after a failed capture, which some versions of PyTorch (such as 2.11) do not.
 
-    The allocator would keep memory for it, and random numbers on the device could not be drawn any more: a recording
-    that succeeds resets their state. Where a version needs none of that, nothing happens.
+    Without this the allocator keeps the memory of the graph, and drawing random numbers on the device fails until
+    another capture succeeds: so a trivial one is made. If a version needs none of this, nothing happens.
     """
-    FAILED.append(graph)
+    FAILED_CAPTURES.append(graph)
     with suppress(RuntimeError, AttributeError):
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-    stream, trivial = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(device)
+    trivial = torch.cuda.CUDAGraph()
     with (
         suppress(RuntimeError, TypeError),
         torch.cuda.stream(stream),
@@ -173,9 +180,9 @@ def end_recording(graph: object, pool: Any, device: torch.device) -> None:
 
 
 class Snapshot:
-    """Copies of a model's tensors, an optimizer's state and the random state, put back in place.
+    """Copies of a model's tensors, an optimizer's state and the random state, which `restore` writes back in place.
 
-    Optimizer state that did not exist yet becomes zero, which is what AdamW and SGD start from.
+    Optimizer state that did not exist yet becomes zero, which AdamW and SGD start from.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -186,12 +193,12 @@ class Snapshot:
         self.device_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def state_tensors(self) -> list[torch.Tensor]:
-        """Every tensor of the optimizer's state."""
+        """All tensors of the optimizer's state."""
         return [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back."""
+        """Write the copies back into the tensors that they were taken from."""
         for tensor, value in self.weights:
             tensor.copy_(value)
         for tensor in self.state_tensors():

@@ -1,7 +1,7 @@
-"""Losses between a student's logits and what a teacher answered. All are means over samples.
+"""Losses between a student's logits and a teacher's. All are means over samples.
 
-Legend: outputs (o) and soft_labels (z) are logits [B, C], targets (y) int64 [B] folder classes,
-T the temperature, k the classes that --keep-topk keeps.
+Legend: outputs (o) and soft_labels (z) are the student's and the teacher's logits [B, C], targets (y) the classes of
+the image folders, int64 [B], T the temperature, k the number of classes that --keep-topk keeps.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from utils.labels.batch import Answers, TopK
+from utils.labels.types import Answers, TopK
 from utils.system.errors import InputError
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 NEEDS_LOGITS = ("mse_gt", "mae_gt")
-TEMPERED = ("kl", "dist")  # those that divide logits by a temperature
+TEMPERED = ("kl", "dist")  # losses that divide logits by a temperature
 
-Temperature = float | torch.Tensor  # a number, or a 0-dim tensor that is filled when it changes
+Temperature = float | torch.Tensor  # a number, or a 0-dim tensor that is filled in place when it changes
 
 
 def build_loss(
@@ -29,26 +29,30 @@ def build_loss(
     answers: str = "logits",
     student_temperature: Temperature | None = None,
     renormalise: bool = False,
-    note: "LastMicroBatch | None" = None,
+    last: "LastMicroBatch | None" = None,
 ) -> Callable[[torch.Tensor, Answers, torch.Tensor], torch.Tensor]:
     """Return `loss(outputs, soft_labels, targets) -> scalar`.
 
     Args:
         loss_type: one of LOSS_TYPES.
-        temperature: T of kl and dist: the teacher's, and the student's unless that is given.
-        ce_weight: weight of the hard-label term of mse_gt and mae_gt.
+        temperature: T of kl and dist: the teacher's, and the student's unless student_temperature is given.
+        ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
         keep_topk: number of teacher classes to keep, None for all.
-        answers: `logits`, or `probabilities`, at a temperature of their own, of which soft_labels are the natural logs.
+        answers: kind of soft_labels: `logits`, or `probabilities`: then they are natural logs of probabilities, which
+            were made at a temperature of their own and are not divided by T.
         student_temperature: divides the student's logits in kl and dist.
-        renormalise: kl and dist take the kept classes for all there are: their probabilities add up to 1.
-        note: is given what kl or dist compares in each micro-batch.
+        renormalise: kl and dist renormalise over the kept classes, so that their probabilities sum to 1.
+        last: if given, kl and dist copy both sides of each micro-batch into it.
+
+    Raises:
+        InputError: loss_type is unknown.
     """
     if loss_type == "ce":
         return lambda outputs, soft_labels, targets: F.cross_entropy(outputs, targets)
     if loss_type in TEMPERED:
         student = temperature if student_temperature is None else student_temperature
         teacher = 1.0 if answers == "probabilities" else temperature
-        return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, note)
+        return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, last)
     if loss_type in ("mse_gt", "mae_gt"):
         distance = {"mse_gt": F.mse_loss, "mae_gt": F.l1_loss}[loss_type]
         return partial(_regression, distance, ce_weight, keep_topk)
@@ -57,26 +61,26 @@ def build_loss(
 
 @dataclass(frozen=True)
 class SoftLoss:
-    """kl or dist between a student's logits and a teacher's answers; fields as the arguments of `build_loss`."""
+    """kl or dist between a student's logits and a teacher's; for the fields see `build_loss`."""
 
     divergence: Callable
     temperature: Temperature
     student_temperature: Temperature
     keep_topk: int | None = None
     renormalise: bool = False
-    note: "LastMicroBatch | None" = None
+    last: "LastMicroBatch | None" = None
 
     def __call__(self, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor) -> torch.Tensor:
         probabilities = self.probabilities(soft_labels, outputs.shape[1])
-        if self.note is not None:
-            self.note.keep(outputs, probabilities)
+        if self.last is not None:
+            self.last.record(outputs, probabilities)
         return self.divergence(outputs, probabilities, self.student_temperature)
 
     def probabilities(self, soft_labels: Answers, num_classes: int) -> torch.Tensor:
-        """What the student is to answer: float32 [B, C]; rows add up to 1."""
+        """Return the teacher's probabilities at its temperature: float32 [B, C], each row sums to 1."""
         keep_topk = self.keep_topk
         if isinstance(soft_labels, TopK) and soft_labels.values.shape[1] <= (keep_topk or num_classes):
-            keep_topk = None  # the labels keep no more
+            keep_topk = None  # the labels hold only these classes
         logits = as_logits(soft_labels, num_classes, self.temperature, self.renormalise)
         if self.renormalise and keep_topk is not None and keep_topk < num_classes:
             values, classes = logits.topk(keep_topk, dim=1)
@@ -86,11 +90,17 @@ class SoftLoss:
 
 
 class LastMicroBatch:
-    """What kl or dist compared last, in fixed tensors that a recorded step fills as well.
+    """Both sides of the last micro-batch of kl or dist, in static tensors that a captured step can fill too.
 
     Args:
-        rows, num_classes: of the largest micro-batch.
+        rows: of the largest micro-batch.
+        num_classes: C.
         device: torch.device.
+
+    Attributes:
+        outputs: the student's logits, float32 [rows, C].
+        probabilities: the teacher's probabilities, float32 [rows, C].
+        rows: number of valid rows, int64 [1].
     """
 
     def __init__(self, rows: int, num_classes: int, device: torch.device) -> None:
@@ -99,14 +109,14 @@ class LastMicroBatch:
         self.rows = torch.zeros(1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def keep(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
+    def record(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
         """Copy a micro-batch: the student's logits and the teacher's probabilities, [b, C] each."""
         self.outputs[: len(outputs)] = outputs
         self.probabilities[: len(outputs)] = probabilities
         self.rows.fill_(len(outputs))
 
-    def keep_none(self) -> None:
-        """Of this micro-batch another process has all rows."""
+    def clear(self) -> None:
+        """This rank has no rows of the current micro-batch."""
         self.rows.zero_()
 
     @torch.no_grad()
@@ -124,7 +134,7 @@ class LastMicroBatch:
 def as_logits(
     soft_labels: Answers, num_classes: int, temperature: float | torch.Tensor, renormalise: bool = False
 ) -> torch.Tensor:
-    """What a teacher answered as logits float32 [B, C]; for `renormalise` see `TopK.dense`."""
+    """Return soft labels as dense logits float32 [B, C]; for `renormalise` see `TopK.dense`."""
     if isinstance(soft_labels, TopK):
         return soft_labels.dense(num_classes, temperature, renormalise)
     return soft_labels.float()
@@ -143,7 +153,7 @@ def _regression(
 
 
 def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the student's and the teacher's logits float32 [B, k] of the k classes that the teacher rates highest."""
+    """Return the student's and the teacher's logits for the teacher's k highest classes: float32 [B, k] each."""
     if isinstance(soft_labels, TopK):
         values, classes = soft_labels.values.float(), soft_labels.classes
         if k is not None and k < values.shape[1]:
@@ -157,7 +167,7 @@ def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> t
 
 
 def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.Tensor:
-    """Keep the k largest of each row of [B, C]; share the rest of the mass evenly over the others."""
+    """Keep the k largest probabilities of each row of [B, C]; the other classes share the remaining mass evenly."""
     classes = probabilities.shape[1]
     if k is None or k >= classes:
         return probabilities
@@ -176,7 +186,8 @@ def dist(
 ) -> torch.Tensor:
     """DIST (Huang et al., 2022, arXiv 2205.10536): T² (beta · inter-class + gamma · intra-class relation).
 
-    T is the student's. Each relation is one minus the mean Pearson correlation, over rows and over columns.
+    T is the student's temperature. Each relation is one minus the mean Pearson correlation, of rows
+    (inter-class) or of columns (intra-class).
     """
     student = F.softmax(outputs / temperature, dim=1)
     inter = 1 - pearson(student, probabilities).mean()
@@ -185,5 +196,5 @@ def dist(
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Pearson correlation of each row of a with the same row of b."""
+    """Return the Pearson correlation of each row of a [n, m] with the same row of b [n, m]: [n]."""
     return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1, eps=eps)

@@ -53,7 +53,7 @@ class MetricSums:
         """Add up what the ranks of a `World` have; all have the same number of batches."""
         if world.size > 1:
             own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
-            total = world.sum_(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
+            total = world.all_reduce_sum(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
             self.sums, self.samples, self.losses = total[:3], int(total[3]), list(total[4:])
         return self
 

@@ -1,4 +1,4 @@
-"""Students and teachers by name: torchvision first, then timm (imported only when needed)."""
+"""Build students and teachers by name: from torchvision, else from timm (imported only when needed)."""
 
 import difflib
 import time
@@ -13,10 +13,10 @@ from torch import nn
 from utils.system.errors import InputError, clause, listing
 from utils.training.weights import State, classes_of, load_weights
 
-USUAL_SIZE = 224  # side of the input that torchvision's models are built for
+USUAL_SIZE = 224  # input side in pixels for which torchvision builds its models
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
-SEARCH_SECONDS = 4  # for the architecture that a file's weights fit
-SEARCHED = {  # the field's students and teachers, under a weight that all of a row have
+SEARCH_SECONDS = 4  # time limit of the search for an architecture that a file's weights fit
+SEARCHED = {  # name of a weight -> common students and teachers that all have a weight of that name
     "layer1.0.conv1.weight": "resnet18 resnet50 resnet101 resnet34 resnet152 wide_resnet50_2 resnext50_32x4d",
     "features.0.weight": "alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
     "features.0.0.weight": "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny swin_t",
@@ -34,14 +34,14 @@ def build_model(
     """Return a torchvision or timm classifier with `num_classes` outputs and random weights.
 
     Args:
-        name: model name; torchvision's is taken where both have it.
-        stem: `small` swaps a ResNet's 7x7/2 convolution and max-pool for a 3x3/1 convolution
+        name: model name; if both libraries have it, torchvision's model is built.
+        stem: `small` replaces a ResNet's 7x7/2 convolution and max-pool by a 3x3/1 convolution
             (the field's `resnet18_modified`, for images of 32 to 64 px).
         flag: the flag to name in errors.
-        input_size: side of its input in pixels, for models that are built for one size; None: the usual one.
+        input_size: input side in pixels, for models that are built for a fixed size; None: the model's default.
 
     Raises:
-        InputError: no such model (near names are suggested), it has no ResNet stem to swap, or it cannot be
+        InputError: no such model (similar names are suggested), it has no ResNet stem to replace, or it cannot be
             built for that size.
     """
     if in_torchvision(name):
@@ -63,7 +63,7 @@ def build_model(
 
 
 def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any) -> nn.Module:
-    """Call a library's function that makes a model; an input size that it cannot take is the user's mistake."""
+    """Call a library's constructor; if it fails and was given an input size, report that size as the user's mistake."""
     try:
         return make(name, **options)
     except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
@@ -81,7 +81,7 @@ def in_torchvision(name: str) -> bool:
 
 
 def sized(name: str, input_size: int | None) -> dict[str, Any]:
-    """Arguments that build a known model for an unusual size; none where it takes any size, as most do."""
+    """Return the arguments that build a known model for `input_size`; empty if it takes any size, as most do."""
     if input_size is None:
         return {}
     if in_torchvision(name):
@@ -97,7 +97,7 @@ def sized(name: str, input_size: int | None) -> dict[str, Any]:
 
 
 def refuse_unknown(name: str, flag: str) -> None:
-    """Raise InputError where timm has no model of that name either."""
+    """Raise InputError if timm has no model of that name either."""
     import timm
 
     if timm.is_model(name):
@@ -115,12 +115,12 @@ def refuse_unknown(name: str, flag: str) -> None:
 
 
 def stem_flag(flag: str) -> str:
-    """The flag of the stem of the model that `flag` names."""
+    """Return the flag for the stem of the model that `flag` names."""
     return "--teacher-stem" if flag.startswith("--teacher") else "--stem"
 
 
 def weights_flag(flag: str) -> str:
-    """The flag of the pretrained weights of the model that `flag` names."""
+    """Return the flag for the pretrained weights of the model that `flag` names."""
     return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
 
 
@@ -138,7 +138,7 @@ def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
 def build_student(
     name: str, num_classes: int, seed: int, stem: str = "standard", input_size: int | None = None
 ) -> nn.Module:
-    """Return the student, its weights drawn right after `torch.manual_seed(seed)`."""
+    """Return the student; its initial weights are drawn directly after `torch.manual_seed(seed)`."""
     torch.manual_seed(seed)
     return build_model(name, num_classes, stem, input_size=input_size)
 
@@ -148,14 +148,15 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
 
     Args:
         name: torchvision or timm model.
-        asked: a name or DEFAULT, torchvision's newest or timm's usual ones. None: IMAGENET1K_V1, the weights that
-            `pretrained=True` meant in every project of the field, else DEFAULT.
+        asked: name of the weights, or DEFAULT (torchvision's newest, timm's default). None: IMAGENET1K_V1, to which
+            `pretrained=True` refers in the code of other projects, or DEFAULT if there is no such name.
+        flag: the flag to name in errors.
 
     Returns:
-        a member of torchvision's enum of this model's weights, or a tag of timm's.
+        a member of torchvision's weights enum of this model, or a tag of timm.
 
     Raises:
-        InputError: no such model, or no such weights of it.
+        InputError: no such model, or it has no such weights.
     """
     if in_torchvision(name):
         names = torchvision.models.get_model_weights(name).__members__
@@ -185,10 +186,10 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
 
 
 def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: int | None = None) -> nn.Module:
-    """Return a torchvision or timm classifier with the pretrained `weights` that `pretrained_name` has returned.
+    """Return a torchvision or timm classifier with the pretrained `weights`, a name from `pretrained_name`.
 
     Raises:
-        InputError: the weights cannot be fetched, or do not fit the input size.
+        InputError: the weights cannot be downloaded, or do not fit the input size.
     """
     try:
         if in_torchvision(name):
@@ -203,15 +204,15 @@ def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: 
         import timm
 
         tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
-        # timm resamples position embeddings for another size
+        # for another size, timm resamples the position embeddings
         model = _built(timm.create_model, tagged, flag, input_size, pretrained=True, **sized(tagged, input_size))
-    except (OSError, RuntimeError) as error:  # no network; or a download that is cut short
+    except (OSError, RuntimeError) as error:  # no network, or an incomplete download
         raise InputError(
-            f"{flag} {name}: its pretrained weights {weights} cannot be fetched or loaded ({clause(error)}); give a "
+            f"{flag} {name}: its pretrained weights {weights} cannot be downloaded or loaded ({clause(error)}); give a "
             "file with its weights"
         ) from None
     if not getattr(model, "num_classes", None):
-        raise InputError(f"{flag} {name}: its pretrained weights {weights} answer no classes; choose others")
+        raise InputError(f"{flag} {name}: its pretrained weights {weights} have no classifier; choose others")
     return model
 
 
@@ -228,10 +229,12 @@ def build_teacher(
 
     Args:
         name: torchvision or timm model.
-        checkpoint: file with its weights, which says the number of classes; None takes pretrained ones.
-        num_classes: where a file does not say it.
-        weights: as `asked` of `pretrained_name`.
-        input_size: as for `build_model`.
+        checkpoint: file with its weights, from which the number of classes is read; None: pretrained weights.
+        stem: `standard` or `small`, see `build_model`.
+        num_classes: used if the file does not show the number of classes.
+        flag: the flag to name in errors.
+        weights: name of pretrained weights, see `asked` of `pretrained_name`.
+        input_size: see `build_model`.
 
     Raises:
         InputError: unknown model, or weights that do not fit it.
@@ -246,15 +249,15 @@ def build_teacher(
     else:
         state = load_weights(checkpoint)
         teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size)
-        if not fit(shapes_of(teacher.state_dict()), state):
-            own = shapes_of(teacher.state_dict())
+        own = shapes_of(teacher.state_dict())
+        if not fit(own, state):
             classifier = classifier_of(own)
             classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
             teacher = build_model(name, classes, stem, flag, input_size)
             if not fit(shapes_of(teacher.state_dict()), state):
+                with_stem = " with a small stem" if stem == "small" else ""
                 raise InputError(
-                    f"{checkpoint} does not hold the weights of {flag} {name}"
-                    f"{' with a small stem' if stem == 'small' else ''}"
+                    f"{checkpoint} does not hold the weights of {flag} {name}{with_stem}"
                     f"{advice(own, state, name, stem, flag)}"
                 )
         teacher.load_state_dict(state)
@@ -265,17 +268,17 @@ Shapes = Mapping[str, torch.Size]
 
 
 def shapes_of(state: State) -> dict[str, torch.Size]:
-    """Shape of each tensor; batch counters left out, which files from before PyTorch 0.4.1 lack."""
+    """Return the shape of each tensor, without batch counters, which files from before PyTorch 0.4.1 lack."""
     return {name: tensor.shape for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def classifier_of(shapes: Shapes) -> str:
-    """Name of the weight whose rows are the classes: a model's last matrix or 1x1 convolution."""
+    """Return the name of the classifier's weight: the last that is a matrix or a convolution."""
     return [name for name, shape in shapes.items() if name.endswith("weight") and len(shape) in (2, 4)][-1]
 
 
 def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
-    """Whether weights have a model's names and shapes; with `any_classes` the number of classes does not matter."""
+    """Whether a state dict has a model's names and shapes; `any_classes` ignores the number of classes."""
     found = shapes_of(state)
     if found.keys() != shapes.keys():
         return False
@@ -287,7 +290,7 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
-    """Say what a file's weights would fit, else how they differ from those of a model: the end of a sentence."""
+    """Return the end of an error sentence: which flags a file's weights fit, or how they differ from this model's."""
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
     found = shapes_of(state)
@@ -305,28 +308,23 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
         shapes = skeleton(other, its_stem, side)
         if shapes and fit(shapes, state, any_classes=True):
             return f"; they fit {words}"
-    differences = [
-        f"{what} {listing(names, 3)}"
-        for what, names in (
-            ("lacks", [key for key in own if key not in found]),
-            ("also has", [key for key in found if key not in own]),
-            (
-                "has other shapes of",
-                [
-                    f"{key} ({list(found[key])}, not {list(own[key])})"
-                    for key in own
-                    if found.get(key, own[key]) != own[key]
-                ],
-            ),
-        )
-        if names
-    ]
+    missing = [key for key in own if key not in found]
+    extra = [key for key in found if key not in own]
+    reshaped = [key for key in own if key in found and found[key] != own[key]]
+    differences = []
+    if missing:
+        differences.append(f"lacks {listing(missing, 3)}")
+    if extra:
+        differences.append(f"also has {listing(extra, 3)}")
+    if reshaped:
+        shapes_found = [f"{key} ({list(found[key])}, not {list(own[key])})" for key in reshaped]
+        differences.append(f"has other shapes of {listing(shapes_found, 3)}")
     return f" (the file {', '.join(differences)}); give the {flag} that it was trained as"
 
 
 def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
-    """Names and shapes of a model's weights; None where that model cannot be built."""
-    for device in "meta", "cpu":  # without the memory for them, if the model's code can do without values
+    """Return names and shapes of a model's weights; None if the model cannot be built."""
+    for device in "meta", "cpu":  # meta needs no memory, but some models' code needs real values
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):
                 return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())

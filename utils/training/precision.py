@@ -1,4 +1,4 @@
-"""The device and the arithmetic of a run: fp32, bf16 or fp16."""
+"""Device and precision of a run: fp32, bf16 or fp16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from utils.system.ranks import ALONE, World
 
 
 class Precision:
-    """One code path for fp32, bf16 and fp16: autocast and loss scaling that are off where not needed.
+    """One code path for fp32, bf16 and fp16: autocast and loss scaling are disabled if not needed.
 
-    fp32 by name is laid out NCHW, as in the reference, and reproduces its figures; all else is
-    channels-last, which is faster. On CUDA fp32 means 32 bits throughout: see `settle_cuda`.
+    `--precision fp32` keeps the NCHW layout of the reference, to reproduce its figures; everything else, `auto`
+    included, is channels-last, which is faster. On CUDA fp32 does not use TF32: see `configure_cuda`.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 on CUDA and on CPUs with native bf16.
@@ -27,37 +27,38 @@ class Precision:
             name = "bf16" if has_fast_bf16(device) else "fp32"
         if name == "fp16" and device.type != "cuda":
             raise InputError("--precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
-        self.name, self.device = name, device
+        self.name = name
+        self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # its home moved in PyTorch 2.3
+        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # it moved in PyTorch 2.3
         self.scaler = scaler(enabled=name == "fp16")
 
     def __str__(self) -> str:
         layout = "NCHW" if self.memory_format == torch.contiguous_format else "channels-last"
-        exact = self.name == "fp32" and self.device.type == "cuda"  # elsewhere there is no TF32 to do without
+        exact = self.name == "fp32" and self.device.type == "cuda"  # TF32 exists on CUDA only
         return f"{self.name} {'without TF32 ' if exact else ''}{layout}"
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in the memory layout; return it."""
+        """Move a model to the device, in this memory format; return it."""
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def autocast(self) -> torch.autocast:
-        """Context in which a model runs in this precision."""
+        """Return the autocast context of this precision."""
         if self.name == "fp32":
             return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=False)
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def outputs(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [B, C] of a model that runs in this precision on images [B, 3, S, S]."""
+        """Run a model in this precision on images [B, 3, S, S]; return its logits, float32 [B, C]."""
         with self.autocast():
             outputs = model(images)
         return outputs.float()
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is native: on GPUs since Ampere and AMD's, on CPUs with bf16 instructions.
+    """Whether bf16 arithmetic is native: on GPUs since Ampere, on AMD's, on CPUs with bf16 instructions.
 
-    PyTorch's own answer is also yes where it is emulated, slowly, as on V100 and T4.
+    `torch.cuda.is_bf16_supported` is also true on GPUs that emulate it slowly, such as V100 and T4.
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -70,26 +71,27 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_device(name: str, world: World = ALONE) -> torch.device:
-    """Return the torch.device of --device {auto,cpu,cuda}: of several processes each has a GPU of its own."""
+    """Return the torch.device of --device {auto,cpu,cuda}; with several processes, each gets its own GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    settle_cuda()
-    return torch.device("cuda", world.local_rank)  # with its number, which PyTorch 2.0 asks for
+    configure_cuda()
+    return torch.device("cuda", world.local_rank)  # PyTorch 2.0 requires the index
 
 
 @contextmanager
-def unsearched() -> Iterator[None]:
-    """Let cuDNN take the algorithm that it thinks best, for passes whose shape comes once: trying all takes longer."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+def without_cudnn_benchmark() -> Iterator[None]:
+    """Disable cuDNN autotuning for one-off input shapes, where it costs more than it saves."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
 
 
-def settle_cuda() -> None:
+def configure_cuda() -> None:
     """Choose what PyTorch leaves open on CUDA, for this process.
 
     * No TF32, whose ten bits of mantissa PyTorch allows in convolutions and not in products: `--precision fp32`

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.labels.batch import each
+from utils.labels.types import each
 from utils.system.ranks import World, share
 from utils.training.learner import Learner
 from utils.training.losses import SoftLoss
@@ -33,7 +33,7 @@ class SharedStep:
         optimizer.zero_grad(set_to_none=True)
         for micro in batch.split(learner.micro_batch):
             if not len(micro):
-                note_no_rows(learner.loss_fn)
+                clear_last_micro_batch(learner.loss_fn)
             if not (len(micro) or self.join_always or self.whole_loss):
                 continue
             outputs = learner.precision.outputs(learner.model, micro.images)  # [own, C]
@@ -60,14 +60,14 @@ class SharedStep:
         own = share(rows, self.world.rank, self.world.size)
         whole = tensor.new_zeros(rows, *tensor.shape[1:])
         whole[own.start : own.stop] = tensor.detach()
-        self.world.sum_(whole)
+        self.world.all_reduce_sum(whole)
         return torch.cat([whole[: own.start], tensor, whole[own.stop :]])
 
 
-def note_no_rows(loss_fn: Callable) -> None:
-    """Tell a loss that keeps its last micro-batch that all rows of this one are elsewhere."""
-    if isinstance(loss_fn, SoftLoss) and loss_fn.note is not None:
-        loss_fn.note.keep_none()
+def clear_last_micro_batch(loss_fn: Callable) -> None:
+    """Clear the last micro-batch that a loss has recorded: this rank has no rows of the current one."""
+    if isinstance(loss_fn, SoftLoss) and loss_fn.last is not None:
+        loss_fn.last.clear()
 
 
 def sum_gradients(model: nn.Module, world: World) -> None:
@@ -78,6 +78,6 @@ def sum_gradients(model: nn.Module, world: World) -> None:
         if parameter.grad is None:  # this rank had no rows
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    total = world.sum_(torch.cat([gradient.flatten() for gradient in gradients]))
+    total = world.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, piece in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(piece.view(gradient.shape))

@@ -1,4 +1,4 @@
-"""One teacher or several, as one function from images to the logits that are stored."""
+"""One teacher or an ensemble, as one function from images to the logits that are stored."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,7 +12,7 @@ from utils.training.precision import Precision
 from utils.views.batch import Batch
 from utils.views.live import refuse_non_finite
 
-# The teachers of PRISM's relabel code, in its order, and its ensemble rule for each student.
+# Teachers and ensemble rule of PRISM's relabel code for each student; the order of teachers matters.
 PRESETS = {
     "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
     "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
@@ -21,17 +21,18 @@ PRESETS = {
 
 
 RULES = ("mean", "norm-mean", "main-weighted")
-TEACHER_ROWS = 512  # images that a GPU answers at once, where stored batches are smaller
+TEACHER_ROWS = 512  # images per forward pass on a GPU, if stored batches are smaller
 
 
 def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
-    """Combine the answers of n teachers.
+    """Combine the logits of n teachers.
 
     Args:
         logits: float32 [n, B, C].
-        rule: `mean`; `norm-mean` (PRISM r18): each teacher's answers are scaled so that their Frobenius
-            norm over the batch is the teachers' mean, then averaged; `main-weighted` (PRISM r50, r101):
-            0.5 to the first teacher, the rest shared; then each row is scaled to the batch's mean row norm.
+        rule: `mean`; `norm-mean` (PRISM r18): the logits of each teacher are scaled so that their Frobenius
+            norm over the batch is the mean of the teachers' norms, then averaged; `main-weighted` (PRISM r50, r101):
+            weight 0.5 for the first teacher, the others share 0.5; then each row is scaled to the mean row norm of
+            the batch.
 
     Returns:
         float32 [B, C].
@@ -49,22 +50,26 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
 
 
 class Ensemble:
-    """Teachers that answer together.
+    """Teachers whose logits are combined.
 
     Args:
-        names, files: models, and their weights or None for the library's.
-        rule: how answers are combined, see `combine`.
-        precision: `Precision`; bf16 and channels-last where it says so.
-        stem: of every teacher.
+        names: models.
+        files: for each its file of weights, or None for the library's pretrained weights.
+        rule: how logits are combined, see `combine`.
+        precision: `Precision` of the forward passes.
+        stem: `standard` or `small`, of every teacher.
         flag: the flag to name in errors.
-        weights: for each teacher without a file, as `asked` of `pretrained_name`; None: the usual ones of all.
-        input_size: side of the images in pixels; each teacher is asked once. None: teachers of the usual size, unasked.
+        weights: for each teacher without a file the name of its pretrained weights, see `asked` of `pretrained_name`;
+            None: the default ones.
+        input_size: side of the images in pixels; each teacher is tried with one image. None: the default size of each
+            teacher, untried.
 
     Attributes:
-        described: for each teacher its `arch` and `weights`: the digest of its file, or the library's name of them.
+        described: for each teacher its `arch` and its `weights` (digest of the file, or name in the library).
 
     Raises:
-        InputError: a teacher cannot be built or answer at this size, or they disagree on the number of classes.
+        InputError: a teacher cannot be built or cannot take images of this size, or the teachers differ in the number
+            of classes.
     """
 
     def __init__(
@@ -95,16 +100,20 @@ class Ensemble:
 
     @torch.no_grad()
     def _check(self, names: Sequence[str], input_size: int) -> None:
-        """Ask each teacher alone with one black image."""
+        """Try each teacher with one black image.
+
+        Raises:
+            InputError: it fails, does not return logits, or another teacher has another number of classes.
+        """
         images = torch.zeros(1, 3, input_size, input_size, device=self.precision.device)
         classes = []
         for name, teacher in zip(names, self.teachers, strict=True):
             try:
                 with self.precision.autocast():
                     answer = teacher(images)
-            except torch.cuda.OutOfMemoryError:  # not the size's fault
+            except torch.cuda.OutOfMemoryError:  # the image size is not to blame
                 raise
-            except Exception as error:  # whatever a model meets in an image that is too small for it
+            except Exception as error:  # models fail in many ways if an image is too small
                 raise InputError(
                     f"{self.flag} {name} cannot answer at --input-size {input_size} ({clause(error)}); choose another "
                     "size or teacher"
@@ -120,7 +129,7 @@ class Ensemble:
             )
 
     def refuse_fewer_classes(self, folders: int, data: str, input_size: int) -> None:
-        """Raise InputError where there are more class folders than classes; `data` is their flag and path."""
+        """Raise InputError if there are more class folders than classes; `data` is their flag and path."""
         classes = self.num_classes(input_size)
         if classes < folders:
             names = " + ".join(teacher["arch"] for teacher in self.described)
@@ -130,32 +139,32 @@ class Ensemble:
             )
 
     def num_classes(self, input_size: int) -> int:
-        """C, asked of the teachers with one black image of S x S pixels."""
+        """Return C, from a forward pass on one black image of S x S pixels."""
         return self(torch.zeros(1, 3, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits float32 [B, C] for images [B, 3, S, S]; nothing waits for the device.
+        """Return logits float32 [B, C] for images [B, 3, S, S], without synchronising with the device.
 
         Raises:
-            InputError: the teachers disagree on C.
+            InputError: the teachers differ in C.
         """
         return self.answer([images])[0]
 
     @torch.no_grad()
     def answer(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Answer several batches of images in one forward pass; the rule sees each batch alone, as stored.
+        """Compute the logits of several batches in one forward pass; the rule is applied to each batch separately.
 
         Args:
-            batches: [B, 3, S, S] each.
+            batches: images [B, 3, S, S] of each.
 
         Returns:
             logits float32 [B, C] of each.
 
         Raises:
-            InputError: the teachers disagree on C.
+            InputError: the teachers differ in C.
         """
         images = torch.cat(list(batches)) if len(batches) > 1 else batches[0]
-        if not len(images):  # a rank's share may be empty, and not every model takes that
+        if not len(images):  # a rank may have no rows, and some models fail on an empty batch
             return [torch.zeros(0, self.num_classes(images.shape[-1]), device=self.precision.device)]
         with self.precision.autocast():
             answers = [teacher(images) for teacher in self.teachers]
@@ -169,13 +178,14 @@ class Ensemble:
         return [combine(part, self.rule) for part in torch.stack(answers).float().split(rows, dim=1)]
 
     def answers_to(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-        """Yield what is to be stored for each batch: logits float32 [B, C] on the host.
+        """Yield the logits to store for each batch: float32 [B, C] on the host.
 
-        A GPU is given several batches at a time, and the next ones before the answers to the last are awaited.
-        On the CPU, where a batch keeps the cores busy, each has a forward pass of its own, which keeps its bits.
+        A GPU gets several batches per forward pass, and the next pass is queued before waiting for the last one.
+        On the CPU a single batch keeps the cores busy, so each batch has its own pass; its bits then do not depend on
+        the batches beside it.
 
         Raises:
-            InputError: the teachers disagree on C, or an answer is not finite.
+            InputError: the teachers differ in C, or a logit is not finite.
         """
         on_the_way: list[Iterator[torch.Tensor]] = []
         stream = iter(batches)
@@ -190,8 +200,9 @@ class Ensemble:
 
 
 def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Start to copy tensors to the host; the iterator waits for them, and refuses what is not finite."""
-    copies, arrived = [answer.to("cpu", non_blocking=True) for answer in answers], None
+    """Start to copy logits to the host; the iterator waits for them and raises InputError if one is not finite."""
+    copies = [answer.to("cpu", non_blocking=True) for answer in answers]
+    arrived = None
     if answers[0].is_cuda:
         arrived = torch.cuda.Event()
         arrived.record()
@@ -199,9 +210,9 @@ def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def checked(copies: Sequence[torch.Tensor], arrived: torch.cuda.Event | None) -> Iterator[torch.Tensor]:
-    """Wait for the copies, and yield each."""
+    """Wait for the copies, then yield each; raise InputError if one is not finite."""
     if arrived is not None:
         arrived.synchronize()
     for copy in copies:
         refuse_non_finite(copy.isfinite().all())
-        yield copy.clone() if copy.is_pinned() else copy  # pinned memory is dear, and used again
+        yield copy.clone() if copy.is_pinned() else copy  # frees the pinned memory for the next copy

@@ -1,4 +1,4 @@
-"""The temperatures of kl and dist over a run: the teacher's on a schedule, the student's beside it."""
+"""Temperatures of kl and dist over a run: the teacher's follows a schedule; the student's may be calibrated."""
 
 from collections.abc import Callable
 
@@ -7,24 +7,25 @@ import torch
 from utils.system.ranks import ALONE, World
 from utils.training.losses import LastMicroBatch, Temperature
 
-CANDIDATES = [number / 100 for number in range(1, 101)]  # what LPQLD's calibration chooses from
+CANDIDATES = [number / 100 for number in range(1, 101)]  # LPQLD's candidates for the student's temperature
 
 
 class Temperatures:
-    """The two temperatures of the epoch in training.
+    """Teacher's and student's temperature in the current epoch.
 
-    Those that change in the course of a run are 0-dim tensors on the device, filled by `start_epoch`, so that a
-    recorded step follows; the others are plain numbers.
+    A temperature that changes during a run is a 0-dim tensor on the device that `start_epoch` fills in place, so
+    that a captured step sees the new value; a constant one is a plain number.
 
     Args:
         schedule: epoch -> the teacher's temperature; see `temperature_at`.
-        student: `teacher` for the teacher's, `calibrated` (LPQLD's calibrated student-teacher alignment), or a number.
+        student: `teacher` (same as the teacher's), `calibrated` (LPQLD's calibrated student-teacher alignment), or a
+            number.
         varies: whether the schedule has more than one value.
-        last: filled by the loss; needed where the student's is calibrated.
+        last: the `LastMicroBatch` that the loss fills; required if student is `calibrated`.
         device: torch.device.
 
     Attributes:
-        teacher, student: what the loss divides by.
+        teacher, student: divisors of the teacher's and of the student's logits.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Temperatures:
 
         Args:
             epoch: from 0.
-            calibrated: the student's, where it is calibrated.
+            calibrated: the student's temperature, if it is calibrated.
         """
         teacher = self.schedule(epoch)
         student = {"teacher": teacher, "calibrated": calibrated}.get(str(self.kind), self.kind)
@@ -56,10 +57,10 @@ class Temperatures:
         return teacher, float(student)
 
     def calibrate(self, world: World = ALONE) -> float:
-        """Return the candidate that brings the student nearest to the teacher in the last micro-batch of all ranks.
+        """Return the temperature t that minimises KL(teacher || softmax(o/t)) on the last micro-batch, over all ranks.
 
-        That is the smallest KL(teacher || softmax(o/t)), of the student before the update; the first of equals.
+        o are the student's logits before the last update. Of equal candidates the smallest is returned.
         """
-        assert self.last is not None, "only where the student's temperature is calibrated"
-        divergences = world.sum_(self.last.divergences(CANDIDATES)).tolist()
+        assert self.last is not None, "needs student='calibrated'"
+        divergences = world.all_reduce_sum(self.last.divergences(CANDIDATES)).tolist()
         return CANDIDATES[divergences.index(min(divergences))]

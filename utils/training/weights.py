@@ -1,4 +1,4 @@
-"""Weights in files, as the field's training scripts leave them."""
+"""Load weights from the checkpoint files of common training scripts."""
 
 import os
 import re
@@ -13,15 +13,23 @@ from utils.system.errors import InputError, clause, listing
 from utils.system.files import utf8_path
 from utils.system.log import log
 
-# Where training scripts put the weights, best first. Averaged ones are another model with another accuracy, so they
-# are only taken if there are no others.
+# Keys under which training scripts save the weights, in the order of preference. An EMA of the weights is another model
+# with another accuracy, so it is only taken if there is nothing else.
 KEYS = "state_dict", "model_state_dict", "model", "net", "student"
 AVERAGED_KEYS = "state_dict_ema", "model_ema"
-PREFIXES = "module.", "model.", "backbone."  # of DataParallel and AveragedModel, Lightning, self-supervised code
-COMPILED = "_orig_mod."  # torch.compile puts it before the names of whatever it was called on
-COUNTERS = {"total_ops", "total_params", "n_averaged"}  # thop's, in every layer, and AveragedModel's: no weights
+PREFIXES = (
+    "module.",
+    "model.",
+    "backbone.",
+)  # from DataParallel and AveragedModel, from Lightning, from self-supervised code
+COMPILED = "_orig_mod."  # prefix from torch.compile, at the module that was compiled
+COUNTERS = {
+    "total_ops",
+    "total_params",
+    "n_averaged",
+}  # buffers of thop (in every layer) and AveragedModel that are no weights
 
-# torchvision's files of DenseNets are older than its names: denselayer1.norm.1.weight is denselayer1.norm1.weight
+# torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
 State = Mapping[str, torch.Tensor]
@@ -30,9 +38,9 @@ State = Mapping[str, torch.Tensor]
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
     """Return the state dict in a checkpoint file, without running its pickle.
 
-    Takes `.safetensors` and `torch.save` files. A dict under one of KEYS is unwrapped, else one under AVERAGED_KEYS.
-    Prefixes that all names have are removed, nested ones too, and so are counters. Anything else in the file is
-    ignored: optimizer, random states, settings.
+    Reads `.safetensors` and `torch.save` files. The state dict may be nested under one of KEYS, else of AVERAGED_KEYS.
+    Prefixes that all names share are removed, repeatedly, and so are counters. Anything else in the file (optimizer,
+    random states, settings) is ignored.
 
     Raises:
         InputError: the file is missing, damaged, a whole pickled model, or holds no state dict.
@@ -46,7 +54,7 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
         try:
             with utf8_path(path) as name:
                 return plain_names(load_file(name))
-        except (SafetensorError, AttributeError) as error:  # a type that this PyTorch lacks
+        except (SafetensorError, AttributeError) as error:  # AttributeError: a dtype that this PyTorch lacks
             raise InputError(f"{path} is not a readable safetensors file ({clause(error)}); copy it again") from None
     remedy = "where its code is, save torch.save(model.state_dict(), path) alone"
     state = unwrapped(load_archive(path, CHECKPOINT_GLOBALS, remedy), path)
@@ -56,7 +64,7 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def is_state(value: Any) -> bool:
-    """Whether a value is a dict of tensors alone, with text as names."""
+    """Whether a value is a non-empty dict from strings to tensors."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -65,7 +73,7 @@ def is_state(value: Any) -> bool:
 
 
 def unwrapped(value: Any, path: Path | str) -> Any:
-    """Return the state dict that is nested in what a file holds, or else what it holds; log a choice."""
+    """Return the state dict nested in a file's content, or the content if there is none; log a choice."""
     if is_state(value) or not isinstance(value, dict):
         return value
     nested = {key: unwrapped(value[key], path) for key in (*KEYS, *AVERAGED_KEYS) if key in value}
@@ -75,12 +83,13 @@ def unwrapped(value: Any, path: Path | str) -> Any:
     taken, *others = found
     if others or taken in AVERAGED_KEYS:
         averaged = ", which are averaged ones (EMA)" if taken in AVERAGED_KEYS else ""
-        log.info("weights %s: takes %s%s%s", path, taken, averaged, f", not {listing(others)}" if others else "")
+        instead_of = f", not {listing(others)}" if others else ""
+        log.info("weights %s: takes %s%s%s", path, taken, averaged, instead_of)
     return nested[taken]
 
 
 def plain_names(state: State) -> dict[str, torch.Tensor]:
-    """Remove counters, COMPILED, and as often as possible each of PREFIXES that all names have; renew old names."""
+    """Remove counters, torch.compile's prefix and, repeatedly, PREFIXES that all names share; renew old names."""
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
@@ -90,6 +99,6 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
 
 
 def classes_of(state: State) -> int | None:
-    """Number of classes of a state dict, from its last two-dimensional weight; None if there is none."""
+    """Return the number of classes: rows of the last two-dimensional weight; None if there is none."""
     rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
     return rows[-1] if rows else None

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from utils.labels.batch import Answers, answers_of, each, tensors_of
+from utils.labels.types import Answers, answers_of, each, tensors_of
 from utils.system.ranks import Parts
 
 StepTensors = Sequence[Any]  # tensors, and None where the teacher has not answered

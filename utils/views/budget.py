@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.labels.batch import tensors_of
 from utils.labels.store import ViewSource
+from utils.labels.types import tensors_of
 from utils.system import memory
 from utils.system.log import log
 from utils.system.memory import readable_size

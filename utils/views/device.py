@@ -9,11 +9,10 @@ import torch
 from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
-from utils.labels.batch import Answers, answers_of, tensors_of
-from utils.labels.crops import crops_of
-from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import parts_of
 from utils.labels.store import ViewSource
+from utils.labels.training_views import TrainingViews
+from utils.labels.types import Answers, Mix, answers_of, tensors_of
+from utils.labels.views import Views, index_of
 from utils.system.ranks import Parts
 from utils.views.batch import Batch, StepTensors
 from utils.views.folders import image_sizes
@@ -45,8 +44,8 @@ class DeviceBatches:
         self.gallery = Gallery.decoded(dataset.samples, dataset.input_size, normalise, workers, device)
         self.show(dataset.source, epochs, at_once)
 
-    def show(self, source: ViewSource, epochs: Sequence[int], at_once: int | None) -> None:
-        """Be about the batches of a source."""
+    def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
+        """Switch to the batches of another source; the decoded images stay."""
         self.source, self.batches_per_epoch = source, source.batches_per_epoch
         starts = range(0, self.batches_per_epoch, at_once or self.batches_per_epoch)
         self.parts = [range(start, min(start + starts.step, self.batches_per_epoch)) for start in starts]
@@ -62,7 +61,7 @@ class DeviceBatches:
         """Read the labels of some batches and put them on the device: one (geometry, mixing, logits) per batch."""
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
-        mixing = torch.stack([mixing_of(one) for one in labels])
+        mixing = torch.stack([mixing_of(one.mix) for one in labels])
         answers = [one.logits for one in labels if one.logits is not None]
         logits = self.put_answers(answers) if answers else [None] * len(labels)
         by_batch = self.put(geometry).split([len(one) for one in labels])
@@ -87,7 +86,7 @@ class DeviceBatches:
         for batches in self.parts:
             for batch, (geometry, mixing, logits) in zip(batches, next(self.uploads), strict=True):
                 if batch >= first_batch:
-                    yield DeviceBatch(self.gallery, geometry, mixing, logits, parts_of(self.source, epoch, batch))
+                    yield DeviceBatch(self.gallery, geometry, mixing, logits, self.source.parts(epoch, batch))
 
 
 class Gallery:
@@ -183,7 +182,7 @@ class DeviceBatch(Batch):
 
 
 def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
-    """What the rows of some batches need, as one tensor.
+    """Return what it takes to replay the rows of some batches, as one tensor.
 
     Args:
         batches: `BatchLabels` or `DrawnBatch`es, those of an epoch, say.
@@ -192,17 +191,21 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 [R, 7] on the host: image index, top, left, height, width (pixels), flip, partner row in its batch.
     """
-    index = torch.cat([index_of(one) for one in batches])
-    partner = [torch.arange(len(one)) if one.mix_index is None else one.mix_index for one in batches]
-    return torch.cat([index[:, None], crops_of(batches, sizes[index]), torch.cat(partner)[:, None]], dim=1)
+    rows = []
+    for one in batches:
+        index = index_of(one)
+        crops = torch.from_numpy(one.crops(sizes[index].numpy()))
+        partner = torch.arange(len(one)) if one.mix.partner is None else one.mix.partner
+        rows.append(torch.cat([index[:, None], crops, partner[:, None]], dim=1))
+    return torch.cat(rows)
 
 
-def mixing_of(labels: Views) -> torch.Tensor:
-    """How a batch is mixed, whatever the type, as one tensor: float32 [5].
+def mixing_of(mix: Mix) -> torch.Tensor:
+    """Return a `Mix` of any type as one tensor, but for the partners: float32 [5].
 
     Its items: the partner's share outside the box, then y1, x1, y2, x2 of the box, inside which all is the partner's.
     """
-    if labels.mix_bbox is not None:
-        return torch.tensor([0.0, *labels.mix_bbox])
-    own = 1.0 if labels.mix_lam is None else labels.mix_lam
+    if mix.box is not None:
+        return torch.tensor([0.0, *mix.box])
+    own = 1.0 if mix.lam is None else mix.lam
     return torch.tensor([1 - own, 0.0, 0.0, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""Image folders: classes, files, decoded images."""
+"""Image folders: scan classes and files, decode images."""
 
 import os
 from collections import Counter
@@ -15,11 +15,11 @@ from utils.system.log import log
 
 Samples = list[tuple[str, int]]  # (path, class) of every image
 
-# those of torchvision's ImageFolder, and two more names of JPEG files
+# the suffixes of torchvision's ImageFolder, and two more for JPEG
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# torchvision leaves these out, so labels of its image order do not count them; they may well be a part of the set
+# image types that torchvision skips: image numbers of labels do not count them, but they may belong to the set
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
-LEFT_BY_SYSTEMS = {"__macosx", "thumbs.db", "desktop.ini"}
+SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ImageSet:
     Attributes:
         root: the folder.
         classes: names of the sub-folders, sorted.
-        samples: (path, class) of every image: classes in order, in each the folders sorted by path, files by name.
+        samples: (path, class) of every image, ordered by class, then folder path, then file name.
     """
 
     root: str
@@ -38,19 +38,18 @@ class ImageSet:
 
     @property
     def targets(self) -> list[int]:
-        """The class of every image."""
+        """Class of every image, in the order of `samples`."""
         return [target for _, target in self.samples]
 
 
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
-    """Scan an image folder with one sub-folder per class, classes in the order of sorted names.
+    """Scan an image folder with one sub-folder per class; classes are sorted by name.
 
-    Links are followed, but not to a folder that they are in. Hidden files and folders (`._0001.png`,
-    `.ipynb_checkpoints`), those that Windows and macOS leave behind and files that are no images are left out and
-    named in the log.
+    Symbolic links are followed, except to a folder that contains them. Skipped and named in the log are hidden files
+    and folders (`._0001.png`, `.ipynb_checkpoints`), files of Windows and macOS, and files that are no images.
 
     Raises:
-        InputError: names `flag` and what is missing.
+        InputError: `path` is no folder, cannot be read, has no sub-folders, or one of them has no images; names `flag`.
     """
     if not path or not os.path.isdir(path):
         raise InputError(f"{flag} {path} is not a folder; give a folder with one sub-folder of images per class")
@@ -71,29 +70,30 @@ def open_folder(path: Path | str | None, flag: str) -> ImageSet:
         raise InputError(f"{flag} {path} holds {content}; give a folder with one sub-folder of images per class")
     empty = [name for name, own in zip(classes, files, strict=True) if not own]
     if empty:
-        which = "no class folder" if len(empty) == len(classes) else listing(empty)
-        verb = "holds" if len(empty) in (1, len(classes)) else "hold"
+        if len(empty) == len(classes):
+            problem = "no class folder holds an image"
+        else:
+            problem = f"{listing(empty)} {'holds' if len(empty) == 1 else 'hold'} no images"
         raise InputError(
-            f"{flag} {path}: {which} {verb} {'an image' if len(empty) == len(classes) else 'no images'} "
-            f"({', '.join(SUFFIXES)}); every sub-folder must hold the images of one class"
+            f"{flag} {path}: {problem} ({', '.join(SUFFIXES)}); every sub-folder must hold the images of one class"
         )
     report_skipped(skipped, root, flag)
     return ImageSet(root, classes, [(file, target) for target, own in enumerate(files) for file in own])
 
 
 def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
-    """Return the paths of all images in and below a class folder; those of what is left out go to `skipped`."""
+    """Return the paths of all images in and below a class folder; append paths of other files to `skipped`."""
 
-    def place_of(path: str) -> tuple[int, int]:
+    def identity_of(path: str) -> tuple[int, int]:
         status = os.stat(path)
         return status.st_dev, status.st_ino
 
     found: list[tuple[str, list[str]]] = []
-    waiting = [(folder, frozenset([place_of(root)]))]
+    waiting = [(folder, frozenset([identity_of(root)]))]  # (folder, identities of its parents)
     while waiting:
-        folder, above = waiting.pop()
-        place = place_of(folder)
-        if place in above:  # a link to a folder that it is in: every image would come again and again
+        folder, parents = waiting.pop()
+        identity = identity_of(folder)
+        if identity in parents:  # a link to a folder that contains it: the walk would never end
             skipped.append(folder)
             continue
         names = []
@@ -102,48 +102,51 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
                 if is_debris(entry.name):
                     skipped.append(entry.path)
                 elif entry.is_dir() if not entry.is_symlink() else os.path.isdir(entry.path):
-                    waiting.append((entry.path, above | {place}))
+                    waiting.append((entry.path, parents | {identity}))
                 elif entry.name.lower().endswith(SUFFIXES) and is_file(entry):
                     names.append(entry.name)
                 else:
                     skipped.append(entry.path)
         found.append((folder, names))
-    return [os.path.join(place, name) for place, names in sorted(found) for name in sorted(names)]
+    return [os.path.join(folder, name) for folder, names in sorted(found) for name in sorted(names)]
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file or folder is hidden, or left behind by Windows or macOS."""
-    return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
+    """Whether a file or folder is hidden, or a system file of Windows or macOS."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_file(entry: os.DirEntry) -> bool:
-    """Whether a folder's entry is a file, or a dead link: decoding refuses it, it is not left out in silence."""
+    """Whether a folder's entry is a file or a dead link; a dead link counts, so that decoding it raises an error."""
     return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or is_dead_link(entry)
 
 
 def is_dead_link(entry: os.DirEntry) -> bool:
-    """Whether a folder's entry is a link to nothing."""
+    """Whether a folder's entry is a link to a path that does not exist."""
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def report_skipped(paths: list[str], root: str, flag: str) -> None:
-    """Log what was left out of an image folder; warn where it is an image of a type that is not read."""
+    """Log the skipped files of an image folder; warn about images of types that are not read."""
     names = sorted(os.path.relpath(path, root) for path in paths)
     images = [name for name in names if name.lower().endswith(OTHER_IMAGES) and not is_debris(Path(name).name)]
     others = [name for name in names if name not in set(images)]
     if others:
-        what = "file or folder that is no image" if len(others) == 1 else "files or folders that are no images"
-        log.info("skipped %d %s in %s %s: %s", len(others), what, flag, root, listing(others, 3))
+        kind = "file or folder that is no image" if len(others) == 1 else "files or folders that are no images"
+        log.info("skipped %d %s in %s %s: %s", len(others), kind, flag, root, listing(others, 3))
     if images:
         log.warning(
             "WARNING: skipped %d images of types that are not read in %s %s: %s; convert them to PNG if they belong "
             "to the set",
-            *(len(images), flag, root, listing(images, 3)),
+            len(images),
+            flag,
+            root,
+            listing(images, 3),
         )
 
 
 def first_images(samples: Samples, per_class: int | None) -> Samples:
-    """Keep the first `per_class` images of each class (IPC) of a list of (path, class); None keeps all."""
+    """Keep the first `per_class` (IPC) images of each class in a list of (path, class); None keeps all."""
     seen: Counter[int] = Counter()
     kept = []
     for path, target in samples:
@@ -154,7 +157,15 @@ def first_images(samples: Samples, per_class: int | None) -> Samples:
 
 
 def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
-    """Decode an image file to a PIL RGB image, or raise InputError with its path; `file` is its content, if read."""
+    """Decode an image file to a PIL RGB image.
+
+    Args:
+        path: of the file.
+        file: its content, if it has been read already.
+
+    Raises:
+        InputError: it cannot be decoded; names the path.
+    """
     try:
         with Image.open(file or path) as image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -165,7 +176,7 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
 
 
 def why_undecodable(error: Exception) -> str:
-    """Return why PIL refused a file, without the name of the file or of the object that it was read from."""
+    """Return why PIL refused a file, without a file name or the address of a file object."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or of a type that PIL does not know"
     if isinstance(error, OSError) and error.strerror:
@@ -174,12 +185,12 @@ def why_undecodable(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB; grey values of 16 bits, which PIL would clip at 255, keep their high byte.
+    """Convert any PIL image to 8-bit RGB. Of 16-bit grey values the high byte is kept, where PIL would clip at 255.
 
-    PIL takes the high byte of 16-bit colours as well. It is v again where an 8-bit v was saved as v * 257 or v * 256.
+    PIL keeps the high byte of 16-bit colours too. It restores an 8-bit value v that was saved as v * 257 or v * 256.
 
     Raises:
-        ValueError: the range of its grey values is not known, so they have no brightness.
+        ValueError: the range of the grey values is unknown, so that they cannot be converted to brightness.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))
@@ -193,7 +204,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def header_size(path: Path | str) -> tuple[int, int]:
-    """Return (width, height) of an image file without decoding it."""
+    """Return (width, height) of an image file from its header; raise InputError if it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size

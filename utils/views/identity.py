@@ -1,4 +1,4 @@
-"""Digests of the images in a folder: which images they are, whatever their files are called."""
+"""Digests of the images in a folder, which identify them whatever their files are called."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from utils.system.errors import InputError
 from utils.system.ranks import ALONE, World
 from utils.views.folders import Samples, load_rgb
 
-AHEAD = 256  # images that may wait for their turn
+AHEAD = 256  # images submitted to the threads at a time
 
 
 def file_digest(data: bytes) -> bytes:
@@ -35,18 +35,18 @@ def pixel_digest(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The images of a folder, with the digests that tell them from others.
+    """The images of a folder with their digests.
 
     Attributes:
         names: path of each image, relative to the folder.
-        digests: `ImageDigests` of all of them.
+        digests: `ImageDigests` of all images, in the same order.
     """
 
     names: list[str]
     digests: ImageDigests
 
     def differences(self, stored: ImageDigests, of: str = "labels") -> str | None:
-        """Return how they differ from the images that `stored` names, as a clause; None if they are the same."""
+        """Return how these images differ from the `stored` ones, as a clause; None if they are the same."""
         return find_differences(stored, self.digests, self.names, of)
 
 
@@ -59,14 +59,16 @@ def know_images(
         root: the folder.
         samples: list of (path, class).
         workers, known: as for `identify`.
-        world: every rank must call.
+        world: `World`; every rank must call this.
     """
     own = identify(samples[world.rank :: world.size], workers, known) if world.rank < len(samples) else None
-    shares = world.gather(own)
-    pixels, files = (torch.empty(len(samples), DIGEST_BYTES, dtype=torch.uint8) for _ in range(2))
+    shares = world.all_gather_object(own)
+    pixels = torch.empty(len(samples), DIGEST_BYTES, dtype=torch.uint8)
+    files = torch.empty_like(pixels)
     for rank, share in enumerate(shares):
         if share is not None:
-            pixels[rank :: world.size], files[rank :: world.size] = share.pixels, share.files
+            pixels[rank :: world.size] = share.pixels
+            files[rank :: world.size] = share.files
     return KnownImages(relative_names(root, samples), ImageDigests(pixels, files))
 
 
@@ -82,8 +84,8 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
     Args:
         samples: list of (path, class).
         workers: number of threads, at least one a core.
-        known: digests of images of which some may be among these: a file that is known is not decoded, which makes
-            the comparison with labels as quick as reading the files.
+        known: digests of other images, such as those of labels. If a file's digest is among them, its pixels are
+            not decoded, so that a comparison with labels is as fast as reading the files.
 
     Raises:
         InputError: a file cannot be read or decoded.
@@ -111,5 +113,5 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
 
 
 def as_rows(digests: bytes) -> torch.Tensor:
-    """Turn the digests of N images, one after the other, into uint8 [N, 8]."""
+    """Reshape the concatenated digests of N images to uint8 [N, 8]."""
     return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)

@@ -1,4 +1,4 @@
-"""Batches that a live teacher answers as they pass."""
+"""Batches whose soft labels a teacher computes during training (naive KD)."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,10 +9,10 @@ from utils.views.batch import Batch, Batches
 
 
 class LiveTeacher:
-    """Batches whose soft labels a teacher answers as they pass (naive KD).
+    """Wraps batches and adds a teacher's logits to each.
 
     Args:
-        batches: batches without soft labels, as `WorkerBatches` of `DrawnViews`.
+        batches: batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
         teacher: images [B, 3, S, S] -> logits float32 [B, C].
     """
 
@@ -21,10 +21,10 @@ class LiveTeacher:
         self.batches_per_epoch = batches.batches_per_epoch
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, answered.
+        """Yield the batches of an epoch with the teacher's logits.
 
         Raises:
-            InputError: an answer was not finite. Asked for after the last batch, since it means waiting for the device.
+            InputError: a logit is not finite. Checked once per epoch, because the check synchronises with the device.
         """
         finite = []
         for batch in self.batches.epoch(epoch, first_batch):
@@ -36,6 +36,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError where a teacher's answers are not `finite`, a tensor of one bool."""
+    """Raise InputError if `finite`, a tensor of one bool, is false."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

@@ -69,8 +69,12 @@ def pick_loader(
     else:
         needed = decoded_bytes(samples, device, limit=free)
         if plan is None and needed < (free if loader == "resident" else free / 2):
-            amounts = readable_size(needed), readable_size(free)
-            log.info("loader  resident: decoded images take %s of %s free %s memory", *amounts, place)
+            log.info(
+                "loader  resident: decoded images take %s of %s free %s memory",
+                readable_size(needed),
+                readable_size(free),
+                place,
+            )
             return DeviceBatches if device.type == "cuda" else ResidentBatches
         if loader == "resident":
             raise InputError(

@@ -1,4 +1,4 @@
-"""What the student will see: replayed views with their classes, for a look before training."""
+"""Preview of the views that a student will see, with their classes, before training."""
 
 import time
 from collections.abc import Callable
@@ -8,18 +8,19 @@ from typing import cast
 import torch
 
 from utils.labels.agreement import dominating
-from utils.labels.batch import BatchLabels, TopK
-from utils.labels.drawn import index_of
 from utils.labels.store import LabelStore
+from utils.labels.types import BatchLabels, TopK
+from utils.labels.views import index_of
 from utils.system.files import atomic_file
 from utils.system.text import printable
 from utils.views.live import refuse_non_finite
-from utils.views.replay import Normalise, finish_views, mix
+from utils.views.replay import Normalise, finish_views, mix_images
 from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
-SECONDS, EPOCHS = 3, 30  # that a teacher may be asked before it labels
-NAME_WIDTH = 16  # letters of a class name: two of them fit above a view
+ASK_SECONDS = 3  # limit on asking a teacher for a preview
+ASK_EPOCHS = 30  # limit on epochs of views that it is asked about
+NAME_WIDTH = 16  # characters of a class name; two names fit above a view
 
 
 def ask_teacher(
@@ -29,51 +30,55 @@ def ask_teacher(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     num_folders: int,
 ) -> list[BatchLabels]:
-    """Have a teacher answer the first views from an epoch on, as it will be asked: enough to see which class is which.
+    """Let a teacher label the first views, as it will label all later, to check which class is which.
 
-    Some 30 views per class are wanted that are mostly of one image, but it stops after a few seconds.
+    Stops after about 30 views per class in which one image dominates, or after ASK_SECONDS.
 
     Args:
-        dataset: views without answers, of any epoch.
-        epoch: the first epoch whose batches are shown; where it has too few, those of the next ones.
-        normalise, teacher: images float [B, 3, S, S] -> logits [B, C].
-        num_folders: class folders.
+        dataset: views without soft labels, of any epoch.
+        epoch: the first epoch whose batches are labelled; following epochs are used if it has too few.
+        normalise: applied to the views.
+        teacher: images float [B, 3, S, S] -> logits [B, C].
+        num_folders: number of class folders.
 
     Returns:
-        batches of labels, whose crops are not filled in.
+        labels of each batch; their crops are zeros.
 
     Raises:
-        InputError: an answer is not finite.
+        InputError: a logit is not finite.
     """
     answered: list[BatchLabels] = []
     rows, started = 0, time.monotonic()
-    for positions in Positions(range(epoch, epoch + EPOCHS), dataset.source):
-        mix_index, mix_lam, mix_bbox, _ = dataset.load_batch_config(positions[0])
+    for positions in Positions(range(epoch, epoch + ASK_EPOCHS), dataset.source):
+        dataset.load_batch_config(positions[0])
         views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
-        images = finish_views(views.to(normalise.mean.device), normalise, mix_index, mix_lam, mix_bbox)
+        images = finish_views(views.to(normalise.mean.device), normalise, dataset.labels.mix)
         logits = teacher(images)
         refuse_non_finite(logits.isfinite().all())
-        crops, flips = torch.zeros(len(views), 4), torch.zeros(len(views), dtype=torch.bool)
-        index, stored = index_of(dataset.labels), logits.float().cpu()
-        answered.append(BatchLabels(crops, flips, mix_index, mix_lam, mix_bbox, stored, index))
-        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # two halves of a view say little
-        if rows >= 30 * num_folders or time.monotonic() - started > SECONDS:
+        crops = torch.zeros(len(views), 4)
+        flips = torch.zeros(len(views), dtype=torch.bool)
+        index = index_of(dataset.labels)
+        answered.append(BatchLabels(crops, flips, dataset.labels.mix, logits.float().cpu(), index))
+        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # a view that is half one image says little
+        if rows >= 30 * num_folders or time.monotonic() - started > ASK_SECONDS:
             break
     return answered
 
 
 class Preview:
-    """The first views of an epoch, replayed and mixed, with the teacher's answers.
+    """The first views of an epoch, replayed and mixed, with the teacher's logits.
 
     Attributes (n = up to 16 views):
         images: uint8 [n, S, S, 3].
-        targets, partners: int64 [n], folder class of each view and of the one mixed into it.
-        logits: float32 [n, C]; None where no teacher has answered.
+        targets: int64 [n], folder class of each view.
+        partners: int64 [n], folder class of the view mixed into it.
+        logits: float32 [n, C]; None if neither labels nor a teacher give any.
 
     Args:
         dataset: `ViewDataset`.
-        epoch: which epoch's first batch.
-        normalise, teacher: for labels that do not exist yet: images float [B, 3, S, S] -> logits; without, none.
+        epoch: epoch whose first batch is shown.
+        normalise: applied to the views for the teacher.
+        teacher: images float [B, 3, S, S] -> logits [B, C]; asked if there are no labels yet.
     """
 
     def __init__(
@@ -85,28 +90,30 @@ class Preview:
     ) -> None:
         epochs = range(epoch, epoch + 1)
         positions = next(iter(Positions(epochs, dataset.source)))
-        mix_index, mix_lam, mix_bbox, logits = dataset.load_batch_config(positions[0])
+        dataset.load_batch_config(positions[0])
+        mix, logits = dataset.labels.mix, dataset.labels.logits
         slots = list(range(min(SHOWN, len(positions))))
-        partners = slots if mix_index is None else mix_index[slots].tolist()
+        partners = slots if mix.partner is None else mix.partner[slots].tolist()
         views, classes = zip(*(dataset[positions[slot]][:2] for slot in slots + partners), strict=True)
-        views, n = torch.stack(views), len(slots)
-        other = torch.arange(2 * n).roll(n)  # row i is mixed with row n + i
-        mixed = mix(views.permute(0, 3, 1, 2).float(), other, mix_lam, mix_bbox)[:n]
+        views = torch.stack(views)
+        n = len(slots)
+        mix = mix._replace(partner=torch.arange(2 * n).roll(n))  # row i is mixed with row n + i
+        mixed = mix_images(views.permute(0, 3, 1, 2).float(), mix)[:n]
         if logits is None and teacher is not None and normalise is not None:
-            logits = teacher(mix(normalise(views.to(normalise.mean.device)), other, mix_lam, mix_bbox)[:n])
+            logits = teacher(mix_images(normalise(views.to(normalise.mean.device)), mix)[:n])
             refuse_non_finite(logits.isfinite().all())
         self.images = mixed.round().byte().permute(0, 2, 3, 1)
         self.targets, self.partners = torch.tensor(classes).split(n)
         if isinstance(logits, TopK):
-            store = cast(LabelStore, dataset.source)  # nothing else has such answers
+            store = cast(LabelStore, dataset.source.store)  # only label stores hold `TopK`
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)
         self.logits = None if logits is None else logits[:n].float().cpu()
 
     def draw(self, path: Path, names: list[str]) -> None:
-        """Write a picture: each view under its folder class and the teacher's three best classes.
+        """Write a picture of the views, each below its folder class and the teacher's top 3 classes.
 
         Args:
-            path: PNG file to write; its folder is made.
+            path: PNG file to write; its folder is created.
             names: class folder names, in order.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,20 +122,20 @@ class Preview:
         figure = Figure(figsize=(12, 13), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(4, 4).flatten()
-        for place in axes:
-            place.axis("off")
+        for panel in axes:
+            panel.axis("off")
         answers = [None] * len(self.images) if self.logits is None else list(self.logits)
         classes = zip(self.targets.tolist(), self.partners.tolist(), answers, strict=True)
-        for place, image, (target, partner, logits) in zip(axes, self.images, classes, strict=False):
-            place.imshow(image.numpy())
-            place.set_title(caption(target, partner, logits, names), fontsize=11, parse_math=False)
+        for panel, image, (target, partner, logits) in zip(axes, self.images, classes, strict=False):
+            panel.imshow(image.numpy())
+            panel.set_title(caption(target, partner, logits, names), fontsize=11, parse_math=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=100)
 
 
 def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[str]) -> str:
-    """Return the lines above a view: its folder classes, and the teacher's three best, each with its probability."""
+    """Return the text above a view: its folder classes, and the teacher's top 3 classes with probabilities."""
     folders = short(names[target]) if target == partner else f"{short(names[target])} + {short(names[partner])}"
     if logits is None:
         return folders
@@ -141,6 +148,6 @@ def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[
 
 
 def short(name: str) -> str:
-    """A class name, cut where it would run into its neighbour's."""
+    """Return a class name, cut to NAME_WIDTH characters."""
     name = printable(name)
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.view_policy import Crop, MixBox
+from utils.labels.types import Mix
+from utils.labels.views import Crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -56,42 +57,27 @@ class Normalise:
         return images.contiguous(memory_format=self.memory_format)
 
 
-def finish_views(
-    views: torch.Tensor,
-    normalise: Normalise,
-    mix_index: torch.Tensor | None,
-    mix_lam: float | None,
-    mix_bbox: MixBox | None,
-) -> torch.Tensor:
+def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.Tensor:
     """Normalise and mix the views of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
 
     Cutmix moves whole pixels, so it is done before normalising, on a quarter of the memory.
     """
-    if mix_bbox is None:
-        return mix(normalise(views), mix_index, mix_lam, mix_bbox)
-    mixed = mix(views.permute(0, 3, 1, 2), mix_index, mix_lam, mix_bbox)
+    if mix.box is None:
+        return mix_images(normalise(views), mix)
+    mixed = mix_images(views.permute(0, 3, 1, 2), mix)
     return normalise(mixed.permute(0, 2, 3, 1))
 
 
-def mix(
-    images: torch.Tensor, mix_index: torch.Tensor | None, mix_lam: float | None, mix_bbox: MixBox | None
-) -> torch.Tensor:
-    """Mix a whole batch as stored, before it is split into micro-batches.
-
-    Args:
-        images: [B, 3, S, S].
-        mix_index: int64 [B] partner rows, or None for no mixing.
-        mix_lam: weight of the row itself (mixup).
-        mix_bbox: (y1, x1, y2, x2), rows first: the pixels that come from the partner (cutmix).
-    """
-    if mix_index is None:
+def mix_images(images: torch.Tensor, mix: Mix) -> torch.Tensor:
+    """Mix the images [B, 3, S, S] of a whole batch, before it is split into micro-batches."""
+    if mix.partner is None:
         return images
-    partner = mix_index.to(images.device, non_blocking=True)
-    if mix_bbox is not None:
-        y1, x1, y2, x2 = mix_bbox
+    partner = mix.partner.to(images.device, non_blocking=True)
+    if mix.box is not None:
+        y1, x1, y2, x2 = mix.box
         mixed = images.clone()
         mixed[:, :, y1:y2, x1:x2] = images[partner, :, y1:y2, x1:x2]
         return mixed
-    if mix_lam is not None:
-        return mix_lam * images + (1 - mix_lam) * images[partner]
+    if mix.lam is not None:
+        return mix.lam * images + (1 - mix.lam) * images[partner]
     return images

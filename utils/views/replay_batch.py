@@ -4,7 +4,7 @@ import torch
 
 
 def mix_by_mask(images: torch.Tensor, partner: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
-    """`augment.mix` with shapes that do not depend on the box.
+    """Mix as `mix_images` does, with shapes that do not depend on the box.
 
     Args:
         images: float [B, 3, S, S].

@@ -17,12 +17,12 @@ from copy import copy
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
 from PIL import Image
 
-from utils.labels.batch import each
-from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import parts_of
+from utils.labels.types import each
+from utils.labels.views import Views, index_of
 from utils.system.cores import cores
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb
@@ -62,20 +62,19 @@ class ResidentBatches:
         other.source, other.batches_per_epoch = dataset.source, dataset.source.batches_per_epoch
         return other
 
-    def view(self, labels: Views, slot: int) -> torch.Tensor:
-        """Replay one view: uint8 [S, S, 3]."""
-        image = self.images[index_of(labels)[slot]]
-        box, flip = labels.view(slot, (image.height, image.width))
-        return replay_view(image, box, flip, self.size)
+    def views(self, labels: Views) -> torch.Tensor:
+        """Replay the views of a batch: uint8 [B, S, S, 3]."""
+        images = [self.images[number] for number in index_of(labels).tolist()]
+        crops = labels.crops(np.array([(image.height, image.width) for image in images]))
+        boxes, flips = crops[:, :4].tolist(), (crops[:, 4] == 1).tolist()
+        return torch.stack(list(self.pool.map(partial(replay_view, size=self.size), images, boxes, flips)))
 
     def read(self, epoch: int, batch: int) -> Batch:
         """Return one `Batch`."""
         labels = self.source.read(epoch, batch)
-        views = torch.stack(list(self.pool.map(partial(self.view, labels), range(len(labels)))))
-        mixing = labels.mix_index, labels.mix_lam, labels.mix_bbox
-        images = finish_views(views.to(self.device), self.normalise, *mixing)
+        images = finish_views(self.views(labels).to(self.device), self.normalise, labels.mix)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))
-        parts = parts_of(self.source, epoch, batch)
+        parts = self.source.parts(epoch, batch)
         return Batch(images, soft_labels, self.targets[index_of(labels)].to(self.device)).own(parts)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:

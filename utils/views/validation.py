@@ -1,4 +1,4 @@
-"""Validation images, decoded once and kept where they fit."""
+"""Validation images, decoded once and kept in memory if they fit."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from utils.views.identity import pixel_digest
 from utils.views.replay import Normalise
 from utils.views.workers import guarded, start_worker
 
-ROWS_ON_A_DEVICE = 512  # that are evaluated at once
+ROWS_ON_A_DEVICE = 512  # batch size of evaluation on a GPU
 
 
-MAGNIFIED_FROM = 128  # pixels; no reference magnifies the validation images of smaller data sets
+MAGNIFIED_FROM = 128  # pixels; for smaller inputs no reference code enlarges before the centre crop
 
 
 def usual_resize(input_size: int) -> int:
-    """Return the default of --val-resize for views of S pixels: 256/224 S from 128 px on, S below."""
+    """Return the default of --val-resize for input size S, in pixels: 256/224 S if S is at least 128, else S."""
     return round(input_size * 256 / 224) if input_size >= MAGNIFIED_FROM else input_size
 
 
 class CentreCrops(Dataset):
-    """Validation images: the shorter side resized to `resize`, then the centre S x S.
+    """Validation images: the shorter side is resized to `resize`, then the centre S x S is cropped.
 
-    An item is (uint8 [S, S, 3], class, digest). The digest is an int64 of the decoded pixels and the class while
+    An item is (uint8 [S, S, 3], class, digest). The digest is an int64 of the decoded pixels and the class if
     `digesting`, else 0.
     """
 
@@ -50,19 +50,24 @@ class CentreCrops(Dataset):
 
 
 class ValidationBatches:
-    """Validation images in file order; decoded once and kept where they fit in memory.
+    """Validation batches in file order; images are decoded once and kept in memory if they fit.
 
-    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is
-    independent of --batch-size, since it does not change the result. They are kept on the device if `on_device`, for
-    which the caller knows that there is room, else on the host if they fit there.
+    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size does not follow
+    --batch-size, since it does not change the result.
 
     Attributes:
-        digest: a number below 2^64 that names the images with their classes, in any order: the sum over images. It is
-            taken while the first pass decodes them; None before that.
+        digest: identifies the images and their classes, in any order: sum of the digests of all images, modulo 2^64.
+            Computed while the first pass decodes them; None before that.
 
     Args:
         samples: list of (path, class).
-        input_size: S.
+        input_size: S, in pixels.
+        normalise: `Normalise`, applied on the device.
+        workers: number of worker processes that decode.
+        device: torch.device.
+        batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
+        on_device: keep the images on the device; the caller has checked that they fit. Else they are kept on the host
+            if they fit there.
         resize: pixels of the shorter side before the centre is cropped (default: `usual_resize`).
     """
 
@@ -100,16 +105,18 @@ class ValidationBatches:
         if self.kept:
             yield from self.kept
             return
-        kept, total = [], 0
+        kept = []
+        total = 0
         for images, targets, digests in guarded(self.loader):
             total += sum(digests.tolist())
-            if self.keep is not None:  # copied: what workers hand over is shared memory, which is scarce
+            if self.keep is not None:  # a copy, since workers' tensors are in shared memory, which is scarce
                 images, targets = images.to(self.keep, copy=True), targets.to(self.keep, copy=True)
                 kept.append((images, targets))
             yield images, targets
         self.kept = kept
         if self.images.digesting:
-            self.digest, self.images.digesting = total % 2**64, False
+            self.digest = total % 2**64
+            self.images.digesting = False
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, targets in self.decoded():

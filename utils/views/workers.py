@@ -23,14 +23,13 @@ from prefetch_generator import BackgroundGenerator
 from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
-from utils.labels.batch import Answers, each
-from utils.labels.drawn import Views, index_of
-from utils.labels.rank_shares import SharedLabels, parts_of
 from utils.labels.store import ViewSource
-from utils.labels.view_policy import MixBox, fractions
+from utils.labels.training_views import TrainingViews
+from utils.labels.types import Answers, Mix, MixBox, each
+from utils.labels.views import Views, fractions, index_of
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
-from utils.system.ranks import Parts, let_threads_rest
+from utils.system.ranks import Parts, wait_for_group_threads
 from utils.system.signals import prepare_worker
 from utils.views.batch import Batch
 from utils.views.folders import Samples, load_rgb
@@ -49,14 +48,14 @@ class ViewDataset(Dataset):
 
     Args:
         samples: list of (path, class).
-        source: a label store or `DrawnViews`: `read`, `rows`, `batches_per_epoch`, `batch_size`.
+        source: `TrainingViews`, or a label store or `DrawnViews`, all of whose batches are shown in their order.
         input_size: S.
     """
 
     mode = "fkd_load"  # what a PyTorch edited by hand for the reference code looks for
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
-        self.samples, self.source, self.input_size = samples, source, input_size
+        self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
         self.labels: Views  # of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
@@ -67,10 +66,13 @@ class ViewDataset(Dataset):
     def load_batch_config(
         self, position: int
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
-        """Load the labels of the batch that starts at `position`; return what applies to it as a whole."""
+        """Load the labels of the batch that starts at `position`; return the items of its `Mix`, and its logits.
+
+        A PyTorch edited by hand for the reference code unpacks these four.
+        """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)
-        return labels.mix_index, labels.mix_lam, labels.mix_bbox, labels.logits
+        return *labels.mix, labels.logits
 
     def __getitems__(self, _positions: list[int]) -> list[View]:
         """Return every view of the batch whose labels are loaded."""
@@ -78,7 +80,7 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, position: int) -> View:
         """Return one view, for a PyTorch edited by hand that asks for one at a time."""
-        if isinstance(self.source, SharedLabels):
+        if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
         return self.view(self.locate(position)[2])
 
@@ -141,7 +143,7 @@ def view_loader(
 ) -> DataLoader:
     """Return a DataLoader over the batches of `epochs` of a `ViewDataset`, from `first_batch` of the first one on.
 
-    Each item is `((views, targets, coords, flips, index), mix_index, mix_lam, mix_bbox, logits)`.
+    Each item is `((views, targets, coords, flips, index), mix partner, lam, box, logits)`.
     """
     fetch_patch.apply()
     return DataLoader(
@@ -160,7 +162,7 @@ def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
     workers = getattr(loader, "num_workers", 0)
     if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # half made, a loader cannot be taken down
         raise InputError(OPEN_FILES)
-    let_threads_rest()  # its workers are forked in the next line
+    wait_for_group_threads()  # its workers are forked in the next line
     iterator = iter(loader)
     try:
         yield from iterator
@@ -188,8 +190,8 @@ def exit_codes(iterator: object) -> set[int | None]:
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
     """Copy one loader item to the device, normalise and mix it: a `Batch`."""
-    (views, targets, *_), mix_index, mix_lam, mix_bbox, logits = item
-    images = finish_views(views.to(device, non_blocking=True), normalise, mix_index, mix_lam, mix_bbox)
+    (views, targets, *_), partner, lam, box, logits = item
+    images = finish_views(views.to(device, non_blocking=True), normalise, Mix(partner, lam, box))
     soft_labels = each(logits, lambda tensor: tensor.to(device, non_blocking=True))
     return Batch(images, soft_labels, targets.to(device, non_blocking=True)).own(parts)
 
@@ -232,7 +234,7 @@ class WorkerBatches:
         """Start the workers at a batch of an epoch; they run on to the end of the last epoch."""
         loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
         source, per_epoch = self.source, self.batches_per_epoch
-        parts = (parts_of(source, epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
+        parts = (source.parts(epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
         stream = map(self.prepare, guarded(loader), parts)
         if self.device.type == "cuda":  # one batch is always ahead; on the CPU that would compete with the step
             stream = BackgroundGenerator(stream, max_prefetch=1)

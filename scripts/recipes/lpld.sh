@@ -10,7 +10,7 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/lpld.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/lpld.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/lpld}
 BATCH_SIZE=${BATCH_SIZE:-128}
@@ -18,4 +18,4 @@ ACCUMULATION=${ACCUMULATION:-1}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE
-exec sh "$(dirname "$0")/../train.sh" --reuse-labels "$@"
+exec sh "$(dirname "$0")/../../train.sh" --reuse-labels "$@"

@@ -1,4 +1,8 @@
-"""Where labels are not a teacher's answers to images: find out under which other reading of them they are."""
+"""If stored labels are not a teacher's logits for the images: find the settings under which they are.
+
+Each `Hypothesis` changes one replay setting (input size, normalisation, image order, …). They are tried one after
+another, and kept as long as the stored logits fit better.
+"""
 
 import itertools
 import os
@@ -10,7 +14,8 @@ from typing import Any
 import torch
 
 from utils.labels.agreement import assign, pick_evenly
-from utils.run.teacher_inquiry import Inquiry, Question, Replay, Verdict, row_size
+from utils.labels.types import Mix
+from utils.run.teacher_inquiry import Inquiry, Question, ReplaySettings, Verdict, row_size
 from utils.system.errors import listing
 from utils.system.log import progress_bar
 from utils.training.teachers import RULES
@@ -27,26 +32,32 @@ NORMALISATIONS = {
     "with CIFAR-100's normalisation": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "with Tiny-ImageNet's normalisation": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
-SEEDS, SEEDS_AROUND = range(21), 10
-SCREENED = 8  # rows that each suspect is tried on
-FAULTS = 3  # at most, at once
-CLEARLY = 4  # times smaller must the squared difference of a better reading be
-TRIED_ROWS, TRIED_IMAGES, NEAR_IMAGES, CHUNK = 8, 2000, 32, 64  # of the search for the image that a row answers
-SEARCHED_BATCHES, MIXED = 64, 0.3  # of which the least mixed is taken, if its views are less mixed than that
-MANY_CLASSES = 3000  # above, orders of classes are not looked for: it would take minutes
-CERTAIN = 32  # rows that it takes to be sure of an order of classes
+SEEDS = range(21)  # values of --fkd-seed that are always tried
+SEEDS_AROUND = 10  # values that are tried below and above the given --fkd-seed
+SCREENED_ROWS = 8  # rows on which each hypothesis is tried
+MAX_CHANGES = 3  # hypotheses that may hold at once
+MIN_IMPROVEMENT = 4  # factor by which the mean squared difference must shrink for an explanation to count
+# Search for the image that a row belongs to:
+TRIED_ROWS = 8  # rows that are searched for
+TRIED_IMAGES = 2000  # whole images that are compared with each row
+NEAR_IMAGES = 32  # nearest of them, for which the row's own view is compared
+CHUNK = 64  # images per forward pass
+SEARCHED_BATCHES = 64  # batches of which the least mixed one is searched
+MIXED = 0.3  # no search if a larger share of each view comes from its mix partner
+MANY_CLASSES = 3000  # above this, class orders are not fitted: it would take minutes
+CERTAIN_ROWS = 32  # rows needed to be sure of a fitted class order
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """One thing that may be otherwise than assumed.
+class Hypothesis:
+    """One setting that may differ from the assumed one.
 
     Attributes:
-        kind: the thing.
-        words: how it is, after `they fit …`.
-        remedy: the act that follows, as an imperative.
-        change: fields of `Replay`.
-        harmless: the labels are this teacher's answers all the same.
+        kind: the setting; of each kind at most one hypothesis is accepted.
+        words: the setting in words, continuing `they fit …`.
+        remedy: what the user should do, as an imperative.
+        change: the fields of `ReplaySettings` that differ.
+        harmless: if it holds, the labels still are this teacher's logits for these images.
     """
 
     kind: str
@@ -58,63 +69,65 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The reading that fits.
+    """The settings under which labels fit, if any were found.
 
     Attributes:
-        suspects: all that is otherwise than assumed; empty where nothing was found.
-        verdict: under it.
-        pairs: where images are not those assumed and no rule for them was found, sentences about some rows.
+        hypotheses: the accepted ones; empty if the labels fit as assumed, or if nothing was found.
+        verdict: the comparison under these settings.
+        pairs: sentences about rows that belong to other images than assumed, if no hypothesis explains them.
     """
 
-    suspects: list[Suspect]
+    hypotheses: list[Hypothesis]
     verdict: Verdict
     pairs: list[str] = field(default_factory=list)
 
     @property
     def harmless(self) -> bool:
-        """Whether the labels are this teacher's answers to these images."""
-        return self.verdict.fits and all(suspect.harmless for suspect in self.suspects)
+        """Whether the labels are this teacher's logits for these images."""
+        return self.verdict.fits and all(hypothesis.harmless for hypothesis in self.hypotheses)
 
 
-def explain(inquiry: Inquiry, replay: Replay, verdict: Verdict, seed: int | None) -> Explanation:
-    """Change one thing after another in the reading of the labels, as long as they fit better.
+def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: int | None) -> Explanation:
+    """Accept one hypothesis after another, as long as the labels fit better.
 
     Args:
         inquiry: labels, images, teacher.
-        replay: the reading assumed.
-        verdict: on it.
-        seed: --fkd-seed, around which others are tried; None where the labels state the image order.
+        replay: the assumed settings.
+        verdict: the comparison under these.
+        seed: --fkd-seed, around which other seeds are tried; None if the labels state the image order.
     """
     question = hardest(inquiry, verdict)
-    taken: list[Suspect] = []
-    assumed, start = replay, verdict
-    for _ in range(FAULTS):
-        known = {suspect.kind for suspect in taken}
-        all_of_them = itertools.chain(suspects(inquiry, replay, seed), fitted(inquiry, replay, verdict))
-        untried = [suspect for suspect in all_of_them if suspect.kind not in known]
-        trials = [replay, *(replace(replay, **suspect.change) for suspect in untried)]
-        distances = [distance(inquiry, question, trial) for trial in progress_bar(trials, "suspects", len(trials))]
+    taken: list[Hypothesis] = []
+    assumed = replay
+    start = verdict
+    for _ in range(MAX_CHANGES):
+        known = {hypothesis.kind for hypothesis in taken}
+        all_of_them = itertools.chain(hypotheses(inquiry, replay, seed), fitted_hypotheses(inquiry, replay, verdict))
+        untried = [hypothesis for hypothesis in all_of_them if hypothesis.kind not in known]
+        trials = [replay, *(replace(replay, **hypothesis.change) for hypothesis in untried)]
+        distances = [distance(inquiry, question, trial) for trial in progress_bar(trials, "hypotheses", len(trials))]
         best = min(range(len(trials)), key=distances.__getitem__)
         if distances[best] > 0.95 * distances[0]:
             break
-        replay, taken = trials[best], [*taken, untried[best - 1]]
+        replay = trials[best]
+        taken = [*taken, untried[best - 1]]  # trial 0 is the one without a further change
         verdict = inquiry.judge(replay)
         if verdict.tight:
             break
-    replay, taken, verdict = without_needless(inquiry, assumed, replay, taken, verdict)
-    convincing = verdict.fits and (not start.fits or CLEARLY * verdict.excess < start.excess)
-    if convincing and certain(taken, verdict):
+    replay, taken, verdict = drop_needless(inquiry, assumed, replay, taken, verdict)
+    convincing = verdict.fits and (not start.fits or MIN_IMPROVEMENT * verdict.excess < start.excess)
+    if convincing and enough_rows(taken, verdict):
         return Explanation(taken, verdict)
     pairs = [] if start.fits else find_images(inquiry, assumed)
     return Explanation([], start, pairs)
 
 
-def without_needless(
-    inquiry: Inquiry, assumed: Replay, replay: Replay, taken: list[Suspect], verdict: Verdict
-) -> tuple[Replay, list[Suspect], Verdict]:
-    """Take back, one after another, changes of the reading without which the labels fit as well."""
-    for suspect in taken if len(taken) > 1 else []:
-        fewer = [other for other in taken if other is not suspect]
+def drop_needless(
+    inquiry: Inquiry, assumed: ReplaySettings, replay: ReplaySettings, taken: list[Hypothesis], verdict: Verdict
+) -> tuple[ReplaySettings, list[Hypothesis], Verdict]:
+    """Drop accepted hypotheses without which the labels fit as well."""
+    for hypothesis in taken if len(taken) > 1 else []:
+        fewer = [other for other in taken if other is not hypothesis]
         changes = [other.change for other in fewer]
         trial = replace(assumed, **{name: value for change in changes for name, value in change.items()})
         trial_verdict = inquiry.judge(trial)
@@ -124,65 +137,68 @@ def without_needless(
 
 
 def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
-    """The rows that fit worst, of the batch that fits worst."""
+    """Return the rows that fit worst, out of the batch that fits worst."""
     starts = torch.tensor([0, *(len(question.rows) for question in inquiry.questions)]).cumsum(0).tolist()
     rows = [verdict.own[first:last] for first, last in itertools.pairwise(starts)]
-    number = max(range(len(rows)), key=lambda place: rows[place].topk(min(SCREENED, len(rows[place]))).values.median())
+    number = max(
+        range(len(rows)), key=lambda place: rows[place].topk(min(SCREENED_ROWS, len(rows[place]))).values.median()
+    )
     question = inquiry.questions[number]
-    chosen = rows[number].argsort(descending=True)[:SCREENED].sort().values
+    chosen = rows[number].argsort(descending=True)[:SCREENED_ROWS].sort().values
     return replace(question, rows=question.rows[chosen])
 
 
-def distance(inquiry: Inquiry, question: Question, replay: Replay) -> float:
-    """`Inquiry.distance`, infinite where the teacher cannot answer such views."""
+def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> float:
+    """Return `Inquiry.distance`, or infinity if the teacher fails on such views."""
     try:
         value = inquiry.distance(question, replay)
-    except (RuntimeError, ValueError, AssertionError, IndexError):  # views too small for it, or of the wrong size
+    except (RuntimeError, ValueError, AssertionError, IndexError):  # the views are too small, or of a wrong size
         return float("inf")
     return value if value == value else float("inf")
 
 
-def certain(taken: Sequence[Suspect], verdict: Verdict) -> bool:
-    """Whether there are enough rows for an order of classes that was fitted to them."""
-    reordered = any(suspect.kind == "classes" for suspect in taken)
-    return not reordered or len(verdict.own) >= CERTAIN or verdict.typical <= verdict.limit / 5 * verdict.other
+def enough_rows(taken: Sequence[Hypothesis], verdict: Verdict) -> bool:
+    """Whether there are enough rows to trust a class order that was fitted to them."""
+    reordered = any(hypothesis.kind == "classes" for hypothesis in taken)
+    return not reordered or len(verdict.own) >= CERTAIN_ROWS or verdict.typical <= verdict.limit / 5 * verdict.other
 
 
-def suspects(inquiry: Inquiry, replay: Replay, seed: int | None) -> Iterator[Suspect]:
-    """Yield all but orders of classes, which are fitted."""
-    reach = max((max(q.labels.mix_bbox) for q in inquiry.questions if q.labels.mix_bbox is not None), default=0)
+def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> Iterator[Hypothesis]:
+    """Yield the hypotheses that do not have to be fitted to the logits."""
+    reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     for size in SIZES:
         if size != replay.size and size >= reach:
-            yield Suspect("size", f"at input size {size}", f"give --input-size {size}", {"size": size})
+            yield Hypothesis("size", f"at input size {size}", f"give --input-size {size}", {"size": size})
     for name, (mean, std) in NORMALISATIONS.items():
         if (tuple(mean), tuple(std)) != (tuple(replay.mean), tuple(replay.std)):
             flags = " ".join(["--mean", *(f"{x:.4g}" for x in mean), "--std", *(f"{x:.4g}" for x in std)])
-            yield Suspect("normalisation", name, f"give {flags}", {"mean": mean, "std": std})
+            yield Hypothesis("normalisation", name, f"give {flags}", {"mean": mean, "std": std})
     yield from image_orders(inquiry, seed)
     again = "make the labels again with relabel_FKD.py, since training does not show such views"
-    yield Suspect("flip", "if no view is flipped", again, {"flip": "never"})
-    yield Suspect("flip", "if views are flipped before they are cropped", again, {"flip": "before"})
+    yield Hypothesis("flip", "if no view is flipped", again, {"flip": "never"})
+    yield Hypothesis("flip", "if views are flipped before they are cropped", again, {"flip": "before"})
     if inquiry.store.mix_type == "cutmix":
-        yield Suspect("box", "if rows and columns of the cutmix boxes are exchanged", again, {"swap_box": True})
-    yield Suspect("resize", "if views are resized without antialiasing", "", {"antialias": False}, harmless=True)
+        yield Hypothesis("box", "if rows and columns of the cutmix boxes are exchanged", again, {"swap_box": True})
+    yield Hypothesis("resize", "if views are resized without antialiasing", "", {"antialias": False}, harmless=True)
     if len(inquiry.teachers.teachers) > 1:
         for rule in RULES:
             if rule != inquiry.teachers.rule:
-                yield Suspect("rule", f"if combined by the rule {rule}", f"give --ensemble {rule}", {"rule": rule})
+                yield Hypothesis("rule", f"if combined by the rule {rule}", f"give --ensemble {rule}", {"rule": rule})
     if inquiry.store.batch_size > 1:
         for parts, words in ((2, "on halves of each batch (BSSL of FADRM and CV-DD)"), (1, "on whole batches")):
-            yield Suspect("mode", f"in train mode, {words}", "", {"parts": parts}, harmless=True)
+            yield Hypothesis("mode", f"in train mode, {words}", "", {"parts": parts}, harmless=True)
 
 
-def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Suspect]:
-    """Yield other orders of images: of other seeds, of names as numbers, off by a few."""
+def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
+    """Yield other image orders: of other seeds, of names sorted as numbers, shifted by a few images."""
     if seed is not None:
         for other in sorted({*SEEDS, *range(max(seed - SEEDS_AROUND, 0), seed + SEEDS_AROUND + 1)} - {seed}):
             words = f"in the image order of --fkd-seed {other}"
-            yield Suspect("order", words, f"give --fkd-seed {other}", {"fkd_seed": other})
+            yield Hypothesis("order", words, f"give --fkd-seed {other}", {"fkd_seed": other})
     paths = [path for path, _ in inquiry.samples]
     count = len(paths)
-    folders, files = [os.path.dirname(path) for path in paths], [os.path.basename(path) for path in paths]
+    folders = [os.path.dirname(path) for path in paths]
+    files = [os.path.basename(path) for path in paths]
     keys: dict[str, Callable[[int], Any]] = {
         "class folders and files": lambda n: (as_numbers(folders[n]), as_numbers(files[n])),
         "class folders": lambda n: (as_numbers(folders[n]), files[n]),
@@ -193,30 +209,30 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Suspect]:
         order = sorted(range(count), key=key)
         if order not in seen:
             seen.append(order)
-            words = f"if the names of {names} are in the order of their numbers, as new2 before new10"
+            words = f"if the names of {names} are sorted by their numbers, such as new2 before new10"
             remedy = f"pad the numbers in the names of {names} with zeros"
-            yield Suspect("order", words, remedy, {"order": torch.tensor(order)})
+            yield Hypothesis("order", words, remedy, {"order": torch.tensor(order)})
     for step in (1, -1, 2, -2, 3, -3):
         words = f"if image n of the labels is image n{step:+d} of the folder"
         remedy = "an image is missing from the folder, or one too many, before those of the labels; restore it"
         if count > abs(step):
-            yield Suspect("order", words, remedy, {"order": torch.arange(count).add(step).remainder(count)})
+            yield Hypothesis("order", words, remedy, {"order": torch.arange(count).add(step).remainder(count)})
 
 
 def as_numbers(name: str) -> list[tuple[int, str]]:
-    """Sort key that compares numbers in a name as numbers."""
+    """Return a sort key that compares the numbers in a name as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
-def fitted(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator[Suspect]:
-    """Yield what is not tried but follows from the stored answers and those found."""
+def fitted_hypotheses(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
+    """Yield the hypotheses that are fitted to the stored logits and the teacher's."""
     if inquiry.store.answers == "probabilities":
         yield from temperatures(inquiry, replay, verdict)
     yield from class_orders(inquiry, replay, verdict)
 
 
-def temperatures(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator[Suspect]:
-    """Yield the temperature at which stored probabilities are nearest to the teacher's answers."""
+def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
+    """Yield the temperature at which stored probabilities are nearest to the teacher's (least squares on logits)."""
     products = squares = 0.0
     for question, found in zip(inquiry.questions, verdict.found, strict=True):
         values, known = inquiry.stored(question, replay)
@@ -225,13 +241,15 @@ def temperatures(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator
         products += (logs * logits).nansum().item()
         squares += logs.square().nansum().item()
     best = products / squares if squares else 0.0
-    best = round(best, 1) if best > 0.5 else best  # nobody takes 19.97
+    best = round(best, 1) if best > 0.5 else best  # people choose round temperatures, and rounding gives 19.97 for 20
     if best > 0 and abs(best / replay.temperature - 1) > 0.01:
-        yield Suspect("temperature", f"at temperature {best:g}", f"give --temperature {best:g}", {"temperature": best})
+        yield Hypothesis(
+            "temperature", f"at temperature {best:g}", f"give --temperature {best:g}", {"temperature": best}
+        )
 
 
-def class_orders(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator[Suspect]:
-    """Yield the order of the teacher's classes that brings its answers nearest to the stored ones."""
+def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
+    """Yield the permutation of the teacher's classes that brings its logits nearest to the stored ones."""
     classes = inquiry.store.num_classes
     if classes > MANY_CLASSES:
         return
@@ -255,14 +273,14 @@ def class_orders(inquiry: Inquiry, replay: Replay, verdict: Verdict) -> Iterator
         pairs = listing([f"class {told[n]} of the labels is its {told[order[n]]}" for n in moved], 3)
         words = f"with the teacher's classes in another order: {pairs}"
     remedy = "the class folders must be in the order of the labels' classes (--class-order of train_FKD_parallel.py)"
-    yield Suspect("classes", words, remedy, {"classes": torch.tensor(order)})
+    yield Hypothesis("classes", words, remedy, {"classes": torch.tensor(order)})
 
 
-def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
-    """Find the images that rows answer, where they are not those assumed: a sentence about each of a few rows.
+def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
+    """Find the images that stored rows belong to, if these are not the assumed ones; return sentences about them.
 
-    Rows of the least mixed batch are compared with the teacher's answers to whole images first, then with those to
-    the row's own view of the nearest of them.
+    Rows of the least mixed batch are compared with the teacher's logits for whole images; then, for the nearest of
+    these images, with its logits for the row's own view.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -275,18 +293,18 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
         return []
     numbers = inquiry.images_of(question, replay)
     tried = candidates(inquiry, numbers[rows].tolist())
-    whole = torch.cat([show_whole(inquiry, replay, chunk) for chunk in tried.split(CHUNK)])
+    whole = torch.cat([logits_of_whole_images(inquiry, replay, chunk) for chunk in tried.split(CHUNK)])
 
     def nearest(row: int) -> list[int]:
-        """The images whose answers, seen whole, are nearest to a row's."""
+        """Return the images whose logits, as whole images, are nearest to a row's."""
         one = replace(question, rows=torch.tensor([row]))
         return tried[row_size(inquiry.difference(one, whole, replay)).argsort()[:NEAR_IMAGES]].tolist()
 
     found = []
     for row in rows.tolist():
-        other = row if question.labels.mix_index is None else int(question.labels.mix_index[row])
+        other = row if question.labels.mix.partner is None else int(question.labels.mix.partner[row])
         partner = int(numbers[other])
-        for _ in range(2):  # the image beside the partner assumed, the partner beside that image, and once more
+        for _ in range(2):  # alternate: find the image for the current partner, then the partner for that image
             own, _, least = closest(inquiry, replay, question, row, [(near, partner) for near in nearest(row)])
             if other == row:
                 break
@@ -296,60 +314,60 @@ def find_images(inquiry: Inquiry, replay: Replay) -> list[str]:
     return sentences(inquiry, question, found, len(rows)) if 2 * len(found) >= len(rows) else []
 
 
-def least_mixed(inquiry: Inquiry, replay: Replay) -> Question:
-    """The stored batch whose views have least of their partners."""
+def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
+    """Return the stored batch in whose views the mix partners have the smallest share."""
     places = pick_evenly(inquiry.full_batches, SEARCHED_BATCHES)
     return min((inquiry.question(*place) for place in places), key=lambda q: q.other_share(replay.size))
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """The images that rows may answer: all, or those of the assumed ones' classes first."""
+    """Return up to TRIED_IMAGES images that rows may belong to, shuffled, those of the assumed classes first."""
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     return torch.cat([shuffled[near[shuffled]], shuffled[~near[shuffled]]])[:TRIED_IMAGES]
 
 
-def show_whole(inquiry: Inquiry, replay: Replay, numbers: torch.Tensor) -> torch.Tensor:
-    """The teacher's answers to whole images: logits float32 [n, C]."""
+def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: torch.Tensor) -> torch.Tensor:
+    """Return the teacher's logits for whole images: float32 [n, C]."""
     labels = inquiry.questions[0].labels
     whole = replace(
         labels,
         coords=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
         flip=torch.zeros(1, dtype=torch.bool),
-        mix_index=None,
-        mix_lam=None,
-        mix_bbox=None,
+        mix=Mix(),
     )
     views = torch.stack([inquiry.view(whole, 0, number, replay) for number in numbers.tolist()])
-    return inquiry.show(inquiry.mixed(views, None, whole, replay), replay)
+    return inquiry.logits_of(inquiry.mixed(views, None, whole, replay), replay)
 
 
 def closest(
-    inquiry: Inquiry, replay: Replay, question: Question, row: int, pairs: Sequence[tuple[int, int]]
+    inquiry: Inquiry, replay: ReplaySettings, question: Question, row: int, pairs: Sequence[tuple[int, int]]
 ) -> tuple[int, int, float]:
-    """Return the (image, partner) of some whose view the row's stored answer is nearest to, and the difference."""
-    labels, partners = question.labels, None
+    """Return the pair (image, partner) whose mixed view is nearest to the row's stored logits, and the difference."""
+    labels = question.labels
+    partners = None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
-    if labels.mix_index is not None:
-        views += [inquiry.view(labels, int(labels.mix_index[row]), partner, replay) for _, partner in pairs]
+    if labels.mix.partner is not None:
+        views += [inquiry.view(labels, int(labels.mix.partner[row]), partner, replay) for _, partner in pairs]
         partners = torch.arange(len(views)).roll(len(pairs))
     images = inquiry.mixed(torch.stack(views), partners, labels, replay)
-    answers = inquiry.show(images[: len(pairs)], replay)
+    answers = inquiry.logits_of(images[: len(pairs)], replay)
     distances = row_size(inquiry.difference(replace(question, rows=torch.tensor([row])), answers, replay))
     best = int(distances.argmin())
     return *pairs[best], distances[best].item()
 
 
 def sentences(inquiry: Inquiry, question: Question, found: Sequence[tuple[int, int, int]], tried: int) -> list[str]:
-    """Say which images rows answer, and what that has in common.
+    """Describe one row that belongs to another image than assumed, and what all such rows have in common.
 
     Args:
-        found: (row, image assumed, image answered) of some rows.
-        tried: number of rows looked at.
+        inquiry: labels, images, teacher.
+        question: the batch of the rows.
+        found: (row, assumed image, found image) of such rows.
+        tried: number of rows that were searched for.
     """
     row, assumed, answered = found[0]
-
     where = f"row {row} of batch {question.batch} in epoch {question.epoch}"
     first = f"{where} answers image {inquiry.name(answered)}, and not image {inquiry.name(assumed)}"
     classes = [(inquiry.samples[wanted][1], inquiry.samples[image][1]) for _, wanted, image in found]
@@ -359,4 +377,4 @@ def sentences(inquiry: Inquiry, question: Question, found: Sequence[tuple[int, i
         how = "class folders are in another order, so restore their names"
     else:
         how = "the images are in another order, so restore their names"
-    return [first, f"such are {len(found)} of the {tried} rows that were looked into: {how}"]
+    return [first, f"{len(found)} of the {tried} rows that were searched for belong to other images: {how}"]

@@ -3,66 +3,50 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.labels.batch import BatchLabels, TopK, values_of
-from utils.labels.batch_items import parse_items
-from utils.labels.drawn import index_of
-from utils.labels.file_digests import digest_of_labels
-from utils.labels.image_digests import ImageDigests, read_image_digests, read_settings, write_image_digests
-from utils.labels.image_indices import read_json_indices
-from utils.labels.image_order import ReferenceOrder
+from utils.labels.batch_items import parse_items, read_json_indices
+from utils.labels.image_digests import ImageDigests, read_image_digests, read_settings
 from utils.labels.packed_codec import refuse_beyond_half
-from utils.labels.pool import STORED
-from utils.labels.store import epochs_without_gap, find_gap
+from utils.labels.store import LabelStore, empty_folder
+from utils.labels.types import BatchLabels, TopK, values_of
+from utils.labels.views import ReferenceOrder, index_of
 from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
-from utils.system.files import digest_of, make_folder
+from utils.system.files import digest_of
 
 ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
-
-
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
-
-
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def dialect_of(items: list[Any]) -> str:
-    """Which format the items of a batch are in, which were found to be sound."""
+    """Return the format of the items of a batch, which were found to be sound."""
     if len(items) == 8:
         return "edc"
     return "sre2l" if len(items) == 6 or items[6] is None else "prism"
 
 
-class TarStore:
+class TarStore(LabelStore):
     """A folder of `epoch_{e}/batch_{b}.tar` files of 6, 7 or 8 items.
-
-    Attributes: `path`, `dialect` (`sre2l`, `prism` or `edc`), `epochs` (stored without a gap from 0),
-    `batches_per_epoch`, `batch_size`, `num_images`, `num_classes`, `mix_type`.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order where the labels have no index and the folder does not list it.
+        fkd_seed: seed of the image order if the labels have no index and the folder does not list it.
 
     Raises:
         InputError: not a label folder, or its first epoch cannot be used.
     """
 
-    class_names = None  # not stated by these dialects
-    answers, label_order = "logits", STORED
-    has_epochs = num_classes_stated = True
+    described = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
-        if verify:
-            raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
-        self.path = Path(path)
-        self.fkd_seed = fkd_seed
-        stored = {int(m[1]) for m in map(EPOCH_FOLDER.fullmatch, os.listdir(self.path)) if m}
-        self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, "epoch_{}".format)
+        super().__init__(path, fkd_seed, verify)
+        self.set_epochs({int(m[1]) for m in map(EPOCH_FOLDER.fullmatch, os.listdir(self.path)) if m})
         batches = self._batch_numbers(0) if self.epochs else set()
         if 0 not in batches:
             raise InputError(
@@ -82,29 +66,34 @@ class TarStore:
         self.dialect = dialect_of(items)
         self.batch_size, self.num_classes = first.logits.shape
         self.num_images = self.batch_size * max(batches) + len(last)
-        self.mix_type = first.mix_type
+        self.mix_type = first.mix.type
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
         self.settings = read_settings(self.path)
-        self.class_list: list[str] | None = self.settings.get("classes")
-        self.lists_images = self.dialect == "sre2l" and (self.path / ORDER).exists()
-        self.order = self._listed_order() if self.lists_images else ReferenceOrder(self.num_images, fkd_seed)
+        self.class_list = self.settings.get("classes")
+        self.order: Callable[[int], torch.Tensor] = ReferenceOrder(self.num_images, fkd_seed)
+        if self.dialect == "sre2l" and (self.path / ORDER).exists():
+            self.image_list = self.path / ORDER
+            self.order = self._listed_order(self.image_list)
 
-    def _listed_order(self) -> Callable[[int], torch.Tensor]:
+    def _listed_order(self, file: Path) -> Callable[[int], torch.Tensor]:
         """Return the order of images that LPLD writes beside its epochs, which no seed has to repeat."""
-        listed = read_json_indices(self.path / ORDER)
+        listed = read_json_indices(file)
         for epoch in range(self.epochs):
             if sorted(listed.get(epoch, [])) != list(range(self.num_images)):
                 raise InputError(
-                    f"{self.path / ORDER}: epoch {epoch} does not visit each of {self.num_images} images once; copy "
-                    "the labels again"
+                    f"{file}: epoch {epoch} does not visit each of {self.num_images} images once; copy the labels again"
                 )
         return {epoch: torch.tensor(listed[epoch]) for epoch in range(self.epochs)}.__getitem__
 
-    def file(self, epoch: int, batch: int) -> Path:
-        """Return the path of one batch file."""
-        return self.path / f"epoch_{epoch}" / f"batch_{batch}.tar"
+    def name(self, epoch: int, batch: int) -> str:
+        """As `LabelStore.name`."""
+        return f"epoch_{epoch}/batch_{batch}.tar"
+
+    def epoch_name(self, epoch: int) -> str:
+        """As `LabelStore.epoch_name`."""
+        return f"epoch_{epoch}"
 
     def _batch_numbers(self, epoch: int) -> set[int]:
         try:
@@ -116,7 +105,7 @@ class TarStore:
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """Raise InputError for the first batch file that `epochs` (an iterable) needs and that is missing."""
+        """As `LabelStore.check_complete`; an epoch may not hold more batches than the first either."""
         for epoch in epochs:
             found, wanted = self._batch_numbers(epoch), set(range(self.batches_per_epoch))
             missing, more = wanted - found, found - wanted
@@ -131,27 +120,12 @@ class TarStore:
                     "is incomplete, or the folder mixes two label sets, so copy the labels again"
                 )
 
-    def random_access(self) -> None:
-        """As `LabelStore.random_access`; nothing stays open."""
-
-    def batches(self, _epoch: int) -> int:
-        """As `LabelStore.batches`."""
-        return self.batches_per_epoch
-
-    def rows(self, _epoch: int, batch: int) -> int:
-        """Number of images in batch `batch`; the last one of an epoch may be shorter."""
-        return min(self.batch_size, self.num_images - batch * self.batch_size)
-
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """Return the `BatchLabels` of one batch, `index` filled in.
-
-        Raises:
-            InputError: the file is missing, damaged, or disagrees with the rest of the store.
-        """
+        """As `LabelStore.read`."""
         items = load_archive(self.file(epoch, batch))
         labels = parse_items(items, self.file(epoch, batch))
         stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
-        found = (len(labels), values_of(labels.logits).shape[1], labels.mix_type, dialect_of(items))
+        found = (len(labels), values_of(labels.logits).shape[1], labels.mix.type, dialect_of(items))
         if found != stated:
             raise InputError(
                 f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect) "
@@ -160,7 +134,7 @@ class TarStore:
         if labels.index is None:
             start = batch * self.batch_size
             index = self.order(epoch)[start : start + len(labels)]
-            return BatchLabels(**{**vars(labels), "index": index})
+            return replace(labels, index=index)
         if labels.index.max() >= self.num_images:
             raise InputError(
                 f"{self.file(epoch, batch)} names image {labels.index.max().item()}, but the labels cover "
@@ -168,29 +142,15 @@ class TarStore:
             )
         return labels
 
-    def state_classes(self, num_classes: int) -> None:
-        """As `LabelStore.state_classes`: they are stated."""
-
     def check(self, epoch: int) -> None:
-        """Read all of an epoch; it must visit every image once."""
+        """As `LabelStore.check`; the epoch must visit every image once."""
         index = torch.cat([index_of(self.read(epoch, batch)) for batch in range(self.batches_per_epoch)])
         if len(index.unique()) != self.num_images:
             raise InputError(f"{self.file(epoch, 0).parent} does not visit every image once; get the epoch again")
 
-    def provenance(self) -> dict[str, Any]:
-        """Return what summary.json says about these labels."""
-        keys = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
-        return {"path": str(self.path)} | {key: getattr(self, key) for key in keys}
-
-    def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """As `LabelStore.digest`."""
-        chosen = range(self.epochs) if epochs is None else epochs
-        names = (f"epoch_{epoch}/batch_{batch}.tar" for epoch in chosen for batch in range(self.batches_per_epoch))
-        return digest_of_labels(self.path, names, *([digest_of(self.path / ORDER)] if self.lists_images else []))
-
     def legacy_digest(self) -> str:
-        """As `LabelStore.legacy_digest`: of the first batch file."""
-        return digest_of(self.file(0, 0))
+        """As `LabelStore.legacy_digest`; earlier releases did not read a list of images beside these epochs."""
+        return digest_of(self.file(0))
 
 
 class TarWriter:
@@ -200,8 +160,8 @@ class TarWriter:
         path: folder to write to; made if it does not exist.
         dtype: of the logits, float16 or float32.
         with_index: write the index, the seventh item.
-        leads: make and check the folder; False in a process that another one leads.
-        image_digests: which images the labels are about, written beside them; None where nobody knows.
+        leads: make and check the folder; False in all but the first process.
+        image_digests: which images the labels belong to, written beside them; None if nobody knows.
         settings: how the labels were made, written with the digests.
 
     Raises:
@@ -220,14 +180,10 @@ class TarWriter:
         self.path, self.dtype, self.with_index = Path(path), dtype, with_index
         if not leads:
             return
-        make_folder(self.path)
-        if any(self.path.iterdir()):
-            raise InputError(f"{path} is not empty; give a new folder, or delete the labels in it")
-        if image_digests is not None:
-            write_image_digests(self.path, image_digests, settings)
+        empty_folder(self.path, image_digests, settings)
 
     def missing(self, epochs: int) -> list[int]:
-        """Epochs that are still to be written: all, since a started folder is refused."""
+        """Return the epochs that are still to be written: all, since a started folder is refused."""
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
@@ -242,8 +198,8 @@ class TarWriter:
         folder = self.path / f"epoch_{epoch}"
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):
-            mix_bbox = None if labels.mix_bbox is None else list(labels.mix_bbox)
-            items = [labels.coords, labels.flip, labels.mix_index, labels.mix_lam, mix_bbox]
+            mix = labels.mix
+            items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
             items += [values_of(labels.logits).to(self.dtype), labels.index]
             # a slice would be saved with all of the epoch that it is a slice of
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]

@@ -9,11 +9,11 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/sre2l.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/sre2l.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/sre2l}
 BATCH_SIZE=${BATCH_SIZE:-1024}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 export OUTPUT_DIR BATCH_SIZE LOSS_TYPE TEMPERATURE
-exec sh "$(dirname "$0")/../train.sh" "$@"
+exec sh "$(dirname "$0")/../../train.sh" "$@"

@@ -11,7 +11,7 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/lpqld_40x.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/lpqld_40x.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/lpqld_40x}
 BATCH_SIZE=${BATCH_SIZE:-128}
@@ -19,6 +19,6 @@ ACCUMULATION=${ACCUMULATION:-1}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE
-exec sh "$(dirname "$0")/../train.sh" \
+exec sh "$(dirname "$0")/../../train.sh" \
     --reuse-labels --num-classes 1000 --student-temperature calibrated \
     --temperature-schedule step --temperature-step-size 30 --temperature-gamma 0.7 "$@"

@@ -10,10 +10,10 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/gvbsm.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/gvbsm.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/gvbsm}
 BATCH_SIZE=${BATCH_SIZE:-1024}
 ACCUMULATION=${ACCUMULATION:-1}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION
-exec sh "$(dirname "$0")/../train.sh" "$@"
+exec sh "$(dirname "$0")/../../train.sh" "$@"

@@ -9,7 +9,7 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/cda.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/cda.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/cda}
 BATCH_SIZE=${BATCH_SIZE:-128}
@@ -17,4 +17,4 @@ ACCUMULATION=${ACCUMULATION:-1}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE
-exec sh "$(dirname "$0")/../train.sh" "$@"
+exec sh "$(dirname "$0")/../../train.sh" "$@"

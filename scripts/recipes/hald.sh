@@ -15,7 +15,7 @@
 #
 # Settings as in train.sh, and HARD_EPOCHS, of EPOCHS; from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/hald.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/hald.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/hald}
 BATCH_SIZE=${BATCH_SIZE:-16}
@@ -24,4 +24,4 @@ LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 SCHEDULE=${SCHEDULE:-smoothed}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE SCHEDULE
-exec sh "$(dirname "$0")/../train.sh" --smoothing 2 --reuse-labels --hard-epochs "${HARD_EPOCHS:-150}" "$@"
+exec sh "$(dirname "$0")/../../train.sh" --smoothing 2 --reuse-labels --hard-epochs "${HARD_EPOCHS:-150}" "$@"

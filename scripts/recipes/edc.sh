@@ -16,7 +16,7 @@
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
-#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh recipes/edc.sh [flags]
+#   TRAIN_DIR=… VAL_DIR=… FKD_PATH=… sh scripts/recipes/edc.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/edc}
 BATCH_SIZE=${BATCH_SIZE:-100}
@@ -24,4 +24,4 @@ ACCUMULATION=${ACCUMULATION:-1}
 CE_WEIGHT=${CE_WEIGHT:-0.025}
 SCHEDULE=${SCHEDULE:-linear-smoothed}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION CE_WEIGHT SCHEDULE
-exec sh "$(dirname "$0")/../train.sh" --smoothing 2 --ema-decay 0.99 --ema-buffers live --eval-every 30 "$@"
+exec sh "$(dirname "$0")/../../train.sh" --smoothing 2 --ema-decay 0.99 --ema-buffers live --eval-every 30 "$@"

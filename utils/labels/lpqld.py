@@ -1,49 +1,49 @@
 """Formats `lpld` and `lpqld`: a flat folder of `batch_{n}.tar`, and `sampler_indices_batch.json`.
 
-LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD adds to
-that the k largest logits of each row only. There are no epochs: each epoch of training draws from all batches.
+LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD
+also keeps only the k largest logits of each row. There are no epochs: each epoch of training draws from all batches.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.labels.batch import Answers, BatchLabels, TopK, values_of
-from utils.labels.batch_items import parse_items
-from utils.labels.file_digests import digest_of_labels
-from utils.labels.image_digests import read_image_digests
-from utils.labels.image_indices import read_json_indices
-from utils.labels.pool import SAMPLED
-from utils.system.archive import load_archive
+from utils.labels.batch_items import parse_items, read_json_indices, small_items
+from utils.labels.image_digests import ImageDigests, read_image_digests
+from utils.labels.packed_codec import refuse_beyond_half
+from utils.labels.store import SAMPLED, LabelStore, empty_folder
+from utils.labels.types import Answers, BatchLabels, TopK, values_of
+from utils.labels.views import index_of
+from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
-from utils.system.files import digest_of, digest_of_text
+from utils.system.files import atomic_file
 
 INDICES = "sampler_indices_batch.json"
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a folder is of this format."""
+    """Return whether a folder is of this format."""
     return (path / INDICES).exists() or any(BATCH_FILE.fullmatch(name) for name in os.listdir(path))
 
 
 def kind_of(answers: Answers) -> str:
-    """Which of the two formats a batch of these answers is in."""
+    """Return the name of the format of a batch with these answers."""
     return "lpqld" if isinstance(answers, TopK) else "lpld"
 
 
 def highest_class(answers: Answers) -> int:
-    """The highest class that answers are about."""
+    """Return the highest class that the answers cover."""
     return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
 
 
-class FlatStore:
-    """A flat folder of batch files; a `LabelStore` without epochs of its own.
+class FlatStore(LabelStore):
+    """A flat folder of batch files, without epochs of its own.
 
     Its epochs are stretches of as many batches as the images named fill; the last one may be shorter.
 
@@ -56,15 +56,13 @@ class FlatStore:
         InputError: files and list of images disagree, or the first batch cannot be used.
     """
 
-    answers, class_names, class_list = "logits", None, None
     label_order, has_epochs = SAMPLED, False
-    gap: str | None = None
+    described = ("dialect", "batch_size", "num_images", "num_classes", "keep_topk", "mix_type", "fkd_seed")
 
     def __init__(self, path: str | Path, fkd_seed: int = 42, verify: bool = False) -> None:
-        if verify:
-            raise InputError(f"--verify-labels needs packed labels, which have digests; pack {path} first")
-        self.path, self.fkd_seed = Path(path), fkd_seed
-        images = read_json_indices(self.path / INDICES)
+        super().__init__(path, fkd_seed, verify)
+        self.image_list = self.path / INDICES
+        images = read_json_indices(self.image_list)
         self.numbers = list(images)
         self._compare_files(set(images))
         self.images = list(images.values())
@@ -75,7 +73,7 @@ class FlatStore:
         self.image_digests = read_image_digests(self.path, self.num_images)
         first = self._load(0)
         values = values_of(first.logits)
-        self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix_type, values.shape[1]
+        self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix.type, values.shape[1]
         self.logits_dtype = values.dtype
         self.num_classes = highest_class(first.logits) + 1
         self.num_classes_stated = self.dialect == "lpld"
@@ -83,7 +81,7 @@ class FlatStore:
             raise InputError(f"{self.file(0, 0)} keeps {self.keep_topk} logits of fewer classes; copy the labels again")
 
     def _compare_files(self, listed: set[int]) -> None:
-        """The files must be those of the list."""
+        """Raise InputError unless the files are those of the list."""
         stored = {int(m[1]) for m in map(BATCH_FILE.fullmatch, os.listdir(self.path)) if m}
         missing, unknown = listed - stored, stored - listed
         if missing:
@@ -100,9 +98,6 @@ class FlatStore:
     def _place(self, epoch: int, batch: int) -> int:
         return epoch * self.batches_per_epoch + batch
 
-    def random_access(self) -> None:
-        """As `LabelStore.random_access`; nothing stays open."""
-
     def batches(self, epoch: int) -> int:
         """As `LabelStore.batches`."""
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
@@ -111,12 +106,9 @@ class FlatStore:
         """As `LabelStore.rows`."""
         return len(self.images[self._place(epoch, batch)])
 
-    def file(self, epoch: int, batch: int) -> Path:
-        """As `LabelStore.file`."""
-        return self.path / f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
-
-    def check_complete(self, epochs: Iterable[int]) -> None:
-        """As `LabelStore.check_complete`; opening has looked for all."""
+    def name(self, epoch: int, batch: int) -> str:
+        """As `LabelStore.name`."""
+        return f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
 
     def _load(self, place: int) -> BatchLabels:
         path = self.file(*divmod(place, self.batches_per_epoch))
@@ -126,7 +118,7 @@ class FlatStore:
         """As `LabelStore.read`."""
         labels = self._load(self._place(epoch, batch))
         kind, width = kind_of(labels.logits), values_of(labels.logits).shape[1]
-        found = (len(labels), width, kind, labels.mix_type)
+        found = (len(labels), width, kind, labels.mix.type)
         stated = (self.rows(epoch, batch), self.keep_topk, self.dialect, self.mix_type)
         if found != stated:
             raise InputError(
@@ -140,10 +132,6 @@ class FlatStore:
             )
         return replace(labels, index=torch.tensor(self.images[self._place(epoch, batch)]))
 
-    def state_classes(self, num_classes: int) -> None:
-        """Say how many classes there are, where only the k largest logits are stored."""
-        self.num_classes, self.num_classes_stated = num_classes, True
-
     def check(self, epoch: int) -> None:
         """As `LabelStore.check`; no batch may hold an image twice."""
         for batch in range(self.batches(epoch)):
@@ -154,16 +142,38 @@ class FlatStore:
 
     def provenance(self) -> dict[str, Any]:
         """As `LabelStore.provenance`."""
-        keys = ("dialect", "batch_size", "num_images", "num_classes", "keep_topk", "mix_type", "fkd_seed")
-        stated = {"path": str(self.path), "batches": len(self.images)}
-        return stated | {key: getattr(self, key) for key in keys}
+        return {"path": str(self.path), "batches": len(self.images)} | super().provenance()
 
-    def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """As `LabelStore.digest`; the list of images belongs to it."""
-        chosen = range(self.epochs) if epochs is None else epochs
-        names = (self.file(epoch, batch).name for epoch in chosen for batch in range(self.batches(epoch)))
-        return digest_of_labels(self.path, names, digest_of(self.path / INDICES))
 
-    def legacy_digest(self) -> str:
-        """As `LabelStore.legacy_digest`: of the first batch and of the list of images."""
-        return digest_of_text(digest_of(self.file(0, 0)) + digest_of(self.path / INDICES))
+class FlatWriter:
+    """Writes the flat folder of LPLD, or of LPQLD if only the k largest logits are kept.
+
+    Args:
+        path: the folder; made if it does not exist.
+        image_digests: digests of the images, written beside the labels; other programs ignore that file.
+
+    Raises:
+        InputError: the folder holds files.
+    """
+
+    def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:
+        self.path = empty_folder(path, image_digests)
+        self.images: list[list[int]] = []
+
+    def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
+        """Append batches."""
+        for labels in batches:
+            refuse_beyond_half(values_of(labels.logits), "logit", "train on the packed labels as they are")
+            items = small_items(labels)
+            if isinstance(labels.logits, TopK):
+                values, order = labels.logits.values.sort(dim=1, descending=True)
+                items += [values.half(), labels.logits.classes.gather(1, order).short()]
+            else:
+                items.append(labels.logits.half().clone())
+            save_archive(self.path / f"batch_{len(self.images)}.tar", items)
+            self.images.append(index_of(labels).tolist())
+
+    def finish(self) -> None:
+        """Write the list of images."""
+        with atomic_file(self.path / INDICES) as temporary:
+            Path(temporary).write_text(json.dumps({str(n): images for n, images in enumerate(self.images)}))

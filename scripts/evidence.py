@@ -1,0 +1,220 @@
+"""Is it the images or the labels? Train students on every image set in three regimes, and report what each adds.
+
+    HL      hard labels alone (the folder's class), on ordinary random views
+    SL      stored soft labels: LABEL_EPOCHS epochs of views, visited again when they run out
+    SL+KD   the teacher answers live, on views that are never repeated
+
+    IMAGE_SETS="data/distilled" REAL_DIR=data/train VAL_DIR=data/val \\
+        TEACHER=resnet18 TEACHER_CHECKPOINT=teacher.pth MODELS="resnet18 resnet50" SEEDS="0 1 2" GPUS="0 1" \\
+        WORK=save/evidence python scripts/evidence.py [flags of both training scripts]
+
+The baseline is made here: WORK/images/random, drawn from REAL_DIR with RANDOM_SEED, has as many images per class as the
+first image set. The same teacher labels every set in the same way. The same command again does what is left; finished
+runs are skipped. If settings or data differ from those that WORK was made with, they are refused. docs/evidence.md says
+how to read the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py. All settings come from the
+environment; --help lists them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import runs
+from runs import ROOT, Processes, RunsError, folders_of, last_name, quoted
+
+REGIMES = ("HL", "SL", "SL+KD")
+
+
+def setting(default: str, description: str = "") -> str:
+    """Return a field of `Settings`, with the text that --help shows."""
+    return field(default=default, metadata={"description": description})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings from the environment, where their names are in capitals. Numbers stay text: they only become flags."""
+
+    image_sets: str = setting("data/distilled", "folders; the random set is drawn like the first one")
+    real_dir: str = setting("data/train", "real training images, from which the random set is drawn")
+    val_dir: str = setting("data/val", "validation images")
+    teacher: str = setting("resnet18")
+    teacher_checkpoint: str = setting("teacher.pth")
+    full_data: str = setting("", 'top-1 on all real images with hard labels: "71.3", or "resnet18=71.3 resnet50=76.1"')
+    work: str = setting("save/evidence", "folder for everything that is made")
+    models: str = setting("resnet18", "students")
+    seeds: str = setting("0 1 2")
+    regimes: str = setting(" ".join(REGIMES))
+    epochs: str = setting("300")
+    label_epochs: str = setting("", "epochs of stored labels; EPOCHS unless given")
+    batch_size: str = setting("50")
+    accumulation: str = setting("2")
+    input_size: str = setting("224")
+    workers: str = setting("4")
+    loss_type: str = setting("mse_gt", "of SL and SL+KD")
+    ce_weight: str = setting("0.1", "of SL and SL+KD")
+    temperature: str = setting("20", "of SL and SL+KD")
+    mix_type: str = setting("cutmix", "of SL and SL+KD; views with hard labels are not mixed")
+    views: str = setting("", "flags that shape views: --min-scale-crops 0.25 --hflip 0 …")
+    random_seed: str = setting("0")
+    class_map: str = setting("", "file with lines REAL_FOLDER<tab>IMAGE_SET_FOLDER, if their names differ")
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Settings":
+        """Read the settings; empty ones are as if they were not given."""
+        names = {one.name: one.name.upper() for one in fields(cls)}
+        return cls(**{name: environment[variable] for name, variable in names.items() if environment.get(variable)})
+
+    @classmethod
+    def described(cls) -> str:
+        """Return a line for each setting, with its default."""
+        rows = [(f"{one.name.upper()}={one.default}", one.metadata["description"]) for one in fields(cls)]
+        return "\n".join(f"    {default:<32}{description}".rstrip() for default, description in rows)
+
+    @property
+    def random_set(self) -> str:
+        return f"{self.work}/images/random"
+
+    def labels_of(self, images: str) -> str:
+        """Return the label folder of an image set."""
+        return f"{self.work}/labels/{last_name(images)}"
+
+
+def check(settings: Settings) -> None:
+    """Raise RunsError if a setting cannot be used."""
+    if not Path(settings.val_dir).is_dir():
+        raise RunsError(f"VAL_DIR {settings.val_dir} is not a folder; give the validation images")
+    for regime in settings.regimes.split():
+        if regime not in REGIMES:
+            raise RunsError(f"REGIMES: {regime} is none of {', '.join(REGIMES)}")
+    image_sets = folders_of(settings.image_sets)
+    if not image_sets:
+        raise RunsError("IMAGE_SETS names no folder; give the distilled images")
+    for images in image_sets:
+        for other in (*image_sets, settings.random_set):
+            if images != other and last_name(images) == last_name(other):
+                raise RunsError(
+                    f"IMAGE_SETS: {images} and {other} have the same last name, by which labels and runs are named; "
+                    "link one of them under another name"
+                )
+
+
+def cksum(data: bytes) -> str:
+    """Return CRC and length. By the tool of POSIX, since it is noted beside the runs of earlier releases, too."""
+    done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
+    return done.stdout.decode().strip().replace(" ", "-")
+
+
+def state_of(folder: str) -> str:
+    """Return a checksum of the names and sizes of the files in a folder; hidden files do not count."""
+    top = os.fsencode(folder)
+    lines = []
+    for place, _, names in os.walk(top, followlinks=True):
+        for path in (os.path.join(place, name) for name in names if not name.startswith(b".")):
+            if os.path.isfile(path):
+                lines.append(b"%d ./%b" % (os.path.getsize(path), os.path.relpath(path, top)))
+    return cksum(b"".join(line + b"\n" for line in sorted(lines)))
+
+
+def draw_random_set(settings: Settings, python: str) -> list[str]:
+    """Return the command that draws the baseline, or checks the one that is there."""
+    like = folders_of(settings.image_sets)[0]
+    command = [python, "-m", "utils.report.random_images", settings.real_dir, "--like", like]
+    command += ["--seed", settings.random_seed, "--output", settings.random_set, "--again"]
+    return command + (["--class-map", settings.class_map] if settings.class_map else [])
+
+
+def relabel(settings: Settings, images: str, python: str) -> list[str]:
+    """Return the command that stores the teacher's answers on an image set, or goes on with that."""
+    command = [python, f"{ROOT}/relabel_FKD.py", "--data", images]
+    command += ["-a", settings.teacher, "--checkpoint", settings.teacher_checkpoint]
+    command += ["-b", settings.batch_size, "--epochs", settings.label_epochs or settings.epochs]
+    command += ["--input-size", settings.input_size, "-j", settings.workers, "--use-fp16"]
+    command += ["--mix-type", settings.mix_type, *settings.views.split()]
+    return [*command, "--no-progress", "--fkd-path", settings.labels_of(images)]
+
+
+def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
+    """Return the plan for scripts/runs.py: a line for each regime, image set and student, with all seeds.
+
+    Each command begins with DATA, a description of the folders' and files' content: if it changes, a finished run is
+    not taken for this one. PYTHON and WORKERS, which change no figure, are in no command.
+    """
+    s = settings
+    common = (
+        f'--val-dir {quoted(s.val_dir)} --output-dir "$OUTPUT_DIR" --epochs {s.epochs} --batch-size {s.batch_size} '
+        f"--gradient-accumulation-steps {s.accumulation} --input-size {s.input_size} "
+        '-j "$WORKERS" --cos'
+    )
+    soft = f"--loss-type {s.loss_type} --ce-weight {s.ce_weight} -T {s.temperature}"
+    live = (
+        f"--teacher-model {s.teacher} --teacher-checkpoint {quoted(s.teacher_checkpoint)} --mix-type {s.mix_type} "
+        "--fkd-seed 43"
+    )
+    checkpoint = Path(s.teacher_checkpoint)
+    teacher = f"{s.teacher} {cksum(checkpoint.read_bytes()) if checkpoint.is_file() else ''}"
+    label_epochs = s.label_epochs or s.epochs
+    states = {folder: state_of(folder) for folder in (*image_sets, s.val_dir)}
+    lines = []
+    for regime in s.regimes.split():
+        for images in image_sets:
+            data = f"images {states[images]}, validation {states[s.val_dir]}"
+            if regime == "HL":
+                words = f"train_KD_parallel.py --loss-type ce {s.views}"
+            elif regime == "SL":
+                words = f"train_FKD_parallel.py {soft} --fkd-path {quoted(s.labels_of(images))} --reuse-labels"
+                data += f", {label_epochs} epochs of labels, {s.mix_type}, {s.views}, of {teacher}"
+            else:
+                words = f"train_KD_parallel.py {soft} {live} {s.views}"
+                data += f", teacher {teacher}"
+            for model in s.models.split():
+                name = f"{regime}/{last_name(images)}/{model}"
+                command = f'DATA={quoted(data)} "$PYTHON" {quoted(f"{ROOT}/")}{words}'
+                command += f" --train-dir {quoted(images)} --model {model} {common}"
+                lines.append(f"{name}\t{command}\t{s.seeds}\n")
+    return "".join(lines)
+
+
+def main(flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> int:
+    """Draw the baseline, label all sets, train all students, report; return the exit code.
+
+    Raises:
+        RunsError: a setting cannot be used.
+        Stopped: a signal came.
+    """
+    settings = Settings.read(environment)
+    check(settings)
+    python = environment.get("PYTHON") or sys.executable
+    modules = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    environment = {**environment, "PYTHON": python, "WORKERS": settings.workers, "PYTHONPATH": modules}
+    work = Path(settings.work)
+    for name in ("images", "labels", "runs"):
+        (work / name).mkdir(parents=True, exist_ok=True)
+    if not Path(f"{settings.random_set}.txt").is_file():  # the list is written last: without it the set is not whole
+        shutil.rmtree(settings.random_set, ignore_errors=True)
+
+    image_sets = [*folders_of(settings.image_sets), settings.random_set]
+    preparations = [draw_random_set(settings, python)]
+    if "SL" in settings.regimes.split():
+        preparations += [relabel(settings, images, python) for images in image_sets]
+    for command in preparations:
+        if code := processes.run(command, environment):
+            return code
+
+    plan = work / "plan.txt"
+    plan.write_text(make_plan(settings, image_sets), errors="surrogateescape")
+    try:
+        code = runs.main(flags, {**environment, "PLAN": str(plan), "RUNS_DIR": f"{settings.work}/runs"}, processes)
+    except RunsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    report = [python, "-m", "utils.report", f"{settings.work}/runs", "--output", f"{settings.work}/report"]
+    full_data = ["--full-data", *settings.full_data.split()] if settings.full_data else []
+    return processes.run([*report, *full_data], environment) or code
+
+
+if __name__ == "__main__":
+    sys.exit(runs.run_script(main, f"{__doc__}\nSettings and their defaults:\n\n{Settings.described()}"))

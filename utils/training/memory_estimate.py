@@ -1,0 +1,95 @@
+"""Estimate the device memory that training and evaluating a model need, before the run starts."""
+
+import copy
+
+import torch
+from torch import nn
+
+from utils.training.precision import Precision, without_cudnn_benchmark
+
+WEIGHT_COPIES = 4  # besides the weights: gradients, two optimizer moments, the snapshot restored after graph capture
+OUTPUT_COPIES = 3  # of the largest layer output, alive at once in evaluation: input, output, shortcut
+VIEW_COPIES = 4  # float32 copies of a batch's views while they are replayed, normalised and mixed
+ACTIVATION_OVERHEAD = 1.5  # factor on saved activations, for their gradients and the workspace of convolutions
+PROBE_BATCH_SIZES = 2, 4  # of the two measured forward passes; batch statistics need at least two rows
+
+
+class MemoryEstimate:
+    """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
+
+    Saved activations are measured at two batch sizes, because part of the memory (weights cast by autocast) does not
+    grow with the batch. `model` is left unchanged.
+
+    Args:
+        model: on its device.
+        input_size: S, in pixels.
+        precision: `Precision` of the forward passes.
+    """
+
+    def __init__(self, model: nn.Module, input_size: int, precision: Precision) -> None:
+        small, large = PROBE_BATCH_SIZES
+        self.input_size = input_size
+        self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        self.small_batch_bytes = saved_activation_bytes(model, small, input_size, precision)
+        large_batch_bytes = saved_activation_bytes(model, large, input_size, precision)
+        self.bytes_per_row = (large_batch_bytes - self.small_batch_bytes) / (large - small)
+        self.output_bytes = largest_output_bytes(model, input_size, precision)
+
+    def training_bytes(self, batch: int, micro_batch: int) -> int:
+        """Bytes for optimizer state and one training step on `batch` rows, eager or captured."""
+        return WEIGHT_COPIES * self.weight_bytes + self.step_bytes(batch, micro_batch)
+
+    def step_bytes(self, batch: int, micro_batch: int) -> int:
+        """Bytes that a step needs: released afterwards if eager, kept if captured in a CUDA graph."""
+        activations = self.small_batch_bytes + (micro_batch - PROBE_BATCH_SIZES[0]) * self.bytes_per_row
+        return int(ACTIVATION_OVERHEAD * activations + self.view_bytes(batch))
+
+    def evaluation_bytes(self, rows: int) -> int:
+        """Bytes for evaluating `rows` images at once: without a backward pass only the largest outputs count."""
+        return int(OUTPUT_COPIES * self.output_bytes * rows + self.view_bytes(rows))
+
+    def view_bytes(self, rows: int) -> int:
+        """Bytes for the views of a batch while they are replayed, normalised and mixed."""
+        return VIEW_COPIES * 3 * 4 * rows * self.input_size**2
+
+
+def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision) -> float:
+    """Bytes of the largest output of any layer for one image of S x S pixels."""
+    sizes = [0]
+
+    def record_size(_layer: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    probe = copy.deepcopy(model).eval()
+    for layer in probe.modules():
+        layer.register_forward_hook(record_size)
+    with torch.no_grad():
+        pass_forward(probe, PROBE_BATCH_SIZES[0], input_size, precision)
+    return max(sizes) / PROBE_BATCH_SIZES[0]
+
+
+def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
+    """Bytes that a forward pass of `rows` images of S x S pixels saves for backward, without weights and buffers."""
+    probe = copy.deepcopy(model).train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*probe.parameters(), *probe.buffers())}
+    saved: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def record_storage(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # the tensor is kept alive: freed memory could get the same address and would be counted once
+            saved[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
+        pass_forward(probe, rows, input_size, precision)
+    return sum(size for size, _ in saved.values())
+
+
+def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision) -> None:
+    """Run a forward pass on `rows` black images of S x S pixels; global random states are restored."""
+    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
+    cuda_devices = [precision.device] if precision.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda_devices), without_cudnn_benchmark(), precision.autocast():
+        model(images.to(memory_format=precision.memory_format))
