@@ -189,7 +189,7 @@ class Corpus:
             self.sound[name] = path.read_bytes()
 
     def labels(self, rows=3):
-        """A small batch of cutmix labels."""
+        """Return a small batch of cutmix labels."""
         coords = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * rows)
         flip, logits = torch.zeros(rows, dtype=torch.bool), torch.randn(rows, 4)
         return BatchLabels(coords, flip, Mix(torch.arange(rows), 0.5, (1, 2, 3, 4)), logits, torch.arange(rows))
@@ -200,56 +200,56 @@ class Corpus:
         return [labels.coords, labels.flip, *labels.mix, labels.logits, labels.index]
 
     def make_labels(self, path):
-        """A 7-item file with a numpy number, as the reference writes it."""
+        """Write a 7-item file with a numpy number, like the reference code."""
         items = self.items()
         torch.save([*items[:4], [np.int64(1), 2, 3, 4], *items[5:]], path)
 
     def make_edc_labels(self, path):
-        """An 8-item file of EDC."""
+        """Write an 8-item file of EDC."""
         torch.save([*self.items(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
 
     def make_old_labels(self, path):
-        """The same as PyTorch before 1.6 writes it."""
+        """Write the same file in the format of PyTorch before 1.6."""
         torch.save(self.items(), path, _use_new_zipfile_serialization=False)
 
     def read_labels(self, path):
-        """As a store does."""
+        """Read a batch file like a label store."""
         parse_items(load_archive(path), path)
         digest_of_archive(path)
 
     def make_checkpoint(self, path):
-        """A checkpoint of a very small model."""
+        """Write a checkpoint of a very small model."""
         save_checkpoint(path, Progress(history=[{"epoch": 0}]), self.model, self.optimizer, self.scaler, {})
 
     def read_checkpoint(self, path):
-        """As --resume does."""
+        """Load a checkpoint like --resume."""
         restore(load_checkpoint(path, {}), self.model, self.optimizer, self.scaler)
 
     def make_weights(self, path):
-        """A state dict."""
+        """Write a state dict."""
         torch.save({"state_dict": self.model.state_dict()}, path)
 
     def make_old_weights(self, path):
-        """A state dict from before PyTorch 1.6."""
+        """Write a state dict in the format of PyTorch before 1.6."""
         torch.save(self.model.state_dict(), path, _use_new_zipfile_serialization=False)
 
     def make_safetensors(self, path):
-        """A state dict in safetensors."""
+        """Write a state dict in safetensors."""
         from safetensors.torch import save_file
 
         save_file(self.model.state_dict(), path)
 
     def make_packed(self, path):
-        """A packed store of one epoch, three images."""
+        """Write a packed store of one epoch and three images."""
         self.write_packed(path.parent, Codec(8, 2))
 
     def make_old_packed(self, path):
-        """A packed store of version 2."""
+        """Write a packed store of version 2."""
         stored = Path(__file__).parent / "data" / "packed_v2" / "top3_8"
         shutil.copytree(stored, path.parent, dirs_exist_ok=True)
 
     def make_drawn(self, path):
-        """The same with views that are drawn again."""
+        """Write the same store with views that are drawn again instead of stored."""
         self.write_packed(path.parent, Codec(16, None, "drawn"))
 
     def write_packed(self, folder, codec):
@@ -262,7 +262,7 @@ class Corpus:
             PackedWriter(folder, manifest, sizes, image_digests=digests).write(0, [self.labels()])
 
     def read_packed(self, path):
-        """As training does: open, describe, read a batch of the first epoch and its views."""
+        """Read a packed store like training: open, describe, read one batch of the first epoch and its views."""
         store = open_labels(path.parent)
         store.provenance(), store.digest(), store.class_names, store.class_list
         if store.image_digests is not None:
@@ -271,11 +271,11 @@ class Corpus:
         labels.view(len(labels) - 1, (8, 8))
 
     def make_image(self, path):
-        """A small image."""
+        """Write a small image."""
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
 
     def run_case(self, seed, number):
-        """Damage and read one file; return whether it was refused, or raise what it should not."""
+        """Damage and read one file; return whether it was refused. Any other error is raised."""
         rng = np.random.default_rng((seed, number))
         name = list(self.kinds)[number % len(self.kinds)]
         _, read, mutators = self.kinds[name]
@@ -321,7 +321,7 @@ def fuzz(count, seed, folder):
 
 
 def main():
-    """Command line."""
+    """Run the cases that the command line asks for; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)

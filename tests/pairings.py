@@ -1,7 +1,7 @@
-"""Made labels with a teacher that is simulated: right ones of every kind, and every kind of wrong one.
+"""Labels of a simulated teacher: right ones of every kind, and wrong ones of every kind.
 
-The teacher's logits of a view are `skill` for the class of its image, plus noise of the image (which all its views
-share), plus noise of the view, plus a bias of its own for each class, plus what it takes similar classes for.
+The logits of a view are `skill` for the class of its image, plus noise that all views of the image share, plus noise of
+the view, plus a constant bias per class, plus a share for similar classes.
 """
 
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ class Teacher:
     """How good a simulated teacher is.
 
     Attributes:
-        skill: logit of the right class over the others' unit noise: 0 knows nothing, 8 makes no mistake.
+        skill: logit of the right class over unit noise: 0 is chance, 8 makes no mistake.
         bias: standard deviation of a constant logit of each class.
-        similar: logit of the class after the right one, for which it is mistaken: one-directional confusion.
-        twins: the same, for pairs of classes in both directions.
+        similar: logit of the class after the right one: confusion in one direction.
+        twins: logit of the paired class: confusion in both directions.
     """
 
     skill: float = 5.0
@@ -34,13 +34,13 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Labels:
-    """Sampled batches of labels as preflight sees them.
+    """Batches of labels that preflight samples, with the classes of the images.
 
     Attributes:
         batches: list of `BatchLabels`.
         targets: int64 [N], class of every image of the folder.
         num_classes: C of the labels.
-        implied: the order of images is that of a seed, not stated.
+        implied: the order of images follows from a seed and is not stored.
     """
 
     batches: list[BatchLabels]
@@ -54,12 +54,12 @@ def right_labels(rng, classes, per_class, teacher, mix="none", epochs=None, batc
 
     Args:
         rng: numpy generator.
-        classes, per_class: of the image folder.
+        classes, per_class: size of the image folder.
         teacher: `Teacher`.
         mix: none, mixup or cutmix.
-        epochs: how many are sampled; as many as preflight reads by default.
-        num_classes: C, more than the folders' perhaps.
-        keep: k largest logits only.
+        epochs: number of sampled epochs; by default the number that preflight reads.
+        num_classes: C, which may exceed the number of folders.
+        keep: store only the k largest logits.
     """
     images, width = classes * per_class, num_classes or classes
     targets = np.repeat(np.arange(classes), per_class)
@@ -107,7 +107,7 @@ def right_labels(rng, classes, per_class, teacher, mix="none", epochs=None, batc
 
 
 def coarse(labels, bits=4):
-    """The same labels, quantised by class as packed labels of few bits are."""
+    """Return the same labels, quantised per class like packed labels of few bits."""
     values = torch.cat([one.logits for one in labels.batches])
     low, high = values.amin(dim=0), values.amax(dim=0)
     step = (high - low) / (2**bits - 1)
@@ -119,7 +119,7 @@ def coarse(labels, bits=4):
 
 
 def as_probabilities(labels, temperature=20.0):
-    """The same labels as HALD stores them: logs of softmax(z / T) in half precision."""
+    """Return the same labels in HALD's form: logs of softmax(z / T) in half precision."""
 
     def logs(logits):
         return (logits / temperature).softmax(dim=1).half().float().log()
@@ -128,7 +128,7 @@ def as_probabilities(labels, temperature=20.0):
 
 
 def permuted(labels, order):
-    """The teacher's classes are in another order: its class c is the folders' class order[c]."""
+    """Return the labels of a teacher with another class order: its class c is the folders' class order[c]."""
     column = torch.as_tensor(order)
 
     def moved(logits):
@@ -140,10 +140,10 @@ def permuted(labels, order):
 
 
 def renumbered(labels, index_of):
-    """Image i of the labels is now image index_of(i) of the folder."""
+    """Return the labels with image i renamed to image index_of(i) of the folder."""
     return replace(labels, batches=[replace(one, index=index_of(one.index)) for one in labels.batches])
 
 
 def other_targets(labels, targets):
-    """The folder has other classes for the same numbers."""
+    """Return the labels for a folder whose images belong to other classes."""
     return replace(labels, targets=torch.as_tensor(targets))

@@ -1,14 +1,15 @@
-"""Run a script of this project many times in one set of processes: what test_distributed.py starts.
+"""Run the scripts of this project many times in one set of processes, for tests of several ranks.
 
     python -m torch.distributed.run --nproc_per_node 2 tests/rank_jobs.py JOBS.json
 
-JOBS.json is a list of [script, argument, …]. The student is a small network, since there is much to
-compare; each rank notes in `decoded.RANK.json`, beside the file, how many images each job decoded.
+JOBS.json is a list of [script, argument, …]. The student is a small network, which keeps the many runs short. Each
+rank writes to `decoded.RANK.json`, beside JOBS.json, the number of images that each job decoded.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,22 +28,30 @@ SCRIPTS = {script.__name__: script for script in (relabel_FKD, train_FKD_paralle
 
 
 def small_student(_name, num_classes, seed, _stem, _input_size=None):
-    """Two convolutions with batch normalisation."""
+    """Return two convolutions with batch normalisation."""
     torch.manual_seed(seed)
-    first = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()
-    second = nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )
 
 
 def use_small_student(patch):
-    """Replace the student, and what takes time and is tested elsewhere; `patch(object, name, value)`."""
+    """Patch in the small student, and skip curves and git, which other tests cover; `patch(object, name, value)`."""
     patch(student, "build_student", small_student)
     patch(folder, "draw_curves", lambda *_: None)
     patch(summary, "git_commit", lambda: None)
 
 
 def kill_at(epoch):
-    """Let this process die without a word in the middle of an epoch."""
+    """Make this process kill itself by SIGKILL in the middle of an epoch."""
     train = run.train_one_epoch
 
     def train_and_die(learners, batches, *more):
@@ -54,6 +63,14 @@ def kill_at(epoch):
 
     train_and_die.epochs = 0
     run.train_one_epoch = train_and_die
+
+
+def launch(processes, path, **environment):
+    """Start `rank_jobs.py` in `processes` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])} | environment
+    command = [*launcher, __file__, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
 
 
 def main(path):
@@ -79,7 +96,7 @@ def main(path):
             return code
     Path(path).with_name(f"decoded.{world.rank}.json").write_text(json.dumps(decoded))
     world = None
-    ranks.start = None  # the last to hold the process group
+    ranks.start = None  # the last reference to the process group
     finish()
     return 0
 

@@ -1,6 +1,6 @@
-"""What a teacher's answers say about the order of classes and images: faults are found, and right labels pass.
+"""Labels in a wrong order of classes or images are found from the teacher's logits, and right labels pass.
 
-`test_random_pairings` makes 200 wrong and 200 right sets of labels and prints the counts by kind (-s shows them).
+`test_random_pairings_are_judged_right` draws 200 wrong and 200 right sets of labels; -s shows the counts by kind.
 """
 
 from collections import Counter
@@ -31,13 +31,13 @@ GOOD = Teacher(4)
 
 
 def verdict(labels, **more):
-    """Judge made labels."""
+    """Judge simulated labels."""
     views = views_of(labels.batches, labels.num_classes, SIDE)
     return judge(views, labels.targets, NAMES, labels.num_classes, **more)
 
 
 def swapped(classes, a, b):
-    """The order of classes in which two have exchanged their places."""
+    """Return the order of classes in which `a` and `b` have changed places."""
     order = list(range(classes))
     order[a], order[b] = b, a
     return order
@@ -48,7 +48,7 @@ def swapped(classes, a, b):
     [(10, "none"), (10, "cutmix"), (10, "mixup"), (100, "none"), (100, "cutmix"), (100, "mixup"), (1000, "cutmix")],
 )
 def test_two_swapped_classes_are_named(classes, mix):
-    """Of 10, 100 and 1,000; the same labels unswapped pass."""
+    """Two swapped classes among 10, 100 and 1,000 are named; the same labels unswapped pass."""
     labels = right_labels(np.random.default_rng(0), classes, 10, GOOD, mix)
     assert verdict(labels).fault is None
     found = verdict(permuted(labels, swapped(classes, 3, 7)))
@@ -57,8 +57,8 @@ def test_two_swapped_classes_are_named(classes, mix):
     assert "--class-order FILE" in found.fault
 
 
-def test_half_of_the_classes_permuted():
-    """Five of ten: each of them is named with its other class."""
+def test_permuted_classes_are_named():
+    """If five of ten classes are permuted, each is named with its other class."""
     labels = right_labels(np.random.default_rng(1), 10, 10, GOOD)
     found = verdict(permuted(labels, [1, 2, 3, 4, 0, 5, 6, 7, 8, 9]))
     assert found.certain
@@ -67,7 +67,7 @@ def test_half_of_the_classes_permuted():
 
 
 def test_a_live_teacher_is_not_called_labels():
-    """Swapped classes and answers at chance: the sentence speaks of the teacher, and advises nothing about labels."""
+    """The error speaks of the teacher and gives no advice about labels."""
     labels = right_labels(np.random.default_rng(0), 10, 10, GOOD)
     swap, chance = permuted(labels, swapped(10, 3, 7)), permuted(labels, np.roll(np.arange(10), 1))
     chance = other_targets(chance, np.random.default_rng(0).permutation(chance.targets))
@@ -82,18 +82,18 @@ def test_a_live_teacher_is_not_called_labels():
 
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize(("classes", "per_class"), [(10, 10), (100, 5)])
-def test_image_numbers_that_are_off_by_one(classes, per_class, shift):
-    """An image less in the first class and one more in the last, or the other way round."""
+def test_image_numbers_off_by_one_are_found(classes, per_class, shift):
+    """The first class has one image less and the last one more, or the other way round."""
     labels = right_labels(np.random.default_rng(2), classes, per_class, GOOD, "cutmix")
     counts = [per_class + shift, *[per_class] * (classes - 2), per_class - shift]
     found = verdict(other_targets(labels, np.repeat(np.arange(classes), counts)))
     assert found.certain
     assert "the image numbers of the labels are off by 1" in found.fault
-    assert found.share > 0.65  # which no reader would call suspicious
+    assert found.share > 0.65  # a reader would not suspect such a share
 
 
 def test_another_seed_is_found():
-    """Labels without an image index, made with seed 7 and read with 42."""
+    """Labels without an image index were made with seed 7 and are read with 42."""
     labels = right_labels(np.random.default_rng(3), 10, 10, GOOD)
     made, read = ReferenceOrder(100, 7), ReferenceOrder(100, SEED)
     place = {int(image): number for number, image in enumerate(made(0))}
@@ -101,7 +101,7 @@ def test_another_seed_is_found():
     def as_read(index):  # the row of image i under seed 7 is taken for another image under 42
         return torch.stack([read(0)[place[int(image)]] for image in index])
 
-    # the first epoch alone: its rows in the order of seed 7, with the images of seed 42
+    # only the first epoch: its rows in the order of seed 7, with the images of seed 42
     first = right_labels(np.random.default_rng(3), 10, 10, GOOD, epochs=1)
     logits = torch.cat([one.logits for one in first.batches])
     by_image = torch.empty_like(logits)
@@ -123,8 +123,8 @@ def test_another_seed_is_found():
     assert verdict(renumbered(labels, as_read)).certain
 
 
-def test_a_thousand_class_teacher_on_ten_folders():
-    """The fault is the teacher's classes, not the seed."""
+def test_a_thousand_class_teacher_on_ten_folders_is_found():
+    """The error blames the teacher's classes, not the seed."""
     nette = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
     labels = right_labels(np.random.default_rng(4), 10, 10, GOOD, num_classes=1000)
     order = nette + [number for number in range(1000) if number not in nette]
@@ -133,11 +133,11 @@ def test_a_thousand_class_teacher_on_ten_folders():
     assert "it knows 1000 classes, and the 10 folders may not be the first of them" in found.fault
     assert "class_1 as class 217" in found.fault
     assert "seed" not in found.fault
-    assert verdict(labels).fault is None  # ten folders that are the first of them
+    assert verdict(labels).fault is None  # the ten folders are the teacher's first classes
 
 
-def test_answers_to_nothing_are_refused():
-    """A teacher at chance: with many images that is certain, with few it is a doubt."""
+def test_answers_at_chance_are_refused():
+    """A teacher at chance is refused if there are many images, and doubted if there are few."""
     rng = np.random.default_rng(5)
     found = verdict(right_labels(rng, 10, 20, Teacher(0)))
     assert found.certain
@@ -148,15 +148,15 @@ def test_answers_to_nothing_are_refused():
 
 
 def test_the_share_of_mixed_views_is_that_of_a_perfect_teacher():
-    """A view that one image dominates is answered as that image: chance is 1 / C for every mix type."""
+    """A view that one image dominates counts as that image, so chance is 1 / C for every mix type."""
     for mix in ("none", "cutmix", "mixup"):
         found = verdict(right_labels(np.random.default_rng(6), 20, 5, Teacher(9), mix))
         assert found.share > 0.97
         assert found.chance == 1 / 20
 
 
-def test_classes_that_fit_least_are_known():
-    """One class that the teacher does not know is named with its share."""
+def test_the_class_that_fits_least_is_named():
+    """A class that the teacher does not know is named with its share of right answers."""
     labels = right_labels(np.random.default_rng(7), 10, 10, Teacher(6))
     targets = labels.targets
 
@@ -173,7 +173,7 @@ def test_classes_that_fit_least_are_known():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_assignment_is_the_best(seed):
-    """Compared with every permutation, and with scipy's on larger ones."""
+    """The assignment equals the best of all permutations, and scipy's for larger matrices."""
     rng = np.random.default_rng(seed)
     rows, columns = int(rng.integers(1, 6)), 6
     gain = rng.standard_normal((rows, columns)).round(int(rng.integers(0, 3)))
@@ -186,14 +186,14 @@ def test_the_assignment_is_the_best(seed):
 
 
 def test_circles_of_a_mapping():
-    """Two swapped folders, a circle of three, and one that leads nowhere."""
+    """The cycles of a permutation are found: two swapped folders, a cycle of three, an open chain."""
     own = {c: c for c in range(7)}
     found = closed({0: 1, 1: 0, 2: 3, 3: 4, 4: 2, 5: 6}, own)
     assert sorted(map(sorted, found)) == [[0, 1], [2, 3, 4]]
 
 
 def test_binomial_tail():
-    """Against sums by hand."""
+    """The tail equals sums worked out by hand."""
     assert tail(0, 4, 0.5) == pytest.approx(1)
     assert tail(4, 4, 0.5) == pytest.approx(1 / 16)
     assert tail(3, 4, 0.5) == pytest.approx(5 / 16)
@@ -201,7 +201,7 @@ def test_binomial_tail():
 
 
 def draw_right(rng):
-    """One right set of labels: any size, mix type and teacher, stored in any way; returns (kind, labels)."""
+    """Draw one right set of labels of any size, mix type, teacher and form; return (kind, labels)."""
     classes = int(rng.choice([2, 3, 5, 10, 20, 50, 100]))
     per_class = int(rng.choice([1, 2, 5, 10]))
     teacher = [
@@ -223,7 +223,7 @@ def draw_right(rng):
 
 
 def draw_wrong(rng):
-    """One wrong set of labels, by a teacher of 40 % or more; returns (kind, labels)."""
+    """Draw one wrong set of labels by a teacher with at least 40 % top-1; return (kind, labels)."""
     classes = int(rng.choice([10, 20, 50, 100]))
     per_class = int(rng.choice([5, 10, 20]))
     teacher = [Teacher(8), Teacher(4), Teacher(3.5, bias=0.7), Teacher(4, similar=1.5)][rng.integers(4)]
@@ -255,8 +255,8 @@ def draw_wrong(rng):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_random_pairings(part):
-    """50 right sets, none refused; 50 wrong ones, none passed in silence, and at most one of them only warned about."""
+def test_random_pairings_are_judged_right(part):
+    """None of 50 right sets is refused; all of 50 wrong ones are found, and at most one only gets a warning."""
     rng = np.random.default_rng(100 + part)
     right, wrong = Counter(), Counter()
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Crops of a whole batch are those of one row at a time, and those of earlier releases, to the pixel."""
+"""Crops of a whole batch equal those computed row by row, and those of earlier releases, to the pixel."""
 
 import math
 
@@ -14,11 +14,12 @@ from utils.views.device import geometry_of
 
 
 def policy_of(low=0.08, high=1.0):
+    """Return a policy for 32 px views with cutmix."""
     return ViewPolicy(3, 32, low, high, "cutmix", 0.8, 1.0)
 
 
 def one_by_one(batches, sizes):
-    """What `view` says of every row."""
+    """Return the crop that `view` gives for every row."""
     slots = [(one, slot) for one in batches for slot in range(len(one))]
     views = [one.view(slot, size) for (one, slot), size in zip(slots, sizes.tolist(), strict=True)]
     return [[*box, flip] for box, flip in views]
@@ -48,8 +49,8 @@ def pixels_of_release_1(start, length, size):
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**31), side=st.integers(1, 300), low=st.floats(0.01, 1.0))
-def test_drawn_crops(seed, side, low):
-    """Images down to one pixel, where often no attempt fits; sides of exactly half a pixel are frequent."""
+def test_drawn_crops_equal_those_of_single_rows(seed, side, low):
+    """Images are as small as one pixel, where often no attempt fits; sides of exactly half a pixel are frequent."""
     rng = np.random.default_rng(seed)
     draws, sizes = rng.random((40, CROP_DRAWS)), rng.integers(1, side + 1, (40, 2))
     draws[:20] = np.floor(draws[:20] * 8) / 8
@@ -62,8 +63,8 @@ def test_drawn_crops(seed, side, low):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_stored_crops(dtype):
-    """Fractions as files hold them, halves of pixels and the edges among them."""
+def test_stored_crops_equal_those_of_single_rows(dtype):
+    """The fractions include halves of pixels and the edges."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 400, (3000, 2), generator=generator)
     start = torch.rand(3000, 2, generator=generator)
@@ -83,8 +84,8 @@ def test_stored_crops(dtype):
 
 
 @pytest.mark.parametrize("mix_type", ["none", "cutmix"])
-def test_geometry_of_an_epoch(mix_type):
-    """Image, crop, flip and partner of every row, the short last batch too."""
+def test_crop_parameters_of_an_epoch(mix_type):
+    """Image, crop, flip and mix partner of every row are right, also in the short last batch."""
     views = DrawnViews(ViewPolicy(3, 32, 0.08, 1.0, mix_type, 0.8, 1.0), 23, 5)
     sizes = torch.randint(20, 60, (23, 2), generator=torch.Generator().manual_seed(1))
     batches = [views.read(1, batch) for batch in range(5)]

@@ -1,19 +1,16 @@
-"""Several processes do what one does: weights, metrics, labels; and they end together."""
+"""Several processes give the weights, metrics and labels of one process, and they end together."""
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import rank_jobs
 import torch
-from conftest import SIDE, make_images, make_labels, read_run, run
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_jobs import launch
 
 import train_FKD_parallel
 from utils.labels import command
@@ -26,7 +23,6 @@ from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks
 from utils.system.errors import InputError
 from utils.system.ranks import Share, World, from_environment, share
-from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.views.batch import Batch
@@ -44,22 +40,18 @@ class Files:
         self.root, self.teacher = root, root / "teacher.pth"
         self.train = make_images(root / "train", CLASSES, PER_CLASS)
         self.val = make_images(root / "val", CLASSES, 5, seed=1)
-        model = build_student("shufflenet_v2_x0_5", CLASSES, 5)
-        with torch.no_grad():
-            model(torch.randn(32, 3, SIDE, SIDE))
-        torch.save(model.state_dict(), self.teacher)
+        save_teacher(self.teacher, seed=5)
         for mix in MIXES:
             make_labels(root / f"{mix}-tar", mix, EPOCHS, ROWS, CLASSES * PER_CLASS)
             assert command.main(["pack", str(root / f"{mix}-tar"), str(root / f"{mix}-packed")]) == 0
 
     def relabel(self, target, *more, epochs=EPOCHS):
-        """Arguments of relabel_FKD.py."""
-        words = ["--data", self.train, "-a", "shufflenet_v2_x0_5", "--checkpoint", self.teacher, "-b", ROWS, "-j", 0]
-        words += ["--input-size", SIDE, "--epochs", epochs, "--precision", "fp32", "--device", "cpu"]
-        return [str(word) for word in [*words, "--fkd-path", target, *more]]
+        """Return the command line of relabel_FKD.py."""
+        options = {"arch": LIGHT, "epochs": epochs, "batch_size": ROWS}
+        return relabel_flags(self.train, self.teacher, target, *more, **options)
 
     def training(self, target, *more, mix="cutmix", form="packed", epochs=EPOCHS):
-        """Arguments of train_FKD_parallel.py."""
+        """Return the command line of train_FKD_parallel.py."""
         words = ["--train-dir", self.train, "--val-dir", self.val, "--fkd-path", self.root / f"{mix}-{form}"]
         words += ["--input-size", SIDE, "--batch-size", ROWS, "--epochs", epochs, "--eval-every", 1, "-j", 0]
         words += ["--device", "cpu", "--precision", "fp32", "--sync-bn", "--output-dir", target]
@@ -81,18 +73,14 @@ CASES = GRID | OTHERS
 
 
 def kd_words(files, target):
-    """Arguments of train_KD_parallel.py."""
+    """Return the command line of train_KD_parallel.py."""
     words = files.training(target, *SGD, "--mix-type", "cutmix", "--gradient-accumulation-steps", 2)
     at = words.index("--fkd-path")
-    return (
-        words[:at]
-        + words[at + 2 :]
-        + ["--teacher-model", "shufflenet_v2_x0_5", "--teacher-checkpoint", str(files.teacher)]
-    )
+    return words[:at] + words[at + 2 :] + ["--teacher-model", LIGHT, "--teacher-checkpoint", str(files.teacher)]
 
 
 def jobs(files, target, names):
-    """What the ranks are to do: train every case, naive KD, and relabel in both formats."""
+    """Return the jobs of the ranks: train every case, train naive KD, and relabel in both formats."""
     todo = []
     for name in names:
         mix, form, more = CASES[name]
@@ -103,18 +91,9 @@ def jobs(files, target, names):
     return todo
 
 
-def launch(processes, path, **environment):
-    """Start `rank_jobs.py` in `processes` processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    root = str(Path(rank_jobs.__file__).parents[1])
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root} | environment
-    command = [*launcher, str(Path(rank_jobs.__file__)), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=settings)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """As the ranks: the arithmetic is too small for more."""
+    """Use one thread, like the ranks."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -128,7 +107,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(files):
-    """The folder in which one process did every job."""
+    """Run every job in one process; return the folder."""
     target = files.root / "alone"
     with pytest.MonkeyPatch.context() as patch:
         rank_jobs.use_small_student(patch.setattr)
@@ -140,7 +119,7 @@ def alone(files):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request, files):
-    """(processes, folder in which they did the jobs, the names of the cases)."""
+    """Run the jobs in several processes; return (processes, folder, names of the cases)."""
     target = files.root / f"ranks{request.param}"
     target.mkdir()
     names = list(CASES) if request.param == 2 else [n for n in CASES if n.endswith("packed-resident-2") or n in OTHERS]
@@ -151,12 +130,12 @@ def together(request, files):
 
 
 def difference(one, other):
-    """The largest difference between two runs' weights and statistics."""
+    """Return the largest difference between two state dicts."""
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
 def test_weights_and_metrics_are_those_of_one_process(alone, together):
-    """Weights within 1e-5; how many training and validation images were right, exactly."""
+    """Weights differ by less than 1e-5; the numbers of right images are equal."""
     for name in [*together[2], "kd"]:
         one, several = read_run(alone / name), read_run(together[1] / name)
         assert difference(one.weights(), several.weights()) < 1e-5, name
@@ -172,7 +151,7 @@ def test_weights_and_metrics_are_those_of_one_process(alone, together):
 
 
 def test_one_process_writes(together):
-    """The files of a run, once, and nothing left over."""
+    """Every file of a run is written once, and no temporary file is left."""
     for name in together[2]:
         log = (together[1] / name / "train.log").read_text()
         assert log.count("epoch   1/2") == 1
@@ -194,7 +173,7 @@ def test_relabelling_gives_the_same_bytes(alone, together):
 
 
 def test_each_rank_decodes_its_share_and_partners(files, together):
-    """Counted while training; without mixing there are no partners."""
+    """Decoded images are counted during training; without mixing there are no partners."""
     processes, target, names = together
     counts = [json.loads((target / f"decoded.{rank}.json").read_text()) for rank in range(processes)]
     views = {mix: open_labels(files.root / f"{mix}-packed") for mix in MIXES}
@@ -210,7 +189,7 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
                 labels = views[mix].read(epoch, batch)
                 own = set(share_of[rank].rows(len(labels)).tolist())
                 partners = set() if mix == "none" else {labels.mix.partner[row].item() for row in own}
-                wanted += len(own | partners) or 1  # one row stands in where there is none
+                wanted += len(own | partners) or 1  # a rank without rows decodes one
             assert counts[rank][number] == wanted + validation, name
         total = sum(count[number] for count in counts)
         if mix == "none" and processes == 2:
@@ -218,7 +197,7 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
 
 
 def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, monkeypatch):
-    """The first line of stderr says what happened; another number of processes continues."""
+    """The first line of stderr gives the reason; a run of another number of processes resumes."""
     words = files.training(tmp_path / "run", *SGD, epochs=2)
     monkeypatch.setattr("utils.run.student.CHECKPOINT_SECONDS", -1)
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
@@ -240,14 +219,14 @@ def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, 
 
 
 def test_only_one_process_looks_at_a_folder_that_is_to_be_overwritten(tmp_path):
-    """It may already be removing what the others would look at."""
+    """The first process may already be deleting the files that the others would list."""
     (tmp_path / "metrics.csv").touch()
     assert folder.RunFolder(tmp_path, overwrite=True).previous == ["metrics.csv"]
     assert folder.RunFolder(tmp_path, writes=False).previous == []
 
 
 def test_bad_input_is_reported_once(files, tmp_path):
-    """Every process finds it; one says so, before the launcher's own lines."""
+    """Every process finds the error; one reports it, before the launcher's own lines."""
     words = files.training(tmp_path / "run", "--loss-type", "kl")
     words[words.index("--batch-size") + 1] = "9"
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
@@ -269,8 +248,8 @@ def set_environment(monkeypatch, **values):
 COMPLETE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
-def test_the_environment(monkeypatch):
-    """Unset is one process, set is a rank, and a size of one needs no connection."""
+def test_the_environment_gives_rank_and_world_size(monkeypatch):
+    """Without variables there is one process; a world size of one needs no connection."""
     set_environment(monkeypatch)
     assert from_environment() == World()
     set_environment(monkeypatch, MASTER_ADDR="localhost")
@@ -315,7 +294,7 @@ def test_shares_cover_every_row_once(rows, size, micro):
 
 @given(st.integers(1, 20), st.integers(1, 4), st.randoms(use_true_random=False), st.sampled_from(MIXES))
 def test_cut_down_batches_mix_as_the_whole(rows, size, rng, mix):
-    """Own rows and their partners are the same images, in every batch and for every rank."""
+    """Own rows and their partners are the same images in every batch and for every rank."""
     views = DrawnViews(ViewPolicy(rng.randrange(99), SIDE, 0.08, 1.0, mix, 0.8, 1.0), rows, rows)
     drawn = views.read(0, 0)
     for rank in range(size):
@@ -331,7 +310,7 @@ def test_cut_down_batches_mix_as_the_whole(rows, size, rng, mix):
 
 
 def test_split_follows_the_parts():
-    """Also where a micro-batch has no rows here."""
+    """Micro-batches follow the stated parts, also if one of them has no rows on this rank."""
     numbers = torch.arange(4)
     batch = Batch(numbers, None, numbers, ((3, 6), (0, 1), (1, 2)))
     assert batch.whole == 9
@@ -340,7 +319,7 @@ def test_split_follows_the_parts():
 
 
 def test_sync_bn_alone_is_batch_norm():
-    """Outputs, gradients and running statistics of PyTorch's, and the same state dict."""
+    """Outputs, gradients, running statistics and state dict equal those of PyTorch's layer."""
     from utils.training.batch_norm import SyncBatchNorm
 
     torch.manual_seed(random.Random(0).randrange(99))
@@ -359,7 +338,7 @@ def test_sync_bn_alone_is_batch_norm():
 
 
 def test_workers_are_forked_while_the_group_rests(monkeypatch):
-    """Right after a collective a fork may hang in Python 3.11.7: seen in about one of 18,000."""
+    """A fork right after a collective may hang in Python 3.11.7, in about one of 18,000 cases."""
     seen = []
 
     class Loader:
@@ -376,7 +355,7 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
 
 
 class Pool:
-    """Two stored epochs of batches of 8, the last of which has 3 rows."""
+    """Two stored epochs with batches of 8 rows; the last batch has 3."""
 
     epochs, batches_per_epoch, num_images = 2, 2, 16
 
@@ -391,7 +370,7 @@ class Pool:
 
 
 def test_the_smallest_batch_of_a_pool_is_found_by_several_processes():
-    """Any stored batch may be drawn in any epoch, also by the processes of a run, each of which has a share."""
+    """Any stored batch may be drawn in any epoch, also if each process has its share."""
     assert TrainingViews(Pool(), SAMPLED, 0, 2).smallest_batch() == 3
     assert TrainingViews(Pool(), SAMPLED, 0, 2, Share(1, 2, 8)).smallest_batch() == 3
 
@@ -408,7 +387,7 @@ def test_the_smallest_batch_of_a_pool_is_found_by_several_processes():
     ],
 )
 def test_sync_bn_may_change_only_where_it_has_no_effect(before, now, refused, tmp_path):
-    """(processes, --sync-bn) of a run and of its resumption; one process has the statistics of all rows anyway."""
+    """Cases are (processes, --sync-bn) before and after a resume; one process always has the statistics of all rows."""
     model = torch.nn.Linear(2, 2)
     parts = model, build_optimizer(model, True, 0.1, 0.0), Precision("fp32", torch.device("cpu")).scaler
     first, second = ({"processes": processes, "sync_bn": sync_bn} for processes, sync_bn in (before, now))

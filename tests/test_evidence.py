@@ -1,4 +1,4 @@
-"""The plan of regimes x image sets x students x seeds, the random baseline, the demo's coreset."""
+"""evidence.sh runs its whole plan; the random baseline and the demo's coreset are drawn right."""
 
 import csv
 import json
@@ -12,24 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES, LIGHT, PER_CLASS, SIDE, make_images, run
+from helpers import CLASSES, LIGHT, PER_CLASS, ROOT, SIDE, make_images, run, save_teacher
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from utils.report import random_images
 from utils.report.random_images import draw_images
-from utils.training.models import build_student
 from utils.views.folders import open_folder
 from utils.views.identity import know_images
 
-ROOT = Path(__file__).parents[1]
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """More real images than a distilled set has, in folders with other names."""
+    """More real images than the distilled set has, in folders with other names."""
     root = tmp_path_factory.mktemp("real")
     make_images(root / "real", per_class=PER_CLASS + 3, seed=7)
     for number, folder in enumerate(sorted((root / "real").iterdir())):
@@ -37,8 +35,8 @@ def real(tmp_path_factory):
     return root / "real"
 
 
-def test_a_random_set(tiny, real, tmp_path):
-    """As many images of each class as the set to match, real ones, in its folders; listed; the same for one seed."""
+def test_a_random_set_matches_the_distilled_one(tiny, real, tmp_path):
+    """It has as many real images per class, in the same folders, with a list; one seed gives one set."""
     lists = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         words = [real, "--like", tiny.train, "--seed", seed, "--output", tmp_path / name]
@@ -55,7 +53,7 @@ def test_a_random_set(tiny, real, tmp_path):
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 5), st.data())
 def test_every_draw_is_without_replacement(classes, seed, data):
-    """Exactly what is wanted of each class, nothing twice, and other classes do not matter."""
+    """Each class gets the wanted number of images, none twice, and other classes do not matter."""
     samples = [(f"{number}.png", target) for number, target in enumerate(classes)]
     wanted = {c: data.draw(st.integers(1, n)) for c, n in Counter(classes).items()}
     drawn = draw_images(samples, wanted, seed)
@@ -81,8 +79,8 @@ def test_every_draw_is_without_replacement(classes, seed, data):
         ),
     ],
 )
-def test_what_cannot_be_drawn(words, message, tiny, real, tmp_path):
-    """One sentence, exit code 2, and nothing is left."""
+def test_impossible_draws_are_refused(words, message, tiny, real, tmp_path):
+    """The script prints one sentence, exits with code 2 and leaves nothing behind."""
     for name in ("cat", "dog"):
         make_images(tmp_path / "made", classes=1)
         (tmp_path / "other").mkdir(exist_ok=True)
@@ -105,13 +103,13 @@ def make_named(folder, names):
 
 
 def drawn_from(output):
-    """Class folder of a random set -> class folders of the real images in it."""
+    """Map each class folder of a random set to the class folders of its real images."""
     rows = [line.split("\t") for line in output.with_name(f"{output.name}.txt").read_text().splitlines()]
     return {(link.split("/")[0], Path(path).parent.name) for link, path in rows}
 
 
 def test_classes_are_paired_by_name(tmp_path):
-    """Real images have more classes than the distilled ones, some of which come before in the order of names."""
+    """The real images have more classes, some of which sort before those of the distilled ones."""
     real = make_named(tmp_path / "real", ["ant", "bee", "cat", "dog", "eel"])
     like = make_named(tmp_path / "like", ["bee", "dog"])
     result = run(random_images, real, "--like", like, "--output", tmp_path / "out")
@@ -125,7 +123,7 @@ def test_classes_are_paired_by_name(tmp_path):
 
 
 def test_a_class_map_pairs_other_names(tmp_path):
-    """A line for each class; other words are refused with the lines that are wanted."""
+    """The map has one line per class; other words are refused with the lines that are expected."""
     real, like = make_named(tmp_path / "real", ["n1x", "n2x", "n3x"]), make_named(tmp_path / "like", ["ant", "bee"])
     result = run(random_images, real, "--like", like, "--output", tmp_path / "out")
     assert (result.code, "REAL_FOLDER<tab>LIKE_FOLDER" in result.err) == (2, True)
@@ -139,7 +137,7 @@ def test_a_class_map_pairs_other_names(tmp_path):
 
 
 def test_a_set_that_is_there_is_taken_again_only_if_it_is_the_same_draw(tmp_path):
-    """Another seed, other real images, or another set to match: refused; nothing is changed."""
+    """Another seed, other real images or another set to match are refused, and nothing changes."""
     real, other = (make_named(tmp_path / name, ["ant", "bee"]) for name in ("real", "other"))
     like = make_named(tmp_path / "like", ["ant", "bee"])
     for folder in like.iterdir():
@@ -164,7 +162,7 @@ def test_a_set_that_is_there_is_taken_again_only_if_it_is_the_same_draw(tmp_path
 
 
 def test_herding_follows_the_mean():
-    """The rows are different, and their mean is closer to that of all than that of as many first or random rows."""
+    """The chosen rows differ, and their mean is closer to the overall mean than that of first or random rows."""
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) + torch.tensor([3.0] + [0.0] * 7)
     picked = herd(features, 10)
     assert len(set(picked)) == 10
@@ -277,8 +275,8 @@ def test_settings_that_cannot_be_used(changed, message, planned):
 
 
 def test_the_whole_plan(tiny, real, tmp_path):
-    """scripts/evidence.py on tiny data: six groups, a report with the answer; a second call runs nothing again."""
-    torch.save(build_student(LIGHT, CLASSES, 0).state_dict(), tmp_path / "teacher.pth")
+    """scripts/evidence.py on tiny data gives six groups and a report; a second call runs nothing again."""
+    save_teacher(tmp_path / "teacher.pth")
     settings = {
         **{"IMAGE_SETS": str(tiny.train), "REAL_DIR": str(real), "VAL_DIR": str(tiny.val), "WORK": str(tmp_path / "w")},
         **{"TEACHER": LIGHT, "TEACHER_CHECKPOINT": str(tmp_path / "teacher.pth"), "MODELS": LIGHT, "SEEDS": "1"},
@@ -295,7 +293,7 @@ def test_the_whole_plan(tiny, real, tmp_path):
     assert list(rows) == ["HL", "SL", "SL+KD"]
     assert all(row["images"] == "train" and row["n"] == "1" and row["hlr"] for row in rows.values())
     with open(tmp_path / "w" / "report" / "comparisons.csv") as file:
-        assert [row["also_differs"] for row in csv.DictReader(file)] == [""] * 9  # nothing but what is meant
+        assert [row["also_differs"] for row in csv.DictReader(file)] == [""] * 9  # the sets differ in nothing else
     calls["env"] |= {"REGIMES": "HL", "SEEDS": "1 1"}
     again = subprocess.run(command, **calls)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -306,7 +304,7 @@ def test_the_whole_plan(tiny, real, tmp_path):
 
 
 def refuse_other_data(tiny, real, root, command, calls):
-    """What WORK holds is of other data: nothing of it is used, and nothing is trained."""
+    """Assert that nothing in WORK is used or trained if it was made from other data."""
 
     def refused(message, **changed):
         call = calls | {"env": calls["env"] | changed}
@@ -322,6 +320,6 @@ def refuse_other_data(tiny, real, root, command, calls):
     refused("train/.*-seed1 is finished, but was made with other settings or data", IMAGE_SETS=f"{root}/others/train")
     make_images(root / "val", per_class=2, seed=3)
     refused("seed1 is finished, but was made with other settings or data", VAL_DIR=str(root / "val"))
-    torch.save(build_student(LIGHT, CLASSES, 1).state_dict(), root / "teacher.pth")
+    save_teacher(root / "teacher.pth", seed=1)
     refused("SL.*seed1 is finished, but was made with other", REGIMES="SL+KD", SEEDS="1")
     assert (root / "w" / "images" / "random.txt").read_text() == before

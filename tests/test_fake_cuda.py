@@ -1,11 +1,10 @@
-"""The code of a training step on "cuda" tensors that hold no values, without CUDA.
+"""A training step runs on "cuda" tensors without values, so that no GPU is needed, and never synchronises.
 
-PyTorch's FakeTensorMode knows of every tensor its shape and its device. Where a host tensor meets a device tensor
-it raises, and where the host asks for a value (`.item()`, `.tolist()`, `if tensor:`, indexing by a mask), which
-on a GPU would be waiting for everything before it. Backward passes cannot be had this way: gradients are given.
+PyTorch's FakeTensorMode knows the shape and the device of every tensor. It raises if a host tensor meets a device
+tensor, and if the host reads a value (`.item()`, `.tolist()`, `if tensor:`, indexing by a mask), which would be a
+synchronisation on a GPU. It has no backward passes: the tests set the gradients.
 
-A step that is recorded as a CUDA graph may not copy anything from the host either, which a GPU otherwise allows:
-`HostTensorsRefused` notices that.
+A step that is captured in a CUDA graph must not copy from the host either: `HostTensorsRefused` finds such copies.
 """
 
 from contextlib import nullcontext
@@ -39,7 +38,7 @@ WAITS_AND_MIXES = (fake_tensor.DataDependentOutputException, fake_tensor.Dynamic
 
 
 def works():
-    """Whether this PyTorch can: the first ones that had the mode asked for a real device in some operators."""
+    """Return whether this PyTorch supports it: the first versions of the mode need a real device in some operators."""
     try:
         with fake_tensor.FakeTensorMode():
             images = torch.zeros(2, 3, 8, 8, device=DEVICE)
@@ -63,7 +62,7 @@ def mode():
 
 
 class HostTensorsRefused(TorchDispatchMode):
-    """Every operator takes device tensors and numbers alone, not even a scalar on the host."""
+    """Refuse every host tensor in an operator, even a scalar."""
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         for value in tree_flatten((args, kwargs))[0]:
@@ -100,8 +99,14 @@ def a_batch(kind="dense"):
 
 def a_model():
     with DEVICE:
-        layers = nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        return nn.Sequential(*layers, nn.Linear(4, CLASSES))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, CLASSES),
+        )
 
 
 def give_gradients(model):
@@ -129,8 +134,8 @@ class Mixes(nn.Module):
 
 
 @pytest.mark.parametrize("wrong", [Waits(), Mixes(), lambda x: x[x > 0], lambda x: x if x.any() else -x])
-def test_what_this_file_is_about_is_noticed(mode, wrong):
-    """Otherwise nothing below could fail."""
+def test_host_tensors_and_synchronisation_are_noticed(mode, wrong):
+    """Without this check nothing below could fail."""
     with pytest.raises(WAITS_AND_MIXES):
         wrong(torch.zeros(2, 3, device=DEVICE))
 
@@ -138,7 +143,7 @@ def test_what_this_file_is_about_is_noticed(mode, wrong):
 @pytest.mark.parametrize(
     "wrong", [lambda x: x + torch.ones(()), lambda x: x + torch.tensor([1.0, 2, 3], device=DEVICE)]
 )
-def test_what_a_graph_cannot_hold_is_noticed(mode, wrong):
+def test_copies_from_the_host_are_noticed(mode, wrong):
     images = torch.zeros(2, 3, device=DEVICE)
     with pytest.raises(AssertionError, match="host tensor"), HostTensorsRefused():
         wrong(images)
@@ -146,7 +151,7 @@ def test_what_a_graph_cannot_hold_is_noticed(mode, wrong):
 
 @pytest.mark.parametrize("kind", ["dense", "topk", "none"])
 def test_a_batch_is_replayed_on_the_device(mode, kind):
-    """One replay serves every mix type: they differ in values alone, which `mixing_of` puts in a tensor."""
+    """One replay serves every mix type, because they differ only in values, which `mixing_of` puts into a tensor."""
     batch = a_batch(kind)
     assert on_device(batch.images).shape == (ROWS, 3, SIZE, SIZE)
     assert on_device(batch.targets).shape == (ROWS,)
@@ -157,7 +162,7 @@ def test_a_batch_is_replayed_on_the_device(mode, kind):
 
 
 def test_mixing_is_a_tensor_of_one_shape():
-    """So no mix type takes another way on the device."""
+    """Every mix type takes the same path on the device."""
     for lam, box in ((None, None), (0.3, None), (0.3, (1, 2, 3, 4))):
         mixing = mixing_of(Mix(None, lam, box))
         assert (mixing.shape, mixing.dtype) == ((5,), torch.float32)
@@ -166,7 +171,7 @@ def test_mixing_is_a_tensor_of_one_shape():
 @pytest.mark.parametrize("kind", ["dense", "topk"])
 @pytest.mark.parametrize("keep_topk", [None, 2])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_losses(mode, loss_type, keep_topk, kind):
+def test_losses_do_not_wait_for_the_host(mode, loss_type, keep_topk, kind):
     outputs = a_model()(a_batch().images)
     targets = torch.zeros(ROWS, dtype=torch.int64, device=DEVICE)
     loss_fn = build_loss(loss_type, 4.0, 0.1, keep_topk)
@@ -178,7 +183,7 @@ def test_losses(mode, loss_type, keep_topk, kind):
 @pytest.mark.parametrize("student", ["calibrated", 0.5])
 @pytest.mark.parametrize("loss_type", TEMPERED)
 def test_losses_whose_temperatures_change(mode, loss_type, student, mass):
-    """Temperatures are tensors on the device, which an epoch fills; calibration waits once, after an epoch."""
+    """Temperatures are device tensors that are filled per epoch; calibration synchronises once, after an epoch."""
     last = LastMicroBatch(ROWS, CLASSES, DEVICE)
     temperatures = Temperatures(lambda epoch: 4.0 - epoch, student, True, last, DEVICE)
     how = temperatures.teacher, 0.1, 2, "logits", temperatures.student, mass == "renormalised", last
@@ -192,9 +197,9 @@ def test_losses_whose_temperatures_change(mode, loss_type, student, mass):
 
 
 def test_hard_epochs_and_averages(mode, monkeypatch):
-    """The loss of `HardViews`' probabilities, and the average that is taken after every step."""
+    """The loss on `HardViews`' probabilities and the update of the average do not synchronise."""
     model, batch, probabilities = a_model(), a_batch(), answers().float()
-    with monkeypatch.context() as patch:  # tensors without values cannot be copied so
+    with monkeypatch.context() as patch:  # deepcopy fails on tensors without values
         patch.setattr("copy.deepcopy", lambda *_: a_model())
         average = AveragedModel(model, 0.9)
     with HostTensorsRefused():
@@ -206,13 +211,13 @@ def test_hard_epochs_and_averages(mode, monkeypatch):
 @pytest.mark.parametrize("sgd", [True, False])
 @pytest.mark.parametrize("kind", ["dense", "topk"])
 def test_a_whole_step(mode, monkeypatch, sgd, kind):
-    """From uploaded labels to the updated weights and the sums: what a CUDA graph records."""
+    """A step from uploaded labels to updated weights and sums, as a CUDA graph captures it, does not synchronise."""
     model = a_model()
-    if sgd:  # its fused one knows no tensors without values: as on a PyTorch without it
+    if sgd:  # the fused SGD fails on tensors without values
         monkeypatch.setattr(torch.optim, "SGD", without_fused(torch.optim.SGD))
     optimizer = build_optimizer(model, sgd, 0.1, 0.01, momentum=0.9)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: on_device(loss) is loss and give_gradients(model))
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # its states are the host's
+    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
     learner = Learner(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
     sums = learner.sums
     for _ in range(2):
@@ -226,7 +231,7 @@ def test_a_whole_step(mode, monkeypatch, sgd, kind):
 
 
 def test_evaluation_waits_once_a_pass(mode, monkeypatch):
-    """`MetricSums.result` may: it reads the sums of a whole pass."""
+    """Only `MetricSums.result` synchronises: it reads the sums of a whole pass."""
     passes = []
 
     def result(sums):
@@ -234,7 +239,7 @@ def test_evaluation_waits_once_a_pass(mode, monkeypatch):
         return Metrics(0.0, 0.0, 0.0, sums.samples)
 
     monkeypatch.setattr(MetricSums, "result", result)
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # its states are the host's
+    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
     model = a_model()
     learner = Learner(model, build_optimizer(model, True, 0.1, 0), None, Precision("fp32", DEVICE), ROWS)
     images, targets = torch.zeros(4, 3, SIZE, SIZE, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
@@ -252,7 +257,7 @@ def test_teachers_answer_without_waiting(mode, monkeypatch, rule, number):
 
 
 def test_a_checkpoint_goes_to_the_device(tmp_path):
-    """Weights and optimizer state, also those of a run on the CPU; the file is read on the host."""
+    """Weights and optimizer state of a CPU run are moved as well; the file is read on the host."""
     real = build_student("shufflenet_v2_x0_5", CLASSES, 0)
     optimizer = build_optimizer(real, False, 0.1, 0.01)
     give_gradients(real)

@@ -1,4 +1,4 @@
-"""The patched fetcher: applied once, taken back whole, silent for other datasets, right in workers."""
+"""The patched fetcher is applied once, can be reverted, leaves other datasets alone and works in workers."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIDE
+from helpers import CPU, SIDE
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data._utils import fetch
 
@@ -16,19 +16,17 @@ from utils.views.folders import open_folder
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(autouse=True)
 def _unpatched():
-    """Each test starts and ends with PyTorch's own fetcher."""
+    """Start and end each test with PyTorch's own fetcher."""
     fetch_patch.revert()
     yield
     fetch_patch.revert()
 
 
 class Labelled(TensorDataset):
-    """A dataset whose batches have labels; notes the order of calls."""
+    """A dataset whose batches have labels; it records the order of calls."""
 
     def __init__(self):
         super().__init__(torch.arange(6))
@@ -44,7 +42,7 @@ class Labelled(TensorDataset):
 
 
 def test_labels_are_loaded_before_the_images():
-    """One call per batch with its first position; the batch comes back with the four items."""
+    """Labels are loaded once per batch, with its first position; the batch has all four items."""
     fetch_patch.apply()
     dataset = Labelled()
     batches = list(DataLoader(dataset, batch_size=4))
@@ -55,7 +53,7 @@ def test_labels_are_loaded_before_the_images():
 
 
 def test_idempotent_and_revertible():
-    """Applying twice patches once, and one revert gives the very same function back."""
+    """Applying the patch twice patches once, and one revert restores the original function."""
     own = fetch._MapDatasetFetcher.fetch
     fetch_patch.apply()
     patched = fetch._MapDatasetFetcher.fetch
@@ -71,7 +69,7 @@ def test_idempotent_and_revertible():
 
 @pytest.mark.parametrize("batch_size", [2, None])
 def test_other_datasets_are_fetched_as_before(batch_size):
-    """With and without automatic batching."""
+    """Other datasets work with and without automatic batching."""
     fetched = []
     for prepare in (fetch_patch.revert, fetch_patch.apply):
         prepare()
@@ -81,7 +79,7 @@ def test_other_datasets_are_fetched_as_before(batch_size):
 
 
 class HandEditedFetcher(fetch._BaseDatasetFetcher):
-    """A fetcher edited as the reference's README asks."""
+    """A fetcher that was edited as the reference's README asks."""
 
     def fetch(self, possibly_batched_index):
         if getattr(self.dataset, "mode", None) == "fkd_load":
@@ -91,7 +89,7 @@ class HandEditedFetcher(fetch._BaseDatasetFetcher):
 
 
 def test_a_hand_edited_pytorch_is_left_alone(monkeypatch, tiny, capsys):
-    """The patch stands aside, and the edited fetcher serves `ViewDataset` the same batches."""
+    """The patch does nothing, and the edited fetcher gives `ViewDataset` the same batches."""
     patched = batches_of(tiny, 0)
     fetch_patch.revert()
     monkeypatch.setattr(fetch, "_MapDatasetFetcher", HandEditedFetcher)
@@ -105,7 +103,7 @@ def test_a_hand_edited_pytorch_is_left_alone(monkeypatch, tiny, capsys):
 
 @pytest.mark.parametrize("method", [None, lambda self, index, more: None])
 def test_an_unknown_pytorch_is_refused(method, monkeypatch, capsys):
-    """A fetcher with another signature, or none, is not patched; the command says so and fails."""
+    """A missing fetcher, or one with another signature, is not patched; the command says so and fails."""
     monkeypatch.setattr(fetch, "_MapDatasetFetcher", type("_MapDatasetFetcher", (), {"fetch": method}))
     with pytest.raises(fetch_patch.UnsupportedPyTorch, match=torch.__version__.replace("+", r"\+")):
         fetch_patch.apply()
@@ -114,7 +112,7 @@ def test_an_unknown_pytorch_is_refused(method, monkeypatch, capsys):
 
 
 def test_the_command_says_that_this_pytorch_is_supported():
-    """`python -m patches.fetch_patch`."""
+    """`python -m patches.fetch_patch` exits with 0."""
     command = [sys.executable, "-m", "patches.fetch_patch"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(fetch_patch.__file__).parents[1])
     assert done.returncode == 0, done.stderr
@@ -122,7 +120,7 @@ def test_the_command_says_that_this_pytorch_is_supported():
 
 
 def batches_of(tiny, workers, context=None):
-    """All batches of two epochs of the tiny set."""
+    """Return all batches of two epochs of the tiny set."""
     dataset = ViewDataset(open_folder(tiny.train, "--train-dir").samples, open_labels(tiny.labels), SIDE)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU)
     source = WorkerBatches(dataset, range(2), normalise, workers, CPU, context)
@@ -130,7 +128,7 @@ def batches_of(tiny, workers, context=None):
 
 
 def assert_same(first, second):
-    """Bit-identical batches."""
+    """Assert that two lists of batches are bit-identical."""
     assert [len(batch) for batch in first] == [len(batch) for batch in second] == [5, 5, 2] * 2
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.images, other.images)
@@ -139,7 +137,7 @@ def assert_same(first, second):
 
 
 def test_start_methods_give_the_same_batches(tiny):
-    """No workers, and two of them under fork, spawn and forkserver."""
+    """Two workers under fork, spawn and forkserver give the batches of no workers."""
     alone = batches_of(tiny, 0)
     assert not torch.equal(alone[0].images, alone[3].images)  # the epochs differ
     for context in ("fork", "spawn", "forkserver"):
@@ -147,7 +145,7 @@ def test_start_methods_give_the_same_batches(tiny):
 
 
 def test_workers_end_at_once(tiny):
-    """A source that is dropped before its end takes its workers with it, without waiting for the collector."""
+    """A source that is dropped early ends its workers at once, without waiting for the garbage collector."""
     import gc
     import weakref
 

@@ -1,11 +1,11 @@
-"""Damaged files of every kind; the mutators are in fuzz.py, which `make fuzz` runs for longer."""
+"""Damaged files of every kind are read or refused. The mutators are in fuzz.py; `make fuzz` runs more cases."""
 
 import json
 
 import pytest
 import torch
-from conftest import make_images, make_labels
 from fuzz import Corpus, fuzz
+from helpers import make_images, make_labels
 
 from utils.labels.opening import open_labels
 from utils.system.errors import InputError
@@ -13,8 +13,8 @@ from utils.training.models import load_weights
 from utils.views.folders import load_rgb
 
 
-def test_damaged_files(tmp_path):
-    """Each is read or refused in one sentence: no traceback, no hang, bounded memory."""
+def test_damaged_files_are_read_or_refused(tmp_path):
+    """Each file is read or refused in one sentence, without traceback, hang or much memory."""
     refused, findings = fuzz(600, 0, tmp_path)
     assert not findings
     assert refused > 300
@@ -22,7 +22,7 @@ def test_damaged_files(tmp_path):
 
 @pytest.fixture
 def packed(tmp_path):
-    """Change keys of a sound packed store's manifest and open it."""
+    """Return a function that changes keys of a valid packed store's manifest and opens the store."""
     corpus = Corpus(tmp_path)
 
     def changed(kind, **changes):
@@ -49,8 +49,8 @@ def packed(tmp_path):
         ("drawn", {"policy": {"seed": -1}}),
     ],
 )
-def test_impossible_manifests(kind, changes, packed):
-    """Refused by name, at once, without the memory that they ask for."""
+def test_impossible_manifests_are_refused(kind, changes, packed):
+    """The key is named at once, and the memory that it asks for is not allocated."""
     with pytest.raises(InputError, match=r"manifest\.json|epoch_0000|images\.safetensors|drawn again"):
         packed(kind, **changes)()
 
@@ -62,30 +62,30 @@ def test_deeply_nested_and_overlong_manifests(packed, tmp_path, monkeypatch):
     path.write_text("[" * 10**6)
     with pytest.raises(InputError, match=r"manifest\.json"):
         read()
-    monkeypatch.setattr("utils.labels.packed_manifest.MAX_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("utils.labels.packed_manifest.MAX_MANIFEST_BYTES", 1000)  # a small file does
     path.write_text(" " * 1001)
     with pytest.raises(InputError, match="absurdly long"):
         read()
 
 
 def test_a_gap_before_a_batch_of_absurd_number(tmp_path):
-    """A file name does not decide how much memory is taken."""
+    """A number in a file name does not decide how much memory is allocated."""
     labels = make_labels(tmp_path / "labels", epochs=1)
     (labels / "epoch_0" / "batch_99999999999.tar").write_bytes(b"")
     with pytest.raises(InputError, match=r"batch_3\.tar is missing"):
         open_labels(labels)
 
 
-def test_an_epoch_that_is_a_file(tmp_path):
-    """Not a folder: named, no traceback."""
+def test_an_epoch_that_is_a_file_is_named(tmp_path):
+    """A file where a folder is expected is named, without traceback."""
     labels = make_labels(tmp_path / "labels", epochs=1)
     (labels / "epoch_1").write_text("")
     with pytest.raises(InputError, match="epoch_1 cannot be read"):
         open_labels(labels).check_complete(range(2))
 
 
-def test_an_image_of_absurd_size(tmp_path, monkeypatch):
-    """Refused by its header, before its pixels are decoded."""
+def test_an_image_of_absurd_size_is_refused(tmp_path, monkeypatch):
+    """The header is enough to refuse it; its pixels are not decoded."""
     path = make_images(tmp_path / "images", 1, 1) / "class_0" / "0.png"
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 44 * 36 - 1)
     with pytest.raises(InputError, match=r"0\.png .*44 x 36 pixels"):
@@ -93,7 +93,7 @@ def test_an_image_of_absurd_size(tmp_path, monkeypatch):
 
 
 def test_weights_from_before_pytorch_1_6(tmp_path):
-    """Old files load; what could run code does not."""
+    """Old files load; old files that could run code are refused."""
     weights = {"module.fc.weight": torch.randn(3, 2)}
     torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loaded = load_weights(tmp_path / "old.pth")

@@ -1,4 +1,4 @@
-"""The data set of many classes."""
+"""The glyph data set has distinct classes, held-out faces, and images that follow from the seed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks import glyphs
 
 
 def test_no_two_classes_look_alike_and_none_is_cut_off():
-    """In the first face of either part; a font without a glyph would draw the same box for all that it lacks."""
+    """A font without a glyph would draw the same box for all missing ones."""
     assert len(set(glyphs.GLYPHS)) == len(glyphs.GLYPHS) >= 200
     for faces in (glyphs.TRAIN_FACES, glyphs.VAL_FACES):
         drawn = [np.asarray(glyphs.draw_plain(glyph, faces.split()[0])) for glyph in glyphs.GLYPHS]
@@ -23,7 +23,7 @@ def test_faces_are_held_out():
 
 
 def files_of(folder):
-    """Relative path -> bytes, of every file."""
+    """Return the bytes of every file, by relative path."""
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*.png")}
 
 

@@ -6,12 +6,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from conftest import LIGHT, run
+from helpers import LIGHT, ROOT, run
 
-ROOT = Path(__file__).parents[1]
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
@@ -37,7 +35,7 @@ LAUNCHERS = PRISM + [f"scripts/recipes/{name}.sh" for name in RECIPES]
 
 @pytest.fixture
 def launch(tmp_path):
-    """Return a function that runs a launcher with a Python that prints its arguments, one a line."""
+    """Return a function that runs a launcher with a Python that prints its arguments, one per line."""
     stub = tmp_path / "python"
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
@@ -53,7 +51,7 @@ def launch(tmp_path):
 
 
 def values(words):
-    """Flags with their values; a flag without one has None."""
+    """Return flags with their values; a flag without value has None."""
     words = words[1:]
     pairs = zip(words, [*words[1:], "-"], strict=True)
     return {word: None if value.startswith("-") else value for word, value in pairs if word.startswith("-")}
@@ -61,13 +59,13 @@ def values(words):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_syntax(launcher):
-    """`sh -n`."""
+    """`sh -n` accepts every script."""
     subprocess.run(["sh", "-n", str(ROOT / launcher)], check=True)
 
 
 @pytest.mark.parametrize(("launcher", "model"), zip(PRISM[1:], ["resnet18", "resnet50", "resnet101"], strict=True))
-def test_the_recipe(launcher, model, launch):
-    """The defaults, and that the main script's own parser takes them."""
+def test_the_recipe_is_parsed(launcher, model, launch):
+    """The defaults are right, and the main script's own parser accepts them."""
     import train_FKD_parallel
 
     words = launch(launcher)
@@ -84,8 +82,8 @@ def test_the_recipe(launcher, model, launch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_what_its_authors_do(name, launch):
-    """300 epochs of AdamW at T = 20 on cutmix views, and its own settings."""
+def test_a_recipe_has_its_authors_settings(name, launch):
+    """300 epochs of AdamW at T = 20 on cutmix views, and the recipe's own settings."""
     import train_FKD_parallel
 
     common = {"epochs": 300, "temperature": 20, "mix_type": "cutmix", "sgd": False, "adamw_lr": 0.001}
@@ -102,7 +100,7 @@ def test_every_recipe_is_tested():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
-    """On tiny data, whose batches and pixels are fewer."""
+    """The recipe runs on tiny data, with smaller batches and images."""
     import train_FKD_parallel
 
     reference = ROOT / "tests/data/reference_2026"
@@ -124,7 +122,7 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_environment_overrides_every_setting(launcher, launch):
-    """Also values with spaces in them."""
+    """Values may contain spaces."""
     settings = {
         **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
         **{"FKD_PATH": "--fkd-path=/labels", "OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=7"},
@@ -141,7 +139,7 @@ def test_the_environment_overrides_every_setting(launcher, launch):
 
 
 def test_several_processes(launch):
-    """NPROC starts PyTorch's own launcher; the script and its flags follow."""
+    """NPROC starts PyTorch's launcher, followed by the script and its flags."""
     alone, words = (
         launch("train_FKD_10_r18.sh", "--epochs", "5"),
         launch("train_FKD_10_r18.sh", "--epochs", "5", NPROC="4"),
@@ -202,10 +200,8 @@ def many_runs(tmp_path):
 @pytest.mark.parametrize(
     ("gpus", "processes"), [("0 1 2 3 4 5 6 7", 8), ("4 6", 4), ("4 4 6 6", 4), ("0 1 2 3 4 5 7", 4)]
 )
-def test_many_runs(gpus, processes, many_runs):
-    """Every combination once, side by side where GPUs are fewer than runs; a failure is named and stops nothing; a
-    second call does what is left.
-    """
+def test_every_combination_runs_once(gpus, processes, many_runs):
+    """Runs share GPUs; a failure is named and stops no other run; a second call runs what is left."""
     done, lines = many_runs("b/resnet50-seed0", GPUS=gpus)
     assert done.returncode != 0
     assert "FAILED: b/resnet50-seed0" in done.stdout
@@ -224,7 +220,7 @@ def test_many_runs(gpus, processes, many_runs):
 
 
 def test_seeds_side_by_side(many_runs):
-    """As many as GPUs leave; at most SIDE_BY_SIDE; all are resumed where one has a checkpoint."""
+    """Seeds share a process if GPUs are scarce, at most SIDE_BY_SIDE; all resume if one has a checkpoint."""
     checkpoint = many_runs.folder / "runs" / "a" / "resnet18-seed3" / "checkpoint.pth.tar"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
@@ -239,8 +235,8 @@ def test_seeds_side_by_side(many_runs):
     assert [line.count("--seeds") for line in lines] == [0] * 5
 
 
-def test_what_does_not_fit_side_by_side(many_runs):
-    """Runs one after the other instead."""
+def test_seeds_that_do_not_fit_run_one_by_one(many_runs):
+    """Seeds that exceed the memory together run one after the other."""
     done, lines = many_runs(GPUS="0", SMALL="yes")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("done: ") == 8
@@ -254,7 +250,7 @@ def test_what_does_not_fit_side_by_side(many_runs):
     ids=lambda changed: next(iter(changed)),
 )
 def test_a_finished_run_of_another_command_is_not_taken_for_this_one(changed, many_runs):
-    """It is refused before anything is trained; the same command skips it, whatever cannot change a figure."""
+    """It is refused before training; the same command skips it, also if flags differ that change no figure."""
     settings = {"GPUS": "0 1", "VAL_DIR": "it's a", "MODELS": "resnet18"}
     assert many_runs(**settings)[0].returncode == 0
     done, lines = many_runs(**settings | changed)
@@ -268,7 +264,7 @@ def test_a_finished_run_of_another_command_is_not_taken_for_this_one(changed, ma
 
 
 def test_runs_without_a_command_are_of_an_earlier_release(many_runs):
-    """They are skipped, and it is said that nobody knows how they were made."""
+    """They are skipped, and the log says that their command is unknown."""
     folder = many_runs.folder / "runs" / "a" / "resnet18-seed0"
     folder.mkdir(parents=True)
     (folder / "summary.json").touch()
@@ -284,8 +280,8 @@ def test_two_label_sets_of_one_name_are_refused(many_runs):
     assert "error: two different runs are named a/resnet18; give folders with different last names" in done.stderr
 
 
-def test_a_plan(tmp_path):
-    """Each line a name and a command; what fails is named, and a second call does what is left with --resume."""
+def test_a_plan_of_commands_runs(tmp_path):
+    """Each line is a name and a command; failures are named, and a second call runs what is left with --resume."""
     plan, runs = tmp_path / "plan.txt", tmp_path / "the runs"
     write = (
         'test -z "$BROKEN" || { : >"$OUTPUT_DIR/checkpoint.pth.tar"; exit 2; }; echo "$@" >"$OUTPUT_DIR/summary.json"'
@@ -444,7 +440,7 @@ def test_help(script, setting, tmp_path):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_trailing_arguments_come_last(launcher, launch):
-    """So that argparse lets them win; quoting survives."""
+    """argparse then prefers them; quoting survives."""
     words = launch(launcher, "--epochs", "5", "--output-dir", "a b", "--resume", HARD_EPOCHS="2")
     assert words[-5:] == ["--epochs", "5", "--output-dir", "a b", "--resume"]
     import train_FKD_parallel

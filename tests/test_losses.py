@@ -1,4 +1,4 @@
-"""Losses against sums written out in numpy."""
+"""Losses equal sums that are written out in numpy."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def value(*args, **options):
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 20.0])
 def test_kl(temperature):
-    """Batch mean of sum p (log p - log q), without T squared."""
+    """KL is the batch mean of sum p (log p - log q), without T squared."""
     q, p = soft(temperature)
     assert value("kl", temperature) == pytest.approx((p * (np.log(p) - np.log(q))).sum(axis=1).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_dist(temperature):
-    """T² (2 (1 - mean row correlation) + 2 (1 - mean column correlation))."""
+    """DIST is T² (2 (1 - mean row correlation) + 2 (1 - mean column correlation))."""
     q, p = soft(temperature)
     inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
     intra = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
@@ -51,7 +51,7 @@ def test_dist(temperature):
 @pytest.mark.parametrize(("name", "power"), [("mse_gt", 2), ("mae_gt", 1)])
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_regression_to_logits(name, power, weight):
-    """Mean over rows and classes, plus weighted cross-entropy; the temperature plays no part."""
+    """The loss is the mean over rows and classes plus weighted cross-entropy; temperature has no effect."""
     distance = (np.abs(OUTPUTS.numpy() - LOGITS.numpy()) ** power).mean()
     assert value(name, 20.0, ce_weight=weight) == pytest.approx(distance + weight * cross_entropy(), rel=1e-5)
 
@@ -60,7 +60,7 @@ def test_regression_to_logits(name, power, weight):
 @pytest.mark.parametrize("keep_topk", [None, 4, 2])
 @pytest.mark.parametrize("rest", [True, False])
 def test_sparse_labels_give_the_loss_of_dense_ones(name, keep_topk, rest):
-    """Top-4 labels: what the loss makes of them equals what it makes of their dense form."""
+    """Top-4 labels give the same loss in sparse and in dense form."""
     values, classes = LOGITS.topk(4, dim=1)
     labels = TopK(values, classes, torch.tensor([[-20.0, 0.5]] * 6) if rest else None)
     dense = labels.dense(7, 3.0, renormalise=False)
@@ -70,7 +70,7 @@ def test_sparse_labels_give_the_loss_of_dense_ones(name, keep_topk, rest):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_renormalised_labels_have_no_mass_beyond_the_kept(temperature):
-    """MR: a softmax over the k kept logits, exactly 0 elsewhere, also where the rest is known."""
+    """MR is a softmax over the k kept logits and exactly 0 elsewhere, also if the other mass is known."""
     values, classes = LOGITS.topk(3, dim=1)
     labels = TopK(values.half(), classes, torch.zeros(6, 2))
     probabilities = torch.softmax(as_logits(labels, 7, temperature, renormalise=True) / temperature, dim=1)
@@ -80,7 +80,7 @@ def test_renormalised_labels_have_no_mass_beyond_the_kept(temperature):
 
 
 def test_ce_ignores_the_soft_labels():
-    """Hard labels only, also where there are no soft ones."""
+    """Only hard labels count, also without soft ones."""
     loss = build_loss("ce", keep_topk=2)
     assert loss(OUTPUTS, None, TARGETS).item() == pytest.approx(cross_entropy(), rel=1e-5)
 
@@ -88,7 +88,7 @@ def test_ce_ignores_the_soft_labels():
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 5), st.integers(2, 9), st.integers(1, 10), st.integers(0, 99))
 def test_keep_topk_moves_mass_and_loses_none(rows, classes, k, seed):
-    """The k largest stay as they are; the rest of the mass is shared evenly by the others."""
+    """The k largest probabilities stay; the other classes share the rest evenly."""
     p = torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed)).double().softmax(dim=1)
     kept = keep_top_probabilities(p, k)
     torch.testing.assert_close(kept.sum(dim=1), torch.ones(rows).double())
@@ -104,7 +104,7 @@ def test_keep_topk_moves_mass_and_loses_none(rows, classes, k, seed):
 
 @pytest.mark.parametrize("name", ["kl", "dist"])
 def test_keep_topk_of_probabilities(name):
-    """The loss to the kept probabilities is the loss to logits that have them."""
+    """The loss on kept probabilities equals the loss on logits with these probabilities."""
     kept = keep_top_probabilities((LOGITS / 2).softmax(dim=1), 3)
     expected = build_loss(name, 2.0)(OUTPUTS, 2 * kept.log(), TARGETS).item()
     assert value(name, 2.0, keep_topk=3) == pytest.approx(expected, rel=1e-4)
@@ -113,7 +113,7 @@ def test_keep_topk_of_probabilities(name):
 
 @pytest.mark.parametrize(("name", "power"), [("mse_gt", 2), ("mae_gt", 1)])
 def test_keep_topk_of_logits(name, power):
-    """The distance is the mean over the kept logits only; cross-entropy is over all classes."""
+    """The distance is the mean over the kept logits; cross-entropy is over all classes."""
     z, o = LOGITS.numpy(), OUTPUTS.numpy()
     kept = np.argsort(-z, axis=1)[:, :3]
     distance = (np.abs(np.take_along_axis(o, kept, 1) - np.take_along_axis(z, kept, 1)) ** power).mean()
@@ -122,7 +122,7 @@ def test_keep_topk_of_logits(name, power):
 
 @pytest.mark.parametrize("name", ["kl", "dist", "mse_gt", "mae_gt"])
 def test_no_loss_and_no_gradient_at_the_teacher(name):
-    """A student that answers as the teacher has nothing to learn from it."""
+    """A student with the teacher's logits has loss 0 and gradient 0."""
     outputs = LOGITS.clone().requires_grad_()
     loss = build_loss(name, 2.0)(outputs, LOGITS, TARGETS)
     loss.backward()
@@ -131,6 +131,6 @@ def test_no_loss_and_no_gradient_at_the_teacher(name):
 
 
 def test_an_unknown_loss_is_refused():
-    """With the names that exist."""
+    """The error lists the losses that exist."""
     with pytest.raises(InputError, match=r"--loss-type l2 .*mse_gt"):
         build_loss("l2")

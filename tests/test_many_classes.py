@@ -1,4 +1,4 @@
-"""The script that measures labels of many classes."""
+"""The benchmark of labels with many classes continues where it was stopped."""
 
 import json
 
@@ -8,8 +8,8 @@ from PIL import Image
 from benchmarks import many_classes
 
 
-def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch, capsys):
-    """A call goes on where the last one was stopped, and every way of using labels gets a row."""
+def test_finished_parts_are_not_repeated(tmp_path, monkeypatch, capsys):
+    """A second call continues where the first was stopped, and every form of labels gets a row."""
     flags = f"{tmp_path}/work --model shufflenet_v2_x0_5 --teacher-epochs 1 --epochs 1 --batch-size 4 --topk 2 --bits 8"
     flags = [*flags.split(), "--glyphs", "--classes 4 --train 2 --distilled 2 --val 1", "--json", f"{tmp_path}/rows"]
     many_classes.main([*flags, "--seeds", "1"])

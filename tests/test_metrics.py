@@ -1,4 +1,4 @@
-"""Top-k and mean loss over micro-batches of different sizes."""
+"""Top-k and mean loss are right over micro-batches of different sizes."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from utils.training.metrics import MetricSums
 
 
 def test_means_are_over_samples():
-    """A small micro-batch counts for its rows only."""
+    """A small micro-batch counts by its rows."""
     sums = MetricSums("cpu")
     sums.add(torch.tensor(1.0), torch.eye(10)[:4], torch.tensor([0, 1, 2, 9]))
     sums.add(torch.tensor(6.0), torch.eye(10)[4:5], torch.tensor([5]))
@@ -19,7 +19,7 @@ def test_means_are_over_samples():
 
 @pytest.mark.parametrize("rank", range(10))
 def test_ranks(rank):
-    """A class that is ranked r-th from the top counts for top-1 at r = 0 and for top-5 up to r = 4."""
+    """A class at rank r counts for top-1 if r = 0 and for top-5 if r <= 4."""
     sums = MetricSums("cpu")
     sums.add(torch.tensor(0.0), torch.arange(10.0).flip(0)[None], torch.tensor([rank]))
     metrics = sums.result()

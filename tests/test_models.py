@@ -1,4 +1,4 @@
-"""Students and teachers: by name, from a seed, from a file."""
+"""Students and teachers are built by name, from a seed and from files of many kinds."""
 
 import argparse
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import same_weights
+from helpers import same_weights
 
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student, build_teacher, load_weights, pretrained_name
@@ -19,7 +19,7 @@ from utils.training.teachers import PRESETS
 
 
 def test_the_student_is_torchvisions_after_the_seed():
-    """Initial weights are those of torchvision right after torch.manual_seed; another seed gives others."""
+    """Initial weights are torchvision's after torch.manual_seed; another seed gives others."""
     student = build_student("resnet18", 7, seed=3).state_dict()
     torch.manual_seed(3)
     assert same_weights(student, torchvision.models.resnet18(num_classes=7).state_dict())
@@ -28,25 +28,25 @@ def test_the_student_is_torchvisions_after_the_seed():
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "resnet10t"])
 def test_models_of_both_libraries(name):
-    """torchvision's and, where it has none of that name, timm's."""
+    """Models come from torchvision, or from timm if torchvision has no such name."""
     assert build_model(name, 11).eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 11)
 
 
 @pytest.mark.parametrize(("name", "near"), [("resnet19", "resnet18"), ("mobilenetv2_", "mobilenet")])
 def test_an_unknown_model_suggests_near_names(name, near):
-    """In one sentence that names the flag."""
+    """One sentence names the flag."""
     with pytest.raises(InputError, match=f"^--arch {name} .*did you mean .*{near}"):
         build_model(name, 10, flag="--arch")
 
 
 def test_a_name_near_nothing():
-    """Says where the names are."""
+    """The error says where the names are listed."""
     with pytest.raises(InputError, match="list_models"):
         build_model("0" * 30, 10)
 
 
 def test_small_stem():
-    """32 px images reach the first stage at 32 px; a model without that stem is refused."""
+    """Images of 32 px reach the first stage at 32 px; a model without this stem is refused."""
     shapes = []
     model = build_student("resnet18", 10, 0, "small").eval()
     model.layer1.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
@@ -66,7 +66,7 @@ def prefixed(prefix, state):
 
 
 def counted(state):
-    """With what thop leaves in every layer, and at the top."""
+    """Return a state dict with the entries that thop adds to every layer and at the top."""
     return {**state, "total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)}
 
 
@@ -97,20 +97,20 @@ WRAPPED = {
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_weights_are_unwrapped(wrap, legacy, state, tmp_path):
-    """Checkpoints of the usual shapes give the plain state dict, to the bit."""
+    """Checkpoints of the usual forms give the plain state dict, bit by bit."""
     torch.save(wrap(state), tmp_path / "teacher.pth", _use_new_zipfile_serialization=not legacy)
     assert same_weights(load_weights(tmp_path / "teacher.pth"), state)
 
 
 def test_a_prefix_that_not_all_names_have_stays(tmp_path):
-    """It may be the name of a part of the model."""
+    """The prefix may be the name of a module."""
     state = {"backbone.weight": torch.zeros(2, 2), "head.weight": torch.zeros(2, 2)}
     torch.save(state, tmp_path / "f.pth")
     assert same_weights(load_weights(tmp_path / "f.pth"), state)
 
 
 def test_a_teacher_from_a_file(state, tmp_path):
-    """The file says how many classes there are; the teacher is in eval mode, without gradients."""
+    """The file gives the number of classes; the teacher is in eval mode and needs no gradients."""
     torch.save(state, tmp_path / "teacher.pth")
     teacher = build_teacher("resnet18", tmp_path / "teacher.pth")
     assert teacher.fc.out_features == 7
@@ -120,7 +120,7 @@ def test_a_teacher_from_a_file(state, tmp_path):
 
 
 def test_a_densenet_under_its_old_names(tmp_path):
-    """torchvision's own file of it: `norm.1` for `norm1`, no batch counters."""
+    """torchvision's file has `norm.1` for `norm1` and no batch counters."""
     state = build_student("densenet121", 5, 0).state_dict()
     old = {
         re.sub(r"(denselayer\d+\.\w+)([12])\.", r"\1.\2.", name): value
@@ -133,7 +133,7 @@ def test_a_densenet_under_its_old_names(tmp_path):
 
 
 def test_plain_weights_are_taken_before_averaged_ones(state, tmp_path, caplog):
-    """And the log says which; averaged ones alone are taken, and called so."""
+    """The log says which weights were taken; averaged ones are taken if there are no others."""
     other = {name: value + 1 for name, value in state.items()}
     torch.save({"state_dict_ema": other, "state_dict": state}, tmp_path / "both.pth")
     torch.save({"model_ema": other}, tmp_path / "ema.pth")
@@ -145,8 +145,8 @@ def test_plain_weights_are_taken_before_averaged_ones(state, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_what_training_scripts_save_beside_weights(legacy, state, tmp_path):
-    """Settings objects of timm's and torchvision's scripts, optimizer, scheduler and random states."""
+def test_other_content_of_training_checkpoints_is_skipped(legacy, state, tmp_path):
+    """Checkpoints of timm and torchvision also hold settings, optimizer, scheduler and random states."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     model(torch.ones(1, 2)).sum().backward()
@@ -165,7 +165,7 @@ def test_what_training_scripts_save_beside_weights(legacy, state, tmp_path):
 
 
 def test_parameters_as_pytorch_0_3_wrote_them(tmp_path):
-    """`Parameter(tensor)` with a state, and tensors without `requires_grad`: torchvision's first files have them."""
+    """torchvision's first files hold `Parameter(tensor)` with a state, and tensors without `requires_grad`."""
 
     class Parameter:
         def __reduce__(self):
@@ -183,7 +183,7 @@ def test_parameters_as_pytorch_0_3_wrote_them(tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_a_whole_pickled_model(legacy, tmp_path):
-    """Gets advice that fits it, and nothing of it is run."""
+    """The error gives advice for this case, and nothing of the file is run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old PyTorch could not store the source of this class
         torch.save(build_model("resnet18", 3), tmp_path / "f.pth", _use_new_zipfile_serialization=not legacy)
@@ -192,7 +192,7 @@ def test_a_whole_pickled_model(legacy, tmp_path):
 
 
 def test_safetensors(state, tmp_path):
-    """Read without pickle; a damaged file is one sentence."""
+    """The file is read without pickle; a damaged file gives one sentence."""
     from safetensors.torch import save_file
 
     path = str(tmp_path / "teacher.safetensors")
@@ -204,7 +204,7 @@ def test_safetensors(state, tmp_path):
 
 
 def test_files_that_hold_no_weights(tmp_path):
-    """Missing, or something else."""
+    """Missing files and other content are refused."""
     torch.save({"a": 1, "b": [2]}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"none\.pth does not exist"):
         load_weights(tmp_path / "none.pth")
@@ -225,9 +225,9 @@ def test_files_that_hold_no_weights(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_mismatch_names_what_would_fit(made, asked, words, tmp_path, monkeypatch):
-    """Stem, architecture or input size, in a sentence without a full stop; classes are the file's."""
-    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 60)  # a busy machine
+def test_a_mismatch_names_the_fitting_flags(made, asked, words, tmp_path, monkeypatch):
+    """One sentence without full stop names the stem, architecture or input size that fits the file."""
+    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 60)  # enough for a busy machine
     name, stem, size = made
     torch.save(build_model(name, 7, stem, input_size=size).state_dict(), tmp_path / "f.pth")
     with pytest.raises(InputError) as caught:
@@ -241,8 +241,8 @@ def test_a_mismatch_names_what_would_fit(made, asked, words, tmp_path, monkeypat
 
 
 def test_a_mismatch_that_nothing_fits(tmp_path, monkeypatch):
-    """The first differences are named, few of them, in our words."""
-    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 0)
+    """The error names a few of the first differences."""
+    monkeypatch.setattr("utils.training.models.SEARCH_SECONDS", 0)  # the search would find nothing anyway
     state = build_student("resnet18", 7, 0).state_dict()
     state["layer1.0.conv1.weight"] = torch.zeros(1, 2)
     del state["bn1.bias"]
@@ -256,7 +256,7 @@ def test_a_mismatch_that_nothing_fits(tmp_path, monkeypatch):
 
 
 def test_classes_are_those_of_the_classifier(tmp_path):
-    """A 1x1 convolution as in SqueezeNet, and names that safetensors has sorted."""
+    """The classifier is a 1x1 convolution (SqueezeNet), or its names come sorted from safetensors."""
     from safetensors.torch import save_file
 
     for name, size in (("squeezenet1_1", 64), ("swin_tiny_patch4_window7_224", 32)):
@@ -268,7 +268,7 @@ def test_classes_are_those_of_the_classifier(tmp_path):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Which pretrained weights the libraries are asked for: (name, weights)."""
+    """Replace the libraries' downloads; return the list of requested (name, weights)."""
     asked = []
 
     def get_model(name, weights=None, **_):
@@ -277,7 +277,7 @@ def fetched(monkeypatch):
 
     def create_model(name, pretrained=False, **more):
         asked.append((name, pretrained))
-        assert "num_classes" not in more  # or timm would put a random classifier on weights of other classes
+        assert "num_classes" not in more  # timm would add a random classifier
         model = get_model(name)
         asked.pop()
         model.num_classes = 1000
@@ -290,7 +290,7 @@ def fetched(monkeypatch):
 
 @pytest.mark.parametrize("name", sorted({name for names, _ in PRESETS.values() for name in names}))
 def test_the_teachers_of_prism_are_torchvisions_first(name, fetched):
-    """`pretrained=True` of its code is IMAGENET1K_V1, and DEFAULT is another teacher for most."""
+    """`pretrained=True` in PRISM's code is IMAGENET1K_V1; for most models DEFAULT is another teacher."""
     build_teacher(name)
     build_teacher(name, weights="DEFAULT")
     enum = torchvision.models.get_model_weights(name)
@@ -300,7 +300,7 @@ def test_the_teachers_of_prism_are_torchvisions_first(name, fetched):
 
 
 def test_weights_by_name(fetched):
-    """Any of the library's; one that does not exist is refused with those that do."""
+    """Every weight name of the library works; an unknown one is refused with the list."""
     build_teacher("resnet50", weights="IMAGENET1K_V2")
     build_teacher("regnet_y_128gf")  # has no IMAGENET1K_V1
     build_teacher("resnet10t")
@@ -320,7 +320,7 @@ def test_weights_by_name(fetched):
 
 
 def test_pretrained_weights_that_cannot_be_used(monkeypatch):
-    """A small stem would be random; torchvision's position embeddings fit one size; there is no network."""
+    """A small stem would be random, position embeddings fit one size, or there is no network."""
     with pytest.raises(InputError, match=r"--stem small: pretrained weights of --arch resnet18"):
         build_teacher("resnet18", stem="small")
     with pytest.raises(InputError, match=r"--arch vit_b_16: .* IMAGENET1K_V1 are for --input-size 224, not 32"):
@@ -345,7 +345,7 @@ def test_models_of_one_size_are_built_for_another(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "resnet10t", "xcit_nano_12_p16_224"])
 def test_an_input_size_changes_no_weight_where_any_size_works(name):
-    """Students of earlier releases are the same to the bit."""
+    """Students of earlier releases stay bit-identical."""
     torch.manual_seed(3)
     before = (
         timm.create_model(name, num_classes=5)
@@ -357,15 +357,15 @@ def test_an_input_size_changes_no_weight_where_any_size_works(name):
 
 @pytest.mark.parametrize(("name", "size"), [("vit_h_14", 32), ("maxvit_t", 32)])
 def test_sizes_that_a_model_cannot_have(name, size):
-    """One sentence that names both flags."""
+    """One sentence names both flags."""
     with pytest.raises(InputError, match=f"^--model {name} cannot be built for --input-size {size} ") as caught:
         build_model(name, 3, input_size=size)
     assert ". " not in str(caught.value)
 
 
 @pytest.mark.parametrize("base", ["resnet18", "resnet50", "resnet101"])
-def test_the_fields_name_of_a_small_stem(base):
-    """Is explained with the flags of the script."""
+def test_the_usual_name_of_a_small_stem_is_explained(base):
+    """The error gives the script's flags for it."""
     with pytest.raises(InputError, match=f"give --model {base} --stem small$"):
         build_model(f"{base}_modified", 10)
     with pytest.raises(InputError, match=f"give --teacher-model {base} --teacher-stem small$"):

@@ -1,10 +1,10 @@
-"""The figures of the SRe2L reference code, reproduced from label files that it wrote."""
+"""The metrics of the SRe2L reference code are reproduced from label files that it wrote."""
 
 import json
 
 import pytest
 import torch
-from conftest import REFERENCE, read_run, run
+from helpers import REFERENCE, read_run, run
 
 import train_FKD_parallel
 from utils.labels.opening import open_labels
@@ -27,7 +27,7 @@ def train(output, labels, *flags):
 
 @pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])
 def test_figures_are_those_of_the_reference(mix_type, tmp_path):
-    """Epoch 0 is the same computation; later ones drift with the order of floating-point sums."""
+    """Epoch 0 is the same computation; later epochs drift with the order of floating-point sums."""
     rows = train(tmp_path / "run", f"sre2l_{mix_type}", "--epochs", 2, "--mix-type", mix_type).rows
     expected = EXPECTED[f"sre2l_{mix_type}"]
     assert rows[0]["train_loss"] == pytest.approx(expected["train_loss"][0], rel=1e-4)
@@ -40,7 +40,7 @@ def test_figures_are_those_of_the_reference(mix_type, tmp_path):
     [("prism_cutmix", 224, "prism", "cutmix"), ("sre2l_none", 64, "sre2l", "none")],
 )
 def test_other_reference_labels_train(labels, size, dialect, mix_type, tmp_path):
-    """7-item labels and labels without mixing train, and the summary says which they were."""
+    """7-item labels and labels without mixing train, and the summary names their format."""
     run = train(tmp_path / "run", labels, "--epochs", 1, "--input-size", size)
     assert (run.summary["labels"]["dialect"], run.summary["labels"]["mix_type"]) == (dialect, mix_type)
     assert run.summary["labels"]["num_images"] == 20
@@ -48,8 +48,8 @@ def test_other_reference_labels_train(labels, size, dialect, mix_type, tmp_path)
     assert run.summary["epochs_done"] == 1
 
 
-def test_a_view_does_not_depend_on_the_dialect(tmp_path):
-    """Labels rewritten from 6 to 7 items (coords unchanged) replay to the same tensors and targets."""
+def test_a_view_does_not_depend_on_the_format(tmp_path):
+    """Labels converted from 6 to 7 items with the same coords replay to the same tensors and targets."""
     six = open_labels(REFERENCE / "sre2l_cutmix")
     for batch in range(six.batches_per_epoch):
         for epoch in range(six.epochs):
@@ -57,7 +57,7 @@ def test_a_view_does_not_depend_on_the_dialect(tmp_path):
             items = [labels.coords, labels.flip, labels.mix.partner, labels.mix.lam, list(labels.mix.box)]
             (tmp_path / f"epoch_{epoch}").mkdir(exist_ok=True)
             torch.save([*items, labels.logits, labels.index], tmp_path / f"epoch_{epoch}" / f"batch_{batch}.tar")
-    seven = open_labels(tmp_path, fkd_seed=7)  # the seed says nothing where the index is stored
+    seven = open_labels(tmp_path, fkd_seed=7)  # the stored index overrides the seed
     assert (six.dialect, seven.dialect) == ("sre2l", "prism")
 
     samples = open_folder(REFERENCE / "train", "--train-dir").samples
@@ -73,8 +73,8 @@ def test_a_view_does_not_depend_on_the_dialect(tmp_path):
             assert (target, flip, index) == (other_target, other_flip, other_index)
 
 
-def test_the_reference_dialects_name_the_same_images():
-    """The image order that six items imply is the index that PRISM's code stored for the same seed."""
+def test_the_reference_formats_name_the_same_images():
+    """The image order of six items is the index that PRISM's code stored for the same seed."""
     six, seven = open_labels(REFERENCE / "sre2l_cutmix"), open_labels(REFERENCE / "prism_cutmix")
     for epoch in (1, 0):
         for batch in range(3):

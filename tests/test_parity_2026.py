@@ -1,11 +1,11 @@
-"""The figures of LPQLD's reference code, reproduced from label folders that it wrote, batches in its order."""
+"""The metrics of LPQLD's reference code are reproduced from its label folders, with batches in its order."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import read_run, run
+from helpers import read_run, run
 
 import train_FKD_parallel
 from utils.labels import training_views
@@ -31,7 +31,7 @@ DRIFT = (0.05, 0.02)
 
 @pytest.fixture(autouse=True)
 def _threads_of_the_reference():
-    """Its figures were made with two: sums in another order drift apart by more than 2 % within these few steps."""
+    """Use two threads, like the reference: another order of sums drifts by more than 2 % within these few steps."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -40,7 +40,8 @@ def _threads_of_the_reference():
 
 @pytest.mark.parametrize("expected", RUNS, ids=[f"{one['labels']} {one['flags']}" for one in RUNS])
 def test_figures_are_those_of_the_reference(expected, tmp_path, monkeypatch):
-    """Epoch 0 is the same computation; later ones drift with the order of floating-point sums."""
+    """Epoch 0 is the same computation; later epochs drift with the order of floating-point sums."""
+    # the reference's own order of batches was recorded with its metrics
     monkeypatch.setattr(training_views, "draw_batches", lambda _order, _seed, epoch, *_: expected["batches"][epoch])
     images = REFERENCE / "images"
     result = run(

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and the picture that it leaves."""
+"""A run shows its progress in one line and leaves a picture of its curves."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 import pytest
-from conftest import BATCH, CLASSES, EPOCHS, PER_CLASS
+from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,14 +18,14 @@ BATCHES = -(-CLASSES * PER_CLASS // BATCH)
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 def shown(words):
-    """Train with a terminal as stdout and stderr; return what was written to it, bars and log."""
+    """Train with a terminal as stdout and stderr; return all output, bars and log."""
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
         assert run_script(train_FKD_parallel.main, [str(word) for word in words]) == 0
@@ -34,12 +34,12 @@ def shown(words):
 
 @pytest.fixture
 def every_step(monkeypatch):
-    """tqdm draws at every step, however soon it comes."""
-    monkeypatch.setattr("utils.run.progress_line.tqdm", partial(tqdm, mininterval=0, miniters=1))
+    """Make tqdm draw at every step."""
+    monkeypatch.setattr("utils.run.progress_line.tqdm", partial(tqdm, mininterval=0, miniters=1))  # 0.1 s otherwise
 
 
 def test_one_line_for_the_whole_run(tiny, tmp_path, every_step):
-    """It counts the batches of all epochs, with time left, speed and top-1; log lines stand clear of it."""
+    """The bar counts the batches of all epochs and shows time left, speed and top-1; log lines do not overlap it."""
     text = shown(tiny.flags(tmp_path / "run"))
     states = re.findall(r"\r(epoch \d.*?)(?=\r|\n|\x1b)", text)
     percents = [int(percent) for state in states for percent in re.findall(r" (\d+)%\|", state)]
@@ -54,12 +54,12 @@ def test_one_line_for_the_whole_run(tiny, tmp_path, every_step):
 
 
 def test_no_progress(tiny, tmp_path, every_step):
-    """--no-progress: the log alone, on a terminal too."""
+    """With --no-progress only the log is printed, also on a terminal."""
     assert "\r" not in shown(tiny.flags(tmp_path / "run", epochs=1, no_progress=True))
 
 
 def test_the_curves(tmp_path):
-    """Drawn with gaps where an epoch was not evaluated, and for a single epoch; the title says what was trained."""
+    """Curves have gaps at epochs without evaluation, and work for one epoch; the title names the training."""
     row = {"lr": 0.1, "train_loss": 2.0, "train_top1": 10.0, "val_loss": None, "val_top1": None}
     history = [row | {"epoch": epoch} for epoch in range(3)]
     history[2] |= {"val_loss": 1.0, "val_top1": 30.0}

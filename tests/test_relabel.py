@@ -1,10 +1,11 @@
-"""relabel_FKD.py with a tiny teacher: what it writes is what the teacher answers to the replayed views."""
+"""relabel_FKD.py writes the logits that its teacher gives for the replayed views."""
 
+import shutil
 from argparse import Namespace
 
 import pytest
 import torch
-from conftest import SIDE, make_images, run
+from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
 from utils.labels.agreement import dominating
@@ -23,43 +24,20 @@ from utils.views.preview import ask_teacher
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A ResNet-18 of 3 classes in a file, with the batch statistics of real activations."""
-    model = build_student("resnet18", 3, 5)
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, SIDE, SIDE))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save(model.state_dict(), path)
-    return path
+    """The file of a ResNet-18 of 3 classes."""
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pth", "resnet18", seed=5)
 
 
-def flags(data, teacher, output, *more, epochs=2):
-    words = [
-        "--format",
-        "tar",
-        "--data",
-        data,
-        "-a",
-        "resnet18",
-        "--checkpoint",
-        teacher,
-        "-b",
-        5,
-        "--epochs",
-        epochs,
-        "-j",
-        0,
-    ]
-    return [*words, "--input-size", SIDE, "--fkd-path", output, "--device", "cpu", "--precision", "fp32", *more]
+def flags(images, teacher, labels, *more, epochs=2):
+    """Return the command line that writes labels as .tar files."""
+    return relabel_flags(images, teacher, labels, "--format", "tar", *more, epochs=epochs)
 
 
 def written(folder):
-    """Every batch file's items, by name."""
+    """Return the items of every batch file, by name."""
     return {str(path.relative_to(folder)): load_archive(path) for path in sorted(folder.glob("*/*"))}
 
 
@@ -71,8 +49,8 @@ def written(folder):
         (["--mix-type", "None"], torch.float32),
     ],
 )
-def test_replayed_views_get_the_stored_answers(more, dtype, tiny, teacher, tmp_path):
-    """Views replayed from the files, mixed, and shown to the teacher again."""
+def test_replayed_views_get_the_stored_labels(more, dtype, tiny, teacher, tmp_path):
+    """Views are replayed from the files, mixed, and shown to the teacher again."""
     result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels", *more))
     assert result.code == 0, result.err
     files = written(tmp_path / "labels")
@@ -94,7 +72,7 @@ def test_replayed_views_get_the_stored_answers(more, dtype, tiny, teacher, tmp_p
 
 
 def test_workers_do_not_matter_but_the_seed_does(tiny, teacher, tmp_path):
-    """The same items with none and two worker processes; other views with another seed."""
+    """No workers and two workers give the same items; another seed gives other views."""
     cutmix = ["--mix-type", "cutmix"]
     runs = {"a": [*cutmix, "-j", 0], "b": [*cutmix, "-j", 2], "c": [*cutmix, "--fkd-seed", 7]}
     for name, more in runs.items():
@@ -108,7 +86,7 @@ def test_workers_do_not_matter_but_the_seed_does(tiny, teacher, tmp_path):
 
 @pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])
 def test_images_in_memory_give_the_same_files(mix_type, tiny, teacher, tmp_path):
-    """Decoded once, or by workers in every epoch; a packed store, whose manifest is equal too."""
+    """Images are decoded once, or by workers in every epoch; packed stores and manifests are equal as well."""
     for name, more in (("a", ["--loader", "resident"]), ("b", ["--loader", "workers", "-j", 1])):
         words = [*flags(tiny.train, teacher, tmp_path / name), "--format", "packed", "--mix-type", mix_type, *more]
         done = run(relabel_FKD, *words)
@@ -121,7 +99,7 @@ def test_images_in_memory_give_the_same_files(mix_type, tiny, teacher, tmp_path)
 
 @pytest.mark.parametrize("rule", RULES)
 def test_several_batches_at_once_are_combined_each_alone(rule, teacher):
-    """A GPU answers stored batches together; the norms of the rules are of one stored batch."""
+    """A GPU runs several stored batches at once; ensemble rules use the norms of one stored batch."""
     ensemble = Ensemble(["resnet18"] * 2, [teacher] * 2, rule, Precision("fp32", CPU))
     ensemble.teachers[1] = lambda images: 3 * images.mean(dim=(2, 3))
     batches = [torch.randn(rows, 3, SIDE, SIDE) * (1 + rows) for rows in (5, 5, 2)]
@@ -130,9 +108,10 @@ def test_several_batches_at_once_are_combined_each_alone(rule, teacher):
 
 
 def test_answers_come_in_order_and_a_gpu_is_given_several_batches(teacher, monkeypatch):
-    """As many rows as TEACHER_ROWS, and the next ones before the last are awaited; on the CPU batch by batch."""
+    """A GPU gets up to TEACHER_ROWS rows, queued before the last result is read; a CPU gets one batch at a time."""
     ensemble = Ensemble(["resnet18"], [teacher], "mean", Precision("fp32", CPU))
     asked = []
+    # only the order and the sizes of the calls matter, and a GPU is missing
     monkeypatch.setattr(ensemble, "answer", lambda group: asked.append([len(one) for one in group]) or group)
     monkeypatch.setattr(teachers, "TEACHER_ROWS", 11)
     batches = [Batch(torch.full((rows, 1), float(n)), None, torch.zeros(rows)) for n, rows in enumerate((5, 5, 5, 2))]
@@ -146,8 +125,8 @@ def test_answers_come_in_order_and_a_gpu_is_given_several_batches(teacher, monke
     assert asked == [[5, 5], [5, 2]]
 
 
-def test_answers_that_are_not_finite(tiny, teacher, tmp_path):
-    """Refused at the first look, and where only a later batch has them; live, after the epoch."""
+def test_labels_that_are_not_finite_are_refused(tiny, teacher, tmp_path):
+    """They are refused in preflight, in a later batch, and after an epoch of a live teacher."""
     state = torch.load(teacher, weights_only=True)
     state["fc.bias"][1] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
@@ -169,7 +148,7 @@ def test_answers_that_are_not_finite(tiny, teacher, tmp_path):
 
 @pytest.mark.gpu
 def test_relabelling_on_cuda(tiny, teacher, tmp_path):
-    """Views replayed on the device, several batches at a time: near to what workers give, not equal."""
+    """Views are replayed on the device, several batches at a time; logits are close to those of workers, not equal."""
     stores = {}
     for loader in ("resident", "workers"):
         words = flags(tiny.train, teacher, tmp_path / loader, "--format", "packed", "--mix-type", "cutmix")
@@ -183,11 +162,14 @@ def test_relabelling_on_cuda(tiny, teacher, tmp_path):
         torch.testing.assert_close(ours.logits, theirs.logits, rtol=0.05, atol=0.05)
     words[words.index(tmp_path / "workers")] = tmp_path / "resident"
     done = run(relabel_FKD, *words, "--loader", "workers")
-    assert (done.code, "replay is on the device" in done.err) == (2, True)  # other bits: not continued
+    assert (done.code, "replay is on the device" in done.err) == (
+        2,
+        True,
+    )  # other bits would differ, so it is not continued
 
 
 def test_crop_scales_are_respected(tiny, teacher, tmp_path):
-    """Crops of at least half the area, at most 0.6 of it (up to rounding to pixels)."""
+    """Crops have at least half and at most 0.6 of the area, up to rounding to pixels."""
     more = ["--min-scale-crops", 0.5, "--max-scale-crops", 0.6]
     assert run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "l", *more, epochs=1)).code == 0
     coords = torch.cat([items[0] for items in written(tmp_path / "l").values()])
@@ -197,7 +179,7 @@ def test_crop_scales_are_respected(tiny, teacher, tmp_path):
 
 
 def test_bad_input(tiny, teacher, tmp_path):
-    """One line that names the flag or the file; nothing is written over."""
+    """One line names the flag or the file, and no file is overwritten."""
     labels = tmp_path / "labels"
     labels.mkdir()
     (labels / "notes.txt").write_text("mine")
@@ -247,9 +229,10 @@ def test_a_teacher_is_asked_until_enough_views_are_of_one_image(tiny):
 
 
 def test_too_little_disk_for_labels(tiny, teacher, tmp_path, monkeypatch):
-    """Noticed before the first view is shown: 3 logits and 21 bytes of view per image and epoch."""
+    """The error comes before the first view; it counts 3 logits and 21 bytes of view per image and epoch."""
     free = [12 * 2 * (3 * 4 + 21)]
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: type("Usage", (), {"free": free[0] - 1}))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free[0] - 1))  # a full disk
     result = run(relabel_FKD, *flags(tiny.train, teacher, tmp_path / "labels"))
     assert result.code == 2
     assert "the labels need" in result.err

@@ -1,4 +1,4 @@
-"""The report: who is averaged with whom, the arithmetic, and what the files say."""
+"""The report averages only runs of one group, and its arithmetic and files are right."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import re
 import warnings
 
 import pytest
-from conftest import run
+from helpers import run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,7 +46,7 @@ def make_run(
     device_name=None,
     **changed,
 ):
-    """Write a run folder as a run leaves it; `changed` are settings, `facts` what it says about its labels."""
+    """Write a run folder as training leaves it; `changed` are settings, `facts` describe its labels."""
     folder = root / name
     folder.mkdir(parents=True)
     args = {"model": model, "stem": "standard", "seed": seed, "epochs": EPOCHS, "loss_type": LOSS[regime]}
@@ -75,9 +75,9 @@ def make_run(
 
 
 def report_on(root, *words):
-    """Make a report of everything below `root`; return (what the command said, report.md, rows of report.csv)."""
+    """Report on everything below `root`; return (result of the command, report.md, rows of report.csv)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # matplotlib's, where something does not fit its figure
+        warnings.simplefilter("error", UserWarning)  # matplotlib warns if something exceeds its figure
         result = run(command, root, "--output", root / "report", *words)
     assert result.code == 0, result.err
     with open(root / "report" / "report.csv") as file:
@@ -86,7 +86,7 @@ def report_on(root, *words):
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """Two students x three regimes x two image sets x three seeds, known figures; one report."""
+    """Report on two students x three regimes x two image sets x three seeds with known figures."""
     root = tmp_path_factory.mktemp("plan")
     base = {"HL": 50.0, "SL": 70.0, "SL+KD": 80.0}
     for model in ("resnet18", "vit_tiny"):
@@ -99,7 +99,7 @@ def plan(tmp_path_factory):
 
 
 def test_groups_mean_deviation_n(plan):
-    """A line per group: 3 seeds each, sample standard deviation."""
+    """Each group of 3 seeds has one line with its sample standard deviation."""
     _, said, _, rows = plan
     assert "36 finished runs in 12 groups, 0 unfinished, 0 damaged, 0 repeated" in said
     assert len(rows) == 12
@@ -109,7 +109,7 @@ def test_groups_mean_deviation_n(plan):
 
 
 def test_evidence_is_paired(plan):
-    """Gains 6, 3, 0 over the seeds: their mean and standard error; recovery only where a full-data figure is."""
+    """Gains of 6, 3 and 0 give their mean and standard error; recovery needs a full-data figure."""
     root = plan[0]
     with open(root / "report" / "evidence.csv") as file:
         rows = {(r["student"], r["regime"]): r for r in csv.DictReader(file)}
@@ -121,8 +121,8 @@ def test_evidence_is_paired(plan):
     assert (rows["vit_tiny", "SL"]["hlr"], rows["vit_tiny", "SL"]["lrs"]) == ("", "")
 
 
-def test_what_the_page_holds(plan):
-    """Every table, the conditions, and figures that are there in both formats, 8 cm wide at 300 dpi."""
+def test_the_page_has_tables_conditions_and_figures(plan):
+    """Figures exist in both formats, 8 cm wide at 300 dpi."""
     root, _, page, _ = plan
     for title in ("Top-1 by group", "Is it the images or the labels?", "Cross-architecture"):
         assert f"## {title}\n" in page
@@ -136,7 +136,7 @@ def test_what_the_page_holds(plan):
 
 
 def test_the_latex_is_well_formed(plan):
-    """Environments nest, every row has as many cells as its tabular has columns, nothing special is left bare."""
+    """Environments nest, every row has as many cells as its tabular has columns, and special characters are escaped."""
     text = (plan[0] / "report" / "report.tex").read_text()
     open_environments = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
@@ -156,7 +156,7 @@ def test_the_latex_is_well_formed(plan):
 
 @given(st.text())
 def test_tex_escapes_everything(text):
-    """No letter that LaTeX would read as a command is left, and all of it is Western."""
+    """No character that LaTeX would interpret is left, and all text is Western."""
     escaped = tex(text)
     bare = re.sub(r"\\[&%$#_{}]|\\text\w+\{2?\}|\$\\\w+\$|\\dots\{\}", "", escaped)
     assert not set(bare) & set("&%$#_{}\\~^")
@@ -175,8 +175,8 @@ def test_tex_escapes_everything(text):
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_what_differs_is_never_averaged(changed, tmp_path):
-    """One group each, and the page names the difference."""
+def test_runs_that_differ_are_never_averaged(changed, tmp_path):
+    """Each run has its own group, and the page names the difference."""
     make_run(tmp_path, "a", 60, seed=0)
     make_run(tmp_path, "b", 70, seed=1, workers=7, side_by_side=2, **changed)
     _, page, rows = report_on(tmp_path)
@@ -263,7 +263,7 @@ APART = {  # name -> settings of two runs whose figures differ
 
 
 def groups_of(root, pair):
-    """The groups of two runs with these settings, seeds 0 and 1."""
+    """Return the groups of two runs with these settings and seeds 0 and 1."""
     for seed, settings in enumerate(pair):
         make_run(root, f"{seed}", 60 + 10 * seed, seed=seed, **settings)
     groups, repeated = group_runs(find_runs([str(root)]).finished)
@@ -273,14 +273,14 @@ def groups_of(root, pair):
 
 @pytest.mark.parametrize("name", SAME)
 def test_flags_without_effect_keep_no_runs_apart(name, tmp_path):
-    """One group, whose mean is that of both."""
+    """The runs are in one group with a common mean."""
     (group,) = groups_of(tmp_path, SAME[name])
     assert (group.last().n, group.last().mean, group.apart) == (2, 65, ())
 
 
 @pytest.mark.parametrize("name", APART)
-def test_flags_with_an_effect_do(name, tmp_path):
-    """Two groups, which tell in what they differ."""
+def test_flags_with_an_effect_keep_runs_apart(name, tmp_path):
+    """The two groups name the flag in which they differ."""
     one, other = groups_of(tmp_path, APART[name])
     assert one.apart != other.apart
     assert name in " ".join(one.apart + other.apart)
@@ -288,7 +288,7 @@ def test_flags_with_an_effect_do(name, tmp_path):
 
 
 def test_validation_sets_are_never_compared(tmp_path):
-    """Neither regimes, nor image sets, nor settings, nor hard labels for the recovery; the tables name both sets."""
+    """No comparison and no recovery mixes validation sets; the tables name both."""
     for folder, digest, gain in (("one", "aaaa11112222", 0), ("two", "bbbb33334444", 20)):
         make_run(tmp_path, f"{folder}/d", 60 + gain, validation=digest, val_dir=f"data/{folder}")
         make_run(tmp_path, f"{folder}/hl", 40 + gain, regime="HL", validation=digest, val_dir=f"data/{folder}")
@@ -310,7 +310,7 @@ def test_validation_sets_are_never_compared(tmp_path):
 
 
 def test_accepted_labels_are_marked(tmp_path):
-    """In a group of their own, and with the sentence under the main table; no gain over right ones is computed."""
+    """They have their own group and a note under the main table, and no gain is computed against right labels."""
     make_run(tmp_path, "a", 60)
     make_run(tmp_path, "b", 50, images="random", labels_accepted="class_3 and class_5 seem to be swapped")
     _, page, rows = report_on(tmp_path)
@@ -321,7 +321,7 @@ def test_accepted_labels_are_marked(tmp_path):
 
 
 def test_two_random_sets_are_not_one(tmp_path):
-    """Neither is taken in silence; either can be named. One that has another name is no baseline."""
+    """Neither is picked silently; either can be named. A folder of another name is no baseline."""
     make_run(tmp_path, "d", 60)
     make_run(tmp_path, "a", 50, images="random", train_dir="a/random")
     make_run(tmp_path, "b", 55, images="other draw", train_dir="b/random")
@@ -341,7 +341,7 @@ def test_two_random_sets_are_not_one(tmp_path):
     ("digest", "says"), [("random", "drawn from data/train with seed 3"), ("x", "by their name alone")]
 )
 def test_a_baseline_is_known_by_its_record(digest, says, tmp_path):
-    """By the digest of the images, which RANDOM.json states; a folder that somebody called random is not."""
+    """RANDOM.json states the digest of the images; a folder that is only named random does not count."""
     make_run(tmp_path, "d", 60)
     make_run(tmp_path, "r", 50, images="random", train_dir=str(tmp_path / "images" / "random"))
     (tmp_path / "images").mkdir()
@@ -352,7 +352,7 @@ def test_a_baseline_is_known_by_its_record(digest, says, tmp_path):
 
 
 def test_versions_keep_runs_apart_unless_ignored(tmp_path):
-    """--ignore takes one setting out of the comparison, and the page says so."""
+    """--ignore drops one setting from the comparison, and the page says so."""
     make_run(tmp_path, "a", 60, seed=0, commit="c0ffee")
     make_run(tmp_path, "b", 70, seed=1, commit="decade", side_by_side=2)
     assert len(report_on(tmp_path)[2]) == 2
@@ -361,13 +361,13 @@ def test_versions_keep_runs_apart_unless_ignored(tmp_path):
     assert "overlooked: git_commit" in page
 
 
-def test_comparisons_name_what_else_differs(tmp_path):
-    """Two image sets trained for different times: compared, and said."""
+def test_comparisons_name_other_differences(tmp_path):
+    """Two image sets that were trained for different times are compared with a note."""
     make_run(tmp_path, "a", 60, images="distilled", adamw_lr=0.001)
     make_run(tmp_path, "b", 50, images="random", adamw_lr=0.002)
     report_on(tmp_path)
     with open(tmp_path / "report" / "comparisons.csv") as file:
-        assert list(csv.DictReader(file)) == []  # two things differ: the settings' names say so instead
+        assert list(csv.DictReader(file)) == []  # two settings differ, so no pair is compared
     make_run(tmp_path, "c", 55, images="random", adamw_lr=0.001)
     report_on(tmp_path)
     with open(tmp_path / "report" / "comparisons.csv") as file:
@@ -384,7 +384,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("file", "content"), [(file, c) for file, contents in DAMAGE.items() for c in contents])
 def test_a_damaged_run_spoils_no_other(file, content, tmp_path):
-    """It is named with a reason; the others are reported."""
+    """The damaged run is named with a reason; the others are reported."""
     make_run(tmp_path, "good", 60)
     (make_run(tmp_path, "bad", 70, seed=1) / file).write_text(content)
     said, page, rows = report_on(tmp_path)
@@ -394,7 +394,7 @@ def test_a_damaged_run_spoils_no_other(file, content, tmp_path):
 
 
 def test_unfinished_and_repeated_runs_are_named(tmp_path):
-    """Neither is in an average."""
+    """No average includes them."""
     make_run(tmp_path, "a", 60)
     make_run(tmp_path, "b", 61)
     (make_run(tmp_path, "c", 62, seed=2) / "summary.json").unlink()
@@ -408,7 +408,7 @@ def test_unfinished_and_repeated_runs_are_named(tmp_path):
 
 
 def test_nothing_finished(tmp_path):
-    """A report that says so."""
+    """The report says that no run has finished."""
     (make_run(tmp_path, "a", 60) / "summary.json").unlink()
     _, page, rows = report_on(tmp_path)
     assert "No run is finished." in page
@@ -416,7 +416,7 @@ def test_nothing_finished(tmp_path):
 
 
 def test_a_real_run(whole_run, tmp_path):
-    """What a run leaves is what a report reads."""
+    """A report reads the folder that a real run leaves."""
     result = run(command, whole_run.path, "--output", tmp_path, "--random", "train")
     assert result.code == 0, result.err
     with open(tmp_path / "report.csv") as file:
@@ -436,21 +436,21 @@ def test_a_real_run(whole_run, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence(words, message, tmp_path):
-    """Exit code 2."""
+    """The exit code is 2."""
     result = run(command, tmp_path / words[0], *words[1:], "--output", tmp_path / "out")
     assert result.code == 2
     assert re.match(rf"error: {message}.*\n$", result.err)
 
 
 def test_full_data():
-    """By student, or for all."""
+    """Full-data figures are given per student, or once for all."""
     assert parse_full_data(["71.3", "resnet50=76"]) == {"": 71.3, "resnet50": 76.0}
     with pytest.raises(InputError):
         parse_full_data(["nan"])
 
 
 def test_the_score_of_the_paper():
-    """Its ends, its middle, and one figure worked out by hand: w 0.5, IOR 4, HLR 30: alpha -0.13."""
+    """The score has the right ends and middle, and one value worked out by hand: w 0.5, IOR 4, HLR 30: alpha -0.13."""
     assert label_robust_score(100, -100) == pytest.approx(100)
     assert label_robust_score(-100, 100) == pytest.approx(0)
     assert label_robust_score(0, 0) == pytest.approx(100 * (1 - 1 / math.e) / (math.e - 1 / math.e))
@@ -470,7 +470,7 @@ def test_better_images_never_score_less(full, distilled, random, weight):
 
 @given(st.dictionaries(st.integers(0, 9), PERCENT), st.dictionaries(st.integers(0, 9), PERCENT))
 def test_pairs_are_of_common_seeds(ours, theirs):
-    """n counts them; the difference is antisymmetric; what both share cancels out."""
+    """n is the number of common seeds; the difference is antisymmetric; shared offsets cancel."""
     there, back = paired(ours, theirs), paired(theirs, ours)
     assert (there is None) == (not ours.keys() & theirs.keys())
     if there and back:
@@ -482,13 +482,13 @@ def test_pairs_are_of_common_seeds(ours, theirs):
 
 
 def test_spread():
-    """Sample standard deviation; none of one value."""
+    """The spread is the sample standard deviation, and None for one value."""
     assert spread([1.0, 3.0]).deviation == pytest.approx(math.sqrt(2))
     assert (spread([5.0]).deviation, spread([5.0]).error) == (None, None)
 
 
 def test_cells():
-    """Sizes, pipes in Markdown, empty cells in CSV."""
+    """Sizes, pipes in Markdown and empty cells in CSV are written right."""
     assert [size(n) for n in (None, 0, 9999, 5.7e9, 2e15)] == ["–", "0 B", "9,999 B", "5,700 MB", "2,000 TB"]
     table = Table("t", ["a", "b"], [["x|y", "1"]])
     assert "| x\\|y | 1 |" in table.markdown()

@@ -1,4 +1,4 @@
-"""Learning-rate factors: values worked out by hand, endpoints, and that they never rise."""
+"""Learning rates and temperatures have the values worked out by hand, the right ends, and never rise."""
 
 import itertools
 import math
@@ -31,14 +31,14 @@ from utils.training.schedules import SCHEDULES, TEMPERATURE_SCHEDULES, lr_factor
         ("prism", 300, 300, 0),
     ],
 )
-def test_values(schedule, epoch, epochs, factor):
-    """The formulas of the docstring at points where they are easy."""
+def test_schedules_have_known_values(schedule, epoch, epochs, factor):
+    """The formulas of the docstring hold at points that are easy to compute."""
     assert lr_factor(schedule, epoch, epochs) == pytest.approx(factor, abs=1e-12)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 def test_smoothing_1_is_the_cosine(epochs):
-    """And a larger s ends higher."""
+    """A larger s ends higher."""
     for epoch in range(epochs):
         assert lr_factor("smoothed", epoch, epochs, 1.0) == pytest.approx(lr_factor("cos", epoch, epochs))
     assert lr_factor("smoothed", epochs, epochs, 3.0) == pytest.approx(0.75)
@@ -46,7 +46,7 @@ def test_smoothing_1_is_the_cosine(epochs):
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 def test_linear_smoothing_1_is_linear(epochs):
-    """And s = 4 ends at three quarters."""
+    """s = 4 ends at three quarters."""
     for epoch in range(epochs):
         assert lr_factor("linear-smoothed", epoch, epochs, 1.0) == lr_factor("linear", epoch, epochs)
     assert lr_factor("linear-smoothed", epochs, epochs, 4.0) == 0.75
@@ -61,8 +61,8 @@ def test_every_schedule_starts_at_one_and_falls(schedule, epochs):
     assert all(a > b > 0 for a, b in itertools.pairwise(factors))
 
 
-def test_an_unknown_schedule():
-    """Not silently something else."""
+def test_an_unknown_schedule_is_refused():
+    """There is no silent default."""
     with pytest.raises(ValueError, match="warmup"):
         lr_factor("warmup", 0, 1)
 
@@ -71,7 +71,7 @@ def test_an_unknown_schedule():
     ("schedule", "epochs", "options", "values"),
     [
         ("constant", 3, {}, [20, 20, 20]),
-        ("step", 3, {"step_size": 1}, [14, 9.8, 6.86]),  # as the reference trainer printed
+        ("step", 3, {"step_size": 1}, [14, 9.8, 6.86]),  # the reference trainer printed these
         ("step", 6, {"step_size": 2, "gamma": 0.3}, [20, 6, 6, 2, 2, 2]),  # 1.8 is below the floor
         ("cosine", 3, {}, [15.5, 6.5, 2]),
         ("cosine", 2, {"low": 4}, [12, 4]),
@@ -81,8 +81,8 @@ def test_an_unknown_schedule():
         ("cosine-reverse", 2, {"low": 4}, [12, 20]),
     ],
 )
-def test_temperatures(schedule, epochs, options, values):
-    """From 20; epochs count from 1."""
+def test_temperature_schedules_have_known_values(schedule, epochs, options, values):
+    """They start from 20, and epochs count from 1."""
     found = [temperature_at(schedule, epoch, epochs, 20.0, **options) for epoch in range(epochs)]
     assert found == pytest.approx(values)
 

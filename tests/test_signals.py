@@ -1,4 +1,4 @@
-"""Stopping by signal: the step finishes, the state is saved mid-epoch, no process stays behind."""
+"""After a signal the step finishes, the state is saved in mid-epoch, and no process stays behind."""
 
 import os
 import signal
@@ -8,32 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run, same_weights
+from helpers import run, same_weights, signal_in_step
 
 import train_FKD_parallel
 from utils.system.signals import StopSignals
-from utils.training.learner import train_step
 from utils.views.resident import ResidentBatches
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def signal_in_step(patch, number, step):
-    """Have the process receive a signal in the middle of its `step`-th optimizer step."""
-    left = [step]
-
-    def signalled(*arguments):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), number)
-        train_step(*arguments)
-
-    patch.setattr("utils.run.objectives.pick_step", lambda *_, **__: signalled)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
-    """One complete run per precision."""
+    """Return a function that makes one complete run per precision."""
     made = {}
 
     def get(precision):
@@ -51,11 +37,11 @@ def uninterrupted(tiny, tmp_path_factory):
         ("fp32", signal.SIGTERM, 5, 2),
         ("fp32", signal.SIGUSR1, 6, 0),  # the last step of an epoch
         ("bf16", signal.SIGTERM, 4, 0),
-        ("bf16", signal.SIGINT, 9, 0),  # the last step of all
+        ("bf16", signal.SIGINT, 9, 0),  # the last step of the run
     ],
 )
 def test_stop_and_resume_within_an_epoch(precision, number, step, workers, uninterrupted, tiny, tmp_path, monkeypatch):
-    """Exit code 128 + signal; resumed, the run ends bit-identical to an uninterrupted one."""
+    """The exit code is 128 + signal; the resumed run is bit-identical to an uninterrupted one."""
     handler = signal.getsignal(number)
     flags = {"precision": precision, "workers": workers, "loader": "workers" if workers else "auto"}
     with pytest.MonkeyPatch.context() as patch:
@@ -75,8 +61,8 @@ def test_stop_and_resume_within_an_epoch(precision, number, step, workers, unint
         assert [row[column] for row in resumed.rows] == [row[column] for row in whole.rows], column
 
 
-def test_a_stop_during_evaluation(uninterrupted, tiny, tmp_path):
-    """No figure comes from a part of the validation set; the evaluation is done again."""
+def test_a_stopped_evaluation_is_repeated(uninterrupted, tiny, tmp_path):
+    """No metric comes from a part of the validation set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.run.run.evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
@@ -89,7 +75,7 @@ def test_a_stop_during_evaluation(uninterrupted, tiny, tmp_path):
 
 
 def start(tiny, output, **changed):
-    """Start a run that would take long, with two workers; return it once it trains."""
+    """Start a long run with two workers; return it as soon as it trains."""
     flags = {"workers": 2, "loader": "workers", "epochs": 3000, "reuse_labels": True, "eval_every": 5000} | changed
     command = [sys.executable, train_FKD_parallel.__file__, *tiny.flags(output, **flags)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -107,7 +93,7 @@ def wait_for(condition, seconds):
 
 
 def descendants(pid):
-    """Pids of the processes below `pid`."""
+    """Return the pids of all processes below `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
         for child in (task / "children").read_text().split():
@@ -116,7 +102,7 @@ def descendants(pid):
 
 
 def alive(pid):
-    """Whether a process exists and is not merely waiting to be reaped."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -139,8 +125,8 @@ def test_no_process_is_left_behind(number, tiny, tmp_path):
 
 
 @LINUX
-def test_a_signal_to_every_process(tiny, tmp_path):
-    """As Slurm and a terminal send it: workers leave it to their parent."""
+def test_a_signal_to_every_process_stops_cleanly(tiny, tmp_path):
+    """Slurm and terminals signal every process; workers leave the reaction to their parent."""
     process = start(tiny, tmp_path / "run")
     for pid in [*descendants(process.pid), process.pid]:
         os.kill(pid, signal.SIGTERM)
@@ -152,7 +138,7 @@ def test_a_signal_to_every_process(tiny, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
-    """One signal is enough where the next batch never comes; what was trained is saved."""
+    """One signal is enough if the next batch never comes; the trained batches are saved."""
     monkeypatch.setattr("utils.system.signals.PATIENCE", 0.2)
     epoch = ResidentBatches.epoch
 
@@ -172,7 +158,7 @@ def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
 
 
 def test_a_slow_batch_is_waited_for(monkeypatch):
-    """A stop in a step, or several processes, which stop together: nothing is cut short."""
+    """Nothing is cut short during a step, or if several processes stop together."""
     monkeypatch.setattr("utils.system.signals.PATIENCE", 0.05)
 
     def slow():
@@ -189,8 +175,8 @@ def test_a_slow_batch_is_waited_for(monkeypatch):
             assert item == "first"
 
 
-def test_two_runs_on_one_folder(tiny, tmp_path):
-    """The second is refused and told who is there; a lock that was left behind is taken over."""
+def test_a_second_run_on_a_folder_is_refused(tiny, tmp_path):
+    """The error names the running process; a lock that was left behind is taken over."""
     output = tmp_path / "run"
     process = start(tiny, output, workers=0)
     try:

@@ -1,4 +1,4 @@
-"""The layers of utils/: a lower wing never imports a higher one, and nothing imports itself."""
+"""A lower layer of utils/ never imports a higher one, and no import is circular."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ MODULES = sorted(path for path in UTILS.rglob("*.py") if path.parent != UTILS)
 
 
 def name_of(path):
-    """`utils/labels/sre2l.py` -> `labels.sre2l`."""
+    """Return the module name: `utils/labels/sre2l.py` -> `labels.sre2l`."""
     return ".".join(path.relative_to(UTILS).with_suffix("").parts)
 
 
@@ -20,7 +20,7 @@ TREES = {name_of(path): ast.parse(path.read_text()) for path in MODULES if path.
 
 
 def imported(tree):
-    """Modules of utils that a module imports anywhere, also inside functions."""
+    """Return the modules of utils that a module imports, also inside functions."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utils"):
@@ -31,20 +31,20 @@ def imported(tree):
     return names & TREES.keys()
 
 
-def test_every_wing_is_known():
-    """A new folder must be given its place."""
+def test_every_folder_has_a_layer():
+    """A new folder must be added to the list of layers."""
     assert {name.split(".")[0] for name in TREES} == set(WINGS)
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_no_module_reaches_up(name):
+def test_no_module_imports_a_higher_layer(name):
     """A lower wing never imports a higher one."""
     height = WINGS.index(name.split(".")[0])
     above = [other for other in imported(TREES[name]) if WINGS.index(other.split(".")[0]) > height]
     assert not above
 
 
-def test_no_circles():
+def test_no_import_cycles():
     """No module is needed for its own import, however long the way."""
     needs = {name: imported(tree) - {name} for name, tree in TREES.items()}
     while free := {name for name, others in needs.items() if not others & needs.keys()}:

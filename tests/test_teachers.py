@@ -1,4 +1,4 @@
-"""Ensembles, resumed relabelling, and naive KD."""
+"""Ensembles are combined and stored, relabelling resumes, and naive KD trains like stored labels."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BATCH, SIDE, make_images, read_run, run, same_weights
+from helpers import BATCH, CPU, LIGHT, ROOT, SIDE, make_images, read_run, relabel_flags, run, same_weights, save_teacher
 
 import relabel_FKD
 import train_FKD_parallel
@@ -22,30 +22,19 @@ from utils.training.models import build_model, build_student
 from utils.training.precision import Precision
 from utils.training.teachers import PRESETS, Ensemble, combine
 
-ROOT = Path(__file__).parents[1]
-FP32 = Precision("fp32", torch.device("cpu"))
-STUDENT = "shufflenet_v2_x0_5"  # small weights: little to write and compare
+FP32 = Precision("fp32", CPU)
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Two small teachers of three classes in files."""
+    """Files of two small teachers of three classes."""
     root = tmp_path_factory.mktemp("teachers")
-    files = []
-    for seed, name in enumerate(("resnet18", "shufflenet_v2_x0_5")):
-        model = build_student(name, 3, seed)
-        with torch.no_grad():
-            for _ in range(3):
-                model(torch.randn(8, 3, SIDE, SIDE))
-        files.append(root / f"{name}.pth")
-        torch.save(model.state_dict(), files[-1])
-    return files
+    return [save_teacher(root / f"{name}.pth", name, seed=seed) for seed, name in enumerate(("resnet18", LIGHT))]
 
 
 def relabel_words(tiny, teachers, target, *more, epochs=2):
-    words = ["--data", tiny.train, "-a", "resnet18", "--checkpoint", teachers[0], "-b", BATCH, "--epochs", epochs]
-    words += ["-j", 0, "--input-size", SIDE, "--mix-type", "cutmix", "--precision", "fp32", "--device", "cpu"]
-    return [str(word) for word in [*words, "--fkd-path", target, *more]]
+    """Return the command line that labels the tiny images with the first teacher, with cutmix."""
+    return relabel_flags(tiny.train, teachers[0], target, "--mix-type", "cutmix", *more, epochs=epochs)
 
 
 def test_mean_of_answers():
@@ -72,23 +61,23 @@ def test_main_weighted_rows_have_the_mean_row_norm(count):
 
 def test_an_ensemble_is_stored_as_combined(tiny, teachers, tmp_path):
     single = []
-    for number, (name, file) in enumerate(zip(("resnet18", "shufflenet_v2_x0_5"), teachers, strict=True)):
+    for number, (name, file) in enumerate(zip(("resnet18", LIGHT), teachers, strict=True)):
         words = relabel_words(tiny, teachers, tmp_path / f"one{number}", epochs=1)
         words[words.index("resnet18")], words[words.index(str(teachers[0]))] = name, str(file)
         assert run(relabel_FKD, *words).code == 0
         single.append(open_labels(tmp_path / f"one{number}").read(0, 0).logits)
-    more = ["-a", "shufflenet_v2_x0_5", "--checkpoint", teachers[1], "--ensemble", "norm-mean"]
+    more = ["-a", LIGHT, "--checkpoint", teachers[1], "--ensemble", "norm-mean"]
     assert run(relabel_FKD, *relabel_words(tiny, teachers, tmp_path / "two", *more, epochs=1)).code == 0
     store = open_labels(tmp_path / "two")
     torch.testing.assert_close(store.read(0, 0).logits, combine(torch.stack(single), "norm-mean"))
     described = store.provenance()["settings"]
-    assert [teacher["arch"] for teacher in described["teachers"]] == ["resnet18", "shufflenet_v2_x0_5"]
+    assert [teacher["arch"] for teacher in described["teachers"]] == ["resnet18", LIGHT]
     assert described["ensemble"] == "norm-mean"
 
 
 def test_an_empty_share_of_a_batch_is_answered_without_the_model(teachers):
     """Some models cannot take 0 images: a reshape to [0, -1, 4, 4] is ambiguous."""
-    ensemble = Ensemble(["resnet18"], [teachers[0]], "mean", Precision("fp32", torch.device("cpu")))
+    ensemble = Ensemble(["resnet18"], [teachers[0]], "mean", FP32)
     ensemble.teachers = [lambda images: images.view(len(images), -1, SIDE, SIDE).mean(dim=(2, 3))]
     assert ensemble(torch.zeros(2, 3, SIDE, SIDE)).shape == (2, 3)
     answers = ensemble(torch.zeros(0, 3, SIDE, SIDE))
@@ -160,8 +149,8 @@ def test_other_arguments_are_refused_with_the_difference(tiny, teachers, tmp_pat
 @pytest.mark.parametrize("views", ["stored", "drawn"])
 def test_naive_kd_and_fkd_train_the_same_student(views, tiny, teachers, tmp_path):
     assert run(relabel_FKD, *relabel_words(tiny, teachers, tmp_path / "labels", "--views", views)).code == 0
-    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2, model=STUDENT)
-    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix", model=STUDENT)
+    stored = tiny.train_run(tmp_path / "fkd", fkd_path=tmp_path / "labels", epochs=2, model=LIGHT)
+    words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=2, mix_type="cutmix", model=LIGHT)
     result = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
     assert result.code == 0, result.err
     live = read_run(tmp_path / "kd")
@@ -188,9 +177,8 @@ def test_smaller_labels_train(tiny, teachers, tmp_path):
     assert run(train_FKD_parallel, *flags).code == 0
 
 
-def test_hard_labels_need_no_teacher(tiny, tmp_path, monkeypatch):
-    """--loss-type ce without weights: nothing is loaded, and there are as many outputs as folders."""
-    monkeypatch.setattr(train_KD_parallel, "Ensemble", None)
+def test_hard_labels_need_no_teacher(tiny, tmp_path, library):
+    """--loss-type ce without weights loads nothing, and there is one output per class folder."""
     flags = tiny.flags(tmp_path / "ce", fkd_path=None, epochs=2, loss_type="ce")
     result = run(train_KD_parallel, *flags)
     assert result.code == 0, result.err
@@ -200,10 +188,11 @@ def test_hard_labels_need_no_teacher(tiny, tmp_path, monkeypatch):
     assert alone.summary["labels"]["bytes"] == 0
     assert run(train_KD_parallel, *flags, "--overwrite", "--dry-run").code == 0
     assert (tmp_path / "ce" / "views.png").exists()
+    assert not library
 
 
-def test_a_teacher_whose_answers_no_loss_uses_changes_nothing(tiny, teachers, tmp_path):
-    """--loss-type ce with --teacher-checkpoint still asks it how many classes there are, and checks the folders."""
+def test_a_teacher_that_no_loss_uses_changes_nothing(tiny, teachers, tmp_path):
+    """--loss-type ce with --teacher-checkpoint still takes its number of classes and checks the folders."""
     flags = {"fkd_path": None, "epochs": 2, "loss_type": "ce"}
     results = [
         run(train_KD_parallel, *tiny.flags(tmp_path / "alone", **flags)),
@@ -216,7 +205,7 @@ def test_a_teacher_whose_answers_no_loss_uses_changes_nothing(tiny, teachers, tm
 
 
 def test_teacher_stem(tiny, tmp_path):
-    """--teacher-stem small: weights of a ResNet with a 3x3 stem fit, and do not without it."""
+    """With --teacher-stem small, weights of a ResNet with a 3x3 stem fit; without it they do not."""
     torch.save(build_student("resnet18", 3, 0, "small").state_dict(), tmp_path / "small.pth")
     words = tiny.flags(tmp_path / "kd", fkd_path=None, dry_run=True)
     words += ["--teacher-checkpoint", str(tmp_path / "small.pth")]
@@ -228,7 +217,7 @@ def test_teacher_stem(tiny, tmp_path):
 
 @pytest.fixture
 def library(monkeypatch):
-    """Pretrained weights without a network: a small model of 3 classes; returns what was asked for."""
+    """Replace pretrained weights by a small model of 3 classes; return the list of requested weights."""
     asked = []
 
     def build(name, weights, *_):
@@ -236,7 +225,7 @@ def library(monkeypatch):
         torch.manual_seed(len(weights))
         return build_model("resnet18", 3)
 
-    monkeypatch.setattr("utils.training.models.build_pretrained", build)
+    monkeypatch.setattr("utils.training.models.build_pretrained", build)  # the real one downloads
     return asked
 
 
@@ -246,8 +235,8 @@ def library_words(tiny, target, *more):
     return words[:place] + words[place + 4 :]  # without -a and --checkpoint
 
 
-def test_the_manifest_says_which_pretrained_weights_answered(tiny, library, tmp_path):
-    """By name, also where that is not given or is DEFAULT; so does the log."""
+def test_the_manifest_names_the_pretrained_weights(tiny, library, tmp_path):
+    """Manifest and log give the full name, also if the flag is missing or DEFAULT."""
     for more, expected in (
         (["-a", "resnet50"], ["IMAGENET1K_V1"]),
         (["-a", "resnet50", "--weights", "DEFAULT"], ["IMAGENET1K_V2"]),
@@ -268,7 +257,7 @@ def test_the_manifest_says_which_pretrained_weights_answered(tiny, library, tmp_
 
 
 def test_weights_for_the_teachers_without_a_file(tiny, teachers, library, tmp_path):
-    """In turn; one too many contradicts a --checkpoint."""
+    """--weights apply in turn; one too many contradicts a --checkpoint."""
     ensemble = ["-a", "resnet18", "-a", "resnet50", "--checkpoint", teachers[0], "--checkpoint", "pretrained"]
     done = run(relabel_FKD, *library_words(tiny, tmp_path / "a", *ensemble, "--weights", "IMAGENET1K_V2"))
     assert done.code == 0, done.err
@@ -285,7 +274,7 @@ def test_weights_for_the_teachers_without_a_file(tiny, teachers, library, tmp_pa
 
 
 def test_a_store_of_other_weights_is_not_continued(tiny, library, tmp_path):
-    """Nor one that does not say which: it was made when the newest were taken."""
+    """A store that does not name its weights was made with the newest ones."""
     words = library_words(tiny, tmp_path / "labels", "-a", "resnet50")
     assert run(relabel_FKD, *words).code == 0
     other = run(relabel_FKD, *words, "--weights", "IMAGENET1K_V2")
@@ -299,7 +288,7 @@ def test_a_store_of_other_weights_is_not_continued(tiny, library, tmp_path):
 
 
 def test_weights_of_a_live_teacher(tiny, teachers, library, tmp_path):
-    """Named in the summary; a resumed run cannot have others."""
+    """The summary names them, and a resumed run cannot have others."""
     words = [*tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1), "--teacher-model", "resnet50"]
     done = run(train_KD_parallel, *words, "--teacher-weights", "DEFAULT")
     assert done.code == 0, done.err
@@ -317,7 +306,7 @@ def test_weights_of_a_live_teacher(tiny, teachers, library, tmp_path):
 
 
 def test_teachers_of_fewer_classes_than_folders(tiny, teachers, tmp_path):
-    """Refused before the first epoch, by both scripts."""
+    """Both scripts refuse them before the first epoch."""
     more = make_images(tmp_path / "more", classes=4)
     words = tiny.flags(tmp_path / "kd", fkd_path=None, train_dir=more, val_dir=more)
     refused = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
@@ -332,7 +321,7 @@ def test_teachers_of_fewer_classes_than_folders(tiny, teachers, tmp_path):
 
 
 def test_teachers_of_different_numbers_of_classes(tmp_path):
-    """Each is named with its own."""
+    """The error names each teacher with its number."""
     for name, classes in (("resnet18", 3), ("alexnet", 4)):
         torch.save(build_student(name, classes, 0).state_dict(), tmp_path / name)
     names = ["resnet18", "alexnet"]
@@ -342,7 +331,7 @@ def test_teachers_of_different_numbers_of_classes(tmp_path):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_transformers_at_32_px(name, tiny, tmp_path):
-    """As students and as teachers."""
+    """They work as students and as teachers."""
     torch.save(build_student(name, 3, 0, input_size=SIDE).state_dict(), tmp_path / "teacher.pth")
     words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1, model=name)
     done = run(train_KD_parallel, *words, "--teacher-model", name, "--teacher-checkpoint", tmp_path / "teacher.pth")
@@ -350,12 +339,12 @@ def test_transformers_at_32_px(name, tiny, tmp_path):
 
 
 def test_models_that_cannot_take_the_size(tiny, tmp_path):
-    """One sentence with both flags, for students and for teachers."""
+    """One sentence names both flags, for students and for teachers."""
     torch.save(build_student("inception_v3", 3, 0).state_dict(), tmp_path / "teacher.pth")
     words = tiny.flags(tmp_path / "kd", fkd_path=None, epochs=1)
-    files = "--teacher-checkpoint", tmp_path / "teacher.pth"
+    teacher = ["--teacher-model", "inception_v3", "--teacher-checkpoint", tmp_path / "teacher.pth"]
     for result, flags in (
-        (run(train_KD_parallel, *words, "--teacher-model", "inception_v3", *files), "--teacher-model inception_v3"),
+        (run(train_KD_parallel, *words, *teacher), "--teacher-model inception_v3"),
         (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "inception_v3"), "--model inception_v3"),
         (run(train_KD_parallel, *words, "--loss-type", "ce", "--model", "maxvit_t"), "--model maxvit_t"),
     ):
@@ -368,7 +357,7 @@ def test_models_that_cannot_take_the_size(tiny, tmp_path):
 
 @pytest.fixture
 def loud(teachers, tmp_path):
-    """A teacher whose first class has logits near 70,000."""
+    """Write a teacher whose first class has logits near 70,000."""
     state = torch.load(teachers[0], weights_only=True)
     state["fc.bias"][0] += 70000
     torch.save(state, tmp_path / "loud.pth")
@@ -380,8 +369,8 @@ def loud(teachers, tmp_path):
     [["--use-fp16"], ["--format", "tar", "--use-fp16"], ["--bits", 16, "--keep-topk", 2], ["--use-fp16", "--dry-run"]],
     ids=lambda more: " ".join(map(str, more)),
 )
-def test_answers_that_half_precision_cannot_hold(more, tiny, loud, tmp_path):
-    """Refused while labelling, before anything is written; whole in 32 bits, and in 8 bits with single ranges."""
+def test_logits_beyond_half_precision_are_refused(more, tiny, loud, tmp_path):
+    """Nothing is written; 32 bits, and 8 bits with ranges in single precision, can hold them."""
     refused = run(relabel_FKD, *relabel_words(tiny, loud, tmp_path / "labels", *more))
     assert refused.code == 2
     assert "is 70000" in refused.err or "is 69999" in refused.err or "is 70001" in refused.err
@@ -394,7 +383,7 @@ def test_answers_that_half_precision_cannot_hold(more, tiny, loud, tmp_path):
 
 
 def test_a_last_batch_of_one_image(tiny, teachers, tmp_path):
-    """Relabelling warns of what training refuses, and names the flag; other batches are not warned of."""
+    """Relabelling warns and names the flag, training refuses; other batch sizes give no warning."""
     words = relabel_words(tiny, teachers, tmp_path / "labels")
     for size, warned in ((11, True), (5, False), (12, False)):
         words[words.index("-b") + 1] = str(size)

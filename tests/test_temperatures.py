@@ -1,12 +1,10 @@
-"""Teacher's and student's temperature: in the loss, in recorded steps, over a run, over ranks."""
+"""Teacher's and student's temperature act in the loss, in captured steps, over a run and over ranks."""
 
 import signal
 
 import pytest
 import torch
-from conftest import read_run, run, same_weights
-from test_graphs import recording  # noqa: F401
-from test_signals import signal_in_step
+from helpers import CPU, read_run, run, same_weights, signal_in_step
 
 import train_FKD_parallel
 from utils.labels.types import TopK
@@ -20,14 +18,13 @@ from utils.training.shared_step import SharedStep
 from utils.training.temperatures import CANDIDATES, Temperatures
 from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 generator = torch.Generator().manual_seed(0)
 OUTPUTS, LOGITS = (3 * torch.randn(6, 7, generator=generator) for _ in range(2))
 TARGETS = torch.tensor([0, 1, 2, 3, 4, 6])
 
 
 def kl_of(outputs, probabilities, temperature):
-    """KL written out, in float64."""
+    """Return KL, written out in float64."""
     q, p = (outputs.double() / temperature).softmax(1), probabilities.double()
     return torch.xlogy(p, p / q).sum(1).mean().item()
 
@@ -35,7 +32,7 @@ def kl_of(outputs, probabilities, temperature):
 @pytest.mark.parametrize("name", ["kl", "dist", "mse_gt", "mae_gt"])
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 7.3])
 def test_a_filled_tensor_is_the_number(name, temperature):
-    """Loss and gradient are bit-equal to those of the plain number."""
+    """A temperature in a tensor gives bit-equal loss and gradient."""
     found = []
     for value in (temperature, torch.zeros(()).fill_(temperature)):
         outputs = OUTPUTS.clone().requires_grad_()
@@ -54,7 +51,7 @@ def test_two_temperatures():
 
 @pytest.mark.parametrize("stored", [None, 3, 5])
 def test_renormalised_mass(stored):
-    """The softmax runs over the 3 kept logits alone, whether the labels or a flag keep them."""
+    """The softmax runs over the 3 kept logits, whether the labels or a flag keep them."""
     values, classes = LOGITS.topk(3, dim=1)
     wanted = torch.zeros(6, 7).scatter(1, classes, (values / 2).softmax(1))
     labels = LOGITS if stored is None else TopK(*LOGITS.topk(stored, dim=1), None)
@@ -65,7 +62,7 @@ def test_renormalised_mass(stored):
 
 @pytest.mark.parametrize("true", [0.03, 0.37, 1.0])
 def test_calibration_finds_the_temperature(true):
-    """A teacher that answers as the student divided by it; rows left over from a larger micro-batch do not count."""
+    """The teacher is the student divided by a temperature; rows of an earlier, larger micro-batch do not count."""
     last = LastMicroBatch(6, 7, CPU)
     temperatures = Temperatures(lambda _: 4.0, "calibrated", False, last, CPU)
     loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
@@ -78,7 +75,7 @@ def test_calibration_finds_the_temperature(true):
 
 
 def test_a_rank_without_rows_has_no_say(monkeypatch):
-    """Of the last micro-batch, which has one row, the second rank has none."""
+    """The last micro-batch has one row, and the second rank has none of it."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
     last = LastMicroBatch(4, 7, CPU)
     loss = build_loss("kl", 4.0, last=last)
@@ -92,8 +89,8 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
     assert last.divergences(CANDIDATES).abs().min() > 0
 
 
-def test_recorded_steps_follow(recording):  # noqa: F811
-    """Replays take the temperatures of their epoch, and leave the last micro-batch behind, as eager steps do."""
+def test_captured_steps_follow_the_temperature(recording):
+    """Replays use their epoch's temperatures and record the last micro-batch, like eager steps."""
     found = []
     for step in (graphs.train_step, graphs.CapturedStep()):
         torch.manual_seed(0)
@@ -129,7 +126,7 @@ def calibrated(tiny, tmp_path_factory):
 
 
 def test_temperatures_are_reported(calibrated):
-    """Of every epoch; the student's starts at 1 and is one of the candidates."""
+    """Every epoch has them; the student's starts at 1 and is one of the candidates."""
     assert [row["teacher_temperature"] for row in calibrated.rows] == [10, 5, 2.5]
     students = [row["student_temperature"] for row in calibrated.rows]
     assert students[0] == 1
@@ -137,7 +134,7 @@ def test_temperatures_are_reported(calibrated):
 
 
 def test_resume_in_the_middle_and_at_the_end_of_an_epoch(calibrated, tiny, tmp_path):
-    """Stopped in the middle of an epoch and after its last batch: the same weights and temperatures."""
+    """The resumed run has the same weights and temperatures."""
     words = tiny.flags(tmp_path / "run", **FLAGS)
     for step in (2, 1, 2):  # after batch 2 of epoch 0, its last one, and batch 2 of epoch 1
         with pytest.MonkeyPatch.context() as patch:

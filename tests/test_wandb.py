@@ -1,4 +1,4 @@
-"""Weights & Biases: which mode a run gets, that it never asks, and that a key ends up in no file."""
+"""Weights & Biases: the mode follows the flags, it never asks for input, and the key ends up in no file."""
 
 import http.server
 import json
@@ -9,19 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import read_run, run
+from helpers import ROOT, read_run, run
 
 import train_FKD_parallel
 from utils.run.student import Student
 from utils.run.tracker import REACH_SECONDS, NoTracker, RunMetadata, reachable, start_tracker, wandb_mode
 from utils.system.errors import InputError
 
-ROOT = Path(__file__).parents[1]
 PLACE = RunMetadata("run", "group", "train")
 KEY = "5ec2e7" + "0123456789abcdef" * 2 + "f0"  # 40 hexadecimal digits, as W&B's are
 
@@ -39,32 +37,29 @@ KEY = "5ec2e7" + "0123456789abcdef" * 2 + "f0"  # 40 hexadecimal digits, as W&B'
         (None, "disabled", None, "disabled"),
     ],
 )
-def test_modes(project, mode, key, resolved):
-    """As the flags say; auto looks for a project, then for a key."""
+def test_the_mode_follows_flags_and_key(project, mode, key, resolved):
+    """auto needs a project, and a key to be online."""
     assert wandb_mode(project, mode, key) == resolved
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_mode_needs_a_project(mode):
-    """Or the run has nowhere to go."""
+    """Without a project the run has no destination."""
     with pytest.raises(InputError, match=f"--wandb-mode {mode} .*--wandb-project"):
         wandb_mode(None, mode, KEY)
 
 
-def test_offline_is_announced_in_one_line(caplog, monkeypatch):
-    """Only where a key was looked for and not found."""
-    monkeypatch.setattr("utils.system.log.log.handlers", [caplog.handler])
-    monkeypatch.setattr("utils.system.log.log.propagate", False)
-    caplog.set_level("INFO", logger="validator")
+def test_offline_is_announced_in_one_line(program_log):
+    """The line appears only if a key was looked for and not found."""
     wandb_mode("p", "offline", None)
-    assert not caplog.records
+    assert not program_log.records
     wandb_mode("p", "auto", None)
-    assert [record.message.count("\n") for record in caplog.records] == [0]
-    assert "offline" in caplog.text
+    assert [record.message.count("\n") for record in program_log.records] == [0]
+    assert "offline" in program_log.text
 
 
 def test_a_key_in_the_environment_or_in_netrc(monkeypatch, tmp_path):
-    """auto is online with either; an entry for another host is none."""
+    """auto is online with either; an entry for another host does not count."""
     netrc = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(netrc))
     netrc.write_text(f"machine example.org login user password {KEY}\n")
@@ -78,7 +73,7 @@ def test_a_key_in_the_environment_or_in_netrc(monkeypatch, tmp_path):
 
 
 def test_disabled_does_not_import_wandb(monkeypatch):
-    """The package is needed only where it is used; then its absence is one sentence."""
+    """The package is needed only if W&B is used; then its absence gives one sentence."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert isinstance(start_tracker(None, "auto", None, ".", {}, PLACE), NoTracker)
     with pytest.raises(InputError, match="--wandb-project needs the wandb package"):
@@ -108,7 +103,7 @@ def read_records(path):
 
 
 def items_of(messages):
-    """The items of history, summary or config records as one dict; values are JSON, keys may be ways into dicts."""
+    """Return the items of history, summary or config records as one dict; values are JSON, keys may be nested."""
     items = {}
     for message in messages:
         for item in getattr(message, "update", None) or message.item:
@@ -122,7 +117,7 @@ def items_of(messages):
 
 @pytest.fixture(scope="module")
 def offline(tiny, tmp_path_factory):
-    """A run as a process, its key on the command line, and a report on it; both offline."""
+    """Make an offline run in a process, with its key on the command line, and an offline report on it."""
     pytest.importorskip("wandb")
     place = tmp_path_factory.mktemp("offline")
     shared = {"wandb_project": "p", "wandb_mode": "offline", "wandb_api_key": KEY}
@@ -143,7 +138,7 @@ def offline(tiny, tmp_path_factory):
 
 
 def test_an_offline_run_writes_no_key_and_asks_nothing(offline):
-    """The key is searched for in every file that the run and the report leave."""
+    """The test searches every file of the run and the report for the key."""
     place, ends = offline
     files = [path for path in place.rglob("*") if path.is_file()]
     assert len(files) > 20
@@ -151,8 +146,8 @@ def test_an_offline_run_writes_no_key_and_asks_nothing(offline):
     assert all(KEY not in end.stdout + end.stderr for end in ends)
 
 
-def test_what_a_run_logged_is_read_back(offline):
-    """Group, job type, tags, settings, every epoch's figures, the headline, the labels, the curves."""
+def test_the_log_of_a_run_is_read_back(offline):
+    """Group, job type, tags, settings, metrics of every epoch, headline, labels and curves are there."""
     place, _ = offline
     (file,) = (place / "run").glob("wandb/offline-run-*/run-*.wandb")
     records, ours = list(read_records(file)), read_run(place / "run")
@@ -179,8 +174,8 @@ def test_what_a_run_logged_is_read_back(offline):
     assert (file.parent / "files" / figures["curves"]["path"]).read_bytes() == (ours.path / "curves.png").read_bytes()
 
 
-def test_what_a_report_logged_is_read_back(offline):
-    """Its tables and its figures."""
+def test_the_log_of_a_report_is_read_back(offline):
+    """Its tables and figures are there."""
     place, _ = offline
     (file,) = (place / "report").glob("wandb/offline-run-*/run-*.wandb")
     records = list(read_records(file))
@@ -195,7 +190,7 @@ def test_what_a_report_logged_is_read_back(offline):
 
 
 def test_our_reader_agrees_with_that_of_wandb(offline):
-    """Old versions have one in Python; in newer ones it is part of a program."""
+    """Old versions of wandb have a reader in Python; in newer ones it is part of a binary."""
     datastore = pytest.importorskip("wandb.sdk.internal.datastore")
     for file in offline[0].glob("*/wandb/offline-run-*/run-*.wandb"):
         store = datastore.DataStore()
@@ -206,18 +201,15 @@ def test_our_reader_agrees_with_that_of_wandb(offline):
         assert len(theirs) == len(list(read_records(file))) > 5
 
 
-def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, caplog):
-    """Refused at once, or silent for ever: the run is logged offline, soon, and says so; any answer is enough."""
-    monkeypatch.setattr("utils.system.log.log.handlers", [caplog.handler])
-    monkeypatch.setattr("utils.system.log.log.propagate", False)
-    caplog.set_level("INFO", logger="validator")
+def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, program_log):
+    """If the server refuses or never answers, the run soon goes offline and says so; any answer is enough."""
     modes = []
 
     class Tracker:
         def __init__(self, project, mode, *rest):
             modes.append(mode)
 
-    monkeypatch.setattr("utils.run.tracker.WandbTracker", Tracker)
+    monkeypatch.setattr("utils.run.tracker.WandbTracker", Tracker)  # the real one needs a W&B server
 
     def start(url):
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -229,9 +221,9 @@ def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, caplog):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert not reachable(url, seconds=0.1)
         assert start(url) < REACH_SECONDS + 1
-    assert start(url) < REACH_SECONDS + 1  # now nobody listens
+    assert start(url) < REACH_SECONDS + 1  # the port is closed now
     assert modes == ["offline", "offline"]
-    assert caplog.text.count("does not answer, so this run is logged offline") == 2
+    assert program_log.text.count("does not answer, so this run is logged offline") == 2
 
     handler = type("NotFound", (http.server.BaseHTTPRequestHandler,), {"log_message": lambda *_: None})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as here:
@@ -243,7 +235,7 @@ def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("failing", ["log", "finish"])
 def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny, tmp_path, monkeypatch):
-    """A stand-in for the package, whose errors carry the key."""
+    """A stand-in for the package raises errors that contain the key."""
     called = []
 
     class Run:
@@ -261,7 +253,7 @@ def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny
             if failing == "finish":
                 raise TimeoutError(KEY)
 
-    monkeypatch.setattr("utils.run.tracker.reachable", lambda url: True)
+    monkeypatch.setattr("utils.run.tracker.reachable", lambda url: True)  # no test uses the network
     package = SimpleNamespace(init=lambda **_: Run(), Settings=lambda **_: None, Image=str)
     monkeypatch.setitem(sys.modules, "wandb", package)
     flags = tiny.flags(tmp_path / "run", wandb_project="p", wandb_mode="online", wandb_api_key=KEY)
@@ -276,7 +268,7 @@ def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny
 
 
 def test_a_piece_without_wandb_keeps_the_id_of_the_pieces_before(tiny, tmp_path, monkeypatch):
-    """So that a later piece goes on with the same W&B run."""
+    """A later piece can then continue the same W&B run."""
     ids = []
 
     class Run:

@@ -1,4 +1,4 @@
-"""Wrong input: one line on stderr that names the flag or the file, exit code 2, no traceback."""
+"""Wrong input gives one line on stderr that names the flag or the file, exit code 2, and no traceback."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_images, make_labels, run
+from helpers import make_images, make_labels, run
 from PIL import Image
 
 import train_FKD_parallel
@@ -142,8 +142,8 @@ def assert_one_line(code, err, words):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_wrong_input(name, tiny, tmp_path):
-    """Each case: changed flags, and what the line must say."""
+def test_wrong_input_gives_one_line(name, tiny, tmp_path):
+    """Each case changes flags and lists words of the line."""
     case = CASES[name]
     changed, words = case(tmp_path, tiny) if callable(case) else case
     started = time.monotonic()
@@ -151,19 +151,19 @@ def test_wrong_input(name, tiny, tmp_path):
     assert time.monotonic() - started < 10
     assert_one_line(result.code, result.err, words)
     assert not (tmp_path / "ran").exists()
-    if "image" not in name:  # found at once, before anything was made
+    if "image" not in name:  # found before any folder is made
         assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda(tiny, tmp_path):
+def test_a_missing_cuda_device_is_named(tiny, tmp_path):
     """--device cuda where there is none."""
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", device="cuda"))
     assert_one_line(result.code, result.err, ["--device cuda"])
 
 
 @pytest.mark.parametrize("content", ["nothing", "files only"])
-def test_an_empty_folder(content, tiny, tmp_path):
+def test_a_folder_without_class_folders_is_named(content, tiny, tmp_path):
     """A folder without class folders."""
     (tmp_path / "train").mkdir()
     if content == "files only":
@@ -175,7 +175,7 @@ def test_an_empty_folder(content, tiny, tmp_path):
 
 
 def test_as_a_real_command(tiny, tmp_path):
-    """The process itself: exit code, stderr, no traceback."""
+    """A process has the same exit code and stderr, and prints no traceback."""
     script = Path(train_FKD_parallel.__file__)
     command = [sys.executable, str(script), *tiny.flags(tmp_path / "run", batch_size=7)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Images, labels and validation sets that do not belong together are refused by name; the right ones pass."""
+"""Images, labels and validation sets that do not belong together are refused by name; right ones pass."""
 
 import itertools
 import json
@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, IMAGE_SIZE, LIGHT, PER_CLASS, SIDE, Tiny, make_images, run
+from helpers import (
+    BATCH,
+    CLASSES,
+    EPOCHS,
+    IMAGE_SIZE,
+    LIGHT,
+    PER_CLASS,
+    SIDE,
+    Tiny,
+    make_images,
+    relabel_flags,
+    run,
+    save_teacher,
+)
 from PIL import Image
 
 import relabel_FKD
@@ -20,7 +33,6 @@ from utils.labels.packed_manifest import make_manifest, read_manifest
 from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.training.models import build_student
 from utils.views.folders import open_folder
 from utils.views.identity import identify
 
@@ -28,7 +40,7 @@ IMAGES = CLASSES * PER_CLASS
 
 
 def answered(epoch, batch, views, targets):
-    """The labels of one batch of `DrawnViews`, by a teacher that is right about every image."""
+    """Return the labels of one batch of `DrawnViews` by a teacher that is right about every image."""
     drawn = views.read(epoch, batch)
     logits = torch.randn(len(drawn), CLASSES, generator=torch.Generator().manual_seed(100 * epoch + batch))
     logits += 6 * torch.nn.functional.one_hot(targets[drawn.index], CLASSES)
@@ -36,7 +48,7 @@ def answered(epoch, batch, views, targets):
 
 
 def write_labels(folder, train, form="packed", knows=True, epochs=EPOCHS):
-    """Write labels of an image folder; `knows`: with the digests of its images and its class folders."""
+    """Write labels of an image folder; `knows`: with the digests of its images and the names of its class folders."""
     images = open_folder(train, "--data")
     views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, "none", 0.8, 1.0), len(images.samples), BATCH)
     digests = identify(images.samples, 1) if knows else None
@@ -57,7 +69,7 @@ def write_labels(folder, train, form="packed", knows=True, epochs=EPOCHS):
 
 @pytest.fixture(params=["packed", "tar"])
 def pair(request, tmp_path):
-    """A set and labels that know its images, in either format."""
+    """Make an image set and labels that know its images, in either format."""
     train, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     return Tiny(train, val, write_labels(tmp_path / "labels", train, request.param))
 
@@ -68,20 +80,20 @@ def train(pair, tmp_path, *more, script=train_FKD_parallel, **changed):
 
 
 def other_images(folder):
-    """Every image is another one, under the same name."""
+    """Replace every image by another one under the same name."""
     shutil.rmtree(folder)
     make_images(folder, seed=7)
 
 
 def noise(folder):
-    """Uniform noise of the same sizes."""
+    """Replace every image by uniform noise of the same size."""
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         pixels = np.random.default_rng(1000 + number).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
 
 
 def shuffled_in_class(folder):
-    """Files of a class have exchanged their names."""
+    """Shuffle the file names within a class."""
     paths = sorted(folder.glob("class_1/*.png"))
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
@@ -89,34 +101,34 @@ def shuffled_in_class(folder):
 
 
 def swapped_folders(folder):
-    """Two class folders have exchanged their names."""
+    """Swap the names of two class folders."""
     for old, new in (("class_0", "x"), ("class_2", "class_0"), ("x", "class_2")):
         (folder / old).rename(folder / new)
 
 
 def other_sizes(folder):
-    """The same pictures, resized."""
+    """Resize the images."""
     for path in folder.rglob("*.png"):
         Image.open(path).resize((20, 20)).save(path)
 
 
 def moved_boundary(folder):
-    """One image less in the first class, one more in the last: every number is off by one."""
+    """Move an image from the first class to the last one, so that every number is off by one."""
     (folder / "class_0" / "0.png").rename(folder / "class_2" / "9.png")
 
 
 def one_more(folder):
-    """An image that nobody labelled."""
+    """Add an image without labels."""
     Image.new("RGB", IMAGE_SIZE[::-1]).save(folder / "class_0" / "00.png")
 
 
 def one_less(folder):
-    """An image is lost."""
+    """Remove an image."""
     (folder / "class_1" / "2.png").unlink()
 
 
 def one_replaced(folder):
-    """One of twelve."""
+    """Replace one image of twelve."""
     Image.new("RGB", IMAGE_SIZE[::-1]).save(folder / "class_2" / "3.png")
 
 
@@ -136,7 +148,7 @@ WRONG = [
 @pytest.mark.parametrize(("change", "found"), WRONG, ids=[change.__name__ for change, _ in WRONG])
 @pytest.mark.parametrize("mode", ["--dry-run", "--no-progress"])
 def test_other_images_are_refused(change, found, mode, pair, tmp_path):
-    """Before the first step, and in a dry run, with what has happened to them."""
+    """A dry run and a run name the difference before the first step."""
     change(pair.train)
     done = train(pair, tmp_path, mode)
     assert done.code == 2
@@ -146,26 +158,26 @@ def test_other_images_are_refused(change, found, mode, pair, tmp_path):
 
 
 def rewritten(folder):
-    """Other bytes, the same pixels."""
+    """Write the same pixels with other bytes."""
     for path in folder.rglob("*.png"):
         Image.open(path).save(path, compress_level=1)
 
 
 def renamed_files(folder):
-    """Other names in the same order."""
+    """Rename the files and keep their order."""
     for path in folder.rglob("*.png"):
         path.rename(path.with_name(f"image-{path.name}"))
 
 
 def renamed_folders(folder):
-    """Other class names in the same order."""
+    """Rename the class folders and keep their order."""
     for path in folder.glob("class_*"):
         path.rename(path.with_name(path.name.replace("class", "kind")))
 
 
 @pytest.mark.parametrize("change", [rewritten, renamed_files, renamed_folders])
 def test_the_same_images_pass(change, pair, tmp_path):
-    """Neither the bytes of a file nor its name make an image another one."""
+    """Neither the bytes nor the name of a file matter."""
     change(pair.train)
     done = train(pair, tmp_path, epochs=1)
     assert done.code == 0, done.err
@@ -176,7 +188,7 @@ def test_the_same_images_pass(change, pair, tmp_path):
 
 
 def test_a_dry_run_compares_a_sample_and_verify_labels_all(tmp_path, monkeypatch):
-    """Of 100 images a dry run compares three here; one that is not among them is found by --verify-labels."""
+    """The dry run compares three of 100 images here; --verify-labels finds a wrong one that is not among them."""
     images, val = make_images(tmp_path / "train", per_class=34), make_images(tmp_path / "val", seed=1)
     pair = Tiny(images, val, write_labels(tmp_path / "labels", images))
     monkeypatch.setattr("utils.run.preflight.PROBES", 3)
@@ -191,7 +203,7 @@ def test_a_dry_run_compares_a_sample_and_verify_labels_all(tmp_path, monkeypatch
 
 
 def test_verify_labels_compares_images_of_tar_labels(tmp_path):
-    """They have no digests of their own files, but they know their images."""
+    """Tar labels have no digests of their own files, but of their images."""
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", seed=1)
     pair = Tiny(images, val, write_labels(tmp_path / "labels", images, "tar"))
     assert train(pair, tmp_path, "--verify-labels", "--dry-run").code == 0
@@ -202,13 +214,13 @@ def test_verify_labels_compares_images_of_tar_labels(tmp_path):
 
 
 def words_for_classes(folder):
-    """Validation folders of other names, in another order."""
+    """Rename the validation folders to words that sort in another order."""
     for old, new in (("class_0", "zero"), ("class_1", "one"), ("class_2", "two")):
         (folder / old).rename(folder / new)
 
 
 def test_validation_folders_of_other_names(pair, tmp_path):
-    """Refused by name; with a map the figure is that of the right classes; `sorted` would pair zero with class_2."""
+    """They are refused; with a map the classes are right; `sorted` would pair zero with class_2."""
     right = train(pair, tmp_path)
     assert right.code == 0, right.err
     figures = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].split(",")[7:9]
@@ -228,7 +240,7 @@ def test_validation_folders_of_other_names(pair, tmp_path):
 
 
 def test_a_validation_set_of_more_classes(pair, tmp_path):
-    """Only the classes that are trained are evaluated, and the log says so."""
+    """Only the trained classes are evaluated, and the log says so."""
     alone = train(pair, tmp_path, epochs=1)
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     shutil.copytree(pair.val / "class_0", pair.val / "another")
@@ -242,7 +254,7 @@ def test_a_validation_set_of_more_classes(pair, tmp_path):
 
 
 def test_class_order_says_which_class_a_folder_is(tmp_path):
-    """Labels of strangers whose classes are in another order: refused classes are named in a file."""
+    """The labels' classes are in another order: they are refused until a file names them."""
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     pair = Tiny(images, val, write_labels(tmp_path / "labels", images, "tar", knows=False))
     order = tmp_path / "order.txt"
@@ -253,7 +265,7 @@ def test_class_order_says_which_class_a_folder_is(tmp_path):
 
 @pytest.mark.parametrize("kind", ["same", "linked", "copied"])
 def test_training_images_in_the_validation_set(kind, pair, tmp_path):
-    """The same folder, links to its files, or copies of them."""
+    """The validation set is the same folder, links to its files, or copies of them."""
     val = pair.train
     if kind == "linked":
         val = tmp_path / "linked"
@@ -269,7 +281,7 @@ def test_training_images_in_the_validation_set(kind, pair, tmp_path):
 
 
 def test_a_validation_set_copied_in_part(tmp_path):
-    """Nine classes of two images and one of one are told; classes of all sizes are as they are."""
+    """Nine classes of two images and one of one are reported; classes of all sizes pass."""
     train, val = make_images(tmp_path / "train", 10, 2), make_images(tmp_path / "val", 10, 2, seed=1)
 
     def said():
@@ -287,7 +299,7 @@ def test_a_validation_set_copied_in_part(tmp_path):
 
 @pytest.mark.parametrize(("change", "found"), WRONG[:4], ids=[change.__name__ for change, _ in WRONG[:4]])
 def test_resuming_on_other_images_is_refused(change, found, tmp_path):
-    """Labels of strangers know no images, but the run does."""
+    """Labels of other projects do not know their images, but the run does."""
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     pair = Tiny(images, val, write_labels(tmp_path / "labels", images, "tar", knows=False))
     assert train(pair, tmp_path, epochs=2).code == 0
@@ -301,7 +313,7 @@ def test_resuming_on_other_images_is_refused(change, found, tmp_path):
 
 
 def test_naive_kd_knows_its_images_too(tmp_path):
-    """The same for hard labels, without any label files."""
+    """Hard labels without label files behave the same."""
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     words = ["--train-dir", images, "--val-dir", val, "--loss-type", "ce", "--batch-size", 6, "--model", LIGHT]
     words += ["--input-size", SIDE, "--device", "cpu", "-j", 0, "--output-dir", tmp_path / "run", "--epochs", 2]
@@ -315,14 +327,14 @@ def test_naive_kd_knows_its_images_too(tmp_path):
 
 
 def test_resuming_on_other_validation_images_is_refused(pair, tmp_path):
-    """Their names and sizes are the same; their content is compared when it is evaluated."""
+    """Names and sizes are the same; the content is compared during evaluation."""
     for path in pair.val.rglob("*.png"):  # stored without compression, so that every file has the same size
         Image.open(path).save(path.with_suffix(".ppm"))
         path.unlink()
     assert train(pair, tmp_path, epochs=2).code == 0
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=False)
     assert checkpoint["progress"]["validation"]
-    # a run that is to go on for one more epoch, as if it had been stopped after the first evaluation
+    # pretend that the run was stopped after the first evaluation
     checkpoint["progress"]["epoch"] = 1
     checkpoint["progress"]["history"] = checkpoint["progress"]["history"][:1]
     torch.save(checkpoint, tmp_path / "run" / "checkpoint.pth.tar")
@@ -330,28 +342,20 @@ def test_resuming_on_other_validation_images_is_refused(pair, tmp_path):
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     assert train(pair, tmp_path, "--resume", epochs=2).code == 2
-    second.write_bytes(a)  # two images of one class have exchanged their places: the same set
+    second.write_bytes(a)  # two images of one class are swapped, which gives the same set
     assert train(pair, tmp_path, "--resume", epochs=2).code == 0
-
-
-def teacher(folder, classes=CLASSES):
-    """Weights of an untrained teacher."""
-    file = folder / f"teacher{classes}.pth"
-    torch.save(build_student(LIGHT, classes, 0).state_dict(), file)
-    return file
 
 
 def relabel(images, labels, weights, *more, epochs=2):
     """Write labels of `epochs` epochs."""
-    words = ["--data", images, "--fkd-path", labels, "-a", LIGHT, "--checkpoint", weights, "-b", BATCH]
-    words += ["--epochs", epochs, "--input-size", SIDE, "-j", 0, "--device", "cpu", "--precision", "fp32", *more]
-    return run(relabel_FKD, *words, "--accept-labels")
+    words = relabel_flags(images, weights, labels, *more, "--accept-labels", arch=LIGHT, epochs=epochs)
+    return run(relabel_FKD, *words)
 
 
 @pytest.mark.parametrize(("change", "found"), WRONG, ids=[change.__name__ for change, _ in WRONG])
 def test_relabelling_is_not_continued_on_other_images(change, found, tmp_path):
-    """A store of two image sets is never made."""
-    images, weights = make_images(tmp_path / "train"), teacher(tmp_path)
+    """One store never holds labels of two image sets."""
+    images, weights = make_images(tmp_path / "train"), save_teacher(tmp_path / "teacher.pth")
     assert relabel(images, tmp_path / "labels", weights).code == 0
     (tmp_path / "labels" / "epoch_0001.safetensors").unlink()
     manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
@@ -369,11 +373,11 @@ NETTE = "n01440764 n02102040 n02979186".split()
 
 
 def test_a_thousand_classes_on_three_folders_of_imagenet(tmp_path):
-    """The folders are tench, springer and cassette player: classes 0, 217 and 482 of the teacher and of the student."""
+    """The folders are classes 0, 217 and 482 of the teacher and of the student: tench, springer, cassette player."""
     images, val = make_images(tmp_path / "train"), make_images(tmp_path / "val", per_class=2, seed=1)
     for folder, number in itertools.product((images, val), range(CLASSES)):
         (folder / f"class_{number}").rename(folder / NETTE[number])
-    done = relabel(images, tmp_path / "labels", teacher(tmp_path, 1000))
+    done = relabel(images, tmp_path / "labels", save_teacher(tmp_path / "teacher.pth", classes=1000))
     assert done.code == 0, done.err
     assert "3 folders are numbered by ImageNet's list of classes" in done.out
     classes = read_manifest(tmp_path / "labels")["settings"]["classes"]
@@ -387,7 +391,7 @@ def test_a_thousand_classes_on_three_folders_of_imagenet(tmp_path):
 
 
 def test_a_checkpoint_of_the_release_before_is_continued(pair, tmp_path):
-    """It has digests of names and of the first label file, and no digests of images."""
+    """It has digests of names and of the first label file, but none of images."""
     from utils.labels.opening import open_labels
     from utils.labels.packed_manifest import digest_of_names
 

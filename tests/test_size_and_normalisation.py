@@ -1,10 +1,10 @@
-"""--input-size, --mean, --std and --val-resize: stated by the labels, or by nobody twice."""
+"""--input-size, --mean, --std and --val-resize follow the labels; contradictions are refused."""
 
 import json
 
 import pytest
 import torch
-from conftest import BATCH, EPOCHS, SIDE, Tiny, make_images, make_labels, run
+from helpers import EPOCHS, LIGHT, SIDE, Tiny, make_images, make_labels, relabel_flags, run, save_teacher
 from PIL import Image
 
 import relabel_FKD
@@ -19,10 +19,10 @@ GREY = "0.5 0.5 0.5".split()
 
 @pytest.fixture(params=["packed", "tar", "unpacked", "packed again"])
 def packed(request, tiny, tmp_path):
-    """Labels of 32 px, normalised by 0.5, without boxes: made here in either format, or turned into the other."""
-    words = ["--data", tiny.train, "--fkd-path", tmp_path / "packed", "-b", BATCH, "--epochs", EPOCHS, "-j", 0]
-    words += ["--input-size", SIDE, "--device", "cpu", "--precision", "fp32", "--mean", *GREY, "--std", *GREY]
-    words += ["-a", "shufflenet_v2_x0_5", "--checkpoint", teacher(tmp_path), "--mix-type", "mixup"]
+    """Write labels of 32 px, normalised by 0.5, without boxes, in one of the formats or converted to the other."""
+    teacher = save_teacher(tmp_path / "teacher.pth")
+    more = ["--mean", *GREY, "--std", *GREY, "--mix-type", "mixup"]
+    words = relabel_flags(tiny.train, teacher, tmp_path / "packed", *more, arch=LIGHT, epochs=EPOCHS)
     first = "tar" if request.param in ("tar", "packed again") else "packed"
     done = run(relabel_FKD, *words, "--format", first)
     assert done.code == 0, done.err
@@ -34,16 +34,8 @@ def packed(request, tiny, tmp_path):
     return Tiny(tiny.train, tiny.val, labels)
 
 
-def teacher(folder):
-    """Weights of an untrained teacher of three classes."""
-    from utils.training.models import build_student
-
-    torch.save(build_student("shufflenet_v2_x0_5", 3, 0).state_dict(), folder / "teacher.pth")
-    return folder / "teacher.pth"
-
-
 def test_packed_labels_state_size_and_normalisation(packed, tmp_path):
-    """None of the flags is needed, and the run has the values of relabelling."""
+    """No flag is needed: the run has the values of relabelling."""
     words = packed.flags(tmp_path / "run", input_size=None, epochs=1)
     done = run(train_FKD_parallel, *words)
     assert done.code == 0, done.err
@@ -57,7 +49,7 @@ def test_packed_labels_state_size_and_normalisation(packed, tmp_path):
     [("--input-size", ["224"], "32"), ("--mean", ["0.4", "0.5", "0.5"], "0.5 0.5 0.5")],
 )
 def test_a_contradiction_is_refused(packed, tmp_path, flag, values, stated):
-    """Both values are named."""
+    """The error names both values."""
     done = run(train_FKD_parallel, *packed.flags(tmp_path / "run", input_size=None), flag, *values)
     assert done.code == 2
     assert f"{flag} {' '.join(values)} contradicts the labels" in done.err
@@ -65,7 +57,7 @@ def test_a_contradiction_is_refused(packed, tmp_path, flag, values, stated):
 
 
 def test_boxes_say_the_size_of_tar_labels(tiny, tmp_path):
-    """Nine batches are enough to take their size, and the log says where it comes from."""
+    """Nine batches are enough to infer the size, and the log names the source."""
     done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", input_size=None, epochs=1))
     assert done.code == 0, done.err
     assert f"views of {SIDE} px, to which their cutmix boxes reach" in done.out
@@ -73,7 +65,7 @@ def test_boxes_say_the_size_of_tar_labels(tiny, tmp_path):
 
 
 def test_many_boxes_contradict_a_larger_size(tiny, tmp_path):
-    """Of 32 boxes one reaches the edge, but for a chance of 0.46 to the 32nd."""
+    """One of 32 boxes reaches the edge, except with probability 0.46 to the power of 32."""
     labels = make_labels(tmp_path / "many", epochs=11)
     done = run(train_FKD_parallel, *Tiny(tiny.train, tiny.val, labels).flags(tmp_path / "run", input_size=64))
     assert done.code == 2
@@ -81,7 +73,7 @@ def test_many_boxes_contradict_a_larger_size(tiny, tmp_path):
 
 
 def test_labels_without_boxes_leave_the_usual_values(tiny, tmp_path):
-    """Nothing is stated, so nothing is contradicted."""
+    """Nothing is stated, so nothing contradicts the flags."""
     labels = make_labels(tmp_path / "none", mix_type="none")
     args = Tiny(tiny.train, tiny.val, labels).train_run(tmp_path / "run", input_size=None, epochs=1).summary["args"]
     assert args["input_size"] == 224
@@ -90,12 +82,12 @@ def test_labels_without_boxes_leave_the_usual_values(tiny, tmp_path):
 
 @pytest.mark.parametrize(("size", "resize"), [(32, 32), (64, 64), (127, 127), (128, 146), (224, 256), (288, 329)])
 def test_small_validation_images_are_not_magnified(size, resize):
-    """256/224 from 128 px on."""
+    """The ratio 256/224 applies from 128 px on."""
     assert usual_resize(size) == resize
 
 
 def test_validation_images_of_the_right_size_come_as_they_are(tmp_path):
-    """At 32 px a validation image of 32 px is the student's input to the bit; magnified by 36 it is not."""
+    """A 32 px validation image reaches the student bit by bit; resized to 36 px it does not."""
     folder = make_images(tmp_path / "val", classes=1, per_class=1, size=(32, 32))
     path = str(folder / "class_0" / "0.png")
     image, target, _ = CentreCrops([(path, 0)], 32, usual_resize(32))[0]
@@ -106,7 +98,7 @@ def test_validation_images_of_the_right_size_come_as_they_are(tmp_path):
 
 
 def test_val_resize_is_in_the_summary_and_must_not_change(tiny, tmp_path):
-    """It changes the figure."""
+    """It changes the validation metrics."""
     summary = tiny.train_run(tmp_path / "run", epochs=1, val_resize=40).summary
     assert summary["args"]["val_resize"] == 40
     done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1, val_resize=36), "--resume")
@@ -115,14 +107,14 @@ def test_val_resize_is_in_the_summary_and_must_not_change(tiny, tmp_path):
 
 
 def test_val_resize_below_the_crop_is_refused(tiny, tmp_path):
-    """Black edges are no validation images."""
+    """The crop would have black edges."""
     done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", val_resize=16))
     assert done.code == 2
     assert "--val-resize 16 is less than --input-size 32" in done.err
 
 
 def test_the_digest_of_validation_images_is_taken_once(tmp_path):
-    """It names images and classes, in any order and at any size, and costs no pass of its own."""
+    """It covers images and classes, in any order and at any size, and needs no extra pass."""
     folder = make_images(tmp_path / "val", classes=2, per_class=3)
     samples = [(str(path), int(path.parent.name[-1])) for path in sorted(folder.rglob("*.png"))]
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_MEAN, "cpu")

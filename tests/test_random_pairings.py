@@ -1,6 +1,6 @@
-"""Random sets of images and folders that do not belong to their labels, and others that do: none is mistaken.
+"""Random image sets and folders that do not belong to their labels are refused, and those that do are accepted.
 
-The other half, what teachers' answers tell, is `test_random_pairings` in test_agreement.py.
+test_agreement.py has the same test for wrong orders that only the teacher's logits show.
 """
 
 from collections import Counter
@@ -17,13 +17,13 @@ WORDS = "zero one two three four five six seven eight nine ten eleven twelve thi
 
 
 def random_images(rng, count):
-    """Digests of `count` different images."""
+    """Return the digests of `count` different images."""
     pixels, files = torch.from_numpy(rng.integers(0, 256, (2, count, 8), dtype=np.uint8))
     return ImageDigests(pixels, files)
 
 
 def draw_wrong_images(rng):
-    """A set and another that was put in its place; returns (kind, before, after)."""
+    """Draw a set and another one in its place; return (kind, before, after)."""
     classes, per_class = int(rng.integers(2, 20)), int(rng.integers(2, 10))
     images = classes * per_class
     before = random_images(rng, images)
@@ -38,7 +38,7 @@ def draw_wrong_images(rng):
     elif kind == "two folders swapped":
         a, b = rng.choice(classes, 2, replace=False)
         by_class[[a, b]] = by_class[[b, a]]
-    elif kind in ("other sizes", "another set"):  # no pixel is as before
+    elif kind in ("other sizes", "another set"):  # every pixel changes
         after = random_images(rng, images)
     elif kind == "one replaced":
         place = int(rng.integers(images))
@@ -55,7 +55,7 @@ def draw_wrong_images(rng):
 
 
 def draw_right_images(rng):
-    """A set, and the same images in files that were written anew, decoded otherwise, or renamed."""
+    """Draw a set and the same images, rewritten, decoded otherwise or renamed."""
     before = random_images(rng, int(rng.integers(1, 200)))
     kind = ("the same", "rewritten", "decoded by another library", "some of each")[rng.integers(4)]
     pixels, files = before.pixels.clone(), before.files.clone()
@@ -71,7 +71,7 @@ def draw_right_images(rng):
 
 
 def draw_folders(rng):
-    """Training and validation folders; returns (kind, training, validation, pairs that are right or None)."""
+    """Draw training and validation folders; return (kind, training, validation, right pairs or None)."""
     count = int(rng.integers(2, 16))
     names = [str(name) for name in rng.choice(WORDS, count, replace=False)]
     numbered = [f"digit_{number}" for number in range(count)]
@@ -97,8 +97,8 @@ def draw_folders(rng):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_images(part):
-    """50 wrong sets, all told; 50 right ones, none told."""
+def test_random_image_sets_are_judged_right(part):
+    """All of 50 wrong sets are found, and none of 50 right ones is refused."""
     rng = np.random.default_rng(part)
     counts = Counter()
     for _ in range(50):
@@ -112,8 +112,8 @@ def test_images(part):
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_folders(part):
-    """100 pairs of folders: right names give the right pairs, others are refused."""
+def test_random_folders_are_judged_right(part):
+    """In 100 pairs of folders right names give the right pairs, and others are refused."""
     rng = np.random.default_rng(part)
     for _ in range(100):
         kind, train, val, right = draw_folders(rng)

@@ -1,10 +1,12 @@
-"""The recorded step equals the eager one. Without CUDA, recording is replaced by calling again."""
+"""A captured training step equals the eager one. Without CUDA, replays are eager calls."""
 
 import copy
 import warnings
 
 import pytest
 import torch
+from helpers import CPU
+from small_network import batches_on, small_model
 from torch import nn
 
 from utils.training import graphs
@@ -13,28 +15,12 @@ from utils.training.learner import Learner, train_step
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
-from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def small_model():
-    torch.manual_seed(0)
-    first = nn.Conv2d(3, 8, 3, bias=False)  # a bias would have rounding for a gradient, which AdamW enlarges
-    return nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6))
-
-
-def batches_on(device, sizes=(8, 8, 8, 3)):
-    generator = torch.Generator().manual_seed(1)
-    for size in sizes:
-        images = torch.randn(size, 3, 8, 8, generator=generator)
-        logits = torch.randn(size, 6, generator=generator)
-        yield Batch(images.to(device), logits.to(device), torch.arange(size, device=device) % 6)
-
-
 def train(step, device, sgd, model=None, epochs=3):
-    """Train a few epochs at falling rates; return (weights, metrics of each epoch, optimizer)."""
+    """Train a few epochs at falling learning rates; return (weights, metrics of each epoch, optimizer)."""
     precision = Precision("fp32", device)
     model = (model or small_model()).to(device)
     optimizer = build_optimizer(model, sgd, 0.05, 0.01, momentum=0.9)
@@ -59,30 +45,9 @@ def assert_equal_training(step, device, sgd, **tolerance):
     assert not any(group.get("capturable") for group in recorded[2].param_groups)
 
 
-@pytest.fixture
-def recording(monkeypatch):
-    """Stand-in for the function that needs CUDA; lists the replays."""
-    if not build_optimizer(torch.nn.Linear(1, 1), False, 0.1, 0).defaults["fused"]:
-        pytest.skip("this PyTorch's AdamW can be recorded on CUDA alone")
-    replayed = []
-
-    def record(step, _device, restore):
-        def replay():
-            replayed.append(True)
-            step()
-
-        for _ in range(graphs.WARM_UP_STEPS):
-            step()
-        restore()
-        return replay
-
-    monkeypatch.setattr(graphs, "capture_graph", record)
-    return replayed
-
-
 @pytest.mark.parametrize("sgd", [True, False])
-def test_fed_step_equals_eager_step(recording, sgd):
-    """Warm-up leaves no trace, batches and rates arrive in the fixed tensors, the short batch is eager."""
+def test_captured_step_equals_eager_step(recording, sgd):
+    """Warm-up changes nothing, batches and rates reach the fixed tensors, and the short last batch runs eagerly."""
     step = graphs.CapturedStep()
     assert_equal_training(step, CPU, sgd, rtol=1e-5, atol=1e-6)
     assert len(recording) == 9  # three full batches in each of three epochs
@@ -104,20 +69,18 @@ def test_resumed_optimizer_state_survives_recording(recording):
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, caplog):
+def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, program_log):
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "capture_graph", refuse)
-    graphs.log.propagate = True
-    caplog.set_level("INFO", logger="validator")
     assert_equal_training(graphs.CapturedStep(), CPU, False, rtol=1e-5, atol=1e-6)
-    assert "eager" in caplog.text
-    assert "not permitted" in caplog.text
+    assert "eager" in program_log.text
+    assert "not permitted" in program_log.text
 
 
-def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypatch):
-    """PyTorch's warning about a capturable optimizer that is not captured; another one still comes through."""
+def test_the_warm_up_hides_one_expected_warning(recording, recwarn, monkeypatch):
+    """PyTorch's warning about a capturable optimizer that is not captured is hidden; other warnings are shown."""
     real = graphs.train_step
 
     def step(*arguments):
@@ -133,13 +96,13 @@ def test_the_warm_up_warns_of_nothing_that_is_meant(recording, recwarn, monkeypa
 
 
 def test_a_larger_batch_is_recorded_anew(recording):
-    """Where the first one was short, as when a run is resumed at the end of an epoch, the others still are recorded."""
+    """If the first batch was short, as after a resume near the end of an epoch, the step is captured again."""
     step = graphs.CapturedStep()
     model = small_model()
     optimizer = build_optimizer(model, False, 0.05, 0.01)
     learner = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), Precision("fp32", CPU), 4, step)
     train_one_epoch([learner], batches_on(CPU, (3, 8, 8, 3, 8)))
-    assert len(recording) == 4  # all but the second short one
+    assert len(recording) == 4  # all batches except the second short one
     assert learner.sums.samples == 30
     assert step.rows == 8
     model = small_model()
@@ -148,17 +111,15 @@ def test_a_larger_batch_is_recorded_anew(recording):
     assert learner.sums.result().loss == pytest.approx(eager.sums.result().loss, rel=1e-5)
 
 
-def test_an_optimizer_that_waits_is_not_recorded(recording, caplog):
-    """One that is not fused reads its rate on the host, which would break off the recording."""
-    graphs.log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+def test_an_optimizer_that_waits_is_not_recorded(recording, program_log):
+    """An optimizer that is not fused reads its rate on the host, which would break the capture."""
     model, step = small_model(), graphs.CapturedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)
     train_one_epoch([learner], batches_on(CPU))
     assert step.failed
     assert not recording
-    assert "eager" in caplog.text
+    assert "eager" in program_log.text
 
 
 def test_no_graph_on_the_cpu():
@@ -171,7 +132,7 @@ def test_no_graph_on_the_cpu():
 def test_graph_equals_eager_on_cuda(sgd):
     step = graphs.CapturedStep()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a user should not see how it is recorded
+        warnings.simplefilter("error")  # the user sees no warning of the capture
         assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
     assert step.replay is not None
     assert not step.failed
@@ -198,7 +159,7 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
     step, before = graphs.CapturedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
-    assert torch.cuda.current_stream() == before  # others upload and replay on it
+    assert torch.cuda.current_stream() == before  # uploads and replays use this stream
     step = graphs.CapturedStep()
     train(step, torch.device("cuda"), False)
     assert not step.failed

@@ -1,4 +1,4 @@
-"""What can go wrong besides the input: full disks, divergence, labels of another class order, slow checks."""
+"""Faults besides wrong flags are explained: full disks, divergence, another class order, too few file descriptors."""
 
 import errno
 import multiprocessing
@@ -12,9 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import SIDE, make_images, make_labels, read_run, run
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, run, save_teacher, signal_in_step
 from PIL import Image
-from test_signals import signal_in_step
 from torch.utils.data import DataLoader
 
 import train_FKD_parallel
@@ -36,7 +35,7 @@ from utils.views.workers import guarded, start_worker
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 24 MB, where mounting one is allowed."""
+    """Mount a file system of 24 MB, or skip the test if mounting is not allowed."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
@@ -46,8 +45,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk(small_disk, tiny, tmp_path):
-    """One line; the previous checkpoint loads, and the run continues from it elsewhere."""
+def test_a_full_disk_keeps_the_checkpoint(small_disk, tiny, tmp_path):
+    """The error is one line; the previous checkpoint loads, and the run resumes from it."""
     output = small_disk / "run"
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, signal.SIGTERM, 4)
@@ -68,13 +67,13 @@ def test_a_full_disk(small_disk, tiny, tmp_path):
 
 
 def fill(place, leave):
-    """Leave so many bytes free."""
+    """Fill the disk up to the last `leave` bytes."""
     with open(place / "filler", "wb") as file:
         file.write(bytes(max(0, shutil.disk_usage(place).free - leave)))
 
 
 def test_a_failed_write_leaves_the_old_file(small_disk):
-    """Text, torch.save and safetensors."""
+    """The old file survives a failed write of text, torch.save and safetensors."""
     from safetensors.torch import save_file
 
     write_text(small_disk / "file", "old")
@@ -90,33 +89,33 @@ def test_a_failed_write_leaves_the_old_file(small_disk):
 
 
 def test_errors_of_another_kind_are_not_called_full_disks(tmp_path):
-    """They pass through."""
+    """Other errors are raised unchanged."""
     with pytest.raises(RuntimeError, match="a bug"), atomic_file(tmp_path / "file"):
         raise RuntimeError("a bug")
     assert not list(tmp_path.iterdir())
 
 
 def test_too_little_disk_is_noticed_before_training(tiny, tmp_path, monkeypatch):
-    """In preflight, with both figures."""
+    """Preflight names both figures."""
     usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "deep" / "run"))
     assert result.code == 2
     assert "1 MB of disk are free, and checkpoints need " in result.err
     assert not (tmp_path / "deep").exists()
 
 
-def test_little_disk_for_little(tmp_path, monkeypatch):
-    """Neither figure is rounded to nothing."""
+def test_small_sizes_are_not_rounded_to_zero(tmp_path, monkeypatch):
+    """Both figures stay readable if they are small."""
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr("utils.run.preflight.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)  # a full disk
     with pytest.raises(InputError, match=r"labels: 0 B of disk are free, and the labels need 12\.3 kB; free some"):
         preflight.check_disk(tmp_path / "labels", 12_345, "the labels need")
 
 
 @pytest.mark.parametrize("batch", [0, 4])
-def test_divergence(batch, tiny, tmp_path, monkeypatch):
-    """Epoch, batch, label file and likely cause in one line; the last good checkpoint is kept."""
+def test_divergence_is_explained(batch, tiny, tmp_path, monkeypatch):
+    """One line names epoch, batch, label file and likely cause; the last good checkpoint is kept."""
     labels = make_labels(tmp_path / "labels", dtype=torch.float32)
     epoch, number = divmod(batch, 3)
     path = labels / f"epoch_{epoch}" / f"batch_{number}.tar"
@@ -137,8 +136,8 @@ def test_divergence(batch, tiny, tmp_path, monkeypatch):
         assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
-def test_weights_that_overflow_in_the_last_step(tiny, tmp_path):
-    """The loss of every batch is finite, the weights are not: nothing is saved."""
+def test_weights_that_overflow_in_the_last_step_are_not_saved(tiny, tmp_path):
+    """The loss of every batch is finite, but the weights are not."""
     result = run(
         train_FKD_parallel, *tiny.flags(tmp_path / "run", sgd=True, learning_rate=3e38, epochs=1, batch_size=5)
     )
@@ -148,7 +147,7 @@ def test_weights_that_overflow_in_the_last_step(tiny, tmp_path):
 
 
 def answered(tiny, folder, order):
-    """Labels whose teacher is right about class folders in `order`."""
+    """Write labels of a teacher that is right about class folders in `order`."""
     labels = shutil.copytree(tiny.labels, folder)
     targets = torch.tensor(open_folder(tiny.train, "--train-dir").targets)
     for path in labels.glob("*/*.tar"):
@@ -160,7 +159,7 @@ def answered(tiny, folder, order):
 
 
 def test_the_right_class_order_is_not_warned_about(tiny, tmp_path):
-    """All answers are the folders' classes."""
+    """All labels agree with the folders' classes."""
     labels = answered(tiny, tmp_path / "labels", [0, 1, 2])
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=labels, dry_run=True))
     assert result.code == 0
@@ -169,7 +168,7 @@ def test_the_right_class_order_is_not_warned_about(tiny, tmp_path):
 
 
 def test_shuffled_class_folders_are_refused(tiny, tmp_path):
-    """Before training, with the classes named; --class-order puts them right, --accept-labels goes on with a mark."""
+    """The error names the classes before training; --class-order corrects them, --accept-labels marks the run."""
     labels = answered(tiny, tmp_path / "labels", [1, 2, 0])
     flags = tiny.flags(tmp_path / "run", fkd_path=labels, epochs=1)
     result = run(train_FKD_parallel, *flags)
@@ -193,7 +192,7 @@ def test_shuffled_class_folders_are_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize("names", [["class_0", "class_1", "class_2"], ["class_2", "class_1", "class_0"]])
 def test_packed_labels_know_their_class_folders(names, tiny, tmp_path):
-    """Refused where the manifest was made for other folders or another order, until the order is stated."""
+    """Folders of other names or in another order are refused until the order is stated."""
     store = open_labels(tiny.labels)
     settings = {"class_names": digest_of_names(names)}
     shape = store.num_images, store.num_classes, store.batch_size, store.epochs, store.mix_type, True
@@ -209,9 +208,8 @@ def test_packed_labels_know_their_class_folders(names, tiny, tmp_path):
 
 
 def test_views_of_a_live_teacher(tiny, tmp_path):
-    """naive KD: the same picture, with answers that exist nowhere yet."""
-    torch.save(build_model("shufflenet_v2_x0_5", 3).state_dict(), tmp_path / "teacher.pth")
-    teacher = {"teacher_model": "shufflenet_v2_x0_5", "teacher_checkpoint": tmp_path / "teacher.pth"}
+    """A dry run of naive KD draws the same picture, with labels that the teacher computes on the fly."""
+    teacher = {"teacher_model": LIGHT, "teacher_checkpoint": save_teacher(tmp_path / "teacher.pth")}
     flags = tiny.flags(tmp_path / "run", fkd_path=None, dry_run=True, mix_type="mixup", **teacher)
     result = run(train_KD_parallel, *flags)
     assert result.code == 0, result.err
@@ -220,7 +218,7 @@ def test_views_of_a_live_teacher(tiny, tmp_path):
 
 
 def test_checks_of_a_full_label_set_are_fast(tmp_path):
-    """300 epochs of 200 batch files: one listing per epoch, a few files read."""
+    """For 300 epochs of 200 batch files, preflight lists each epoch once and reads a few files."""
     small = make_labels(tmp_path / "small", epochs=1, batch_size=2, images=400)
     labels = tmp_path / "labels"
     shutil.copytree(small / "epoch_0", labels / "epoch_0")
@@ -239,7 +237,7 @@ def test_checks_of_a_full_label_set_are_fast(tmp_path):
 
 
 def test_a_micro_batch_of_one_is_noticed(tiny, tmp_path):
-    """BatchNorm cannot train on one value per channel: said before training, whichever batch it is."""
+    """BatchNorm cannot train on one value per channel; preflight says so, whichever batch it is."""
     train = make_images(tmp_path / "train", per_class=2, classes=3)
     labels = make_labels(tmp_path / "labels", images=6)
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", train_dir=train, fkd_path=labels))
@@ -249,7 +247,7 @@ def test_a_micro_batch_of_one_is_noticed(tiny, tmp_path):
 
 
 def test_preflight_changes_nothing(tiny):
-    """Neither the random state nor the student."""
+    """Neither the random state nor the student changes."""
     model = build_model("mobilenet_v2", 3)  # has dropout
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -262,7 +260,7 @@ def test_preflight_changes_nothing(tiny):
 
 
 def test_other_images_and_labels_are_refused_on_resume(tiny, tmp_path):
-    """Also where no flag changed: the folder's images, or the labels in it."""
+    """The flags are the same, but the images or the labels in the folder have changed."""
     train, labels = shutil.copytree(tiny.train, tmp_path / "train"), shutil.copytree(tiny.labels, tmp_path / "labels")
     flags = {"train_dir": train, "fkd_path": labels}
     tiny.train_run(tmp_path / "run", epochs=1, **flags)
@@ -283,28 +281,28 @@ def test_other_images_and_labels_are_refused_on_resume(tiny, tmp_path):
 
 @pytest.mark.parametrize("words", [["--wandb-api-key", "K"], ["--wandb-api-key=K"]])
 def test_a_key_is_taken_off_the_command_line(words):
-    """Both ways of writing it."""
+    """Both spellings of the flag are handled."""
     assert take_key(["-u", "script.py", *words, "--epochs", "3"]) == ("K", ["-u", "script.py", "--epochs", "3"])
     assert take_key(["script.py", "--epochs", "3"]) == (None, ["script.py", "--epochs", "3"])
 
 
 def test_a_key_after_a_mistyped_flag_is_not_printed(tiny, tmp_path):
-    """The error names the flag alone."""
+    """The error names only the flag."""
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"), "--wandb-api-kye", "5ec2e7" * 7)
     assert "--wandb-api-kye" in result.err
     assert "5ec2e7" not in result.err
 
 
-def test_what_a_dry_run_draws(tiny, tmp_path):
-    """One picture and nothing else."""
+def test_a_dry_run_writes_one_picture(tiny, tmp_path):
+    """Nothing else is written."""
     assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True)).code == 0
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["views.png"]
     assert "views.png" not in RUN_FILES
 
 
-@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "utils.run.preflight.copy.deepcopy"])
-def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
-    """One sentence with PyTorch's figure and what helps, wherever it happens; `scripts/runs.py` looks for its words."""
+@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "copy.deepcopy"])
+def test_a_gpu_out_of_memory_is_explained(place, tiny, tmp_path, monkeypatch):
+    """One sentence gives PyTorch's figure and the remedies; `scripts/runs.py` searches for its words."""
 
     def fill(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
@@ -319,8 +317,8 @@ def test_a_gpu_that_is_out_of_memory(place, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("limit", "workers"), [(28, 2), (34, 2), (20, 0)])
-def test_few_file_descriptors(limit, workers, tiny, tmp_path):
-    """Soon one sentence that names the limit, or a run that gets by; never a hang or a traceback."""
+def test_few_file_descriptors_are_explained(limit, workers, tiny, tmp_path):
+    """The run succeeds, or one sentence names the limit; it never hangs and prints no traceback."""
     loader = "workers" if workers else "resident"
     flags = tiny.flags(tmp_path / "run", loader=loader, workers=workers, epochs=1)
     done = subprocess.run(
@@ -339,8 +337,8 @@ def test_few_file_descriptors(limit, workers, tiny, tmp_path):
     ("error", "words"),
     [(OSError(errno.EMFILE, "Too many open files"), "ulimit -n"), (RuntimeError("no space"), "/dev/shm")],
 )
-def test_a_worker_that_cannot_send(error, words):
-    """Its threads drop what they cannot send, for which the parent would wait for ever: it ends, and says why."""
+def test_a_worker_that_cannot_send_ends(error, words):
+    """The queue's thread drops items that it cannot send; the parent would hang, so the worker ends with a reason."""
 
     class Unsendable:
         def __reduce__(self):
@@ -354,7 +352,7 @@ def test_a_worker_that_cannot_send(error, words):
 
 
 def test_the_cause_of_few_descriptors_is_named(tiny, tmp_path, monkeypatch):
-    """An image is not to be replaced since it could not be opened."""
+    """The error does not ask to replace an image that could not be opened for lack of descriptors."""
     message = f"a.png cannot be decoded ([Errno 24] {os.strerror(errno.EMFILE)}); replace the image"
     monkeypatch.setattr("utils.run.preflight.check_images", lambda _: (_ for _ in ()).throw(InputError(message)))
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
@@ -363,7 +361,7 @@ def test_the_cause_of_few_descriptors_is_named(tiny, tmp_path, monkeypatch):
 
 
 def test_workers_end_with_the_script(capsys):
-    """Also those whose loader is still referred to: Python would ask them to end, and they would wait for 30 s."""
+    """Workers end although their loader is still referenced; otherwise Python waits for them for 30 s."""
     loader = DataLoader(torch.arange(8), num_workers=2, worker_init_fn=start_worker)
     kept = []
 

@@ -1,4 +1,4 @@
-"""`python -m utils.labels verify --images … --arch …`: right labels fit in every form, faults of others are named."""
+"""`python -m utils.labels verify --images … --arch …`: right labels fit in every form, faults are named."""
 
 import contextlib
 import copy
@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Result, run
+from helpers import Result, relabel_flags, run
 from PIL import Image
 from torch import nn
 
@@ -39,7 +39,7 @@ CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def draw_images(per_class, seed):
-    """Images with a hue and a direction of stripes by class, and much that is each one's own: uint8 [C, n, H, W, 3]."""
+    """Draw images with a hue and a stripe direction per class, and individual detail: uint8 [C, n, H, W, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     images = np.zeros((CLASSES, per_class, HEIGHT, WIDTH, 3), np.uint8)
@@ -64,7 +64,7 @@ def write_images(folder, images, name="new{}"):
 
 
 def network(seed):
-    """A small classifier with batch normalisation."""
+    """Return a small classifier with batch normalisation."""
     torch.manual_seed(seed)
     layers, channels = [], 3
     for width in (16, 32):
@@ -92,7 +92,7 @@ def train(seed, images):
 
 
 def normalised(views, mean, std):
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S]."""
+    """Normalise uint8 [B, S, S, 3] to float32 [B, 3, S, S]."""
     return ((views.float() / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
 
 
@@ -115,13 +115,13 @@ class Setting:
         return model.eval()
 
     def views(self, size=SIDE, mix="cutmix", epochs=2, seed=42):
-        """Views of `epochs` epochs, without answers: lists of `BatchLabels`."""
+        """Return views of `epochs` epochs without labels: lists of batches."""
         drawn = DrawnViews(ViewPolicy(seed, size, 0.2, 1.0, mix, 0.8, 1.0), len(self.samples), BATCH)
         batches = [[drawn.read(epoch, batch) for batch in range(drawn.batches_per_epoch)] for epoch in range(epochs)]
         return [[one.labelled(None, [(HEIGHT, WIDTH)] * len(one)) for one in epoch] for epoch in batches]
 
     def labels(self, size=SIDE, mix="cutmix", epochs=2, seed=42, **how):
-        """Answered views: lists of `BatchLabels`; `how` as for `answered`."""
+        """Return labelled views: lists of `BatchLabels`; `how` as for `answered`."""
         return [[self.answered(one, size, **how) for one in epoch] for epoch in self.views(size, mix, epochs, seed)]
 
     @torch.no_grad()
@@ -196,25 +196,25 @@ def verify(*words):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """Images and teachers, read-only for all tests."""
+    """Make images and teachers; no test may write to them."""
     return Setting(tmp_path_factory.mktemp("verify"))
 
 
 @pytest.fixture(autouse=True)
 def _small_teacher(monkeypatch):
-    """`--arch cnn` is the small network of this file."""
+    """Make `--arch cnn` the small network of this file."""
 
     def build(name, checkpoint, *_, **__):
         model = network(0)
         model.load_state_dict(torch.load(checkpoint, weights_only=True))
         return model.eval().requires_grad_(False)
 
-    monkeypatch.setattr(teachers, "build_teacher", build)
-    monkeypatch.setattr(label_hypotheses, "SIZES", (32, 48, 64))  # larger ones take their time
+    monkeypatch.setattr(teachers, "build_teacher", build)  # a network that these tests can train in seconds
+    monkeypatch.setattr(label_hypotheses, "SIZES", (32, 48, 64))  # larger ones are slow
 
 
 def fits(result):
-    """The labels are the teacher's: return the sentence."""
+    """Assert that the labels fit the teacher; return the sentence."""
     assert result.code == 0, result.err
     assert result.out.startswith("these labels are this teacher's answers to these images"), result.out
     assert result.out.count("\n") == 1
@@ -222,7 +222,7 @@ def fits(result):
 
 
 def refused(result, *words):
-    """They are not, for the reason that holds `words`."""
+    """Assert that the labels are refused with a reason that contains `words`."""
     assert result.code == 2, result.out
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
@@ -231,16 +231,16 @@ def refused(result, *words):
 
 
 @pytest.mark.parametrize("codec", [Codec(32), Codec(16), Codec(8), Codec(4), Codec(16, 3), Codec(4, 4)], ids=str)
-def test_packed(codec, setting, tmp_path):
-    """Right labels of any number of bits, all classes or the largest."""
+def test_packed_labels_fit(codec, setting, tmp_path):
+    """Right labels fit with any number of bits, with all classes or the largest."""
     said = fits(setting.verify(setting.packed(tmp_path / "labels", setting.labels(), codec)))
     assert "largest difference" in said
     assert "rounding" not in said
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
-def test_tar(mix, setting, tmp_path):
-    """Files with an index, and without, whose order is that of --fkd-seed."""
+def test_tar_labels_fit(mix, setting, tmp_path):
+    """Right labels fit with an index, and without one in the order of --fkd-seed."""
     batches = setting.labels(mix=mix)
     for items in (7, 6):
         writer = TarWriter(tmp_path / str(items), torch.float16, with_index=items == 7)
@@ -249,16 +249,16 @@ def test_tar(mix, setting, tmp_path):
         fits(setting.verify(tmp_path / str(items)))
 
 
-def test_size_of_strangers(setting, tmp_path):
-    """Tar labels do not state a size; their cutmix boxes reach to it."""
+def test_the_size_of_tar_labels_follows_from_boxes(setting, tmp_path):
+    """Tar labels do not state a size, but their cutmix boxes reach its edge."""
     writer = TarWriter(tmp_path / "labels", torch.float16)
     for epoch, one in enumerate(setting.labels(epochs=4)):
         writer.write(epoch, one)
     fits(setting.verify(tmp_path / "labels", size=None))
 
 
-def test_other_projects(setting, tmp_path):
-    """Flat folders, all logits or the largest; probabilities, and the temperature named if it is another."""
+def test_labels_of_other_projects_fit(setting, tmp_path):
+    """Flat folders with all or the largest logits fit; so do probabilities, and another temperature is named."""
     flat, top = FlatWriter(tmp_path / "lpld"), FlatWriter(tmp_path / "lpqld")
     hald, hot = HaldWriter(tmp_path / "hald"), HaldWriter(tmp_path / "hot")
     for epoch, batches in enumerate(setting.labels()):
@@ -276,20 +276,20 @@ def test_other_projects(setting, tmp_path):
 
 
 @pytest.mark.parametrize("how", [{"bf16": True}, {"antialias": False}], ids=str)
-def test_made_in_another_way(how, setting, tmp_path):
-    """Other arithmetic, another resize: they are the teacher's all the same."""
+def test_other_arithmetic_and_resize_fit(how, setting, tmp_path):
+    """Labels made with other arithmetic or another resize still belong to the teacher."""
     fits(setting.verify(setting.packed(tmp_path / "labels", setting.labels(**how))))
 
 
-def test_train_mode(setting, tmp_path):
-    """BSSL: the teacher's, given in train mode on halves of the batch."""
+def test_a_teacher_in_train_mode_fits(setting, tmp_path):
+    """BSSL runs its teacher in train mode on halves of the batch."""
     said = fits(setting.verify(setting.packed(tmp_path / "labels", setting.labels(halves=True))))
     assert "in train mode, on halves of each batch (BSSL of FADRM and CV-DD): largest difference 0.0" in said
 
 
 @pytest.mark.parametrize("codec", [Codec(16), Codec(4, 4)], ids=str)
-def test_another_teacher_or_other_images(codec, setting, tmp_path):
-    """A teacher of the same task, as good as this one; other images of the same classes; noise."""
+def test_another_teacher_or_other_images_are_refused(codec, setting, tmp_path):
+    """Another teacher of the same quality, other images of the same classes, and noise are refused."""
     labels = setting.packed(tmp_path / "labels", setting.labels(), codec)
     nothing = "no other image order, class order, input size or normalisation"
     refused(setting.verify(labels, seed=2), nothing)
@@ -299,8 +299,8 @@ def test_another_teacher_or_other_images(codec, setting, tmp_path):
     refused(setting.verify(labels, images=write_images(tmp_path / "noise", noise)), nothing)
 
 
-def test_shuffled_images(setting, tmp_path):
-    """Within classes, over all of them, whole class folders: the image that a row answers is named."""
+def test_shuffled_images_are_named(setting, tmp_path):
+    """Images are shuffled within classes, over all, or by class folders; the error names the image that a row fits."""
     labels = setting.packed(tmp_path / "labels", setting.labels())
     swapped = setting.pixels.copy()
     swapped[[3, 5]] = swapped[[5, 3]]
@@ -316,16 +316,16 @@ def test_shuffled_images(setting, tmp_path):
         refused(setting.verify(labels, images=images), how, " answers image ", "and not image")
 
 
-def test_one_image_replaced(setting, tmp_path):
-    """A single wrong image is found where the others fit."""
+def test_one_replaced_image_is_found(setting, tmp_path):
+    """The other images fit."""
     labels = setting.packed(tmp_path / "labels", setting.labels(mix="none"))
     pixels = setting.pixels.copy()
     pixels[2, 1] = draw_images(2, 5)[2, 1]
     refused(setting.verify(labels, images=write_images(tmp_path / "images", pixels)), "rows do not fit", "new2/1.png")
 
 
-def test_order_of_images(setting, tmp_path):
-    """Another seed; names in the order of their numbers; numbers that are off by one."""
+def test_a_wrong_order_of_images_is_named(setting, tmp_path):
+    """Another seed, names sorted as numbers, and numbers that are off by one are told apart."""
     writer = TarWriter(tmp_path / "sre2l", with_index=False)
     for epoch, batches in enumerate(setting.labels(seed=37)):
         writer.write(epoch, batches)
@@ -342,8 +342,8 @@ def test_order_of_images(setting, tmp_path):
     refused(setting.verify(labels), "if image n of the labels is image n+1 of the folder")
 
 
-def test_order_of_classes(setting, tmp_path):
-    """Two classes exchanged, and all of them shuffled."""
+def test_a_wrong_order_of_classes_is_named(setting, tmp_path):
+    """Two classes are swapped, or all are shuffled."""
     exchanged = torch.arange(CLASSES)
     exchanged[[2, 7]] = exchanged[[7, 2]]
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(CLASSES))
@@ -365,8 +365,8 @@ class Reordered(nn.Module):
         return logits[:, self.order]
 
 
-def test_size_and_normalisation(setting, tmp_path):
-    """Each alone, also the near one, and both at once; the flags that are named make the labels fit."""
+def test_a_wrong_size_or_normalisation_is_named(setting, tmp_path):
+    """Each is wrong alone, or both are; the flags in the error make the labels fit."""
     bare = "without normalisation (images in 0 … 1)"
     cases = {
         "size": ({"size": 64}, Codec(16), ["at input size 64", "give --input-size 64"]),
@@ -389,24 +389,23 @@ def test_size_and_normalisation(setting, tmp_path):
     ],
     ids=str,
 )
-def test_views(how, words, setting, tmp_path):
-    """What training would show is not what the teacher saw."""
+def test_wrong_views_are_named(how, words, setting, tmp_path):
+    """Training would show other views than the teacher saw."""
     refused(setting.verify(setting.packed(tmp_path / "labels", setting.labels(**how))), words, "make the labels again")
 
 
 def relabel(setting, folder, *words):
-    """The command line of relabel_FKD.py with teacher 1, whose classes are in the order of numbers, not of text."""
-    teacher = "--arch", "cnn", "--checkpoint", setting.files[1], "--device", "cpu", "--precision", "fp32", "-j", 0
-    flags = "--input-size", SIDE, "-b", BATCH, "--epochs", 2, "--mix-type", "cutmix", "--fkd-path", folder
-    return run(relabel_FKD, "--data", setting.images, *teacher, *flags, "--accept-labels", *words)
+    """Run relabel_FKD.py with teacher 1, whose classes are in the order of numbers, not of text."""
+    flags = relabel_flags(setting.images, setting.files[1], folder, arch="cnn", batch_size=BATCH)
+    return run(relabel_FKD, *flags, "--input-size", SIDE, "--mix-type", "cutmix", "--accept-labels", *words)
 
 
 def test_own_labels_state_how_they_were_made(setting, tmp_path):
     """Input size, normalisation and ensemble rule come from the manifest; views may be drawn."""
     louder = torch.load(setting.files[2], weights_only=True)
     torch.save(louder | {name: 3 * louder[name] for name in list(louder)[-2:]}, tmp_path / "louder.pth")
-    teacher = "--arch", "cnn", "--checkpoint", tmp_path / "louder.pth"
-    how = "--views", "drawn", "--bits", 8, *teacher, "--ensemble", "norm-mean", "--std", 0.3, 0.3, 0.3
+    teacher = ["--arch", "cnn", "--checkpoint", tmp_path / "louder.pth"]
+    how = ["--views", "drawn", "--bits", 8, *teacher, "--ensemble", "norm-mean", "--std", 0.3, 0.3, 0.3]
     labels = tmp_path / "labels"
     assert relabel(setting, labels, *how).code == 0
     result = setting.verify(labels, *teacher, size=None)
@@ -418,7 +417,7 @@ def test_own_labels_state_how_they_were_made(setting, tmp_path):
 
 
 def test_relabelling_goes_on_with_the_same_teacher(setting, tmp_path, monkeypatch):
-    """A started store is continued where the teacher answers as before, and refused where it does not."""
+    """A started store is continued if the teacher gives the same logits, and refused otherwise."""
     folder = tmp_path / "labels"
     assert relabel(setting, folder).code == 0
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -433,13 +432,15 @@ def test_relabelling_goes_on_with_the_same_teacher(setting, tmp_path, monkeypatc
     assert relabel(setting, folder).code == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
     stop_after_first()
-    monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: setting.teacher(2))  # as another library might
+    monkeypatch.setattr(
+        teachers, "build_teacher", lambda *_, **__: setting.teacher(2)
+    )  # another library may build other weights
     refused(relabel(setting, folder), f"{folder} already cannot be continued with these teachers and images")
     assert not (folder / "epoch_0001.safetensors").exists()
 
 
-def test_flags_that_do_not_go_together(setting, tmp_path):
-    """One sentence each, which names the flag."""
+def test_contradicting_flags_are_refused(setting, tmp_path):
+    """One sentence names the flag."""
     labels = setting.packed(tmp_path / "labels", setting.labels())
     refused(verify(labels, "--images", setting.images), "--arch is missing")
     refused(verify(labels, "--arch", "cnn"), "--images is missing")
@@ -451,8 +452,8 @@ def test_flags_that_do_not_go_together(setting, tmp_path):
     assert without.out.startswith("ok: 2 epochs of 48 images")
 
 
-def test_another_number_of_classes(setting, tmp_path, monkeypatch):
-    """The teacher of another task."""
+def test_another_number_of_classes_is_refused(setting, tmp_path, monkeypatch):
+    """The teacher belongs to another task."""
     labels = setting.packed(tmp_path / "labels", setting.labels())
     bigger = nn.Sequential(setting.teacher(), nn.Linear(CLASSES, 20)).eval()
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: bigger)
@@ -460,7 +461,7 @@ def test_another_number_of_classes(setting, tmp_path, monkeypatch):
 
 
 def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
-    """One that answers all images alike is not refused, and says that it cannot tell."""
+    """A teacher with nearly constant logits is not refused; the result says that it cannot tell."""
     constant = nn.Sequential(setting.teacher(), Squashed()).eval()
     labels = setting.packed(tmp_path / "labels", setting.labels(teacher=constant))
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: constant)
@@ -470,14 +471,14 @@ def test_a_teacher_that_cannot_tell(setting, tmp_path, monkeypatch):
 
 
 class Squashed(nn.Module):
-    """Answers that hardly depend on the image."""
+    """Logits that hardly depend on the image."""
 
     def forward(self, logits):
         return 1e-4 * logits + torch.arange(CLASSES)
 
 
 def test_verbose(setting, tmp_path):
-    """A line for each batch that was asked about."""
+    """There is one line per batch that the teacher saw."""
     result = setting.verify(setting.packed(tmp_path / "labels", setting.labels()), "-v")
     lines = result.out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == [
@@ -486,8 +487,8 @@ def test_verbose(setting, tmp_path):
     assert all("16 rows, difference 0.0" in line for line in lines[:-1])
 
 
-def test_what_cannot_be_checked(setting, tmp_path):
-    """Labels without digests, an index, the size of their views, names of classes: each is said."""
+def test_missing_information_is_reported(setting, tmp_path):
+    """Labels without digests, index, view size or class names are reported as such."""
     batches = setting.labels(epochs=1)
     for items in (6, 7):
         writer = TarWriter(tmp_path / str(items), with_index=items == 7)

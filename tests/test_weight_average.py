@@ -1,13 +1,12 @@
-"""The moving average of the weights: its arithmetic, what is evaluated and kept, resuming."""
+"""The moving average of the weights has the right values, is evaluated and saved, and resumes."""
 
 import copy
 import signal
 
 import pytest
 import torch
-from conftest import read_run, run
-from test_graphs import batches_on, recording, small_model  # noqa: F401
-from test_signals import signal_in_step
+from helpers import read_run, run, signal_in_step
+from small_network import batches_on, small_model
 from timm.utils import ModelEmaV3
 
 import train_FKD_parallel
@@ -24,7 +23,7 @@ FP32 = Precision("fp32", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("graphed", [False, True])
-def test_average_of_every_step(graphed, recording):  # noqa: F811
+def test_average_of_every_step(graphed, recording):
     """a = D a + (1 - D) w after each step, for weights and running statistics; counters are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.75)
@@ -46,8 +45,8 @@ def test_average_of_every_step(graphed, recording):  # noqa: F811
 
 
 @pytest.mark.parametrize("graphed", [False, True])
-def test_the_average_of_edc(graphed, recording):  # noqa: F811
-    """Five steps of its formula: ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
+def test_the_average_of_edc(graphed, recording):
+    """Five steps of EDC's formula, ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")
     step = graphs.CapturedStep() if graphed else graphs.train_step
@@ -90,7 +89,7 @@ def test_bit_equal_to_the_average_of_timm(buffers):
 
 
 def test_live_statistics_are_stated_and_survive_a_resume(tiny, tmp_path):
-    """The summary says it; another choice is refused; a resumed run is the uninterrupted one."""
+    """The summary names them; another choice is refused; a resumed run equals an uninterrupted one."""
     flags = {"ema_decay": 0.5, "ema_buffers": "live"}
     whole = tiny.train_run(tmp_path / "whole", **flags)
     weights = "averaged over all steps, decay 0.5, with the running statistics of the last step"
@@ -110,7 +109,7 @@ def test_live_statistics_are_stated_and_survive_a_resume(tiny, tmp_path):
 
 
 def test_the_average_is_evaluated():
-    """And not the model, which differs."""
+    """The model, which differs, is not evaluated."""
     model = small_model()
     average = AveragedModel(model, 0.9)
     learner = Learner(model, build_optimizer(model, True, 0.1, 0), build_loss("ce"), FP32, 4, average=average)
@@ -129,8 +128,8 @@ def averaged(tiny, tmp_path_factory):
     return tiny.train_run(tmp_path_factory.mktemp("averaged") / "run", ema_decay=0.5)
 
 
-def test_a_run_says_what_it_evaluated(averaged, tiny, tmp_path):
-    """The weights in training are as without it; the best kept ones are those that were evaluated."""
+def test_a_run_names_the_evaluated_weights(averaged, tiny, tmp_path):
+    """Training itself is unchanged; the best saved weights are those that were evaluated."""
     assert averaged.summary["evaluated_weights"] == "averaged over all steps, decay 0.5"
     state = torch.load(averaged.path / "checkpoint.pth.tar", weights_only=True)
     differs = [name for name, value in state["average"].items() if not torch.equal(value, state["state_dict"][name])]
@@ -147,7 +146,7 @@ def test_a_run_says_what_it_evaluated(averaged, tiny, tmp_path):
 
 
 def test_resume_is_exact(averaged, tiny, tmp_path):
-    """Stopped in the middle of an epoch; another decay is refused."""
+    """The run is stopped in the middle of an epoch; another decay is refused."""
     words = tiny.flags(tmp_path / "run", ema_decay=0.5)
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, signal.SIGTERM, 4)
@@ -162,7 +161,7 @@ def test_resume_is_exact(averaged, tiny, tmp_path):
 
 
 def test_older_checkpoints_resume(tiny, tmp_path):
-    """A checkpoint from before these flags existed has neither them nor what belongs to them."""
+    """A checkpoint from before these flags has neither the flags nor their state."""
     words = tiny.flags(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, signal.SIGTERM, 4)

@@ -1,4 +1,4 @@
-"""Label files in and out: dialects, what is refused, image order, round trips."""
+"""Label files are read and written: their items are checked, their order is the reference's, and gaps are named."""
 
 import json
 import shutil
@@ -6,12 +6,11 @@ import signal
 import zipfile
 
 import pytest
-import test_dialects
 import torch
-from conftest import REFERENCE, make_labels, read_run, run
+from helpers import REFERENCE, make_labels, read_run, run, signal_in_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_signals import signal_in_step
+from label_folders import make_hald
 from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
@@ -40,8 +39,8 @@ from utils.system.files import digest_of
         ("prism_cutmix", "prism", "cutmix"),
     ],
 )
-def test_reference_labels(name, dialect, mix_type):
-    """Files of the reference code are told apart by their content; the last batch is short."""
+def test_reference_labels_are_recognised(name, dialect, mix_type):
+    """The format of the reference code's files follows from their content; the last batch is short."""
     store = open_labels(REFERENCE / name)
     assert (store.dialect, store.mix_type) == (dialect, mix_type)
     sizes = (store.epochs, store.batches_per_epoch, store.batch_size, store.num_images, store.num_classes)
@@ -54,7 +53,7 @@ def test_reference_labels(name, dialect, mix_type):
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
 def test_numpy_1_and_2_pickles(module, tmp_path):
-    """The box's numpy integers read the same under the module names of numpy 1 and numpy 2."""
+    """The numpy integers of the box are read under the module names of numpy 1 and numpy 2."""
     source = REFERENCE / "sre2l_cutmix" / "epoch_0" / "batch_0.tar"
     expected = load_archive(source)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(tmp_path / "f", "w") as new:
@@ -74,7 +73,7 @@ def test_numpy_1_and_2_pickles(module, tmp_path):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(0, 2**40), st.lists(st.integers(0, 6), min_size=1, max_size=8))
 def test_reference_order_is_the_sampler_iterated(num_images, seed, epochs):
-    """Epoch e is the (e+1)-th pass of one RandomSampler, in whatever order epochs are asked for."""
+    """Epoch e is the (e+1)-th pass of one RandomSampler, in whatever order epochs are read."""
     sampler = RandomSampler(range(num_images), generator=torch.Generator().manual_seed(seed))
     passes = [list(sampler) for _ in range(7)]
     order = ReferenceOrder(num_images, seed)
@@ -83,7 +82,7 @@ def test_reference_order_is_the_sampler_iterated(num_images, seed, epochs):
 
 
 def usable(**changed):
-    """Items of a good cutmix batch of 3 rows and 4 classes, some of them replaced."""
+    """Return the items of a valid cutmix batch of 3 rows and 4 classes; `changed` replaces some."""
     items = {
         "coords": torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 3),
         "flip": torch.tensor([True, False, True]),
@@ -97,7 +96,7 @@ def usable(**changed):
 
 
 def row(*values):
-    """Coords of 3 rows, the second as given."""
+    """Return coords of 3 rows with the given second row."""
     return torch.tensor([[0.0, 0.0, 1.0, 1.0], list(values), [0.0, 0.0, 1.0, 1.0]])
 
 
@@ -143,26 +142,26 @@ def row(*values):
     ],
 )
 def test_an_unusable_item_is_named(item, value, named):
-    """One sentence with the file and the item that is wrong."""
+    """One sentence names the file and the wrong item."""
     parse_items(usable(), "FILE")
     with pytest.raises(InputError, match=r"^FILE is not a usable label file: .*" + named):
         parse_items(usable(**{item: value}), "FILE")
 
 
 @pytest.mark.parametrize("items", [{}, [], usable()[:5], [*usable(), 1, 2], None, torch.zeros(6)])
-def test_something_else_than_a_batch(items):
-    """Lists of another length, and other things than lists."""
+def test_other_content_is_refused(items):
+    """Lists of another length and other objects are refused."""
     with pytest.raises(InputError, match=r"FILE .* not a list of 6 to 8"):
         parse_items(items, "FILE")
 
 
 def patches(rows=3, dtype=torch.int32):
-    """EDC's 8th item where nothing was shuffled."""
+    """Return EDC's 8th item if no patch was shuffled."""
     return torch.zeros(rows, 2, 2, dtype=dtype)
 
 
 def test_the_eight_items_of_edc():
-    """Accepted where no patch was moved; otherwise refused by name."""
+    """The file is accepted if no patch was moved; otherwise the item is named."""
     parse_items([*usable(), patches()], "FILE")
     shuffled = patches()
     shuffled[1, 0, 1] = 1
@@ -176,7 +175,7 @@ def test_the_eight_items_of_edc():
 
 
 def test_labels_of_edc_are_read_as_prism_s(labels, tmp_path, capsys):
-    """Eight items all through; packed, they are seven again."""
+    """The files have eight items; the packed store has seven."""
     before = [TarStore(labels).read(1, batch) for batch in range(3)]
     for path in labels.glob("epoch_*/batch_*.tar"):
         items = load_archive(path)
@@ -207,13 +206,13 @@ OTHERS = {
 
 @pytest.mark.parametrize("project", OTHERS)
 def test_labels_that_cannot_be_replayed_are_named(project):
-    """The project, what is missing here, and what to do."""
+    """The error names the project, the missing item and the remedy."""
     with pytest.raises(InputError, match=f"^FILE looks like a label file of {project}.*; use that project's own code"):
         parse_items(OTHERS[project], "FILE")
 
 
 def test_mix_type_is_in_the_data():
-    """Box: cutmix; ratio alone: mixup; neither: none."""
+    """A box means cutmix, a ratio without a box mixup, and neither means none."""
     assert parse_items(usable(), "").mix.type == "cutmix"
     assert parse_items(usable(mix_bbox=None), "").mix.type == "mixup"
     assert parse_items(usable(mix_bbox=None, mix_lam=None, mix_index=None), "").mix.type == "none"
@@ -221,7 +220,7 @@ def test_mix_type_is_in_the_data():
 
 @pytest.mark.parametrize("coords", [(0.5, 0.5, 1e-6, 1e-6), (1.0, 1.0, 1e-6, 1e-6)])
 def test_a_tiny_crop_is_still_a_crop(coords):
-    """A crop that rounds to no pixel would be an image without pixels."""
+    """A crop that rounds to zero pixels is enlarged to one."""
     (top, left, height, width), _ = parse_items(usable(coords=row(*coords)), "").view(1, (36, 44))
     assert height > 0 < width
     assert 0 <= top <= 36 - height
@@ -241,8 +240,8 @@ def rewrite(path, **changed):
     torch.save(list(items.values()), path)
 
 
-def test_stores_that_mix_label_sets(labels):
-    """A batch that disagrees with the first one is refused, and named."""
+def test_mixed_label_sets_are_refused(labels):
+    """A batch that disagrees with the first one is refused and named."""
     store = TarStore(labels)
     path = store.file(1, 1)
     good = path.read_bytes()
@@ -263,7 +262,7 @@ def test_stores_that_mix_label_sets(labels):
 
 
 def test_incomplete_stores(labels):
-    """A gap ends the stored epochs, a missing batch is named, an empty folder is no store."""
+    """A gap ends the stored epochs, a missing batch is named, and an empty folder is not a store."""
     store = TarStore(labels)
     store.check_complete(range(2))
     store.file(1, 1).unlink()
@@ -279,7 +278,7 @@ def test_incomplete_stores(labels):
 
 
 def without_checksums(content, file):
-    """Save as PyTorch does where it was told not to compute CRC-32s."""
+    """Save like PyTorch with CRC-32 switched off."""
     torch.save(content, file)
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
@@ -292,17 +291,18 @@ def without_checksums(content, file):
 
 
 def before_1_6(content, file):
-    """Save as PyTorch before 1.6, which wrote no zip file."""
+    """Save like PyTorch before 1.6, without a zip file."""
     torch.save(content, file, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("save", [torch.save, without_checksums, before_1_6])
 @pytest.mark.parametrize("rows", [1, 3000])
 def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch):
-    """Also where the directory says too little: then all of the file counts. A large directory is read whole."""
+    """If the zip directory has no checksums, the whole file is hashed. A large directory is read completely."""
     first, other = torch.zeros(rows, 2), torch.zeros(rows, 2)
     other[-1, -1] = 1
     digests, whole = [], []
+    # counts the files that are hashed completely
     monkeypatch.setattr(file_digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
     for content in (first, other):
         save([content, *[torch.ones(1) for _ in range(100)]], tmp_path / "batch_0.tar")
@@ -312,7 +312,7 @@ def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch
 
 
 def test_the_digest_covers_all_files_that_a_run_needs(labels):
-    """Not the first alone, and no others; names and digests of images belong to it."""
+    """It covers all needed files and no others, and the names and digests of the images."""
     store = TarStore(labels)
     before, first, legacy = store.digest(), store.digest([0]), store.legacy_digest()
     assert before == store.digest(range(2)) != first
@@ -328,7 +328,7 @@ def test_the_digest_covers_all_files_that_a_run_needs(labels):
 
 
 def test_other_labels_with_the_same_first_file_are_not_resumed(tiny, tmp_path, monkeypatch):
-    """A checkpoint of an earlier release, which states the digest of the first file, is."""
+    """A checkpoint of an earlier release, which has only the first file's digest, is resumed."""
     labels = shutil.copytree(tiny.labels, tmp_path / "labels")
     words = tiny.flags(tmp_path / "run", fkd_path=labels)
     signal_in_step(monkeypatch, signal.SIGTERM, 4)
@@ -355,7 +355,7 @@ def test_other_labels_with_the_same_first_file_are_not_resumed(tiny, tmp_path, m
 
 
 def test_other_labels_with_the_same_first_file_are_another_group(tiny, tmp_path):
-    """Two seeds on two label sets are not two runs of one."""
+    """Two seeds on two label sets are not two runs of one group."""
     labels = shutil.copytree(tiny.labels, tmp_path / "labels")
     rewrite(labels / "epoch_2" / "batch_1.tar", logits=torch.zeros(5, 3, dtype=torch.float16))
     for seed, folder in enumerate((tiny.labels, labels)):
@@ -377,13 +377,13 @@ def test_other_labels_with_the_same_first_file_are_another_group(tiny, tmp_path)
         ({0, 1}, [0], 2, None),
     ],
 )
-def test_gaps(stored, stated, epochs, gap):
-    """Missing epochs that later ones follow, or that a manifest knows."""
+def test_gaps_are_found(stored, stated, epochs, gap):
+    """Epochs are missing before later ones, or although the manifest states them."""
     assert (epochs_without_gap(stored), find_gap(stored, "e{}".format, stated)) == (epochs, gap)
 
 
 def make_gap(folder, dialect):
-    """Take epoch 1 away, from HALD's list as well; return its name."""
+    """Remove epoch 1, from HALD's list as well; return its name."""
     if dialect == "prism":
         shutil.rmtree(folder / "epoch_1")
         return "epoch_1"
@@ -399,10 +399,10 @@ def make_gap(folder, dialect):
 
 @pytest.mark.parametrize("dialect", ["prism", "hald", "packed"])
 def test_a_gap_is_named_and_not_trained_around(dialect, tiny, tmp_path, capsys):
-    """Refused where epochs beyond it are needed, reused or drawn; epochs before it alone may be trained on."""
+    """Epochs beyond a gap cannot be used, reused or drawn; epochs before it can."""
     folder = tmp_path / dialect
     if dialect == "hald":
-        test_dialects.make_hald(folder, 3)
+        make_hald(folder, 3)
     elif dialect == "packed":
         assert command.main(["pack", str(tiny.labels), str(folder)]) == 0
     else:
@@ -427,14 +427,14 @@ def test_a_gap_is_named_and_not_trained_around(dialect, tiny, tmp_path, capsys):
 
 
 def test_an_epoch_of_more_batches_than_the_first(labels):
-    """The first one is incomplete, and the number of images that follows from it is wrong."""
+    """The first epoch is incomplete, so the number of images derived from it is wrong."""
     (labels / "epoch_0" / "batch_2.tar").unlink()
     with pytest.raises(InputError, match=r"epoch_1.batch_2\.tar is one batch more than"):
         TarStore(labels).check_complete(range(2))
 
 
 def test_the_order_that_lpld_writes_beside_its_epochs(labels, tmp_path):
-    """It is taken as it is, whatever --fkd-seed says; packed labels keep it; another file is refused."""
+    """The stored order overrides --fkd-seed; packed labels keep it; a wrong file is refused."""
     wanted = [[TarStore(labels).read(epoch, batch).index.tolist() for batch in range(3)] for epoch in range(2)]
     for path in labels.glob("epoch_*/batch_*.tar"):
         torch.save(load_archive(path)[:6], path)
@@ -462,8 +462,8 @@ def test_logits_dtype(dtype, tmp_path):
 
 @settings(deadline=None, max_examples=20)
 @given(st.data())
-def test_what_is_written_is_read(tmp_path_factory, data):
-    """TarWriter then TarStore gives every field back, whatever the sizes and the mixing."""
+def test_written_labels_are_read_back(tmp_path_factory, data):
+    """TarWriter and TarStore give every field back, whatever the sizes and the mix type."""
     batch_size, batches, classes = (data.draw(st.integers(1, 6)) for _ in range(3))
     images = batch_size * batches - data.draw(st.integers(0, batch_size - 1))
     mix_type = data.draw(st.sampled_from(["none", "mixup", "cutmix"]))
@@ -500,7 +500,7 @@ def test_what_is_written_is_read(tmp_path_factory, data):
 
 
 def test_the_writer_refuses_a_folder_in_use(tmp_path):
-    """Labels are not mixed with what is there already."""
+    """Labels are never mixed with other files."""
     (tmp_path / "file").write_text("")
     for path, problem in ((tmp_path, "is not empty"), (tmp_path / "file", "cannot be made")):
         with pytest.raises(InputError, match=f"{path} {problem}"):

@@ -1,11 +1,11 @@
-"""Digests of images: the same picture in another file is the same image, and every other difference has a name."""
+"""Digests of images: the same pixels in another file are the same image, and every other difference is named."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
+from helpers import make_images
 from PIL import Image
 
 from utils.labels.image_digests import ImageDigests, find_differences, read_image_digests
@@ -15,7 +15,7 @@ from utils.views.identity import file_digest, identify, pixel_digest
 
 @pytest.fixture
 def folder(tmp_path):
-    """3 classes x 4 images of noise."""
+    """A folder of 3 classes x 4 images of noise."""
     return make_images(tmp_path / "images")
 
 
@@ -25,13 +25,13 @@ def digests_of(folder, known=None):
 
 
 def differences(before, folder):
-    """Compare with what the folder holds now."""
+    """Compare the digests `before` with the folder's current images."""
     samples = open_folder(folder, "--data").samples
     return find_differences(before, identify(samples, 1), [path.removeprefix(f"{folder}/") for path, _ in samples])
 
 
 def test_digests_are_those_of_docs(folder):
-    """blake2b of 8 bytes: of the size and the RGB bytes, and of the file."""
+    """Digests are blake2b with 8 bytes: one of size and RGB bytes, one of the file."""
     path = folder / "class_0" / "0.png"
     digests = digests_of(folder)
     assert digests.files[0].numpy().tobytes() == file_digest(path.read_bytes())
@@ -42,7 +42,7 @@ def test_digests_are_those_of_docs(folder):
 
 
 def test_a_rewritten_png_is_the_same_image(folder):
-    """Other bytes, the same pixels."""
+    """The file's bytes differ, but its pixels are the same."""
     before = digests_of(folder)
     for path in folder.rglob("*.png"):
         Image.open(path).save(path, compress_level=1)
@@ -54,7 +54,7 @@ def test_a_rewritten_png_is_the_same_image(folder):
 
 
 def test_renamed_files_in_the_same_order_are_the_same_images(folder):
-    """Names do not count."""
+    """Names do not matter."""
     before = digests_of(folder)
     for path in folder.rglob("*.png"):
         path.rename(path.with_name(f"image_{path.name}"))
@@ -62,15 +62,15 @@ def test_renamed_files_in_the_same_order_are_the_same_images(folder):
 
 
 def test_a_known_file_is_not_decoded(folder, monkeypatch):
-    """Reading is enough where the file is one that the labels were made for."""
+    """A file that the labels were made for is only read."""
     before = digests_of(folder)
-    monkeypatch.setattr("utils.views.identity.load_rgb", None)
+    monkeypatch.setattr(Image, "open", None)
     after = digests_of(folder, known=before)
     assert torch.equal(before.pixels, after.pixels)
 
 
 def test_swapped_files_are_named(folder):
-    """Image 0 of the labels is where image 2 was."""
+    """Image 0 of the labels is now at the place of image 2."""
     before = digests_of(folder)
     first, third = folder / "class_0" / "0.png", folder / "class_0" / "2.png"
     shutil.move(first, folder / "x")
@@ -82,7 +82,7 @@ def test_swapped_files_are_named(folder):
 
 
 def test_another_set_is_named(folder, tmp_path):
-    """Not one image in common."""
+    """Not one image is in common."""
     other = make_images(tmp_path / "other", seed=1)
     assert differences(digests_of(folder), other) == "none of its images is one of those that the labels were made for"
 
@@ -95,7 +95,7 @@ def test_a_replaced_image_is_named(folder):
 
 
 def test_an_image_more_shifts_the_others(folder):
-    """A set that has grown at its start."""
+    """An image was added at the start of the set."""
     before = digests_of(folder)
     Image.fromarray(np.zeros((36, 44, 3), np.uint8)).save(folder / "class_0" / "00.png")
     assert differences(before, folder) == (
@@ -105,7 +105,7 @@ def test_an_image_more_shifts_the_others(folder):
 
 
 def test_an_image_that_stands_for_two(folder):
-    """A copy took another one's place, whose content is elsewhere."""
+    """A copy replaces an image whose content is now elsewhere."""
     before = digests_of(folder)
     doubled = ImageDigests(before.pixels.clone(), before.files.clone())
     doubled.pixels[1], doubled.files[1] = doubled.pixels[0], doubled.files[0]
@@ -116,5 +116,5 @@ def test_an_image_that_stands_for_two(folder):
 
 
 def test_labels_of_others_have_no_digests(tmp_path):
-    """None, and not an error."""
+    """Labels of other projects have None, and this is not an error."""
     assert read_image_digests(tmp_path) is None

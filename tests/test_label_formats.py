@@ -1,105 +1,43 @@
-"""Every format of labels, through every tool and through training; wrong pairings, in one sentence."""
+"""Every label format works with every tool and in training; wrong pairings are refused in one sentence."""
 
 import json
 import pickle
 import shutil
 from pathlib import Path
 
+import kill_runs
 import pytest
 import rank_jobs
-import test_kill
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, PER_CLASS, Tiny, draw_labels, read_run, run
-from conftest import make_labels as make_prism
-from test_distributed import launch
+from helpers import BATCH, CLASSES, EPOCHS, Tiny, losses, read_run, run, tool
+from label_folders import IMAGES, MAKERS
+from rank_jobs import launch
 
 import train_FKD_parallel
-from utils.labels import command
-from utils.labels.hald import HaldWriter
-from utils.labels.lpqld import FlatWriter
 from utils.labels.opening import open_labels
 from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
 from utils.labels.training_views import REUSED, TrainingViews, draw_batches
 from utils.labels.types import TopK, each
-from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 from utils.system.ranks import Share
 from utils.training.losses import build_loss
 
-IMAGES = CLASSES * PER_CLASS  # 12: two full batches of 5 an epoch
 FLAGS = {"reuse_labels": True, "epochs": 3}
 TOP = {"lpqld": {"num_classes": CLASSES}}
 
 
-def epochs_of_labels(epochs=2):
-    """Epochs of labels as `make_labels` writes them: lists of `BatchLabels`."""
-    views = DrawnViews(ViewPolicy(42, 32, 0.08, 1.0, "cutmix", 0.8, 1.0), IMAGES, BATCH)
-    return [[draw_labels(e, b, views) for b in range(views.batches_per_epoch)] for e in range(epochs)]
-
-
-def make_flat(folder, top=None):
-    """LPLD's folder, or LPQLD's with the `top` largest logits."""
-    writer = FlatWriter(folder)
-    for epoch, batches in enumerate(epochs_of_labels()):
-        full = [labels for labels in batches if len(labels) == BATCH]
-        for labels in full if top else []:
-            values, classes = labels.logits.topk(top, dim=1)
-            object.__setattr__(labels, "logits", TopK(values, classes, None))
-        writer.write(epoch, full)
-    writer.finish()
-
-
-def make_hald(folder, epochs=2):
-    """HALD's folder: probabilities at temperature 2."""
-    writer = HaldWriter(folder)
-    for epoch, batches in enumerate(epochs_of_labels(epochs)):
-        for labels in batches:
-            object.__setattr__(labels, "logits", (labels.logits / 2).log_softmax(dim=1))
-        writer.write(epoch, batches)
-    writer.finish()
-
-
-def make_small_epochs(folder):
-    """LPLD's older layout: epoch folders of six items in small dtypes, in the order of the reference's sampler."""
-    make_prism(folder, epochs=2)
-    for path in folder.glob("epoch_*/batch_*.tar"):
-        items = torch.load(path, weights_only=False)[:6]
-        items[0], items[2] = items[0].half(), items[2].to(torch.uint8)
-        items[4] = [torch.tensor(n, dtype=torch.uint8) for n in items[4]]
-        torch.save(items, path)
-
-
-MAKERS = {
-    "prism": lambda folder: make_prism(folder, epochs=2),
-    "sre2l": make_small_epochs,
-    "lpld": make_flat,
-    "lpqld": lambda folder: make_flat(folder, 2),
-    "hald": make_hald,
-}
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """One folder of each format, read-only for all tests."""
+    """Write one folder of each format; no test may write to them."""
     root = tmp_path_factory.mktemp("dialects")
     for name, make in MAKERS.items():
         make(root / name)
     return root
 
 
-def tool(*argv):
-    """Run `python -m utils.labels` in this process; return its exit code."""
-    return command.main([str(word) for word in argv])
-
-
-def losses(done):
-    """The training losses of a run, to the bit."""
-    return [row["train_loss"] for row in done.rows]
-
-
 @pytest.mark.parametrize("dialect", MAKERS)
-def test_tools_and_training(dialect, folders, tiny, tmp_path, capsys):
-    """Info, verify, pack, unpack, a dry run; training on packed labels is training on the labels, bit for bit."""
+def test_tools_and_training_take_every_format(dialect, folders, tiny, tmp_path, capsys):
+    """Info, verify, pack, unpack and a dry run work; training on packed labels gives bit-identical losses."""
     source = folders / dialect
     assert tool("info", source) == 0
     assert dialect in capsys.readouterr().out
@@ -118,8 +56,8 @@ def test_tools_and_training(dialect, folders, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dialect", ["lpqld", "hald"])
-def test_workers_see_what_resident_images_show(dialect, folders, tiny, tmp_path):
-    """Sparse labels and probabilities travel through worker processes unchanged."""
+def test_workers_and_resident_images_give_the_same_losses(dialect, folders, tiny, tmp_path):
+    """Sparse labels and probabilities pass through worker processes unchanged."""
     flags = FLAGS | TOP.get(dialect, {}) | {"fkd_path": folders / dialect}
     runs = [tiny.train_run(tmp_path / name, loader=name, workers=2, **flags) for name in ("workers", "resident")]
     assert losses(runs[0]) == losses(runs[1])
@@ -127,7 +65,7 @@ def test_workers_see_what_resident_images_show(dialect, folders, tiny, tmp_path)
 
 @pytest.mark.parametrize("order", [SAMPLED, SHUFFLED])
 def test_folders_with_epochs_may_be_drawn_from(order, folders, tiny, tmp_path):
-    """--label-order: another order than the stored one, the same whenever it is asked for."""
+    """--label-order gives another order than the stored one, and the same one in every run."""
     flags = FLAGS | {"fkd_path": folders / "sre2l"}
     stored = tiny.train_run(tmp_path / "stored", **flags)
     drawn = [tiny.train_run(tmp_path / f"{n}", label_order=order, **flags) for n in range(2)]
@@ -135,7 +73,7 @@ def test_folders_with_epochs_may_be_drawn_from(order, folders, tiny, tmp_path):
 
 
 def test_drawing_is_a_pure_function():
-    """Sampled: no batch twice in an epoch, epochs differ. Shuffled: each batch once before any comes again."""
+    """Sampled: no batch twice in an epoch, and epochs differ. Shuffled: each batch once before any comes again."""
     for epoch in range(5):
         drawn = draw_batches(SAMPLED, 7, epoch, 10, 4)
         assert len(set(drawn)) == 4
@@ -152,7 +90,7 @@ def test_drawing_is_a_pure_function():
 
 @pytest.mark.parametrize("dialect", MAKERS)
 def test_stored_batches_are_those_of_the_files(dialect, folders):
-    """A pool of batches reads each of them, with as many rows as stated."""
+    """A pool reads each stored batch, with the stated number of rows."""
     store = open_labels(folders / dialect)
     assert store.stored_batches() == (4 if dialect.startswith("lp") else 6)
     pooled = TrainingViews(store, SHUFFLED, 0, store.stored_batches())
@@ -178,7 +116,7 @@ def test_a_worker_looks_up_the_same_batches(order, folders):
 
 
 def test_kl_takes_probabilities_at_their_own_temperature(folders):
-    """The loss from the file, in a few lines: the student alone is divided by T."""
+    """The loss is recomputed from the file: only the student's logits are divided by T."""
     labels = open_labels(folders / "hald").read(1, 0)
     stored = torch.load(folders / "hald" / "epoch_1.tar", weights_only=False)[0][5].float()
     outputs = torch.randn(BATCH, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -189,7 +127,7 @@ def test_kl_takes_probabilities_at_their_own_temperature(folders):
 
 
 def test_coords_in_half_precision_are_rounded_at_the_edges(folders):
-    """As PIL rounds the products: top, left, bottom and right, each by itself."""
+    """Top, left, bottom and right are rounded separately, like PIL does."""
     labels = open_labels(folders / "lpld").read(0, 0)
     for slot in range(BATCH):
         top, left, height, width = labels.coords[slot].tolist()
@@ -199,7 +137,7 @@ def test_coords_in_half_precision_are_rounded_at_the_edges(folders):
 
 
 def damage(folder, kind):
-    """Make a label folder wrong in one way."""
+    """Damage a label folder in one way."""
     if kind == "missing batch":
         (folder / "batch_2.tar").unlink()
     elif kind == "more files":
@@ -244,8 +182,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("dialect", "kind", "flags", "problem"), WRONG)
-def test_wrong_pairings(dialect, kind, flags, problem, folders, tiny, tmp_path):
-    """One sentence that names the file or the flag, exit code 2, no traceback."""
+def test_wrong_pairings_are_refused(dialect, kind, flags, problem, folders, tiny, tmp_path):
+    """One sentence names the file or the flag; the exit code is 2, without traceback."""
     shutil.copytree(folders / dialect, tmp_path / "labels")
     damage(tmp_path / "labels", kind)
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=tmp_path / "labels", **(FLAGS | flags)))
@@ -271,14 +209,14 @@ def test_labels_of_fewer_images_are_noticed(folders, tmp_path):
 
 
 def test_a_sparse_batch_keeps_its_form():
-    """What is done to a batch's answers is done to every tensor of a `TopK`."""
+    """`each` applies a function to every tensor of a `TopK`."""
     labels = TopK(torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int64), None)
     assert each(labels, lambda tensor: tensor[:1]).values.shape == (1, 2)
     assert set(ORDERS) == {"stored", SAMPLED, SHUFFLED}
 
 
 def test_interrupted_runs_go_on_with_the_same_batches(folders, tiny, tmp_path, monkeypatch):
-    """Stopped after one epoch and resumed, a run on drawn batches ends with the same losses."""
+    """A run on drawn batches that is stopped after one epoch and resumed ends with the same losses."""
     from utils.run import student
 
     flags = FLAGS | {"fkd_path": folders / "lpqld", "num_classes": CLASSES}
@@ -302,7 +240,7 @@ NEW = ["lpld", "lpqld", "hald", "sre2l"]
 
 
 def test_two_processes_do_what_one_does(folders, tiny, tmp_path, monkeypatch):
-    """Drawn batches, sparse labels and probabilities are shared out; same weights up to rounding."""
+    """Drawn batches, sparse labels and probabilities are sharded; weights are equal up to rounding."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
     def words(target, name):
@@ -327,14 +265,14 @@ def test_two_processes_do_what_one_does(folders, tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dialect", MAKERS)
 def test_a_killed_run_goes_on(dialect, folders, tiny, tmp_path):
-    """SIGKILL at a random moment; resumed, weights and metrics are those of an uninterrupted run."""
+    """After SIGKILL at a random moment and a resume, weights and metrics are those of an uninterrupted run."""
     set_of_labels = Tiny(tiny.train, tiny.val, folders / dialect)
-    _, killed, whole = test_kill.kill_and_resume(set_of_labels, tmp_path, 1, 4, seed=3)
-    test_kill.check(killed, whole)
+    _, killed, whole = kill_runs.kill_and_resume(set_of_labels, tmp_path, 1, 4, seed=3)
+    kill_runs.check(killed, whole)
 
 
 def test_mass_that_was_not_stored_cannot_be_kept(folders, tiny, tmp_path):
-    """--topk-mass kept needs the mass of the other classes, which LPQLD's files do not have."""
+    """--topk-mass kept needs the mass of the dropped classes, which LPQLD does not store."""
     more = FLAGS | TOP["lpqld"] | {"topk_mass": "kept"}
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", fkd_path=folders / "lpqld", **more))
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""Several students in one process: each is what it would be alone, and nobody's trouble is another's."""
+"""Several students in one process each equal a run of their own, and a failing one does not disturb the others."""
 
 import contextlib
 import csv
@@ -12,8 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import read_run, run
-from test_signals import signal_in_step
+from helpers import CPU, LIGHT, ROOT, read_run, run, save_teacher, signal_in_step
 from torch import nn
 
 import train_FKD_parallel
@@ -27,7 +26,6 @@ from utils.training.cuda_streams import MAX_BATCHES_IN_FLIGHT, Streams
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner
 from utils.training.losses import build_loss
-from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.training.random_numbers import RandomStream
@@ -36,10 +34,8 @@ from utils.views import resident, validation
 from utils.views.batch import Batch
 from utils.views.device import DeviceBatch
 
-CPU = torch.device("cpu")
 NAMES = ["plain", "dropping"]
 STUDENTS = [f"{model}-seed{seed}" for model in NAMES for seed in (0, 1)]
-ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from utils.system.files import FolderLock
@@ -52,19 +48,19 @@ TIMES = {"train_seconds", "train_images_per_second", "val_seconds", "seconds"}
 
 
 def small_student(name, num_classes, seed, _stem="standard", _input_size=None):
-    """A convolution with batch normalisation; `dropping` draws random numbers, `diverging` is beyond float32."""
+    """Return a convolution with batch normalisation; `dropping` has dropout, `diverging` exceeds float32."""
     torch.manual_seed(seed)
     drop = nn.Dropout(0.5) if name == "dropping" else nn.Identity()
     head = nn.Linear(8, num_classes)
     if name == "diverging":
         nn.init.constant_(head.weight, 3e38)
-    layers = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    return nn.Sequential(*layers, drop, head)
+    features = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(features, nn.Flatten(), drop, head)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_students():
-    """In place of real ones; without what takes time and is tested elsewhere."""
+    """Train small networks in this module, and skip curves and git, which other tests cover."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.run.student.build_student", small_student)
         patch.setattr("utils.run.folder.draw_curves", lambda *_: None)
@@ -73,14 +69,14 @@ def _small_students():
 
 
 def together(tiny, output, *words, models=NAMES, seeds=(0, 1), script=train_FKD_parallel, **changed):
-    """Train every combination side by side; return how the script ended."""
+    """Train all combinations of models and seeds side by side; return the result of the script."""
     flags = [*tiny.flags(output, model=None, **changed), "--model", *models, "--seeds", *seeds, *words]
     return run(script, *flags)
 
 
 @pytest.fixture(scope="module")
 def alone(tiny, tmp_path_factory):
-    """The folder of each student that trained in a run of its own, by its name."""
+    """Return a function that trains a student in a run of its own and returns its folder."""
     root, made = tmp_path_factory.mktemp("alone"), {}
 
     def get(name):
@@ -93,19 +89,19 @@ def alone(tiny, tmp_path_factory):
 
 
 def plain(value):
-    """A summary without times, and without what says where and beside whom a student trained."""
+    """Return a summary without times and without settings that depend on the folder and on other students."""
     dropped = TIMES | {"output_dir", "side_by_side", "resume", "loader"}
     return {k: plain(v) if isinstance(v, dict) else v for k, v in value.items() if k not in dropped}
 
 
 def rows_of(folder):
-    """metrics.csv as text, without times."""
+    """Return the rows of metrics.csv as text, without times."""
     with open(folder / "metrics.csv") as file:
         return [{name: cell for name, cell in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def assert_equal_runs(one, other):
-    """Bit-equal weights, optimizer and random state; the same figures and summary."""
+    """Assert bit-equal weights, optimizer and random state, and equal metrics and summary."""
     ours, theirs = (torch.load(f / "checkpoint.pth.tar", weights_only=True) for f in (one, other))
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value), name
@@ -118,7 +114,7 @@ def assert_equal_runs(one, other):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often views are replayed, batches of labels read, and validation images decoded."""
+    """Count replayed views, batches of labels that were read, and decoded validation images."""
     counts = dict.fromkeys(("views", "labels", "validation"), 0)
 
     def count(target, name, what):
@@ -136,8 +132,8 @@ def counted(monkeypatch):
     return counts
 
 
-def test_each_is_what_it_is_alone(tiny, tmp_path, alone, counted):
-    """Weights, figures, summary and random state; views replayed once, labels read once, validation decoded once."""
+def test_each_student_equals_a_run_of_its_own(tiny, tmp_path, alone, counted):
+    """Views are replayed once, labels read once and validation images decoded once for all students."""
     result = together(tiny, tmp_path / "run", "--dry-run")
     assert result.code == 0, result.err
     before = dict(counted)
@@ -145,8 +141,8 @@ def test_each_is_what_it_is_alone(tiny, tmp_path, alone, counted):
     result = together(tiny, tmp_path / "run")
     assert result.code == 0, result.err
     after = dict(counted)
-    assert after["views"] == 3 * 12  # a dry run replays with another function
-    assert after["labels"] - 2 * before["labels"] <= 3 * 3  # what preflight looks at, twice, and the training
+    assert after["views"] == 3 * 12  # the dry run uses another function
+    assert after["labels"] - 2 * before["labels"] <= 3 * 3  # preflight reads some twice, training the rest
     assert after["validation"] - 2 * before["validation"] == 6
     for name in STUDENTS:
         assert_equal_runs(tmp_path / "run" / name, alone(name))
@@ -157,8 +153,8 @@ def test_each_is_what_it_is_alone(tiny, tmp_path, alone, counted):
     assert len({tuple(row["train_loss"] for row in rows_of(alone(name))) for name in STUDENTS}) == len(STUDENTS)
 
 
-def test_one_is_named_as_before(tiny, tmp_path):
-    """One --seeds is --seed: the folder itself, no name before the lines."""
+def test_one_seed_needs_no_folder_of_its_own(tiny, tmp_path):
+    """One --seeds equals --seed: the folder itself is used, and lines have no name before them."""
     result = together(tiny, tmp_path / "run", models=["plain"], seeds=[1], epochs=1)
     assert result.code == 0, result.err
     assert read_run(tmp_path / "run").summary["args"]["model"] == "plain"
@@ -169,9 +165,8 @@ def test_one_is_named_as_before(tiny, tmp_path):
 
 
 def test_a_live_teacher_answers_once(tiny, tmp_path, monkeypatch):
-    """For all students, which are those of runs of their own."""
-    torch.save(build_student("shufflenet_v2_x0_5", 3, 5).state_dict(), tmp_path / "teacher.pth")
-    teacher = {"teacher_model": "shufflenet_v2_x0_5", "teacher_checkpoint": tmp_path / "teacher.pth"}
+    """The teacher computes logits once for all students, which equal runs of their own."""
+    teacher = {"teacher_model": LIGHT, "teacher_checkpoint": save_teacher(tmp_path / "teacher.pth", seed=5)}
     flags = {"script": train_KD_parallel, "fkd_path": None, "epochs": 2, **teacher}
     answers, answer = [], Ensemble.__call__
     monkeypatch.setattr(Ensemble, "__call__", lambda self, images: answers.append(len(images)) or answer(self, images))
@@ -185,14 +180,14 @@ def test_a_live_teacher_answers_once(tiny, tmp_path, monkeypatch):
 
 
 def stop(tiny, output, number, step, *words):
-    """Train side by side until a signal comes in the middle of a step, counted over students."""
+    """Train side by side until a signal comes in the middle of a step; steps are counted over all students."""
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, number, step)
         return together(tiny, output, *words)
 
 
 def test_all_are_stopped_and_resumed_together(tiny, tmp_path, alone):
-    """In mid-epoch, after the same batch for all: four students, so step 18 is in batch 1 of epoch 1."""
+    """All stop after the same batch: with four students, step 18 is in batch 1 of epoch 1."""
     result = stop(tiny, tmp_path / "run", signal.SIGTERM, 18)
     assert result.code == 143
     assert result.err.startswith("stopped: SIGTERM in epoch 1 after 2 batches")
@@ -207,8 +202,8 @@ def test_all_are_stopped_and_resumed_together(tiny, tmp_path, alone):
 
 
 @pytest.mark.parametrize("loader", ["resident", "workers"])
-def test_those_behind_catch_up(loader, tiny, tmp_path, alone):
-    """One is at (0, 2), one at (1, 2), one has finished, one has nothing at all; a killed run leaves such."""
+def test_students_behind_catch_up(loader, tiny, tmp_path, alone):
+    """One is at (0, 2), one at (1, 2), one has finished and one has no checkpoint, as after a kill."""
     output, words = tmp_path / "run", ["--loader", loader]
     assert stop(tiny, output, signal.SIGINT, 5, *words).code == 130
     shutil.copytree(output / STUDENTS[0], tmp_path / "early")
@@ -228,7 +223,7 @@ def test_those_behind_catch_up(loader, tiny, tmp_path, alone):
 
 
 def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, alone):
-    """It is named when it happens and at the end; exit code 2; no weights of it are saved, also not by a signal."""
+    """It is named at once and at the end; the exit code is 2; its weights are never saved."""
     output = tmp_path / "run"
     result = together(tiny, output, models=["diverging", *NAMES], seeds=[0])
     assert result.code == 2
@@ -241,8 +236,8 @@ def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, alone):
         assert_equal_runs(output / f"{name}-seed0", alone(f"{name}-seed0"))
 
 
-def test_all_that_diverge_end_the_run(tiny, tmp_path):
-    """There is nothing left to train for."""
+def test_the_run_ends_if_all_diverge(tiny, tmp_path):
+    """No student is left to train."""
     result = together(tiny, tmp_path / "run", models=["diverging"])
     assert result.code == 2
     assert "2 of 2 students failed" in result.err
@@ -259,7 +254,7 @@ def test_all_that_diverge_end_the_run(tiny, tmp_path):
         (["--seeds", 0, -1], ["--seed"]),
     ],
 )
-def test_what_does_not_go_together(words, told, tiny, tmp_path):
+def test_contradicting_flags_are_refused(words, told, tiny, tmp_path):
     result = together(tiny, tmp_path / "run", *words)
     assert result.code == 2
     assert len(result.err.splitlines()) == 1
@@ -269,14 +264,14 @@ def test_what_does_not_go_together(words, told, tiny, tmp_path):
 
 
 def test_several_processes_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.system.ranks.start", lambda _device: World(0, 2))
+    monkeypatch.setattr("utils.system.ranks.start", lambda _device: World(0, 2))  # a second process is not needed
     result = together(tiny, tmp_path / "run")
     assert result.code == 2
     assert "several --seeds or --model train side by side in one process, not in 2" in result.err
 
 
 def test_a_folder_in_use_stops_all_before_training(tiny, tmp_path):
-    """And lets go of those that were free."""
+    """The locks of the free folders are released."""
     folder = tmp_path / "run" / STUDENTS[3]
     folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLD, str(folder)]
@@ -294,7 +289,7 @@ def test_a_folder_in_use_stops_all_before_training(tiny, tmp_path):
 
 
 def test_every_student_has_a_wandb_run_of_its_own(tiny, tmp_path, monkeypatch):
-    """All at once in one process; an old package that cannot is refused in one sentence."""
+    """The runs exist at once in one process; an old package that cannot do this is refused in one sentence."""
     logged = {}
 
     class Run:
@@ -331,7 +326,7 @@ def test_every_student_has_a_wandb_run_of_its_own(tiny, tmp_path, monkeypatch):
 
 
 def test_a_random_stream_goes_on_where_it_was_left():
-    """Whatever others draw in between."""
+    """Draws by others in between do not matter."""
     torch.manual_seed(3)
     expected = torch.rand(6)
     torch.manual_seed(3)
@@ -345,7 +340,7 @@ def test_a_random_stream_goes_on_where_it_was_left():
 
 
 class FakeStream:
-    """Stands in for a CUDA stream: notes what it is told."""
+    """Stands in for a CUDA stream and records its calls."""
 
     notes: list = []  # noqa: RUF012
 
@@ -362,7 +357,7 @@ class FakeStream:
 
 @pytest.fixture
 def fake_streams(monkeypatch):
-    """CUDA's streams replaced by ones that note, in order, who waits for whom."""
+    """Replace CUDA streams by fakes; return the list of who waits for whom, in order."""
     notes, main = [], SimpleNamespace(name="main")
     main.wait_stream = lambda other: notes.append(("waits", "main", other.name))
     monkeypatch.setattr(FakeStream, "notes", notes)
@@ -377,13 +372,13 @@ class Hashable(SimpleNamespace):
 
 
 def stepping(notes, name, draws=False):
-    """A learner that only notes its steps."""
+    """Return a learner that only records its steps."""
     note = lambda batch: notes.append(("step", name, batch.number))  # noqa: E731
     return Hashable(learn=note, random=SimpleNamespace(draws_on_device=draws), first_batch=0)
 
 
 def numbered(count):
-    """Batches that know their number, and are ready."""
+    """Yield numbered batches that are ready."""
     for number in range(count):
         batch = SimpleNamespace(number=number)
         batch.ready = lambda batch=batch: batch
@@ -391,7 +386,7 @@ def numbered(count):
 
 
 def test_streams_wait_for_batches_and_hold_them(fake_streams):
-    """Each step waits for its batch; at most MAX_BATCHES_IN_FLIGHT batches wait; all learners are joined at the end."""
+    """A step waits for its batch, the host is at most MAX_BATCHES_IN_FLIGHT ahead, and at the end all are joined."""
     streams = Streams(torch.device("cuda"), several=True)
     learners = [stepping(fake_streams, name) for name in "ab"]
     train_one_epoch(learners, numbered(MAX_BATCHES_IN_FLIGHT + 2), streams=streams)
@@ -406,7 +401,7 @@ def test_streams_wait_for_batches_and_hold_them(fake_streams):
 
 
 def test_recorded_steps_that_draw_take_turns(fake_streams):
-    """From the first student that draws on the device, all are on the current stream, which waits for the others."""
+    """From the first student that draws on the device, all use the current stream, which waits for the others."""
     streams = Streams(torch.device("cuda"), several=True)
     learners = [stepping(fake_streams, "a"), stepping(fake_streams, "b", draws=True), stepping(fake_streams, "c")]
     train_one_epoch(learners, numbered(2), streams=streams)
@@ -420,7 +415,7 @@ def test_recorded_steps_that_draw_take_turns(fake_streams):
 
 
 def test_a_batch_of_the_device_is_made_once(monkeypatch):
-    """`ready` replays; what students get replays no more."""
+    """`ready` replays the views; the batch that students get replays nothing."""
     replayed = []
 
     class Gallery:
@@ -439,7 +434,7 @@ def test_a_batch_of_the_device_is_made_once(monkeypatch):
 
 
 def cuda_losses(names, device, epochs=3):
-    """Losses of students that train side by side on the device, each with its recorded step."""
+    """Train students side by side on the device with captured steps; return (losses, streams)."""
     generator, learners = torch.Generator().manual_seed(1), []
     batches = []
     for rows in (8, 8, 8, 8, 3):
@@ -465,7 +460,7 @@ def cuda_losses(names, device, epochs=3):
 @pytest.mark.gpu
 @pytest.mark.parametrize("names", [["plain-seed0", "plain-seed1", "plain-seed2"], STUDENTS])
 def test_streams_on_cuda(names):
-    """Side by side as alone, recorded; students with dropout take turns and draw what they draw alone."""
+    """Captured steps side by side give the losses of single runs, also with dropout."""
     device = torch.device("cuda")
     losses, streams = cuda_losses(names, device)
     assert streams.concurrent == (names is not STUDENTS)
@@ -476,7 +471,7 @@ def test_streams_on_cuda(names):
 
 @pytest.mark.gpu
 def test_side_by_side_on_cuda(tiny, tmp_path):
-    """From the command line: the views are replayed on the device once for all."""
+    """The views are replayed on the device once for all students."""
     flags = {"device": "cuda", "precision": "fp32"}
     assert together(tiny, tmp_path / "run", **flags).code == 0
     for name in STUDENTS:

@@ -1,4 +1,4 @@
-"""Files from strangers: nothing outside the allow-list is called, no stated size is believed."""
+"""Files from strangers: only allowed globals are called, and no stated size is believed."""
 
 import argparse
 import io
@@ -55,7 +55,7 @@ def test_a_shell_command_in_a_label_file_does_not_run(protocol, tmp_path):
     path = tmp_path / "batch_0.tar"
     assert "refused" in refused(write_zip(path, payload), "system")
     assert not trace.exists()
-    pickle.loads(payload)  # the command would have run
+    pickle.loads(payload)  # plain pickle runs the command
     assert trace.exists()
 
 
@@ -84,35 +84,35 @@ def test_torch_save_of_a_command_is_refused(tmp_path):
     ],
 )
 def test_names_outside_the_list_are_refused(pickled, tmp_path):
-    """Whatever opcode names it."""
+    """Every opcode that can name a global is covered."""
     refused(write_zip(tmp_path / "f", pickled), "refused")
 
 
 def test_a_numpy_object_scalar_is_refused(tmp_path):
-    """A numpy dtype `O` holds pickles of its own."""
+    """A numpy dtype `O` contains pickles of its own."""
     pickled = pickle.dumps(np.float64(1), protocol=2).replace(b"f8", b"O8")
     refused(write_zip(tmp_path / "f", pickled), "refused", "O8")
 
 
 @pytest.mark.parametrize("opcode", "BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER EXT1 EXT2 EXT4 INST OBJ".split())
-def test_removed_opcodes(opcode, tmp_path):
-    """Opcodes that allocate what a file merely states, or go round the allow-list, do not exist."""
+def test_dangerous_opcodes_are_refused(opcode, tmp_path):
+    """Opcodes that allocate a stated size or bypass the allow-list are removed."""
     pickled = b"\x80\x05(" + getattr(pickle, opcode) + (2**40).to_bytes(8, "little") + b"os\nsystem\n."
     refused(write_zip(tmp_path / "f", pickled), "damaged")
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a" * 5000])
 def test_a_reason_that_quotes_the_file_is_one_short_line(text, tmp_path):
-    """Python's own message about a call quotes what was called: here a text of the file."""
+    """Python's own message about a call quotes text of the file."""
     pickled = b"\x80\x02X" + len(text).to_bytes(4, "little") + text.encode() + b"K\x01R."
     assert len(refused(write_zip(tmp_path / "f", pickled), "damaged")) < 1000
 
 
 def tensor_pickle(numel, offset, size, stride, key="0", more=()):
-    """Return a data.pkl with one float32 tensor made as stated."""
+    """Return a data.pkl with one float32 tensor of the stated layout."""
 
     class Storage:
-        """Pickled by its persistent id."""
+        """A storage that is pickled by its persistent id."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
@@ -127,8 +127,8 @@ def tensor_pickle(numel, offset, size, stride, key="0", more=()):
     return buffer.getvalue()
 
 
-def test_a_true_tensor_is_read(tmp_path):
-    """What the next test breaks is readable as long as it is true."""
+def test_a_valid_tensor_is_read(tmp_path):
+    """The file that the next test damages is readable before."""
     data = np.arange(8, dtype=np.float32)
     path = write_zip(tmp_path / "f", tensor_pickle(8, 2, (2, 3), (3, 1)), {"0": data.tobytes()})
     assert load_archive(path).tolist() == [[2, 3, 4], [5, 6, 7]]
@@ -138,7 +138,7 @@ def test_a_true_tensor_is_read(tmp_path):
     ("numel", "offset", "size", "stride"),
     [
         (16, 0, (16,), (1,)),  # storage longer than its record
-        (4, 0, (4,), (1,)),  # and shorter
+        (4, 0, (4,), (1,)),  # storage shorter than its record
         (8, 0, (9,), (1,)),  # tensor longer than its storage
         (8, 1, (8,), (1,)),
         (8, 0, (2, 2), (7, 7)),
@@ -161,13 +161,13 @@ def test_tensors_lie_inside_their_records(numel, offset, size, stride, tmp_path)
 
 @pytest.mark.parametrize("key", ["1", "../data.pkl"])
 def test_a_missing_record(key, tmp_path):
-    """A storage without a record of its own cannot be read."""
+    """A storage without its record is refused."""
     refused(write_zip(tmp_path / "f", tensor_pickle(8, 0, (8,), (1,), key), {"0": bytes(32)}), "damaged")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_file(share, tmp_path):
-    """A copy that stopped early is called damaged."""
+    """An incomplete copy is called damaged."""
     path = tmp_path / "batch_0.tar"
     torch.save([torch.zeros(100, 10)], path)
     content = path.read_bytes()
@@ -176,9 +176,10 @@ def test_a_truncated_file(share, tmp_path):
 
 
 def test_other_archives(tmp_path):
-    """Compressed records (a possible zip bomb), no data.pkl, no zip at all, no file, a folder."""
-    zeros = tensor_pickle(10**6, 0, (10**6,), (1,)), {"0": bytes(4 * 10**6)}
-    refused(write_zip(tmp_path / "bomb", *zeros, zipfile.ZIP_DEFLATED), "damaged", "compressed")
+    """Compressed records (a possible zip bomb), a missing data.pkl, other files, a missing file and a folder fail."""
+    zeros = tensor_pickle(10**6, 0, (10**6,), (1,))
+    bomb = write_zip(tmp_path / "bomb", zeros, {"0": bytes(4 * 10**6)}, zipfile.ZIP_DEFLATED)
+    refused(bomb, "damaged", "compressed")
     with zipfile.ZipFile(tmp_path / "empty", "w") as archive:
         archive.writestr("a/readme", "nothing")
     refused(tmp_path / "empty", "damaged", "data.pkl")
@@ -202,7 +203,7 @@ def test_flipped_bytes_are_noticed(tmp_path):
     "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool".split(),
 )
 def test_dtypes_round_trip(dtype, legacy, tmp_path):
-    """Every storage type of the list, also as a shared, offset, transposed and an empty view."""
+    """Every allowed storage type is read, also as a shared, offset, transposed and empty view."""
     base = torch.arange(12).view(3, 4).to(getattr(torch, dtype))
     saved = {"whole": base, "part": base[1:], "turned": base.t(), "empty": base[:0], "number": base[2, 3]}
     torch.save(saved, tmp_path / "f", _use_new_zipfile_serialization=not legacy)
@@ -214,7 +215,7 @@ def test_dtypes_round_trip(dtype, legacy, tmp_path):
 
 
 def test_a_checkpoint_round_trips(tmp_path):
-    """State dicts of a module and an optimizer, parameters, and plain Python values."""
+    """State dicts of a module and an optimizer, parameters and plain Python values are read."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(2, 3, 8, 8)).sum().backward()
@@ -239,7 +240,7 @@ MAGIC = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
 
 
 def write_legacy(path, pickled, storages, head=MAGIC, keys=None):
-    """Write a file as PyTorch before 1.6 did, with any pickle; `storages` are name -> (stated length, bytes)."""
+    """Write a file like PyTorch before 1.6, with any pickle; `storages` maps name -> (stated length, bytes)."""
     parts = [pickle.dumps(part, protocol=2) for part in head]
     parts += [pickled, pickle.dumps(sorted(storages) if keys is None else keys, protocol=2)]
     parts += [struct.pack("<q", numel) + data for _, (numel, data) in sorted(storages.items())]
@@ -250,11 +251,11 @@ def write_legacy(path, pickled, storages, head=MAGIC, keys=None):
 FLOATS = np.arange(8, dtype=np.float32).tobytes()
 
 
-def test_a_true_legacy_tensor_is_read(tmp_path):
-    """Whole, and as a part of a storage: what the next test breaks."""
+def test_a_valid_legacy_tensor_is_read(tmp_path):
+    """The whole storage and a part of it are readable before the next test damages them."""
     path = write_legacy(tmp_path / "f", tensor_pickle(8, 2, (2, 3), (3, 1), more=(None,)), {"0": (8, FLOATS)})
     assert load_archive(path).tolist() == [[2, 3, 4], [5, 6, 7]]
-    part = tensor_pickle(8, 1, (2,), (1,), more=(("1", 4, 3),))  # elements 4 to 6, of which the last two
+    part = tensor_pickle(8, 1, (2,), (1,), more=(("1", 4, 3),))  # the last two of elements 4 to 6
     assert load_archive(write_legacy(tmp_path / "f", part, {"0": (8, FLOATS)})).tolist() == [5, 6]
 
 
@@ -280,7 +281,7 @@ def test_a_true_legacy_tensor_is_read(tmp_path):
     ],
 )
 def test_legacy_sizes_are_not_believed(numel, more, storages, options, tmp_path):
-    """Storages that are longer than the file, missing, or not as stated."""
+    """Storages that are longer than the file, missing or wrongly stated are refused."""
     path = write_legacy(tmp_path / "f", tensor_pickle(numel, 0, (4,), (1,), more=more), storages, **options)
     refused(path, "damaged")
 
@@ -304,7 +305,7 @@ def test_legacy_sizes_are_not_believed(numel, more, storages, options, tmp_path)
     ],
 )
 def test_functions_are_refused_by_name(module, name, legacy, allowed, tmp_path):
-    """In checkpoints too, where classes of settings become `Inert`."""
+    """Checkpoints are covered as well, where classes of settings become `Inert`."""
     text = f"\x8c{chr(len(module))}{module}\x8c{chr(len(name))}{name}".encode("latin1")
     pickled = b"\x80\x04" + text + b"\x93X\x04\x00\x00\x00true\x85R."
     path = tmp_path / "f"
@@ -314,7 +315,7 @@ def test_functions_are_refused_by_name(module, name, legacy, allowed, tmp_path):
 
 
 def test_settings_become_inert(tmp_path):
-    """Whatever a pickle does with the class of settings: arguments, named ones, state, items; nothing is kept."""
+    """A pickle may pass arguments, keywords, state and items to a class of settings; nothing is kept."""
     for opcodes in (
         b"X\x01\x00\x00\x00a\x85R",  # REDUCE
         b")\x81}X\x01\x00\x00\x00aK\x01sb",  # NEWOBJ, BUILD
@@ -336,7 +337,7 @@ def test_settings_become_inert(tmp_path):
 
 
 def test_no_setting_is_a_function():
-    """The list names classes alone; `_reconstruct`, which makes an empty numpy array, is the one exception."""
+    """The list names only classes, except `_reconstruct`, which makes an empty numpy array."""
     import importlib
 
     for module, names in SETTINGS.items():
@@ -350,7 +351,7 @@ def test_no_setting_is_a_function():
 
 
 def test_a_truncated_legacy_file(tmp_path):
-    """Wherever it ends, it is called damaged."""
+    """The file is called damaged, wherever it ends."""
     torch.save(
         [torch.arange(6.0), {"a": torch.ones(2, dtype=torch.bool)}],
         tmp_path / "whole",

@@ -1,4 +1,4 @@
-"""The main script on the tiny set: what it leaves, what flags change, and resuming."""
+"""The main script writes its files, its flags have an effect, and it resumes."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EPOCHS, make_labels, read_run, run, same_weights
+from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
 from utils.run.folder import RUN_FILES
@@ -17,8 +17,8 @@ from utils.run.student import Student
 from utils.run.summary import COLUMNS
 
 
-def test_what_a_run_leaves(whole_run, tiny):
-    """Every file, the columns of metrics.csv, and a checkpoint whose reference keys are filled."""
+def test_a_run_leaves_its_files(whole_run, tiny):
+    """All files exist, metrics.csv has its columns, and the checkpoint has the reference's keys."""
     assert {path.name for path in whole_run.path.iterdir()} == set(RUN_FILES)
     assert list(whole_run.rows[0]) == list(COLUMNS)
     assert [row["epoch"] for row in whole_run.rows] == [0, 1, 2]
@@ -33,7 +33,7 @@ def test_what_a_run_leaves(whole_run, tiny):
 
 
 def test_the_summary_agrees_with_the_metrics(whole_run):
-    """`last` is the last row and `best` the best one; provenance and versions are there."""
+    """`last` is the last row and `best` the best one; provenance and versions are included."""
     summary, rows = whole_run.summary, whole_run.rows
     best = max(rows, key=lambda row: row["val_top1"])
     for part, row in (("last", rows[-1]), ("best", best)):
@@ -50,7 +50,7 @@ def test_the_summary_agrees_with_the_metrics(whole_run):
 
 
 def test_args_json(whole_run, tiny):
-    """Every argument, as settled, but no key."""
+    """Every resolved argument is there, except the key."""
     args = json.loads((whole_run.path / "args.json").read_text())
     assert args == whole_run.summary["args"]
     assert "wandb_api_key" not in args
@@ -60,14 +60,14 @@ def test_args_json(whole_run, tiny):
 
 
 def test_a_run_is_reproducible_and_workers_do_not_matter(whole_run, tiny, tmp_path):
-    """Two worker processes end with bit-identical weights."""
+    """A run with two worker processes ends with bit-identical weights."""
     again = tiny.train_run(tmp_path / "run", loader="workers", workers=2, model="resnet18")
     assert same_weights(again.weights(), whole_run.weights())
     assert [row["train_loss"] for row in again.rows] == [row["train_loss"] for row in whole_run.rows]
 
 
 def stop_after(monkeypatch, epoch):
-    """End a run as Ctrl-C would, right after `epoch` was recorded."""
+    """Stop a run like Ctrl-C, right after `epoch` was recorded."""
     finish = Student.finish_epoch
 
     def finish_and_stop(self, *evaluation):
@@ -81,7 +81,7 @@ def stop_after(monkeypatch, epoch):
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
-    """Bit-identical weights and losses, whichever epoch was the last before the stop."""
+    """Weights and losses are bit-identical, whichever epoch was the last one."""
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, epoch)
         assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18")).code == 130
@@ -117,7 +117,7 @@ def test_a_checkpoint_with_damaged_settings(whole_run, tiny, tmp_path):
 
 
 def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):
-    """Refused untouched; --overwrite starts anew and leaves nothing of the old run."""
+    """A used folder is refused and left alone; --overwrite starts anew and removes the old run."""
     tiny.train_run(tmp_path, epochs=2)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     refused = run(train_FKD_parallel, *tiny.flags(tmp_path))
@@ -131,7 +131,7 @@ def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):
 
 
 def test_a_dry_run_trains_nothing(tiny, tmp_path):
-    """Preflight only, and a picture; bad input still fails."""
+    """It runs preflight and draws a picture; bad input still fails."""
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", dry_run=True))
     assert result.code == 0
     assert "12 images, 3 classes" in result.out
@@ -163,7 +163,7 @@ FLAGS = {
 
 @pytest.fixture(scope="module")
 def two_epochs(tiny, tmp_path_factory):
-    """Training loss of the second epoch for each set of flags, and for none."""
+    """Return the training loss of the second epoch for each set of flags, and for none."""
 
     def loss(flags):
         flags = dict(flags)
@@ -179,7 +179,7 @@ def two_epochs(tiny, tmp_path_factory):
 
 
 def test_flags_have_an_effect(two_epochs):
-    """No two of these sets of flags train alike."""
+    """No two sets of flags give the same loss."""
     assert len(set(two_epochs.values())) == len(FLAGS) + 1, two_epochs
 
 
@@ -194,14 +194,14 @@ def test_flags_have_an_effect(two_epochs):
     ],
 )
 def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
-    """The lr column, with a training step that costs nothing."""
+    """The test reads the lr column of runs without training steps."""
     monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
     rows = tiny.train_run(tmp_path / "run", **flags).rows
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
 
 def only_count(learners, batches, *_):
-    """Take the batches of an epoch without training."""
+    """Consume the batches of an epoch without training."""
     for batch in batches:
         for learner in learners:
             learner.sums.samples += len(batch)
@@ -209,7 +209,7 @@ def only_count(learners, batches, *_):
 
 
 def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
-    """A fresh student, the later labels, the later rates."""
+    """A new student gets the later labels and the later rates."""
     monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
     rows = tiny.train_run(tmp_path / "run", start_epoch=1).rows
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -217,7 +217,7 @@ def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
 
 
 def test_eval_every(tiny, tmp_path, monkeypatch):
-    """Every so many epochs and at the end; cells are empty elsewhere."""
+    """Evaluation runs every N epochs and at the end; other cells are empty."""
     monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
     labels = make_labels(tmp_path / "labels", epochs=6)
     done = tiny.train_run(tmp_path / "run", fkd_path=labels, epochs=6, eval_every=2)
@@ -226,7 +226,7 @@ def test_eval_every(tiny, tmp_path, monkeypatch):
 
 
 def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
-    """--batch-size 4 in 2 steps is 2 rows at a time."""
+    """--batch-size 4 in 2 steps gives micro-batches of 2 rows."""
     seen = []
 
     def note(learners, batches, *_):
@@ -243,7 +243,7 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_a_run_on_cuda(tiny, tmp_path):
-    """The defaults of a GPU, from the command line to the summary."""
+    """A run with a GPU's defaults writes its summary."""
     done = tiny.train_run(tmp_path / "run", device="cuda", precision="auto", workers=2)
     assert "step    one CUDA graph of" in (done.path / "train.log").read_text()
     assert done.summary["args"]["arithmetic"].startswith(("bf16", "fp32"))
@@ -251,7 +251,7 @@ def test_a_run_on_cuda(tiny, tmp_path):
 
 
 def test_no_more_workers_than_cores(tiny, tmp_path):
-    """PyTorch would warn on every run of the default -j on a small machine; one line of ours says it instead."""
+    """On a small machine the default -j would make PyTorch warn; one line of our log replaces the warning."""
     words = tiny.flags(tmp_path / "run", workers=999, loader="workers", epochs=1)
     command = [sys.executable, "-W", "always", str(Path(train_FKD_parallel.__file__)), *words]
     done = subprocess.run(command, capture_output=True, text=True)

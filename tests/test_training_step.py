@@ -1,10 +1,11 @@
-"""The step: accumulation is one true mean, weight decay where it belongs, nothing lost in a split."""
+"""A training step takes the mean over its micro-batches, decays the right weights, and keeps its precision."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,12 +19,11 @@ from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 from utils.views.batch import Batch
 
-CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
 
 
 class NoStep:
-    """Stands in for an optimizer that leaves the gradients as they are."""
+    """Stands in for an optimizer that leaves the gradients unchanged."""
 
     def __init__(self, model):
         self.model = model
@@ -44,7 +44,7 @@ def random_batch(rows, classes=4, seed=0):
 @pytest.mark.parametrize("loss_type", sorted(set(LOSS_TYPES) - {"dist"}))  # dist correlates over the micro-batch
 @pytest.mark.parametrize(("rows", "micro"), [(8, 4), (8, 2), (8, 8), (7, 4), (3, 2), (1, 4)])
 def test_accumulation_is_one_true_mean(loss_type, rows, micro):
-    """Gradients and reported loss of a split batch are those of the whole one, also where it is short."""
+    """Gradients and loss of a split batch equal those of the whole one, also if the last part is short."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4))
     loss_fn = build_loss(loss_type, 2.0, 0.1, keep_topk=3)
@@ -64,7 +64,7 @@ def test_accumulation_is_one_true_mean(loss_type, rows, micro):
 @settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.booleans())
 def test_split_loses_and_repeats_nothing(rows, size, labelled):
-    """Micro-batches put together again are the batch, in order, none larger than asked for."""
+    """Micro-batches together are the batch, in order, none larger than the limit."""
     numbers = torch.arange(rows)
     batch = Batch(numbers.view(rows, 1), numbers.view(rows, 1) if labelled else None, numbers)
     pieces = list(batch.split(size))
@@ -77,7 +77,7 @@ def test_split_loses_and_repeats_nothing(rows, size, labelled):
 
 @pytest.mark.parametrize("sgd", [True, False])
 def test_weight_decay_groups(sgd):
-    """Only convolution and linear weights decay: no bias, no batch norm; every parameter is in one group."""
+    """Only weights of convolutions and linear layers decay; every parameter is in one group."""
     model = build_student("resnet18", 5, 0)
     optimizer = build_optimizer(model, sgd, lr=0.1, weight_decay=0.5, momentum=0.9)
     assert isinstance(optimizer, torch.optim.SGD if sgd else torch.optim.AdamW)
@@ -93,7 +93,7 @@ def test_weight_decay_groups(sgd):
 
 
 def test_an_epoch_learns_and_evaluation_leaves_no_trace():
-    """Training lowers the loss on what it is shown; evaluating changes no weight and no statistic."""
+    """Training lowers the loss; evaluation changes no weight and no running statistic."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
     optimizer = build_optimizer(model, sgd=False, lr=0.01, weight_decay=0.0)
@@ -116,7 +116,7 @@ def test_an_epoch_learns_and_evaluation_leaves_no_trace():
 
 
 def test_precision_on_the_cpu():
-    """bf16 computes in bf16, fp32 does not, fp16 is refused by flag."""
+    """bf16 computes in bf16, fp32 does not, and fp16 is refused by flag."""
     linear, images = nn.Linear(4, 2), torch.zeros(1, 4)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with Precision(name, CPU).autocast():
@@ -127,7 +127,7 @@ def test_precision_on_the_cpu():
 
 
 def test_fp32_on_cuda_is_fp32(monkeypatch):
-    """Whoever picks a CUDA device gets no TF32, and cuDNN's choice of algorithms; the name says what fp32 means."""
+    """TF32 is off and cuDNN autotuning is on; the name says what fp32 means."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -142,7 +142,7 @@ def test_fp32_on_cuda_is_fp32(monkeypatch):
     assert torch.backends.cudnn.benchmark
     names = {name: str(Precision(name, torch.device("cuda"))) for name in ("fp32", "bf16")}
     assert names == {"fp32": "fp32 without TF32 NCHW", "bf16": "bf16 channels-last"}
-    assert str(FP32) == "fp32 NCHW"  # as in checkpoints of old
+    assert str(FP32) == "fp32 NCHW"  # old checkpoints have this name
 
 
 def test_the_cpu_is_left_as_it_is(monkeypatch):
@@ -153,7 +153,7 @@ def test_the_cpu_is_left_as_it_is(monkeypatch):
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_bf16_that_is_emulated_is_not_picked(capability, name, monkeypatch):
-    """PyTorch says of a T4 that it supports bf16."""
+    """PyTorch reports bf16 support for a T4, which only emulates it."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert Precision("auto", torch.device("cuda", 0)).name == name
@@ -161,11 +161,11 @@ def test_bf16_that_is_emulated_is_not_picked(capability, name, monkeypatch):
 
 @pytest.mark.gpu
 def test_convolutions_on_cuda_have_all_their_bits():
-    """TF32 would round the inputs to ten bits: 1 + 2**-12 would be 1."""
+    """TF32 would round the inputs to ten bits, and 1 + 2**-12 to 1."""
     device = pick_device("cuda")
     images = torch.full((1, 32, 8, 8), 1 + 2**-12, device=device)
     kernels = torch.ones(32, 32, 3, 3, device=device)
-    found = nn.functional.conv2d(images, kernels)  # not to the last bit: Winograd's algorithm rounds as well
+    found = nn.functional.conv2d(images, kernels)  # Winograd's algorithm rounds as well
     torch.testing.assert_close(found, torch.full_like(found, 288 * (1 + 2**-12)), rtol=2**-16, atol=0)
     ones = torch.ones(32, 32, device=device)
     found = images[0, :, :, 0].mT @ ones
@@ -175,7 +175,7 @@ def test_convolutions_on_cuda_have_all_their_bits():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
 def test_a_step_on_cuda(name):
-    """Each precision steps on the GPU, close to the CPU's fp32 step."""
+    """A GPU step in each precision is close to the CPU's fp32 step."""
     steps = []
     for precision in (FP32, Precision(name, torch.device("cuda"))):
         torch.manual_seed(0)
@@ -193,19 +193,19 @@ import resource
 import torch
 from utils.system.memory import keep_freed_memory
 
-def faults():  # of a tensor of 64 MB, 16,384 pages, that is filled and freed
+def faults():  # page faults of filling and freeing a tensor of 64 MB (16,384 pages)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
 before, can = faults(), keep_freed_memory()
-print(before, can, [faults() for _ in range(20)][-1])  # it takes a few to find their place
+print(before, can, [faults() for _ in range(20)][-1])  # the first few allocations may still fault
 """
 
 
 def test_freed_memory_is_used_again():
-    """What a step frees is there for the next one, without the system zeroing it anew."""
+    """Memory that one step frees is reused by the next, and the system does not clear it again."""
     answer = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=True)
     before, can, after = answer.stdout.split()
     if can == "False":

@@ -1,4 +1,4 @@
-"""Class ids stored as sets."""
+"""Sets of class ids are stored near their entropy and read back; any other bytes are refused."""
 
 import math
 
@@ -11,7 +11,7 @@ from utils.labels.class_ids import code_bytes, decode_ids, encode_ids
 
 
 def draw_sets(rng, rows, count, classes):
-    """`rows` sets of `count` ids, each equally likely."""
+    """Draw `rows` sets of `count` ids, each equally likely."""
     return np.stack([np.sort(rng.permutation(classes)[:count]) for _ in range(rows)])
 
 
@@ -26,7 +26,7 @@ def test_ids_round_trip(rows, count, more, seed):
 
 @pytest.mark.parametrize("ids", [range(50), range(950, 1000), range(0, 1000, 20), [*range(49), 999]])
 def test_the_code_is_as_documented(ids):
-    """Read bit by bit, as a reader in another language would."""
+    """The bits are read one by one, as a reader in another language would do."""
     ids = np.array([ids])
     code = encode_ids(ids, 1000)[0].tolist()
 
@@ -50,7 +50,7 @@ def test_50_of_1000_take_39_bytes():
 
 @given(st.integers(1, 12), st.integers(0, 60), st.binary(min_size=1, max_size=200))
 def test_any_bytes_are_ids_or_refused(count, more, data):
-    """What is read is always a sound set, whose code differs at most in bits that are not used."""
+    """The result is a valid set whose code differs at most in unused bits."""
     classes = count + more
     width = sum(code_bytes(count, classes))
     code = np.frombuffer(data[: len(data) // width * width], np.uint8).reshape(-1, width)
@@ -65,7 +65,7 @@ def test_any_bytes_are_ids_or_refused(count, more, data):
 
 
 def test_a_row_cannot_take_ids_from_the_next():
-    """Right in total, wrong by row."""
+    """A code with the right total but wrong rows is refused."""
     code = encode_ids(np.array([[0, 1], [0, 1]]), 4)
     low_bytes = code_bytes(2, 4)[0]
     code[0, low_bytes:], code[1, low_bytes:] = 0b0001, 0b0111

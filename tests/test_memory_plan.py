@@ -1,14 +1,12 @@
-"""What fits on a device, with a pretended free memory; labels in parts give the same batches."""
+"""The plan for a device follows its free memory, and labels in parts give the same batches."""
 
-import conftest
 import pytest
 import torch
-from conftest import LIGHT, SIDE
-from test_resident import CPU, dataset_of, folder, normalise_on, run  # noqa: F401
+from helpers import CPU, LIGHT, SIDE, run
+from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
 import train_KD_parallel
-from utils.system.log import log
 from utils.training.memory_estimate import MemoryEstimate, saved_activation_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
@@ -32,8 +30,8 @@ def test_all_fits_on_a_large_device():
     ("free", "resident", "in_parts", "validation"),
     [(12, True, False, True), (11.15, True, True, True), (8, True, False, False), (2, False, False, False)],
 )
-def test_what_gives_way_first(free, resident, in_parts, validation):
-    """Labels go up in parts, then validation stays on the host, then workers decode the images."""
+def test_labels_give_way_before_validation_and_images(free, resident, in_parts, validation):
+    """First labels are uploaded in parts, then validation stays on the host, then workers decode the images."""
     found = at(free).plan(200)
     assert (found.resident, found.at_once < 200, found.validation_on_device) == (resident, in_parts, validation)
 
@@ -51,36 +49,32 @@ def test_a_plan_fits(free, labels):  # GB
 @pytest.mark.parametrize(
     ("side", "expected"), [(64, "they go up in parts of"), (224, "workers decode them in every epoch")]
 )
-def test_imagenet_21k_on_24_gb(side, expected, caplog):
-    """209,000 images of 10,450 classes: 4.4 GB of labels an epoch, 31 GB of images at 224 px, 2.6 GB at 64."""
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+def test_imagenet_21k_on_24_gb(side, expected, program_log):
+    """209,000 images, 10,450 classes: 4.4 GB of labels per epoch, 31 GB of images at 224 px, 2.6 GB at 64 px."""
     images, validation = 209_000 * 3 * side**2, 522_500 * 3 * side**2
     plan = make_plan(Budget(images, 209_000 * 10_450 * 2, validation, 2 * GB, 24 * GB), 4180, "auto")
-    assert expected in caplog.text
+    assert expected in program_log.text
     assert plan.resident == (side == 64)
-    assert "4.37 GB an epoch" in caplog.text
+    assert "4.37 GB an epoch" in program_log.text
 
 
 def test_parts_are_no_larger_than_a_gigabyte():
-    """However much there is room for: more would be pinned on the host."""
+    """The limit holds however much memory is free, because the parts are pinned on the host."""
     assert at(140, labels=4 * GB).plan(4180) == Plan(True, 1045, True)
 
 
 @pytest.mark.parametrize(("free", "expected"), [(2, Plan(True, 1, False)), (1.4, Plan(False, 200, False))])
-def test_resident_as_asked(free, expected, caplog):
-    """Where images hardly fit beside what training is estimated to take, who asks for them gets them."""
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")
+def test_resident_as_asked(free, expected, program_log):
+    """--loader resident is obeyed if images fit, but not beside the estimated memory of training."""
     assert make_plan(at(free), 200, "resident") == expected
-    assert ("as asked" in caplog.text) == expected.resident
+    assert ("as asked" in program_log.text) == expected.resident
     assert not make_plan(at(free), 200, "auto").resident
 
 
-def test_labels_in_parts_are_the_same_batches(folder):  # noqa: F811
-    """Parts of one batch, of two (of three), and whole epochs."""
-    dataset = dataset_of(folder, "cutmix")
-    whole = run(DeviceBatches, dataset)
+def test_labels_in_parts_are_the_same_batches(uneven_images):
+    """Parts have one batch, two of three batches, or whole epochs."""
+    dataset = dataset_of(uneven_images, "cutmix")
+    whole = batches_of(DeviceBatches, dataset)
     for at_once in (1, 2):
         batches = DeviceBatches(dataset, range(2), normalise_on(CPU), 0, CPU, at_once)
         parts = [batch for epoch in range(2) for batch in batches.epoch(epoch)]
@@ -92,8 +86,8 @@ def test_labels_in_parts_are_the_same_batches(folder):  # noqa: F811
     assert all(torch.equal(a.images, b.images) for a, b in zip(resumed.epoch(1, 2), whole[5:], strict=True))
 
 
-def test_what_a_forward_pass_keeps():
-    """A convolution keeps its input, ReLU its output, a linear layer its input; weights do not count."""
+def test_saved_activations_are_counted():
+    """A convolution saves its input, ReLU its output, a linear layer its input; weights do not count."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(256, 2))
     precision = Precision("fp32", CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -107,16 +101,16 @@ def test_what_a_forward_pass_keeps():
 
 
 def test_weights_in_bf16_are_kept_once_whatever_the_rows():
-    """Products in bf16 keep their rows, and the second one a copy of its weight, two bytes each."""
-    layers = torch.nn.Linear(192, 100, bias=False), torch.nn.Linear(100, 500, bias=False)
-    model, precision = torch.nn.Sequential(torch.nn.Flatten(), *layers), Precision("bf16", CPU)
+    """Matrix products in bf16 save their rows; the second one also saves a copy of its weight, two bytes per value."""
+    first, second = torch.nn.Linear(192, 100, bias=False), torch.nn.Linear(100, 500, bias=False)
+    model, precision = torch.nn.Sequential(torch.nn.Flatten(), first, second), Precision("bf16", CPU)
     assert saved_activation_bytes(model, 2, 8, precision) == 2 * (2 * (192 + 100) + 100 * 500)
     kept = 2 * (1024 * (192 + 100) + 100 * 500)
     assert MemoryEstimate(model, 8, precision).training_bytes(0, 1024) == 4 * 4 * (192 * 100 + 100 * 500) + 1.5 * kept
 
 
-def test_what_an_evaluation_holds():
-    """Three outputs of the largest layer, here the convolution's, and the views."""
+def test_memory_of_an_evaluation():
+    """It is three outputs of the largest layer, here the convolution, plus the views."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Flatten(), torch.nn.Linear(256, 2))
     assert MemoryEstimate(model, 8, Precision("fp32", CPU)).evaluation_bytes(512) == 512 * (
         3 * 4 * 4 * 64 + 4 * 3 * 4 * 64
@@ -134,7 +128,7 @@ def test_the_probe_leaves_the_random_state(tiny):
 
 @pytest.mark.parametrize(("free", "at_once"), [(10**9, 3), (3 * 10**6, 1)])
 def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, free, at_once):
-    """The whole way on CPU tensors, as if they were a device's, with so much memory pretended to be free."""
+    """A whole run on CPU tensors is planned as if they were a device's, with a pretended amount of free memory."""
     plans = []
 
     def plan(one, batches, _loader):
@@ -159,7 +153,7 @@ def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, free, at_once):
 def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
     monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (10**4, "device"))
-    result = conftest.run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
     assert result.code == 0, result.err
     assert "memory  of 10 kB free on the device" in result.out
     assert "loader  workers: decoded images do not fit beside the training; 0 processes (-j)" in result.out
@@ -177,7 +171,7 @@ def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("script", [train_FKD_parallel, train_KD_parallel], ids=lambda script: script.__name__)
 def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, expected, tiny, tmp_path, monkeypatch):
-    """Both plan what a device must hold, and say the same of it."""
+    """Both make the same plan for the device and log the same lines."""
     monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
     monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (free, "device"))
     flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader)
@@ -185,7 +179,7 @@ def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, exp
         flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader, fkd_path=None, loss_type="ce")
     said = []
     for more in (["--dry-run"], ["--overwrite"]):
-        result = conftest.run(script, *flags, *more)
+        result = run(script, *flags, *more)
         assert result.code == 0, result.err
         said.append([line for line in result.out.splitlines() if line.startswith(("memory  ", "loader  "))])
     assert said[0][-1] == said[1][-1] == expected

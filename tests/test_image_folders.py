@@ -1,4 +1,4 @@
-"""Image folders: which files are counted, in which order, and what their pixels are."""
+"""Image folders give the right files in the right order with the right pixels."""
 
 import io
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_images, run
+from helpers import make_images, run
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -16,12 +16,12 @@ from utils.views.folders import ImageSet, load_rgb, open_folder
 
 
 def names_of(images: ImageSet):
-    """Paths below the root, with their classes."""
+    """Return the paths below the root, with their classes."""
     return [(os.path.relpath(path, images.root), target) for path, target in images.samples]
 
 
 def write(folder, *names):
-    """Write small images by these names, JPEG or PNG by their suffix; another suffix gets text."""
+    """Write small images by these names: JPEG or PNG by suffix; any other suffix gets text."""
     for name in names:
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def write(folder, *names):
 
 
 def test_the_order_is_that_of_torchvision(tmp_path):
-    """Upper and lower case, nested folders, names around the slash, links: the samples of ImageFolder."""
+    """Upper and lower case, nested folders, names around the slash and links give the samples of ImageFolder."""
     write(tmp_path / "set", "B/1.png", "a/x b/2.PNG", "a/x/3.jpg", "a/x/c/1.png", "a/10.png", "a/9.png", "a/Z.png")
     write(tmp_path / "set", "a/x-y/4.png", "é/1.png", "a10/1.png", "a2/1.png", "a2/ü.png", "loose.png")
     write(tmp_path / "elsewhere", "deep/er/5.png", "6.png")
@@ -53,7 +53,7 @@ def test_other_names_of_jpeg_files_are_counted(tmp_path):
 
 
 def test_debris_is_skipped_and_named(tiny, tmp_path):
-    """Hidden files and folders, copies in them, and what Windows and macOS leave: one line a folder, no error."""
+    """Hidden files and folders, and files that Windows and macOS leave, give one log line per folder and no error."""
     train = make_images(tmp_path / "train")
     copies = [f"class_0/.ipynb_checkpoints/{i}-checkpoint.png" for i in range(4)]
     write(
@@ -72,17 +72,16 @@ def test_debris_is_skipped_and_named(tiny, tmp_path):
     ]
 
 
-def test_images_of_other_types_are_warned_of(tmp_path, caplog, monkeypatch):
-    """They may be a part of the set, which nobody would miss otherwise."""
-    monkeypatch.setattr("utils.views.folders.log.propagate", True)
+def test_images_of_other_types_are_warned_of(tmp_path, program_log):
+    """They may belong to the set, and nobody would miss them otherwise."""
     write(tmp_path, "a/0.png", "a/1.gif", "a/2.avif")
     assert len(open_folder(tmp_path, "--val-dir").samples) == 1
-    assert "WARNING: skipped 2 images of types that are not read in --val-dir" in caplog.text
-    assert "a/1.gif, a/2.avif; convert them to PNG" in caplog.text
+    assert "WARNING: skipped 2 images of types that are not read in --val-dir" in program_log.text
+    assert "a/1.gif, a/2.avif; convert them to PNG" in program_log.text
 
 
 def test_classes_without_images(tmp_path):
-    """One sentence, which names a few of a thousand; the stop of no other library in its middle."""
+    """One sentence names a few of a thousand classes, without another library's full stop in its middle."""
     write(tmp_path, "a/0.png", *(f"class_{n:03}/notes.txt" for n in range(999)))
     with pytest.raises(InputError) as caught:
         open_folder(tmp_path, "--train-dir")
@@ -95,7 +94,7 @@ def test_classes_without_images(tmp_path):
 
 
 def test_links_in_a_circle(tmp_path):
-    """A link to a folder above it adds nothing; a class folder that is a link is a class."""
+    """A link to a parent folder adds nothing; a class folder may be a link."""
     write(tmp_path, "real/0.png", "real/in/1.png")
     (tmp_path / "real" / "in" / "up").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "self").symlink_to(tmp_path / "real")
@@ -109,7 +108,7 @@ def test_links_in_a_circle(tmp_path):
 
 
 def test_a_link_to_nothing(tmp_path):
-    """An image that is gone is refused when it is read, not left out in silence."""
+    """A missing image is refused when it is read, not skipped silently."""
     write(tmp_path, "a/0.png")
     (tmp_path / "a" / "1.png").symlink_to(tmp_path / "gone.png")
     assert len(open_folder(tmp_path, "--train-dir").samples) == 2
@@ -117,14 +116,14 @@ def test_a_link_to_nothing(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_pipe_is_no_image(tmp_path):
-    """Opening it would wait for ever."""
+    """A pipe is skipped; opening it would block for ever."""
     write(tmp_path, "a/0.png")
     os.mkfifo(tmp_path / "a" / "1.png")
     assert len(open_folder(tmp_path, "--train-dir").samples) == 1
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    """A file, nothing at all, images without class folders."""
+    """A file, a missing folder and images without class folders are refused."""
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--train-dir .*file is not a folder"):
         open_folder(tmp_path / "file", "--train-dir")
@@ -140,7 +139,7 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def rgb_of(image, path, **options):
-    """Pixels, uint8 [H, W, 3], of an image that was saved and read again."""
+    """Save an image, read it again and return its pixels: uint8 [H, W, 3]."""
     image.save(path, **options)
     return np.asarray(load_rgb(path))
 
@@ -148,7 +147,7 @@ def rgb_of(image, path, **options):
 @pytest.mark.parametrize("scale", [257, 256])
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.pgm"])
 def test_grey_images_of_16_bits(name, scale, tmp_path):
-    """The same pixels as in 8 bits, however 8 bits were made 16; not black and white."""
+    """16-bit grey images give the pixels of 8 bits, however they were scaled; they do not become black and white."""
     wide = Image.fromarray(GREY.astype(np.uint16) * scale)
     assert wide.mode == "I;16"
     pixels = rgb_of(wide.convert("I") if name.endswith("pgm") else wide, tmp_path / name)
@@ -156,7 +155,7 @@ def test_grey_images_of_16_bits(name, scale, tmp_path):
 
 
 def test_grey_images_of_16_bits_in_the_other_byte_order(tmp_path):
-    """I;16B, which a TIFF of a big-endian program is read as."""
+    """The mode is I;16B, as PIL reads a big-endian TIFF."""
     data = (GREY.astype(">u2") * 257).tobytes()
     image = Image.frombytes("I;16B", (16, 16), data)
     image.save(tmp_path / "grey.tif")
@@ -166,13 +165,13 @@ def test_grey_images_of_16_bits_in_the_other_byte_order(tmp_path):
 
 
 def test_values_between_those_of_8_bits(tmp_path):
-    """0x12FF is as bright as 0x12, as PIL reads 16-bit colours."""
+    """0x12FF is as bright as 0x12, as in PIL's 16-bit colours."""
     values = np.array([[0, 255, 256, 0x12FF, 65535]], dtype=np.uint16)
     assert rgb_of(Image.fromarray(values), tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 1, 0x12, 255]
 
 
 def test_a_black_image_of_16_bits(tmp_path):
-    """Black is black in any range."""
+    """A black image stays black in any range."""
     assert (rgb_of(Image.fromarray(np.zeros((2, 2), np.uint16)), tmp_path / "a.png") == 0).all()
 
 
@@ -185,14 +184,14 @@ def test_a_black_image_of_16_bits(tmp_path):
     ],
 )
 def test_pixels_of_unknown_range(array, name, words, tmp_path):
-    """Refused in one sentence, which names the file and what to do."""
+    """One sentence names the file and the remedy."""
     Image.fromarray(array).save(tmp_path / name)
     with pytest.raises(InputError, match=f"{name} cannot be decoded .*{words}.*; save it in 8 bits"):
         load_rgb(tmp_path / name)
 
 
 def test_other_modes_are_what_pil_makes_of_them(tmp_path):
-    """Palette (with transparency), grey or colour with alpha, CMYK, black and white: values, not only shapes."""
+    """Palettes (with transparency), alpha, CMYK and black and white give PIL's values, not only its shapes."""
     rgb = np.stack([GREY, GREY.T, 255 - GREY], axis=2)
     alpha = Image.fromarray(GREY.T.copy())
     colour = Image.fromarray(rgb)
@@ -220,7 +219,7 @@ def test_other_modes_are_what_pil_makes_of_them(tmp_path):
 )
 @pytest.mark.parametrize("from_memory", [False, True])
 def test_files_that_are_no_images(content, words, from_memory, tmp_path):
-    """The sentence names the file once, and no object of Python."""
+    """The error names the file once and shows no Python object."""
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
@@ -234,7 +233,7 @@ def test_files_that_are_no_images(content, words, from_memory, tmp_path):
 
 @pytest.mark.parametrize("flag", ["train_dir", "val_dir"])
 def test_a_run_does_not_write_between_images(flag, tiny, tmp_path):
-    """A folder of results among the class folders would be the next run's class."""
+    """An output folder among the class folders would become a class of the next run."""
     images = make_images(tmp_path / "images")
     result = run(train_FKD_parallel, *tiny.flags(images / "run", **{flag: images}, dry_run=True))
     assert result.code == 2

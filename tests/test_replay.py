@@ -1,4 +1,4 @@
-"""Views drawn and replayed: against torchvision, and as properties of any image size."""
+"""Views are drawn as stated and replayed like torchvision's, for any image size."""
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=CROP_DRAWS, max_siz
 
 
 def policy(mix_type="none", seed=0, min_scale=0.08, max_scale=1.0):
+    """Return a policy for views of 32 px."""
     return ViewPolicy(seed, 32, min_scale, max_scale, mix_type, 0.8, 1.0)
 
 
@@ -37,7 +38,7 @@ def photo(height=48, width=64):
 @pytest.mark.parametrize("box", [(0, 0, 48, 64), (5, 7, 20, 31), (40, 60, 1, 1), (3, 0, 45, 9)])
 @pytest.mark.parametrize("size", [16, 32, 80])
 def test_replay_is_torchvisions_resized_crop(box, size, flip):
-    """Bit for bit, shrinking and enlarging."""
+    """Views are bit-identical, both shrunk and enlarged."""
     expected = TF.resized_crop(photo(), *box, [size, size], InterpolationMode.BILINEAR)
     expected = TF.hflip(expected) if flip else expected
     assert torch.equal(replay_view(photo(), box, flip, size).permute(2, 0, 1), TF.pil_to_tensor(expected))
@@ -45,7 +46,7 @@ def test_replay_is_torchvisions_resized_crop(box, size, flip):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_normalise_is_torchvisions(memory_format):
-    """uint8 pixels to ImageNet-normalised floats in the layout asked for; the input is not changed."""
+    """uint8 pixels become ImageNet-normalised floats in the wanted layout; the input does not change."""
     views = torch.from_numpy(np.array(photo()))[None]
     before = views.clone()
     images = Normalise(IMAGENET_MEAN, IMAGENET_STD, "cpu", memory_format)(views)
@@ -58,7 +59,7 @@ def test_normalise_is_torchvisions(memory_format):
 @settings(max_examples=200)
 @given(draws, sides, sides, st.floats(0.01, 1), st.floats(0.01, 1))
 def test_crops_lie_inside_the_image(draws, height, width, scale, other):
-    """Whatever was drawn; and the same draws give the same crop."""
+    """Every draw gives a crop inside the image, and the same draw gives the same crop."""
     drawer = policy(min_scale=min(scale, other), max_scale=max(scale, other))
     (top, left, h, w), flip = crop_of(drawer, draws, (height, width))
     assert 0 <= top <= top + h <= height
@@ -68,7 +69,7 @@ def test_crops_lie_inside_the_image(draws, height, width, scale, other):
 
 
 def test_crops_follow_the_stated_distribution():
-    """On a large square image: area share uniform in the range, log ratio centred, half are flipped."""
+    """On a large square image the area is uniform, the log ratio is centred, and half of the views are flipped."""
     drawer = policy(min_scale=0.2, max_scale=0.5)
     crops = [crop_of(drawer, row, (1000, 1000)) for row in drawer.draw_crops(0, 0, 4000)]
     area = np.array([h * w for (_, _, h, w), _ in crops]) / 1e6
@@ -83,14 +84,14 @@ def test_crops_follow_the_stated_distribution():
 
 
 def test_an_image_too_long_for_any_crop_gets_the_central_one():
-    """The fallback of RandomResizedCrop: an allowed ratio, in the middle."""
+    """RandomResizedCrop falls back to a central crop of an allowed ratio."""
     box, _ = crop_of(policy(min_scale=1.0), np.full(CROP_DRAWS, 0.5), (10, 1000))
     assert box == (0, (1000 - 13) // 2, 10, 13)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0, 1))
 def test_boxes_lie_inside_the_view(seed, size, lam):
-    """Rows and columns in order, and no larger than the share that was drawn."""
+    """Rows and columns are ordered, and the box is no larger than the drawn share."""
     y1, x1, y2, x2 = random_box(np.random.default_rng(seed), size, lam)
     assert 0 <= y1 <= y2 <= size
     assert 0 <= x1 <= x2 <= size
@@ -99,7 +100,7 @@ def test_boxes_lie_inside_the_view(seed, size, lam):
 
 @pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
 def test_draws_are_a_function_of_seed_epoch_and_batch(mix_type):
-    """The same arguments draw the same; each other argument draws something else."""
+    """The same arguments give the same draw; each other argument gives another."""
 
     def drawn(seed, epoch, batch):
         drawer = policy(mix_type, seed)
@@ -113,8 +114,8 @@ def test_draws_are_a_function_of_seed_epoch_and_batch(mix_type):
         assert mix_type == "none" or first[1:] != drawn(*other)[1:]
 
 
-def test_what_is_drawn_for_each_mix_type():
-    """A permutation of the rows and a ratio in [0, 1], a box for cutmix only."""
+def test_each_mix_type_draws_its_parameters():
+    """A permutation of the rows and a ratio in [0, 1], and for cutmix a box."""
     assert policy("none").draw_mix(0, 0, 6) == Mix()
     for mix_type in ("mixup", "cutmix"):
         mix_index, mix_lam, mix_bbox = policy(mix_type).draw_mix(0, 0, 6)
@@ -143,7 +144,7 @@ def test_mix():
 @settings(max_examples=200)
 @given(draws, sides, sides)
 def test_stored_fractions_are_the_same_pixels(draws, height, width):
-    """A crop stored as float32 fractions of its image comes back pixel by pixel."""
+    """A crop stored as float32 fractions gives the same pixels again."""
     box, flip = crop_of(policy(), draws, (height, width))
     coords = torch.tensor([[box[0] / height, box[1] / width, box[2] / height, box[3] / width]])
     labels = BatchLabels(coords, torch.tensor([flip]), Mix(), torch.zeros(1, 2))

@@ -24,7 +24,7 @@ WNIDS = [f"n{number:08d}" for number in range(1000)]
 
 
 def all_wnids():
-    """ImageNet-1K's wnids in order."""
+    """Return ImageNet-1K's wnids in order."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
@@ -32,16 +32,16 @@ def all_wnids():
 
 
 def pair(val, train, class_map=None):
-    """Places of validation folders among the training folders."""
+    """Return the places of the validation folders among the training folders."""
     return pair_names(sorted(val), sorted(train), class_map, "--val-dir V and --train-dir T")
 
 
 def test_imagenet_has_wnids_and_words():
-    """The numbers of ImageNette's classes are those of DD-Ranking."""
+    """ImageNette's classes get the numbers of DD-Ranking."""
     known = imagenet_numbers()
     assert [known[name] for name in NETTE] == NETTE_NUMBERS
     assert [known[name.casefold()] for name in NETTE_WORDS] == NETTE_NUMBERS
-    assert "crane" not in known  # the bird and the machine
+    assert "crane" not in known  # both a bird and a machine
     assert [known[name] for name in all_wnids()] == list(range(1000))
 
 
@@ -58,12 +58,12 @@ def test_imagenet_has_wnids_and_words():
     ],
 )
 def test_numbered_names(names, numbers):
-    """One prefix and different numbers; wnids are names."""
+    """Names with one prefix and different numbers are numbers; wnids are names."""
     assert numbered(names) == numbers
 
 
 def test_training_folders_of_a_thousand_class_teacher():
-    """ImageNette under ImageNet's classes: by wnid and by word alike; ten other folders stay as they sort."""
+    """ImageNette is numbered by ImageNet's classes, by wnid and by word; ten other folders keep their sorted order."""
     assert number_train_folders(NETTE, 1000).numbers == NETTE_NUMBERS
     assert number_train_folders(sorted(NETTE_WORDS), 1000).numbers == [
         NETTE_NUMBERS[NETTE_WORDS.index(name)] for name in sorted(NETTE_WORDS)
@@ -74,7 +74,7 @@ def test_training_folders_of_a_thousand_class_teacher():
 
 
 def test_class_order(tmp_path):
-    """Line n is class n; folders that it does not name, and lines beyond the classes, are refused."""
+    """Line n of the file is class n; unnamed folders and lines beyond the classes are refused."""
     file = tmp_path / "order.txt"
     file.write_text("zero\none\ntwo\nthree\n")
     order = number_train_folders(["one", "three", "two"], 4, str(file))
@@ -91,12 +91,12 @@ def test_class_order(tmp_path):
 
 
 def test_labels_that_state_their_classes():
-    """By name, whatever else sorts in between."""
+    """Folders are numbered by name, whatever else sorts between them."""
     assert number_train_folders(["b", "c"], 3, stated={"a": 0, "b": 2, "c": 1}).numbers == [2, 1]
 
 
 def test_equal_names_pair_by_name():
-    """And a class that is not trained has no number."""
+    """A class that is not trained has no number."""
     assert pair(WORDS, WORDS) == (list(range(10)), "by name")
     places, how = pair([*WORDS, "ten"], WORDS)
     assert how == "by name"
@@ -106,7 +106,7 @@ def test_equal_names_pair_by_name():
 @pytest.mark.parametrize(
     ("val", "train"),
     [
-        (WORDS, [f"digit_{n}" for n in range(10)]),  # 10.04 % instead of 97.99
+        (WORDS, [f"digit_{n}" for n in range(10)]),  # top-1 was 10.04 % instead of 97.99
         ([f"digit_{n}" for n in range(10)], WORDS),
         ([f"digit_{n}" for n in range(1, 11)], [f"class{n}" for n in range(10)]),
         (NETTE, [f"{n:05d}" for n in range(10)]),  # whose order? RDED #4, #9, #10
@@ -115,19 +115,19 @@ def test_equal_names_pair_by_name():
     ],
 )
 def test_other_names_are_refused(val, train):
-    """The first differences and both remedies are named."""
+    """The error names the first differences and both remedies."""
     with pytest.raises(InputError, match=r"cannot be matched by name .*--class-map FILE.*--class-map sorted"):
         pair(val, train)
 
 
 def test_a_class_without_validation_images_is_refused():
-    """Its name is in the sentence."""
+    """The error names the class."""
     with pytest.raises(InputError, match=r"no folder of --val-dir belongs to class nine; give images of every class"):
         pair(WORDS[:-1], WORDS)
 
 
 def test_numbers_pair_with_numbers():
-    """class_0 … class_11 sort as text; 0 … 11 do not sort in the same way with zeros before them."""
+    """class_0 … class_11 sort as text; zero-padded numbers sort in another order."""
     train, val = sorted(f"class_{n}" for n in range(12)), [f"{n:03d}" for n in range(12)]
     places, how = pair(val, train)
     assert how == "by the numbers in their names"
@@ -135,7 +135,7 @@ def test_numbers_pair_with_numbers():
 
 
 def test_wnids_pair_with_words_and_with_a_thousand_numbers():
-    """ImageNet's list says which is which; SRe2L's new000 … new999 are its classes in order."""
+    """ImageNet's list gives the pairs; SRe2L's new000 … new999 are its classes in order."""
     places, how = pair(NETTE, NETTE_WORDS)
     assert how == "by ImageNet's list of classes"
     assert [sorted(NETTE_WORDS)[place] for place in places] == NETTE_WORDS
@@ -146,12 +146,12 @@ def test_wnids_pair_with_words_and_with_a_thousand_numbers():
 
 
 def test_spelling_is_no_difference():
-    """Case, spaces, underscores."""
+    """Case, spaces and underscores do not matter."""
     assert pair(["Golden Retriever", "tabby-cat"], ["golden_retriever", "Tabby cat"])[0] == [1, 0]
 
 
 def test_class_map(tmp_path):
-    """Lines of two names; `sorted` pairs by position; a slip is named."""
+    """Each line pairs two names; `sorted` pairs by position; a mistake is named."""
     file = tmp_path / "map.tsv"
     train = [f"digit_{n}" for n in range(10)]
     file.write_text("".join(f"{word}\tdigit_{n}\n" for n, word in enumerate(WORDS)))
@@ -178,7 +178,7 @@ def test_class_map(tmp_path):
 
 
 def test_files_of_editors_on_windows(tmp_path):
-    """A byte order mark is no part of the first name; UTF-16 is named."""
+    """A byte order mark is not part of the first name; UTF-16 is named in the error."""
     file = tmp_path / "map.tsv"
     lines = "".join(f"{word}\tdigit_{n}\r\n" for n, word in enumerate(WORDS))
     train = [f"digit_{n}" for n in range(10)]
@@ -193,13 +193,13 @@ def test_files_of_editors_on_windows(tmp_path):
 
 
 def test_names_for_pictures():
-    """The folder's, where it has one."""
+    """A class is called by its folder, if it has one."""
     assert display_names(["a", "b"], Numbering([2, 0], ""), 3) == ["b", "class 1", "a"]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_names_never_pair_wrongly(seed):
-    """Whatever the names are, two folders that are paired have the same name, or the same number in it."""
+    """Two paired folders always have the same name, or the same number in their names."""
     rng = random.Random(seed)
     kinds = [WORDS, [f"digit_{n}" for n in range(10)], [f"{n:02d}" for n in range(10)], NETTE, NETTE_WORDS]
     train, val = (sorted(rng.sample(kind, rng.randint(2, 10))) for kind in rng.choices(kinds, k=2))

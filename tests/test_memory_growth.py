@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
 from PIL import Image
 
 from utils.labels.views import DrawnViews, ViewPolicy
@@ -25,13 +26,12 @@ from utils.views.resident import ResidentBatches
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
 EPOCHS, SETTLED = 30, 10
 ALLOWED = 3 * 2**20  # bytes from epochs 8-12 to 25-29, where 0.2 MB are usual; a leaked batch per epoch is 22 MB
 
 
 def resident_bytes():
-    """Memory of this process (Linux), without what is free but kept for reuse."""
+    """Return the resident memory of this process (Linux), without free memory that the allocator keeps."""
     gc.collect()
     with suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
@@ -52,7 +52,7 @@ def folder(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("kind", [WorkerBatches, ResidentBatches, DeviceBatches])
 def test_memory_stays_level_over_epochs(folder, kind):
-    """Thirty epochs of training and evaluation; each batch of images is 1.3 MB."""
+    """The test runs thirty epochs of training and evaluation; each batch of images has 1.3 MB."""
     precision = Precision("fp32", CPU)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -74,6 +74,6 @@ def test_memory_stays_level_over_epochs(folder, kind):
     ("count", "text"),
     [(0, "0 B"), (340, "340 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (4.37e9, "4.37 GB"), (1.5e15, "1,500.0 TB")],
 )
-def test_sizes(count, text):
-    """Three digits, and no size is nothing because of its unit."""
+def test_sizes_are_readable(count, text):
+    """A size has three digits, and its unit never rounds it to zero."""
     assert readable_size(count) == text

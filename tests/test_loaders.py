@@ -1,69 +1,31 @@
-"""Resident batches: equal to the workers' on the CPU; on the device within one level of 255 of PIL's."""
+"""Resident batches equal the workers' on the CPU, and on a device they differ from PIL by at most one level of 255."""
 
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
 from PIL import Image
+from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
 from utils.labels.types import Mix
-from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
-from utils.system.log import log
 from utils.views import device, loaders, replay_batch, resident
-from utils.views.folders import open_folder
 from utils.views.live import LiveTeacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
-from utils.views.workers import ViewDataset, WorkerBatches
+from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, mix_images, replay_view
+from utils.views.workers import WorkerBatches
 
-CPU = torch.device("cpu")
-SIZES = [(37, 53), (64, 64), (20, 90), (71, 33), (16, 16), (48, 40), (90, 25)]  # (H, W)
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Seven noisy images of unequal sizes in two classes."""
-    rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate(SIZES):
-        path = tmp_path / f"class_{number % 2}" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    return open_folder(tmp_path, "--train-dir")
-
-
-class Answered(DrawnViews):
-    """Drawn views with made-up answers: a label store in memory."""
-
-    def read(self, epoch, batch):
-        drawn = super().read(epoch, batch)
-        logits = torch.randn(len(drawn.index), 5, generator=torch.Generator().manual_seed(10 * epoch + batch)).half()
-        return drawn.labelled(logits, [SIZES[i] for i in self.file_numbers[drawn.index].tolist()])
-
-
-def dataset_of(folder, mix_type, size=32, answered=True):
-    source = (Answered if answered else DrawnViews)(ViewPolicy(3, size, 0.08, 1.0, mix_type, 0.8, 1.0), len(SIZES), 3)
-    source.file_numbers = torch.tensor([int(path.rsplit("/", 1)[1][:-4]) for path, _ in folder.samples])
-    return ViewDataset(folder.samples, source, size)
-
-
-def normalise_on(device):
-    return Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
-
-
-def run(kind, dataset, device=CPU, epochs=2):
-    batches = kind(dataset, range(epochs), normalise_on(device), 0, device)
-    return [batch for epoch in range(epochs) for batch in batches.epoch(epoch)]
-
-
 def levels(images):
-    """Pixel values from 0 to 255 of normalised images."""
+    """Return normalised images as pixel values from 0 to 255."""
     std, mean = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN))
     return (images.cpu() * std + mean) * 255
 
 
 def assert_alike(ours, theirs):
-    """Images within one level (mixing of two roundings included), everything else equal."""
+    """Assert that images differ by at most one level (mixing of two roundings included) and all else is equal."""
     assert len(ours) == len(theirs) == 6
     for a, b in zip(ours, theirs, strict=True):
         assert (levels(a.images) - levels(b.images)).abs().max() <= 1.001
@@ -74,11 +36,11 @@ def assert_alike(ours, theirs):
 
 @pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
-def test_host_batches_equal_the_workers(folder, mix_type, answered):
-    dataset = dataset_of(folder, mix_type, answered=answered)
+def test_host_batches_equal_the_workers(uneven_images, mix_type, answered):
+    dataset = dataset_of(uneven_images, mix_type, answered=answered)
     for ours, theirs in zip(
-        run(resident.ResidentBatches, dataset),
-        run(WorkerBatches, dataset_of(folder, mix_type, answered=answered)),
+        batches_of(resident.ResidentBatches, dataset),
+        batches_of(WorkerBatches, dataset_of(uneven_images, mix_type, answered=answered)),
         strict=True,
     ):
         assert torch.equal(ours.images, theirs.images)
@@ -89,14 +51,16 @@ def test_host_batches_equal_the_workers(folder, mix_type, answered):
 
 @pytest.mark.parametrize("size", [24, 64])
 @pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
-def test_matrix_batches_are_alike_on_cpu_tensors(folder, mix_type, size):
+def test_matrix_batches_are_alike_on_cpu_tensors(uneven_images, mix_type, size):
     for answered in (True, False):
-        dataset = dataset_of(folder, mix_type, size, answered)
-        assert_alike(run(device.DeviceBatches, dataset), run(WorkerBatches, dataset))
+        dataset = dataset_of(uneven_images, mix_type, size, answered)
+        assert_alike(batches_of(device.DeviceBatches, dataset), batches_of(WorkerBatches, dataset))
 
 
-def test_a_live_teacher_answers_device_batches(folder):
-    batches = device.DeviceBatches(dataset_of(folder, "mixup", answered=False), range(1), normalise_on(CPU), 0, CPU)
+def test_a_live_teacher_answers_device_batches(uneven_images):
+    batches = device.DeviceBatches(
+        dataset_of(uneven_images, "mixup", answered=False), range(1), normalise_on(CPU), 0, CPU
+    )
     answered = list(LiveTeacher(batches, lambda images: images.mean(dim=(2, 3))).epoch(0))
     assert [len(batch) for batch in answered] == [3, 3, 1]
     assert all(torch.equal(batch.soft_labels, batch.images.mean(dim=(2, 3))) for batch in answered)
@@ -105,15 +69,15 @@ def test_a_live_teacher_answers_device_batches(folder):
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("mix_type", ["none", "mixup", "cutmix"])
-def test_matrix_batches_are_alike_on_cuda(folder, mix_type):
-    dataset = dataset_of(folder, mix_type)
-    ours = run(device.DeviceBatches, dataset, torch.device("cuda"))
+def test_matrix_batches_are_alike_on_cuda(uneven_images, mix_type):
+    dataset = dataset_of(uneven_images, mix_type)
+    ours = batches_of(device.DeviceBatches, dataset, torch.device("cuda"))
     assert ours[0].images.is_cuda
-    assert_alike(ours, run(WorkerBatches, dataset))
+    assert_alike(ours, batches_of(WorkerBatches, dataset))
 
 
 def compare_with_pil(device, dtype=None, rounds=12):
-    """Largest difference from PIL over random boxes, sizes and flips, in levels; and the share of unequal values."""
+    """Return (largest difference from PIL in levels, share of unequal values) over random boxes, sizes and flips."""
     rng = np.random.default_rng(1)
     worst, unequal = 0, []
     for size in (7, 32, 96):
@@ -168,18 +132,16 @@ def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     torch.testing.assert_close(found, mix_images(images, mix), rtol=0, atol=1e-6)
 
 
-def test_auto_keeps_what_fits_and_says_so(folder, monkeypatch, caplog):
-    log.propagate = True
-    caplog.set_level("INFO", logger="validator")
-    dataset = dataset_of(folder, "none")
+def test_auto_keeps_what_fits_and_says_so(uneven_images, monkeypatch, program_log):
+    dataset = dataset_of(uneven_images, "none")
     arguments = dataset, range(1), normalise_on(CPU), 0, CPU
     needed = sum(h * w for h, w in SIZES) * loaders.PIL_BYTES
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed + 1)
     assert isinstance(loaders.build_batches("auto", *arguments), resident.ResidentBatches)
-    assert "resident" in caplog.messages[-1]
+    assert "resident" in program_log.messages[-1]
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed)
     assert isinstance(loaders.build_batches("auto", *arguments), WorkerBatches)
-    assert "workers" in caplog.messages[-1]
+    assert "workers" in program_log.messages[-1]
     assert isinstance(loaders.build_batches("resident", *arguments), resident.ResidentBatches)
     monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: needed)
     with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):
@@ -187,15 +149,15 @@ def test_auto_keeps_what_fits_and_says_so(folder, monkeypatch, caplog):
     assert isinstance(loaders.build_batches("workers", *arguments), WorkerBatches)
 
 
-def test_a_broken_image_is_named(folder):
-    path = folder.samples[2][0]
+def test_a_broken_image_is_named(uneven_images):
+    path = uneven_images.samples[2][0]
     with open(path, "wb") as file:
         file.write(b"nothing")
     with pytest.raises(InputError, match=path):
-        loaders.build_batches("auto", dataset_of(folder, "none"), range(1), normalise_on(CPU), 0, CPU)
+        loaders.build_batches("auto", dataset_of(uneven_images, "none"), range(1), normalise_on(CPU), 0, CPU)
 
 
-def test_padded_estimate_on_a_device(folder):
+def test_padded_estimate_on_a_device(uneven_images):
     cuda = torch.device("cuda")
-    assert loaders.decoded_bytes(folder.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
-    assert loaders.decoded_bytes(folder.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting
+    assert loaders.decoded_bytes(uneven_images.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
+    assert loaders.decoded_bytes(uneven_images.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting

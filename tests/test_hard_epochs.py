@@ -1,4 +1,4 @@
-"""Epochs on hard labels between those on soft ones: when, on which views and answers, and resumed anywhere."""
+"""Hard epochs come between soft ones, with the right views and targets, and resume at any step."""
 
 import json
 import signal
@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 import rank_jobs
 import torch
-from conftest import BATCH, CLASSES, EPOCHS, LIGHT, SIDE, make_images, make_labels, read_run, run, same_weights
+from helpers import (
+    BATCH,
+    CLASSES,
+    CPU,
+    EPOCHS,
+    LIGHT,
+    SIDE,
+    make_images,
+    make_labels,
+    read_run,
+    run,
+    same_weights,
+    signal_in_step,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from label_folders import make_hald
 from PIL import Image
-from test_dialects import make_hald
-from test_distributed import launch
-from test_graphs import recording  # noqa: F401
-from test_signals import signal_in_step
+from rank_jobs import launch
 from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
@@ -31,7 +42,6 @@ from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-CPU = torch.device("cpu")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft
 SOFT_STEPS, HARD_STEPS = 3, 2
@@ -39,7 +49,7 @@ SOFT_STEPS, HARD_STEPS = 3, 2
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_student():
-    """There is much to train here."""
+    """Train a small network in this module, because it trains much."""
     with pytest.MonkeyPatch.context() as patch:
         rank_jobs.use_small_student(patch.setattr)
         yield
@@ -47,7 +57,7 @@ def _small_student():
 
 @given(epochs=st.integers(1, 40), data=st.data())
 def test_soft_then_hard_then_soft(epochs, data):
-    """Half of the soft epochs, rounded down, all hard ones, the rest; each kind counts from 0 without a gap."""
+    """Half of the soft epochs (rounded down) come first, then all hard ones; each kind counts from 0 without a gap."""
     hard = data.draw(st.integers(0, epochs - 1))
     phases, soft = Phases(epochs, hard), epochs - hard
     kinds = [phases.is_hard(epoch) for epoch in range(epochs)]
@@ -60,8 +70,8 @@ def views_of(targets=(0, 1, 2) * 7, batch_size=8):
     return HardViews(targets, 4, SIDE, batch_size, 0.8, 42)
 
 
-def test_answers_are_timms():
-    """y1 lam + y2 (1 - lam) with 0.8 / C off and 0.2 + 0.8 / C on the class, lam the share that the box leaves."""
+def test_targets_equal_timms():
+    """y1 lam + y2 (1 - lam) with 0.8 / C off and 0.2 + 0.8 / C on the class; lam is the area outside the box."""
     views = views_of()
     for epoch in range(2):
         for batch in range(views.batches_per_epoch):
@@ -77,7 +87,7 @@ def test_answers_are_timms():
 
 
 def test_an_odd_image_is_left_out():
-    """21 images: batches of 8, 8 and 4, another order in each epoch, and none twice."""
+    """21 images give batches of 8, 8 and 4, in another order in each epoch, and no image twice."""
     views = views_of()
     shown = []
     for epoch in range(2):
@@ -90,7 +100,7 @@ def test_an_odd_image_is_left_out():
 
 
 def images_from_files(samples, drawn):
-    """The mixed, normalised views of a batch, from the files with PIL and numpy: float32 [B, 3, S, S]."""
+    """Return the mixed, normalised views of a batch, made with PIL and numpy: float32 [B, 3, S, S]."""
     images = []
     for slot, index in enumerate(drawn.index.tolist()):
         image = Image.open(samples[index][0]).convert("RGB")
@@ -105,8 +115,8 @@ def images_from_files(samples, drawn):
     return torch.from_numpy(mixed).float()
 
 
-def test_the_loss_of_the_first_hard_epoch(tiny, tmp_path):
-    """From the image files, the drawn views and the answers, in a few lines; the run starts with that epoch."""
+def test_the_loss_of_a_hard_epoch_is_reproduced(tiny, tmp_path):
+    """The loss is recomputed from image files, views and targets; the run starts with that epoch."""
     done = tiny.train_run(tmp_path / "run", start_epoch=1, sgd=True, learning_rate=1e-12, **FLAGS)
     samples = ImageFolder(tiny.train).samples
     hard = HardViews([target for _, target in samples], CLASSES, SIDE, 8, 0.8, 42)
@@ -129,13 +139,13 @@ def test_the_loss_is_a_batch_mean():
 
 @pytest.fixture(scope="module")
 def phased(tiny, tmp_path_factory):
-    """3 of 5 epochs on stored labels, of which there are 3, calibrated."""
+    """A run with 3 of 5 epochs on stored labels and calibrated temperature; returns (run, flags)."""
     flags = FLAGS | {"student_temperature": "calibrated"}
     return tiny.train_run(tmp_path_factory.mktemp("phased") / "run", **flags), flags
 
 
 def test_phases_in_order(phased):
-    """Soft epochs have temperatures, hard ones none; the rate falls over all; the labels' epochs suffice."""
+    """Soft epochs have temperatures, hard ones have none; the rate falls over all epochs."""
     done, _ = phased
     assert [row["teacher_temperature"] is None for row in done.rows] == [False, True, True, False, False]
     rates = [0.001 * lr_factor("linear", epoch, 5) for epoch in range(5)]
@@ -151,7 +161,7 @@ def test_phases_in_order(phased):
     ids=["before the hard epochs", "within one, and between two", "after them"],
 )
 def test_resume_is_exact(stops, phased, tiny, tmp_path):
-    """Stopped after so many steps, again and again: the same weights and figures, calibrated temperatures included."""
+    """A run that is stopped repeatedly ends with the same weights, metrics and calibrated temperatures."""
     whole, flags = phased
     words = tiny.flags(tmp_path / "run", **flags)
     for step in stops:
@@ -167,7 +177,7 @@ def test_resume_is_exact(stops, phased, tiny, tmp_path):
 
 
 def test_workers_and_students_side_by_side(phased, tiny, tmp_path):
-    """Worker processes show what resident images do; of two students, each is as if it were alone."""
+    """Workers give the batches of resident images; of two students, each trains as if it were alone."""
     done, flags = phased
     words = tiny.flags(tmp_path / "run", **flags | {"loader": "workers", "workers": 1})
     assert run(train_FKD_parallel, *words, "--seeds", 0, 1).code == 0
@@ -177,7 +187,7 @@ def test_workers_and_students_side_by_side(phased, tiny, tmp_path):
 
 @pytest.mark.parametrize("at_once", [None, 1])
 def test_a_device_keeps_the_images_once(at_once, tiny):
-    """Soft and hard batches are replayed from one gallery, in the order of the run, as from workers."""
+    """Soft and hard batches share one image cache and come in the order of the run, as from workers."""
     samples, phases = ImageFolder(tiny.train).samples, Phases(4, 2)
     hard = HardViews([target for _, target in samples], CLASSES, SIDE, 8, 0.8, 42)
     sets = [ViewDataset(samples, source, SIDE) for source in (open_labels(tiny.labels), hard)]
@@ -197,7 +207,7 @@ def test_a_device_keeps_the_images_once(at_once, tiny):
 
 
 def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
-    """Hard batches are shared out as the others are; same weights up to rounding."""
+    """Hard batches are sharded like soft ones; weights are equal up to rounding."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     flags = FLAGS | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "model": "resnet18", "hard_batch_size": 10}
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
@@ -211,8 +221,8 @@ def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
         torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):  # noqa: F811
-    """Each kind has a recording of its own, of another loss and batch size; figures are those of eager steps."""
+def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):
+    """Each kind has its own captured step, with another loss and batch size; metrics equal those of eager steps."""
     flags = FLAGS | {"batch_size": BATCH, "sgd": True, "learning_rate": 0.01}
     eager = tiny.train_run(tmp_path / "eager", **flags)
     made = []
@@ -225,7 +235,7 @@ def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):  
 
 
 def test_halds_labels(tiny, tmp_path):
-    """Its folder, whose two epochs are drawn from, and its recipe's flags: soft, hard, soft."""
+    """HALD's folder and its recipe's flags train; the two stored epochs are drawn from."""
     make_hald(tmp_path / "labels")
     flags = {"fkd_path": tmp_path / "labels", "reuse_labels": True, "temperature": 20, "epochs": 6, "hard_epochs": 3}
     done = tiny.train_run(tmp_path / "run", schedule="smoothed", smoothing=2, ema_decay=0.9, **flags)
@@ -267,6 +277,6 @@ def test_other_hard_epochs_do_not_resume(phased, tiny):
 
 
 def test_a_live_teacher_has_no_hard_epochs():
-    """The flag is that of stored labels."""
+    """Hard epochs belong to stored labels only."""
     with pytest.raises(InputError, match="--hard-epochs"):
         train_KD_parallel.parse(["--hard-epochs", "1"])

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what fails or finds no time left costs nothing of what was measured."""
+"""benchmarks/gpu.py keeps all measured figures if a row fails or the time runs out."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_a_row_that_fails_keeps_its_figures_and_the_next_is_run(call, capsys, tm
 
 
 def test_the_day_ends_in_time(call, tmp_path):
-    """A command is ended where its own limit or the day's is over; those after that are not started."""
+    """A command is stopped at its own limit or at the end of the day; later ones are not started."""
 
     def sleep(day):
         yield {"slept": day.run("sleep", "-c", "import time; time.sleep(60)")}

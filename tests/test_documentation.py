@@ -1,4 +1,4 @@
-"""What README, docs and launchers tell a user to type exists, and every benchmark runs."""
+"""Commands in README, docs and launchers exist, and every benchmark runs."""
 
 import contextlib
 import io
@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import make_images
+from helpers import ROOT, make_images, save_teacher
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -58,7 +57,7 @@ COMMANDS = sorted({(page.name, line) for page in PAGES for line in code_of(page)
 
 
 def words_of(line):
-    """The words of a command line, assignments before it left out, and what stands for more left out."""
+    """Return the words of a command line without assignments before it and without placeholders."""
     words = shlex.split(line.replace("…", " ").replace("[", " ").replace("]", " "))
     while words and "=" in words[0]:
         words.pop(0)
@@ -67,7 +66,7 @@ def words_of(line):
 
 @cache
 def help_of(*program):
-    """Help text of a program of this project: a script's path, or -m and a module, and perhaps a command of it."""
+    """Return the help text of a program: a script's path, or -m and a module, and optionally a subcommand."""
     module = program[0] == "-m"
     name, rest = (program[1], program[2:]) if module else (str(ROOT / program[0]), program[1:])
     out = io.StringIO()
@@ -84,8 +83,8 @@ def help_of(*program):
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[line[:70] for _, line in COMMANDS])
-def test_what_is_documented_exists(page, line):
-    """Scripts, modules, make targets and their flags."""
+def test_documented_commands_exist(page, line):
+    """Scripts, modules, make targets and flags in the documentation exist."""
     words = words_of(line)
     if words[0] == "make":
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
@@ -107,27 +106,23 @@ def test_what_is_documented_exists(page, line):
 
 
 def test_pages_hold_commands():
-    """The test above would pass on nothing."""
+    """The pages contain commands; otherwise the test above would pass on nothing."""
     assert sum(page == "README.md" for page, _ in COMMANDS) > 15
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder as `make demo` leaves it: distilled and validation images, and a teacher."""
-    import torch
-
-    from utils.training.models import build_student
-
+    """Make a folder like `make demo`: distilled and validation images, and a teacher."""
     folder = tmp_path_factory.mktemp("work")
     for name in ("distilled", "val"):
         make_images(folder / name)
-    torch.save(build_student("resnet18", 3, 0).state_dict(), folder / "teacher.pth")
+    save_teacher(folder / "teacher.pth", "resnet18")
     return folder
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
 def test_benchmarks_run(name, work):
-    """Every one of them, tiny: they stay runnable while the code that they measure changes."""
+    """Every benchmark runs at its smallest size."""
     words = shlex.split(BENCHMARKS[name].format(work=work))
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # where the project is not installed

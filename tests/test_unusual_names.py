@@ -1,4 +1,4 @@
-"""Names of folders that are not UTF-8 or very long: no traceback, the headline is printed, nothing is lost."""
+"""Folder names that are not UTF-8 or very long cause no traceback and lose nothing."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LIGHT, SIDE, make_images, read_run, run
+from helpers import LIGHT, SIDE, make_images, read_run, run
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -21,12 +21,12 @@ from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.text import one_line, printable, printable_all, shorten
 from utils.training.models import build_model
 
-CAT = os.fsdecode("猫".encode("gbk"))  # as an archive from Windows is unpacked
+CAT = os.fsdecode("猫".encode("gbk"))  # an archive from Windows unpacks to such a name
 LATIN = os.fsdecode("né".encode("latin-1"))
 
 
 def renamed(folder, **options):
-    """Images whose last class folder has a name in GBK."""
+    """Make images whose last class folder has a name in GBK."""
     make_images(folder, **options)
     (folder / "class_2").rename(folder / CAT)
     return folder
@@ -34,7 +34,7 @@ def renamed(folder, **options):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Training and validation images, below a folder whose name is not UTF-8 either."""
+    """Make training and validation images below a folder whose name is not UTF-8."""
     try:
         train = renamed(tmp_path / LATIN / "train")
     except OSError:
@@ -43,7 +43,7 @@ def folders(tmp_path):
 
 
 def test_printable():
-    """Surrogates become what the bytes were, all else stays."""
+    """Surrogates are shown as the bytes that they stand for; other text is unchanged."""
     assert printable("plain é 猫 …") == "plain é 猫 …"
     assert printable(LATIN) == "n\\xe9"
     assert printable("\ud800") == "\\ud800"
@@ -63,13 +63,13 @@ def test_printable():
     ],
 )
 def test_shorten(text, width, short):
-    """At a word, in one line, never longer than asked for."""
+    """Text is cut at a word, in one line, and never exceeds the width."""
     assert shorten(text, width) == short
     assert len(short) <= width
 
 
 def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path):
-    """Dry run, training, resume: pictures are drawn, the headline is printed, every file is read back."""
+    """Dry run, training and resume draw pictures, print the headline, and read every file back."""
     train, val = folders
     output = tmp_path / LATIN / f"run {LATIN}"
     flags = tiny.flags(output, train_dir=train, val_dir=val, epochs=1)
@@ -92,7 +92,7 @@ def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path):
-    """stdout in ASCII, or strict UTF-8: every line is printed, and an error is one."""
+    """With stdout in ASCII or strict UTF-8, every line is printed, and an error is one line."""
     train, val = folders
     command = [sys.executable, train_FKD_parallel.__file__]
     flags = tiny.flags(tmp_path / f"run{LATIN}", train_dir=train, val_dir=val, dry_run=True)
@@ -111,7 +111,7 @@ def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path)
 
 @pytest.mark.parametrize("kind", ["packed", "tar"])
 def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
-    """Written and read back; the log names the teachers, not the classes."""
+    """Labels are written and read back; the log names the teachers, not the classes."""
     train, _ = folders
     labels = tmp_path / f"labels {LATIN}"
     save, suffix = (save_file, "safetensors") if kind == "packed" else (torch.save, "pth")
@@ -128,8 +128,8 @@ def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
 
 
 def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, monkeypatch):
-    """W&B cannot write there; the run goes on without it, and says so."""
-    said = []  # not captured by pytest, whose workers cannot send such a name to each other
+    """W&B cannot write there; the run continues without it, and says so."""
+    said = []  # pytest's workers cannot send such a name to each other
     monkeypatch.setattr("utils.run.tracker.log.info", lambda text, *words: said.append(text))
     folder = Path(tmp_path, LATIN)
     assert isinstance(start_tracker("p", "offline", None, folder, {}, RunMetadata("run", "group", "train")), NoTracker)
@@ -143,7 +143,7 @@ LONG = "long-" * 60
     "flag", ["output_dir", "train_dir", "val_dir", "fkd_path", "resume", "class_order", "class_map"]
 )
 def test_a_name_longer_than_file_systems_take(flag, tiny, tmp_path):
-    """One sentence, whichever flag has it, in a dry run and in a real one."""
+    """Each flag gives one sentence, in a dry run and in a real run."""
     for dry in (True, None):
         changed = {"output_dir": tmp_path / "run", "dry_run": dry} | {flag: tmp_path / LONG}
         result = run(train_FKD_parallel, *tiny.flags(changed.pop("output_dir"), **changed))
@@ -153,7 +153,7 @@ def test_a_name_longer_than_file_systems_take(flag, tiny, tmp_path):
 
 
 def test_the_default_folder_of_many_models():
-    """Its name fits: it names some models and counts the others."""
+    """The name names some models and counts the others, so that it fits."""
     names = [f"some_architecture_{number}" for number in range(14)]
     for models, expected in (
         (["resnet18"], "kd-resnet18-"),

@@ -1,4 +1,4 @@
-"""Packed labels: the same tensors as the files they came from, smaller forms, and damage that is noticed."""
+"""Packed labels hold the tensors of the files that they came from, or smaller forms; damage is noticed."""
 
 import json
 import math
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run
+from helpers import IMAGE_SIZE, REFERENCE, SIDE, make_labels, read_run, run, tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from label_folders import IMAGES, make_flat, make_hald
 from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
-from utils.labels import command
 from utils.labels.image_digests import ImageDigests, write_image_digests
 from utils.labels.opening import open_labels
 from utils.labels.packed import PackedStore, PackedWriter
@@ -31,13 +31,8 @@ VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
 TENSORS = ("coords", "flip", "logits", "index")
 
 
-def tool(*argv):
-    """Run `python -m utils.labels` in this process; return its exit code."""
-    return command.main([str(word) for word in argv])
-
-
 def assert_same(a, b):
-    """Two `BatchLabels` are equal, tensors to the bit and dtype."""
+    """Assert that two `BatchLabels` have bit-identical tensors of the same dtypes."""
     pairs = {name: (getattr(a, name), getattr(b, name)) for name in TENSORS} | {"mix": (a.mix.partner, b.mix.partner)}
     for name, (left, right) in pairs.items():
         assert (left is None) == (right is None), name
@@ -46,7 +41,7 @@ def assert_same(a, b):
 
 
 def assert_same_stores(a, b):
-    """Two stores hold the same batches."""
+    """Assert that two stores hold the same batches."""
     assert (a.epochs, a.batches_per_epoch) == (b.epochs, b.batches_per_epoch)
     for epoch in range(a.epochs):
         for batch in range(a.batches_per_epoch):
@@ -110,7 +105,7 @@ def test_training_on_packed_reference_labels_gives_the_same_losses_to_the_bit(na
 
 
 def test_unpacked_six_items_have_the_order_of_the_reference_sampler(tiny, tmp_path):
-    """And rows whose order is another cannot become six items."""
+    """Rows in another order cannot become six-item files."""
     assert tool("pack", tiny.labels, tmp_path / "packed") == 0
     assert tool("unpack", tmp_path / "packed", tmp_path / "six", "--items", 6) == 0
     six = open_labels(tmp_path / "six")
@@ -132,7 +127,7 @@ def test_the_largest_logits_alone_do_not_become_tar_files(tmp_path, capsys):
 
 
 def make_store(path, codec, classes=12, images=10, epochs=2, mix_type="cutmix"):
-    """Write a packed store of random labels; return (store, the labels that went in by epoch)."""
+    """Write a packed store of random labels; return (store, labels by epoch before packing)."""
     policy = ViewPolicy(3, SIDE, 0.08, 1.0, mix_type, 0.8, 1.0)
     views = DrawnViews(policy, images, 4)
     manifest = make_manifest(codec, images, classes, 4, epochs, mix_type, codec.views == "stored", {}, policy)
@@ -205,7 +200,7 @@ def test_classes_that_were_not_kept_share_about_their_mass(temperature, tmp_path
 
 @pytest.mark.parametrize("store", sorted(VERSION_2.iterdir()), ids=lambda path: path.name)
 def test_stores_of_version_2_are_read_as_version_2_read_them(store):
-    """`expected.safetensors` is what that release's own reader returned, at temperature 4."""
+    """`expected.safetensors` holds the logits that that release's reader returned at temperature 4."""
     expected, packed = load_file(store / "expected.safetensors"), open_labels(store)
     for batch in range(2):
         labels = packed.read(0, batch)
@@ -259,12 +254,12 @@ def test_small_forms_lose_nothing(rows, images, batch_size, classes, bits, halve
     assert again.keys() == whole.keys()
     assert small["coords"].dtype == (torch.float16 if halves else torch.float32)
     for name in whole:
-        lost = 2e-3 if name == "rest" and bits < 32 else 0  # the one thing that is rounded here
+        lost = 2e-3 if name == "rest" and bits < 32 else 0  # the only value that is rounded
         torch.testing.assert_close(again[name].double(), whole[name].double(), rtol=lost, atol=lost, msg=name)
 
 
 def test_a_row_of_50_of_1000_classes_takes_104_bytes_with_its_view():
-    """What LPQLD stores in 210, its share of the zip file's overhead and of the image order not counted."""
+    """LPQLD needs 210 bytes, without its share of the zip overhead and of the image order."""
     shape = Shape(1024, 10_000, 1000, 50, 128, 8, "cutmix", True, True, has_rest=False)
     wanted = expected_tensors(shape).values()
     sizes = [torch.empty(0, dtype=dtypes[0]).element_size() * math.prod(size) for dtypes, size in wanted]
@@ -272,19 +267,19 @@ def test_a_row_of_50_of_1000_classes_takes_104_bytes_with_its_view():
 
 
 def digests_of(images, seed=0):
-    """Digests of images that nobody has."""
+    """Return random digests of `images` images."""
     generator = torch.Generator().manual_seed(seed)
     pixels, files = torch.randint(256, (2, images, 8), dtype=torch.uint8, generator=generator)
     return ImageDigests(pixels, files)
 
 
 def same_digests(one, other):
-    """Whether two stores know the same images."""
+    """Return whether two stores hold the same digests of images."""
     return torch.equal(one.pixels, other.pixels) and torch.equal(one.files, other.files)
 
 
 def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys):
-    """Tar, packed with stored or drawn views, tar: the same digests; labels without any say so."""
+    """Digests survive tar, packed with stored or drawn views, and tar again; labels without digests say so."""
     digests, store = digests_of(12), open_labels(tiny.labels)
     writer = TarWriter(tmp_path / "tar", image_digests=digests)
     for epoch in range(store.epochs):
@@ -305,9 +300,7 @@ def test_labels_know_their_images_through_pack_and_unpack(tiny, tmp_path, capsys
 
 
 def test_labels_of_other_projects_keep_digests_too(tmp_path):
-    """Flat folders and HALD's, which nobody but this program reads with an images.safetensors."""
-    from test_dialects import IMAGES, make_flat, make_hald
-
+    """An images.safetensors in LPLD's or HALD's folder survives packing and unpacking."""
     for name, make in (("flat", make_flat), ("hald", make_hald)):
         make(tmp_path / name)
         images = open_labels(tmp_path / name).num_images
@@ -335,7 +328,7 @@ def write_epochs(writer, *epochs):
 
 @pytest.mark.parametrize("views", ["stored", "drawn"])
 def test_a_started_store_is_not_continued_on_other_images(views, tmp_path):
-    """And nothing is written before that is known; the right images go on."""
+    """Nothing is written before the images are compared; the right images continue."""
     sizes = torch.tensor([[9, 7]] * 4 + [[8, 8]]) if views == "drawn" else None
     codec, digests = Codec(16, None, views), digests_of(5)
     write_epochs(known_store(tmp_path, codec, digests, sizes=sizes), 0)
@@ -364,14 +357,14 @@ def test_a_store_of_drawn_views_from_before_is_not_continued_on_images_of_other_
 
 
 def make_version_3(path):
-    """Turn a store into one of version 3, which stated no digests of images and no list of classes."""
+    """Turn a store into version 3, which had no digests of images and no list of classes."""
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["has_image_digests"]
     (path / "manifest.json").write_text(json.dumps(manifest | {"version": 3}))
 
 
 def test_a_started_store_of_version_3_goes_on_without_digests(tmp_path, caplog):
-    """It is read as it was, its epoch files are those of this version, and a line of the log says it."""
+    """It is read as before, new epoch files have the current version, and the log says so."""
     write_epochs(known_store(tmp_path), 0)
     make_version_3(tmp_path)
     assert PackedStore(tmp_path).image_digests is None
@@ -390,7 +383,7 @@ def test_a_started_store_of_version_3_goes_on_without_digests(tmp_path, caplog):
 
 
 def test_a_kill_before_the_manifest_leaves_a_folder_that_can_be_used(tmp_path):
-    """images.safetensors alone, of whatever images, is written anew."""
+    """A lone images.safetensors of any images is overwritten."""
     write_image_digests(tmp_path, digests_of(5, seed=3))
     write_epochs(known_store(tmp_path, digests=digests_of(5)), 0)
     assert same_digests(PackedStore(tmp_path).image_digests, digests_of(5))
@@ -413,7 +406,7 @@ def test_a_kill_before_the_manifest_leaves_a_folder_that_can_be_used(tmp_path):
     ],
 )
 def test_damaged_digests_of_images_are_refused(form, content, problem, tiny, tmp_path):
-    """Where a manifest states them they must be there; beside tar labels they may be missing."""
+    """They must be present if a manifest states them; beside tar labels they are optional."""
     folder = shutil.copytree(tiny.labels, tmp_path / "tar")
     write_image_digests(folder, digests_of(12))
     if form == "packed":
@@ -436,7 +429,7 @@ def test_damaged_digests_of_images_are_refused(form, content, problem, tiny, tmp
 
 
 def test_a_list_of_classes_in_the_settings(tmp_path):
-    """As long as it must be; an error does not repeat all of it."""
+    """It must have the right length; the error quotes only a part of it."""
     classes = [f"class {number}" for number in range(1000)]
     manifest = make_manifest(Codec(), 5, 3, 2, 3, "none", True, {"classes": classes})
     write_epochs(PackedWriter(tmp_path, manifest), 0)
@@ -547,7 +540,7 @@ def test_truncated_and_missing_files_are_named(tmp_path):
 
 
 def test_kept_logits_limit_the_loss(tiny, tmp_path):
-    """With 2 of 3 logits stored, mse_gt averages over 2, as --keep-topk 2 does on full labels."""
+    """With 2 of 3 logits stored, mse_gt averages over 2, like --keep-topk 2 on full labels."""
     tool("pack", tiny.labels, tmp_path / "top2", "--keep-topk", 2)
     stored = tiny.train_run(tmp_path / "stored", fkd_path=tmp_path / "top2", loss_type="mse_gt")
     asked = tiny.train_run(tmp_path / "asked", keep_topk=2, loss_type="mse_gt")
@@ -557,14 +550,14 @@ def test_kept_logits_limit_the_loss(tiny, tmp_path):
 
 
 def test_the_digest_covers_what_a_run_needs_of_packed_labels(tmp_path):
-    """Epochs that are added later do not change it; each of those needed does."""
+    """Later epochs do not change the digest; each needed epoch does."""
     write_epochs(known_store(tmp_path, digests=digests_of(5)), 0, 1)
     before = PackedStore(tmp_path).digest()
     assert before == PackedStore(tmp_path).digest([0, 1]) != PackedStore(tmp_path).digest([0])
     write_epochs(known_store(tmp_path, digests=digests_of(5)), 2)
     store = PackedStore(tmp_path)
     assert store.digest([0, 1]) == before != store.digest()
-    store.manifest["digests"].pop("epoch_0001.safetensors")  # written, and not yet entered
+    store.manifest["digests"].pop("epoch_0001.safetensors")  # written, but not yet in the manifest
     assert store.digest([0, 1]) == before
     store.manifest["digests"]["epoch_0001.safetensors"] = "0" * 32
     assert store.digest([0, 1]) != before
@@ -579,7 +572,7 @@ def test_the_digest_covers_what_a_run_needs_of_packed_labels(tmp_path):
 
 
 def test_relabelling_by_several_ranks_may_leave_gaps_and_goes_on(tiny, tmp_path, caplog):
-    """Epochs are shared out: a stopped store may hold 0 and 2 of 4, and the writer fills the gap."""
+    """Ranks share epochs: a stopped store may hold 0 and 2 of 4, and the writer fills the gap."""
     write_epochs(known_store(tmp_path / "store"), 0, 2)
     assert PackedStore(tmp_path / "store").gap == "epoch_0001.safetensors"
     writer = known_store(tmp_path / "store")
@@ -590,7 +583,7 @@ def test_relabelling_by_several_ranks_may_leave_gaps_and_goes_on(tiny, tmp_path,
 
 
 def test_unfinished_labels_are_not_reused_without_a_word(tiny, tmp_path):
-    """Two of three epochs are there, and no later one."""
+    """Two of three epochs exist, without a gap."""
     tool("pack", tiny.labels, tmp_path / "packed")
     (tmp_path / "packed/epoch_0002.safetensors").unlink()
     manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
@@ -607,7 +600,7 @@ def test_unfinished_labels_are_not_reused_without_a_word(tiny, tmp_path):
 
 
 class Counting:
-    """A store of `epochs` epochs whose `read` returns what was asked for."""
+    """A store of `epochs` epochs whose `read` returns its arguments."""
 
     def __init__(self, epochs):
         self.epochs = epochs
@@ -641,13 +634,13 @@ def test_provenance_is_in_the_summary(tiny, tmp_path):
 
 
 def test_reference_order_is_needed_for_labels_without_index(tmp_path):
-    """A six-item set packed keeps no index; the order still follows --fkd_seed."""
+    """Packed six-item labels have no index; their order still follows --fkd-seed."""
     tool("pack", REFERENCE / "sre2l_cutmix", tmp_path / "packed")
     store = open_labels(tmp_path / "packed", fkd_seed=9)
     assert store.read(1, 0).index.tolist() == ReferenceOrder(20, 9)(1)[:8].tolist()
 
 
-def test_info_says_what_is_there(tiny, capsys, tmp_path):
+def test_info_describes_the_store(tiny, capsys, tmp_path):
     assert tool("info", make_labels(tmp_path / "labels", epochs=1)) == 0
     assert "prism" in capsys.readouterr().out
 

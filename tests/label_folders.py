@@ -1,0 +1,59 @@
+"""Tiny label folders in the format of each project, all of the same views."""
+
+import torch
+from helpers import BATCH, CLASSES, PER_CLASS, draw_labels
+from helpers import make_labels as make_prism
+
+from utils.labels.hald import HaldWriter
+from utils.labels.lpqld import FlatWriter
+from utils.labels.types import TopK
+from utils.labels.views import DrawnViews, ViewPolicy
+
+IMAGES = CLASSES * PER_CLASS  # 12: two full batches of 5 an epoch
+
+
+def epochs_of_labels(epochs=2):
+    """Return the labels that `make_labels` writes: for each epoch a list of `BatchLabels`."""
+    views = DrawnViews(ViewPolicy(42, 32, 0.08, 1.0, "cutmix", 0.8, 1.0), IMAGES, BATCH)
+    return [[draw_labels(e, b, views) for b in range(views.batches_per_epoch)] for e in range(epochs)]
+
+
+def make_flat(folder, top=None):
+    """Write LPLD's folder, or LPQLD's with the `top` largest logits."""
+    writer = FlatWriter(folder)
+    for epoch, batches in enumerate(epochs_of_labels()):
+        full = [labels for labels in batches if len(labels) == BATCH]
+        for labels in full if top else []:
+            values, classes = labels.logits.topk(top, dim=1)
+            object.__setattr__(labels, "logits", TopK(values, classes, None))
+        writer.write(epoch, full)
+    writer.finish()
+
+
+def make_hald(folder, epochs=2):
+    """Write HALD's folder: probabilities at temperature 2."""
+    writer = HaldWriter(folder)
+    for epoch, batches in enumerate(epochs_of_labels(epochs)):
+        for labels in batches:
+            object.__setattr__(labels, "logits", (labels.logits / 2).log_softmax(dim=1))
+        writer.write(epoch, batches)
+    writer.finish()
+
+
+def make_small_epochs(folder):
+    """Write LPLD's older layout: folders of six items in small dtypes, in the order of the reference's sampler."""
+    make_prism(folder, epochs=2)
+    for path in folder.glob("epoch_*/batch_*.tar"):
+        items = torch.load(path, weights_only=False)[:6]
+        items[0], items[2] = items[0].half(), items[2].to(torch.uint8)
+        items[4] = [torch.tensor(n, dtype=torch.uint8) for n in items[4]]
+        torch.save(items, path)
+
+
+MAKERS = {
+    "prism": lambda folder: make_prism(folder, epochs=2),
+    "sre2l": make_small_epochs,
+    "lpld": make_flat,
+    "lpqld": lambda folder: make_flat(folder, 2),
+    "hald": make_hald,
+}
