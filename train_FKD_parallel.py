@@ -161,6 +161,9 @@ def train(
     with contextlib.closing(ProgressLine(config.epochs, not config.no_progress and world.is_main)) as line:
         line.start(batches.steps(epochs) - first_batch)
         for epoch in epochs:
+            if all(student.failed for student in students):
+                break
+
             # train
             learning = [student for student in students if student.position[0] == epoch and not student.failed]
             for student in learning:
@@ -189,27 +192,24 @@ def train(
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # evaluate, record
+            # evaluate if it is time to, record the epoch
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
+            digest = None
             if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
                 line.evaluating()
                 # ranks may have different numbers of batches, so several of them stop only after the last
                 evaluated = validation if world.size > 1 else signals.until_stop(validation)
                 metrics = [*evaluate(learning, evaluated, world)]
                 save_if_stopped(students, world, signals)  # before a part of the validation set becomes a figure
-            digest = validation.digest_of_all(world) if any(metrics) else None
+                digest = validation.digest_of_all(world)
             seconds = time.time() - started
             for student, one in zip(learning, metrics, strict=True):
                 with student.failing_alone():
-                    if digest is not None:
-                        student.record_validation(digest)
-                    student.finish_epoch(one, seconds)
+                    student.finish_epoch(one, seconds, digest)
             line.evaluated([student.progress for student in learning])
             first_batch = 0  # the epochs after the first one are whole
-            if all(student.failed for student in students):
-                break
 
 
 def train_step(student: Student, batch: Batch) -> None:

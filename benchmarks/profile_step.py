@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
+from utils.training.learner import train_step
 
 from benchmarks.throughput import CLASSES, SIDE, build_learner
 from utils.run.summary import versions
-from utils.training.learner import train_step
 from utils.training.precision import Precision, pick_device
 from utils.views.device import DeviceBatch, Gallery
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise

@@ -23,12 +23,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from utils.training.epoch import train_one_epoch
 
 from benchmarks.throughput import EveryClass, build_learner, make_images, make_labels, own_batches
 from utils.run.summary import versions
 from utils.system.memory import keep_freed_memory
 from utils.training.cuda_streams import Streams
-from utils.training.epoch import train_one_epoch
 from utils.training.precision import Precision, pick_device
 
 WAYS = ("side-by-side", "processes")

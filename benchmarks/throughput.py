@@ -32,6 +32,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
+from utils.training.epoch import evaluate
+from utils.training.learner import Learner, train_step
+from utils.views.loaders import build_batches
 
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
 from utils.labels.opening import open_labels
@@ -41,15 +44,12 @@ from utils.run.summary import versions
 from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory
 from utils.system.signals import end_workers
-from utils.training.epoch import evaluate
 from utils.training.graphs import pick_step
-from utils.training.learner import Learner, train_step
 from utils.training.losses import build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device
 from utils.views.batch import Batch
-from utils.views.loaders import build_batches
 from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches

@@ -23,7 +23,6 @@ from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.script import run_script
-from utils.training.learner import train_step
 from utils.training.models import build_student
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +138,7 @@ def same_weights(one, other):
 def signal_in_step(patch, number, step):
     """Send this process a signal in the middle of its `step`-th optimizer step (1 is the first)."""
     left = [step]
+    train_step = train_FKD_parallel.train_step
 
     def signalled(*arguments):
         left[0] -= 1
@@ -146,7 +146,7 @@ def signal_in_step(patch, number, step):
             os.kill(os.getpid(), number)
         train_step(*arguments)
 
-    patch.setattr("utils.run.objectives.pick_step", lambda *_, **__: signalled)  # the signal must hit a step
+    patch.setattr(train_FKD_parallel, "train_step", signalled)  # the signal must hit a step
 
 
 def losses(done):

@@ -8,10 +8,10 @@ import torch
 from helpers import CPU
 from small_network import batches_on, small_model
 from torch import nn
-
-from utils.training import graphs
 from utils.training.epoch import train_one_epoch
 from utils.training.learner import Learner, train_step
+
+from utils.training import graphs
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from utils.run.objectives import soft_cross_entropy
+from utils.training.epoch import evaluate
+from utils.training.learner import Learner, train_step
 
 from utils.labels.types import Mix, TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from utils.run.objectives import soft_cross_entropy
 from utils.training import teachers
 from utils.training.average import AveragedModel
-from utils.training.epoch import evaluate
-from utils.training.learner import Learner, train_step
 from utils.training.losses import LOSS_TYPES, TEMPERED, LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student

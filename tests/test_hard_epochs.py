@@ -28,17 +28,17 @@ from label_folders import make_hald
 from PIL import Image
 from rank_jobs import launch
 from torchvision.datasets import ImageFolder
+from utils.run.objectives import soft_cross_entropy
+from utils.views.phased import PhasedBatches, steps
 
 import train_FKD_parallel
 import train_KD_parallel
 from utils.labels.hard import HardViews, Phases
 from utils.labels.opening import open_labels
-from utils.run.objectives import soft_cross_entropy
 from utils.system.errors import InputError
 from utils.training.graphs import CapturedStep
 from utils.training.schedules import lr_factor
 from utils.views.device import DeviceBatches
-from utils.views.phased import PhasedBatches, steps
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 

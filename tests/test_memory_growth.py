@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers import CPU
 from PIL import Image
+from utils.training.epoch import evaluate, train_one_epoch
+from utils.training.learner import Learner
 
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.memory import readable_size
-from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision

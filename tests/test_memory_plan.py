@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import CPU, LIGHT, SIDE, run
+from utils.views.budget import Budget, Plan, make_plan
 from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
@@ -11,7 +12,6 @@ from utils.training.memory_estimate import MemoryEstimate, saved_activation_byte
 from utils.training.models import build_student
 from utils.training.precision import Precision
 from utils.views import budget
-from utils.views.budget import Budget, Plan, make_plan
 from utils.views.device import DeviceBatches
 
 GB = 10**9

@@ -14,6 +14,8 @@ import pytest
 import torch
 from helpers import CPU, LIGHT, ROOT, read_run, run, save_teacher, signal_in_step
 from torch import nn
+from utils.training.epoch import train_one_epoch
+from utils.training.learner import Learner
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -23,8 +25,6 @@ from utils.system.errors import InputError
 from utils.system.ranks import World
 from utils.training import graphs
 from utils.training.cuda_streams import MAX_BATCHES_IN_FLIGHT, Streams
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision

@@ -5,16 +5,16 @@ import signal
 import pytest
 import torch
 from helpers import CPU, read_run, run, same_weights, signal_in_step
+from utils.training.epoch import train_one_epoch
+from utils.training.learner import Learner
+from utils.training.shared_step import SharedStep
 
 import train_FKD_parallel
 from utils.labels.types import TopK
 from utils.training import graphs
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
-from utils.training.shared_step import SharedStep
 from utils.training.temperatures import CANDIDATES, Temperatures
 from utils.views.batch import Batch
 

@@ -9,10 +9,10 @@ from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-
-from utils.system.errors import InputError
 from utils.training.epoch import evaluate, train_one_epoch
 from utils.training.learner import Learner, train_step
+
+from utils.system.errors import InputError
 from utils.training.losses import LOSS_TYPES, build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer

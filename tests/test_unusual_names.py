@@ -12,11 +12,11 @@ import torch
 from helpers import LIGHT, SIDE, make_images, read_run, run
 from PIL import Image
 from safetensors.torch import save_file
+from utils.run.side_by_side import default_output
 
 import relabel_FKD
 import train_FKD_parallel
 from utils.labels.opening import open_labels
-from utils.run.side_by_side import default_output
 from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.text import one_line, printable, printable_all, shorten
 from utils.training.models import build_model

@@ -8,13 +8,13 @@ import torch
 from helpers import read_run, run, signal_in_step
 from small_network import batches_on, small_model
 from timm.utils import ModelEmaV3
+from utils.training.epoch import evaluate
+from utils.training.learner import Learner
 
 import train_FKD_parallel
 from utils.run.checkpoint import RESULT_ARGUMENTS
 from utils.training import graphs
 from utils.training.average import AveragedModel
-from utils.training.epoch import evaluate
-from utils.training.learner import Learner
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision

@@ -27,6 +27,7 @@ VERSION = "2026.11"
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 TEMPERED_LOSSES = ("kl", "dist")  # they divide logits by a temperature
+JOINT_LOSSES = ("dist",)  # no mean over rows: with several processes each computes the loss of all rows
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # the lowest temperature of --temperature-schedule step

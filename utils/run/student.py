@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.config import TEMPERED_LOSSES, Findings, TrainConfig, run_settings
+from utils.config import JOINT_LOSSES, TEMPERED_LOSSES, Findings, TrainConfig, run_settings
 from utils.labels.hard import Phases
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.run.curves import title_of
@@ -209,7 +209,7 @@ class Student:
             self.graph, self.micro_batch = self.hard_graph, config.hard_batch_size or 0
         else:
             self.loss_fn = self.soft_loss
-            self.joint_loss = config.loss_type == "dist"
+            self.joint_loss = config.loss_type in JOINT_LOSSES
             self.graph, self.micro_batch = self.soft_graph, config.micro_batch
             teacher, student = self.temperatures.start_epoch(epoch, progress.student_temperature)
             if config.loss_type in TEMPERED_LOSSES:
@@ -259,8 +259,19 @@ class Student:
             cause = f"most likely the learning rate is too high: lower {rate}, {precision}and start again ({kept})"
         raise InputError(f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {cause}")
 
-    def finish_epoch(self, evaluation: Metrics | None, seconds: float) -> None:
-        """Record an epoch and its evaluation of so many seconds: progress, log, best, checkpoint, metrics.csv, W&B."""
+    def finish_epoch(self, evaluation: Metrics | None, seconds: float, validation: str | None) -> None:
+        """Record an epoch: progress, log, best, checkpoint, metrics.csv, W&B.
+
+        Args:
+            evaluation: of this epoch; None if it was not evaluated.
+            seconds: wall clock of the evaluation.
+            validation: digest of the images that it was evaluated on, or None.
+
+        Raises:
+            InputError: the run was evaluated on other images before it was resumed.
+        """
+        if validation is not None:
+            self.record_validation(validation)
         progress, training = self.progress, self.sums.result()
         row = dict.fromkeys(COLUMNS) | self.columns
         row |= {

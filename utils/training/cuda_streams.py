@@ -56,10 +56,10 @@ class Streams:
             yield
         if student.random.draws_on_device:
             self.join()
-            self.beside = False
+            self.concurrent = False
 
     def hold(self, batch: Batch) -> None:
-        """Keep the batch until all learners have finished it; wait for the one that is MAX_BATCHES_IN_FLIGHT older."""
+        """Keep the batch until all students have finished it; wait for the one that is MAX_BATCHES_IN_FLIGHT older."""
         if not self.concurrent:
             return
         self.in_flight.append((batch, [stream.record_event() for stream in self.streams.values()]))
