@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-from utils.training.learner import train_step
 
-from benchmarks.throughput import CLASSES, SIDE, build_learner
+from benchmarks.throughput import CLASSES, SIDE, make_student, take_step
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.run.summary import versions
-from utils.training.precision import Precision, pick_device
+from utils.training.precision import pick_device
 from utils.views.device import DeviceBatch, Gallery
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 
 KINDS = {  # kind -> parts of operator names; the first match counts
     "convolution": ("conv",),
@@ -48,13 +48,12 @@ def make_batch(batch_size, images, precision):
     return DeviceBatch(gallery, geometry, mixing, torch.randn(batch_size, CLASSES, device=device))
 
 
-def take_step(learner, batch):
-    """Take one eager step; the replay is profiled under the name REPLAY."""
+def replay_and_step(student, batch):
+    """Replay the views, then take one step; the replay is profiled under the name REPLAY."""
     fresh = batch.like(batch.tensors())
     with record_function(REPLAY):
         fresh.images  # noqa: B018  the access replays the views
-    learner.step = train_step
-    learner.learn(fresh)
+    take_step(student, fresh)
 
 
 def timed(action, device, times):
@@ -105,18 +104,20 @@ def main(argv=None):
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", metavar="OUT", help="also write the results to this file")
     args = parser.parse_args(argv)
-    precision = Precision("auto", pick_device(args.device))
-    device, cuda = precision.device, precision.device.type == "cuda"
+    device = pick_device(args.device)
+    cuda = device.type == "cuda"
     batch_size, accumulation = map(int, args.setting.split("/"))
-    learner = build_learner(args.model, precision, batch_size // accumulation)
+    student = make_student(args.model, batch_size, accumulation, device)
+    student.graph = None  # eager
+    precision = student.precision
     batch = make_batch(batch_size, args.images, precision)
     for _ in range(min(args.steps, 5)):
-        take_step(learner, batch)
-    wall = 1000 * timed(lambda: take_step(learner, batch), device, args.steps)
+        replay_and_step(student, batch)
+    wall = 1000 * timed(lambda: replay_and_step(student, batch), device, args.steps)
     replay = 1000 * timed(lambda: batch.like(batch.tensors()).images, device, args.steps)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         for _ in range(args.steps):
-            take_step(learner, batch)
+            replay_and_step(student, batch)
         if cuda:
             torch.cuda.synchronize()
     kinds = shares_of(profiler, args.steps, cuda)

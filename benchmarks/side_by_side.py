@@ -17,21 +17,25 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from utils.training.epoch import train_one_epoch
 
-from benchmarks.throughput import EveryClass, build_learner, make_images, make_labels, own_batches
+from benchmarks.throughput import EveryClass, make_images, make_labels, make_student, own_batches, take_step
+from utils.run.student import Student
 from utils.run.summary import versions
 from utils.system.memory import keep_freed_memory
 from utils.training.cuda_streams import Streams
-from utils.training.precision import Precision, pick_device
+from utils.training.precision import pick_device
+from utils.views.batch import Batch
 
 WAYS = ("side-by-side", "processes")
+QUICK = {"steps": 3, "warm_up": 1, "images": 100}  # defaults
+FULL = {"steps": 200, "warm_up": 20, "images": 10000}
 
 
 def serve(count: int, setting: dict, pipe: Connection) -> None:
@@ -40,20 +44,31 @@ def serve(count: int, setting: dict, pipe: Connection) -> None:
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(setting["threads"])
-    precision = Precision("auto", device)
-    micro_batch = setting["batch_size"] // setting["accumulation"]
-    batches = own_batches("resident", EveryClass(Path(setting["images"])).samples, setting, precision)
-    learners = [build_learner(setting["model"], precision, micro_batch) for _ in range(count)]
+    students = [
+        make_student(setting["model"], setting["batch_size"], setting["accumulation"], device) for _ in range(count)
+    ]
+    batches = own_batches("resident", EveryClass(Path(setting["images"])).samples, setting, students[0].precision)
     streams = Streams(device, several=count > 1)
     while (steps := pipe.recv()) is not None:
         started = time.process_time()
-        for learner in learners:
-            learner.start_epoch()
-        train_one_epoch(learners, islice(batches, steps), streams=streams)
+        for student in students:
+            student.start_epoch(0)
+        take_steps(students, islice(batches, steps), streams)
         if device.type == "cuda":
             torch.cuda.synchronize()
         memory = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
         pipe.send((time.process_time() - started, memory))
+
+
+def take_steps(students: Sequence[Student], batches: Iterable[Batch], streams: Streams) -> None:
+    """Have every student take a step on every batch, as the loop of train_FKD_parallel.py does."""
+    for batch in batches:
+        shared = streams.share(batch)
+        for student in students:
+            with streams.stream_of(student):
+                take_step(student, shared)
+        streams.hold(shared)
+    streams.join()
 
 
 class Together:
@@ -94,16 +109,16 @@ class Together:
             process.join()
 
 
-def measure(way: str, students: int, setting: dict, args: argparse.Namespace) -> dict:
+def measure(way: str, students: int, setting: dict, rounds: int, steps: int, warm_up: int) -> dict:
     """Return one row: medians over the rounds."""
     together = Together([students] if way == WAYS[0] else [1] * students, setting)
     try:
-        together.run(args.warm_up)
-        turns = [together.run(args.steps) for _ in range(args.rounds)]
+        together.run(warm_up)
+        turns = [together.run(steps) for _ in range(rounds)]
     finally:
         together.close()
     seconds, cores, memory = zip(*turns, strict=True)
-    images = students * args.steps * setting["batch_size"]
+    images = students * steps * setting["batch_size"]
     return {
         "way": way,
         "students": students,
@@ -126,8 +141,8 @@ def show(row: dict, alone: dict | None) -> None:
     print(f"  {name:<18}{row['images_per_second']:>10.1f} images/s{factor}{memory}", flush=True)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line and fill in what --quick sets."""
+def parse(argv: list[str] | None):
+    """Parse the command line; --quick changes the defaults."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few images, few steps: for a CPU")
     parser.add_argument(
@@ -149,20 +164,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", metavar="OUT", help="also write the rows to this file")
-    args = parser.parse_args(argv)
-    args.steps = args.steps or (3 if args.quick else 200)
-    args.warm_up = args.warm_up or (1 if args.quick else 20)
-    args.images = args.images or (100 if args.quick else 10000)
-    args.device = pick_device(args.device).type
-    return args
+    parser.set_defaults(**(QUICK if parser.parse_args(argv).quick else FULL))
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the data, measure every row, print, write."""
     args = parse(argv)
+    device = pick_device(args.device).type
     batch_size, accumulation = map(int, args.setting.split("/"))
     rows = []
-    print(f"{args.model} {args.setting} on {args.device}, medians of {args.rounds}")
+    print(f"{args.model} {args.setting} on {device}, medians of {args.rounds}")
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder) / "images", args.images)
         make_labels(Path(folder) / "labels", args.images, batch_size, epochs=2)
@@ -172,13 +184,13 @@ def main(argv: list[str] | None = None) -> None:
             "workers": 0,
             "threads": args.threads,
             "model": args.model,
-            "device": args.device,
+            "device": device,
             "images": f"{folder}/images",
             "labels": f"{folder}/labels",
         }
         for students in args.students:
             for way in args.ways if students > 1 else args.ways[:1]:
-                rows.append(measure(way, students, setting, args))
+                rows.append(measure(way, students, setting, args.rounds, args.steps, args.warm_up))
                 alone = next((row for row in rows if row["students"] == 1), None)
                 show(rows[-1], alone)
     if args.json:

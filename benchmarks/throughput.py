@@ -32,31 +32,39 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
-from utils.training.epoch import evaluate
-from utils.training.learner import Learner, train_step
-from utils.views.loaders import build_batches
 
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
+from train_FKD_parallel import evaluate, train_step
+from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, FKDConfig
 from utils.labels.opening import open_labels
 from utils.labels.sre2l import TarWriter
 from utils.labels.views import DrawnViews, ViewPolicy
+from utils.run.folder import RunFolder
+from utils.run.loading import batch_class
+from utils.run.student import Student
 from utils.run.summary import versions
 from utils.system.cores import cores
 from utils.system.memory import keep_freed_memory
+from utils.system.ranks import ALONE
 from utils.system.signals import end_workers
-from utils.training.graphs import pick_step
-from utils.training.losses import build_loss
 from utils.training.models import build_student
-from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device
 from utils.views.batch import Batch
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.validation import ValidationBatches
-from utils.views.workers import ViewDataset, WorkerBatches
+from utils.views.workers import ViewDataset
 
 CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
 SETTLE = 1.0  # seconds between turns, in which the previous row's workers refill their queues
 TRAINING = ("reference-like", "workers", "resident", "ceiling")
+QUICK = {"steps": 3, "warm_up": 1, "images": 300, "models": ["resnet18"], "settings": ["50/2"]}  # defaults
+FULL = {
+    "steps": 200,
+    "warm_up": 20,
+    "images": 10000,
+    "models": ["resnet18", "resnet50", "resnet101"],
+    "settings": ["50/2", "1024/1"],
+}
 GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # extra row that shows the gain of a CUDA graph
 
 
@@ -201,27 +209,37 @@ class ReferenceStep:
 # The rows of this project
 
 
-class OwnStep:
-    """The training step of a `Learner`, captured as a CUDA graph on CUDA unless `eager`."""
+def make_student(model, batch_size, accumulation, device):
+    """Return a new student with AdamW and the recipes' loss; it writes nothing."""
+    config = FKDConfig(
+        models=(model,), batch_size=batch_size, gradient_accumulation_steps=accumulation, loss_type="mse_gt"
+    )
+    return Student(config, Findings(input_size=SIDE), CLASSES, RunFolder("not made", writes=False), device)
 
-    def __init__(self, model, precision, micro_batch, eager=False):
-        if precision.device.type == "cpu":
+
+def take_step(student, batch):
+    """Take one step as the loop of train_FKD_parallel.py does."""
+    with student.random:
+        if student.graph is None:
+            train_step(student, batch)
+        else:
+            student.graph(train_step, student, batch)
+    student.sums.end_batch()
+
+
+class OwnStep:
+    """The training step of a `Student`, captured as a CUDA graph on CUDA unless `eager`."""
+
+    def __init__(self, setting, device, eager):
+        if device.type == "cpu":
             keep_freed_memory()
-        self.learner = build_learner(model, precision, micro_batch)
+        self.student = make_student(setting["model"], setting["batch_size"], setting["accumulation"], device)
         if eager:
-            self.learner.step = train_step
+            self.student.graph = None
 
     def __call__(self, batch):
-        self.learner.learn(batch)
+        take_step(self.student, batch)
         return len(batch)
-
-
-def build_learner(model, precision, micro_batch):
-    """Return a new student with AdamW and the recipes' loss."""
-    model = build_student(model, CLASSES, 0).to(precision.device, memory_format=precision.memory_format)
-    optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)
-    loss_fn = build_loss("mse_gt", ce_weight=0.1)
-    return Learner(model, optimizer, loss_fn, precision, micro_batch, pick_step(model, precision))
 
 
 class Repeated:
@@ -246,10 +264,8 @@ def own_batches(loader, samples, setting, precision):
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
     epochs = range(ENDLESS)
-    if loader == "workers":
-        batches = WorkerBatches(dataset, epochs, normalise, setting["workers"], precision.device)
-    else:
-        batches = build_batches("resident", dataset, epochs, normalise, setting["workers"], precision.device)
+    kind = batch_class(loader != "workers", precision.device)
+    batches = kind(dataset, epochs, normalise, setting["workers"], precision.device)
     for epoch in epochs:
         yield from batches.epoch(epoch)
 
@@ -275,13 +291,12 @@ def build_row(name, setting):
     device = pick_device(setting["device"])
     precision = Precision("auto", device)
     samples = EveryClass(Path(setting["images"])).samples
-    micro_batch = setting["batch_size"] // setting["accumulation"]
     if name == "reference-like":
         torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
+        micro_batch = setting["batch_size"] // setting["accumulation"]
         step = ReferenceStep(setting["model"], device, micro_batch) if setting["model"] else count_rows
         return reference_batches(samples, setting), step
-    eager = name == "resident, eager"
-    step = OwnStep(setting["model"], precision, micro_batch, eager) if setting["model"] else count_rows
+    step = OwnStep(setting, device, name == "resident, eager") if setting["model"] else count_rows
     if name == "ceiling":
         return one_batch(setting["batch_size"], precision), step
     return own_batches(name, samples, setting, precision), step
@@ -386,20 +401,17 @@ def take_turns(names, setting, rounds, steps, warm_up):
     return [row.figures() for row in rows]
 
 
-def measure_evaluation(setting, batches):
-    """Measure images per second of the first evaluation (decoding) and of the second (from memory)."""
+def measure_evaluation(setting, images):
+    """Measure images per second of a first evaluation, which decodes the images, and of a second, from memory."""
     device = pick_device(setting["device"])
-    precision = Precision("auto", device)
-    learner = build_learner(setting["model"], precision, setting["batch_size"])
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
-    samples = EveryClass(Path(setting["images"])).samples[:batches]
-    validation = ValidationBatches(
-        samples, SIDE, normalise, setting["workers"], device, on_device=device.type == "cuda"
-    )
+    student = make_student(setting["model"], setting["batch_size"], setting["accumulation"], device)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, student.precision.memory_format)
+    samples = EveryClass(Path(setting["images"])).samples[:images]
+    validation = ValidationBatches(samples, SIDE, normalise, setting["workers"], device, keep=device)
     rates = []
     for _ in range(2):
         started = time.perf_counter()
-        [metrics] = evaluate([learner], validation)
+        [metrics] = evaluate([student], validation, ALONE)
         rates.append(metrics.samples / (time.perf_counter() - started))
     return [
         {"name": "evaluation, first", "images_per_second": rates[0]},
@@ -436,7 +448,7 @@ def show(title, rows, ratios):
 
 
 def parse(argv):
-    """Parse the command line and fill in what --quick sets."""
+    """Parse the command line; --quick and --data-only change the defaults."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few images, resnet18 at 50/2, few steps: for a CPU")
     parser.add_argument("--data-only", action="store_true", help="compare the loaders without a model")
@@ -454,26 +466,20 @@ def parse(argv):
     parser.add_argument("--reference-workers", type=int, default=4, help="processes of the reference-like row")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args(argv)
-    quick = args.quick
-    args.steps = args.steps or ((10 if args.data_only else 3) if quick else 200)
-    args.warm_up = args.warm_up or (1 if quick else 20)
-    args.images = args.images or (300 if quick else 10000)
+    parser.set_defaults(**(QUICK if args.quick else FULL))
     if args.data_only:
-        args.models = [None]
-    elif not args.models:
-        args.models = ["resnet18"] if quick else ["resnet18", "resnet50", "resnet101"]
-    args.settings = args.settings or (["50/2"] if quick or args.data_only else ["50/2", "1024/1"])
-    args.device = pick_device(args.device).type
-    return args
+        parser.set_defaults(settings=["50/2"], steps=10 if args.quick else 200)
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     """Make the data, measure every setting, print, write."""
     args = parse(argv)
+    device = pick_device(args.device).type
     result = {
         "command": [Path(__file__).name, *(argv or sys.argv[1:])],
         "versions": versions(),
-        "device": args.device,
+        "device": device,
         "threads": torch.get_num_threads(),
         "rows": [],
         "ratios": {},
@@ -484,7 +490,7 @@ def main(argv=None):
             batch_size, accumulation = map(int, pair.split("/"))
             labels_folder = Path(folder, f"labels_{args.images}_{batch_size}_{args.epochs}")
             labels = once(labels_folder, make_labels, args.images, batch_size, args.epochs)
-            for model in args.models:
+            for model in [None] if args.data_only else args.models:
                 setting = {
                     "model": model,
                     "batch_size": batch_size,
@@ -492,17 +498,17 @@ def main(argv=None):
                     "epochs": args.epochs,
                     "workers": args.workers,
                     "reference_workers": args.reference_workers,
-                    "device": args.device,
+                    "device": device,
                     "images": str(images),
                     "labels": str(labels),
                 }
-                names = args.rows or (TRAINING[:3] if args.data_only else TRAINING + GRAPHS[args.device])
+                names = args.rows or (TRAINING[:3] if args.data_only else TRAINING + GRAPHS[device])
                 rows = measure(names, setting, args.rounds, args.steps, args.warm_up)
                 ratios = ratios_of(rows)
                 if model:
                     rows += measure_evaluation(setting, min(args.images, 100 if args.quick else 50000))
                 case = f"{model or 'data only'} {pair}"
-                show(f"{case} on {args.device}, medians of {args.rounds}", rows, ratios)
+                show(f"{case} on {device}, medians of {args.rounds}", rows, ratios)
                 result["rows"] += [row | {"case": case} for row in rows]
                 result["ratios"] = result["ratios"] or ratios  # the ratios of the first case are the ones to report
                 result.setdefault("ratios_by_case", {})[case] = ratios

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
-from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner
-from utils.views.loaders import build_batches
+import torch.nn.functional as F
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.training.losses import build_loss
+from utils.run.loading import batch_class
+from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision, pick_device
@@ -36,25 +35,41 @@ def main(work: str, model_name: str = "resnet18", epochs: int = EPOCHS) -> None:
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     train, val = (open_folder(f"{work}/{part}", "work folder") for part in ("train", "val"))
     policy = ViewPolicy(0, SIDE, 0.5, 1.0, "none", 0.8, 1.0, hflip=0)
-    views = DrawnViews(policy, len(train.samples), BATCH_SIZE)
-    dataset = ViewDataset(train.samples, views, SIDE)
-    batches = build_batches("resident", dataset, range(epochs), normalise, workers=0, device=device)
+    dataset = ViewDataset(train.samples, DrawnViews(policy, len(train.samples), BATCH_SIZE), SIDE)
+    resident = batch_class(True, device)
+    batches = resident(dataset, range(epochs), normalise, workers=0, device=device)
 
-    model = build_student(model_name, len(train.classes), seed=0)
-    model = model.to(device, memory_format=precision.memory_format)
+    model = precision.place(build_student(model_name, len(train.classes), seed=0))
     optimizer = build_optimizer(model, sgd=False, lr=LR, weight_decay=0.01)
-    learner = Learner(model, optimizer, build_loss("ce"), precision, BATCH_SIZE)
     for epoch in range(epochs):
         set_lr(optimizer, LR * lr_factor("cos", epoch, epochs))
-        learner.start_epoch()
-        train_one_epoch([learner], batches.epoch(epoch))
-        metrics = learner.sums.result()
+        model.train()
+        sums = MetricSums(device)
+        for batch in batches.epoch(epoch):
+            outputs = precision.outputs(model, batch.images)
+            loss = F.cross_entropy(outputs, batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            sums.add(loss, outputs, batch.targets)
+        metrics = sums.result()
         print(f"teacher epoch {epoch + 1:>2}/{epochs}  loss {metrics.loss:.3f}  top-1 {metrics.top1:.1f}%", flush=True)
 
-    [metrics] = evaluate([learner], ValidationBatches(val.samples, SIDE, normalise, 0, device))
+    metrics = evaluate(model, ValidationBatches(val.samples, SIDE, normalise, 0, device), precision)
     torch.save(model.state_dict(), f"{work}/teacher.pth")
     Path(f"{work}/teacher.json").write_text(json.dumps({"top1": metrics.top1}))
     print(f"teacher top-1 {metrics.top1:.2f}%")
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, validation: ValidationBatches, precision: Precision) -> Metrics:
+    """Return cross-entropy and top-1 on the validation images."""
+    model.eval()
+    sums = MetricSums(precision.device)
+    for images, targets in validation:
+        outputs = precision.outputs(model, images)
+        sums.add(F.cross_entropy(outputs, targets), outputs, targets)
+    return sums.result()
 
 
 if __name__ == "__main__":

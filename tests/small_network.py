@@ -47,7 +47,7 @@ class BareStudent(Student):
         self.micro_batch, self.graph, self.average = micro_batch, graph, average
         self.joint_loss = self.joint_statistics = False
         self.last_micro_batch = None
-        self.random = RandomStream(precision.device)
+        self.random = others.get("random") or RandomStream(precision.device)
         vars(self).update(others)
         self.start_epoch(0)
 

@@ -6,11 +6,10 @@ import warnings
 import pytest
 import torch
 from helpers import CPU
-from small_network import batches_on, small_model
+from small_network import FP32, BareStudent, batches_on, small_model, train_epoch
 from torch import nn
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner, train_step
 
+from train_FKD_parallel import train_step
 from utils.training import graphs
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
@@ -19,22 +18,21 @@ from utils.training.precision import Precision
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def train(step, device, sgd, model=None, epochs=3):
+def train(graph, device, sgd, model=None, epochs=3):
     """Train a few epochs at falling learning rates; return (weights, metrics of each epoch, optimizer)."""
     precision = Precision("fp32", device)
     model = (model or small_model()).to(device)
     optimizer = build_optimizer(model, sgd, 0.05, 0.01, momentum=0.9)
-    learner, history = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), precision, 4, step), []
+    student, history = BareStudent(model, optimizer, build_loss("mse_gt", ce_weight=0.1), precision, graph=graph), []
     for epoch in range(epochs):
         set_lr(optimizer, 0.05 / (epoch + 1))
-        learner.start_epoch()
-        train_one_epoch([learner], batches_on(device))
-        history.append(learner.sums.result())
+        train_epoch([student], batches_on(device))
+        history.append(student.sums.result())
     return copy.deepcopy(model.state_dict()), history, optimizer
 
 
-def assert_equal_training(step, device, sgd, **tolerance):
-    eager, recorded = train(train_step, device, sgd), train(step, device, sgd)
+def assert_equal_training(graph, device, sgd, **tolerance):
+    eager, recorded = train(None, device, sgd), train(graph, device, sgd)
     for name, value in eager[0].items():
         torch.testing.assert_close(recorded[0][name], value, **tolerance)
     for a, b in zip(eager[1], recorded[1], strict=True):
@@ -57,11 +55,11 @@ def test_captured_step_equals_eager_step(recording, sgd):
 
 def test_resumed_optimizer_state_survives_recording(recording):
     model = small_model()
-    _, _, optimizer = train(train_step, CPU, False, model, epochs=1)
+    _, _, optimizer = train(None, CPU, False, model, epochs=1)
     before = copy.deepcopy(optimizer.state_dict()["state"])
     weights, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     batch = next(batches_on(CPU))
-    graphs.CapturedStep().capture(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
+    graphs.CapturedStep().capture(train_step, BareStudent(model, optimizer, build_loss("ce")), batch)
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             assert torch.equal(value, before[number][key])
@@ -79,19 +77,17 @@ def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, program
     assert "not permitted" in program_log.text
 
 
-def test_the_warm_up_hides_one_expected_warning(recording, recwarn, monkeypatch):
+def test_the_warm_up_hides_one_expected_warning(recording, recwarn):
     """PyTorch's warning about a capturable optimizer that is not captured is hidden; other warnings are shown."""
-    real = graphs.train_step
 
     def step(*arguments):
         warnings.warn("some of all the param_groups came with capturable=True, but step() is running", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
-        real(*arguments)
+        train_step(*arguments)
 
-    monkeypatch.setattr(graphs, "train_step", step)
     optimizer = build_optimizer(small_model(), False, 0.05, 0.01)
     model, batch = small_model(), next(batches_on(CPU))
-    graphs.CapturedStep().capture(Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4), batch)
+    graphs.CapturedStep().capture(step, BareStudent(model, optimizer, build_loss("ce")), batch)
     assert {str(one.message) for one in recwarn} == {"something else"}
 
 
@@ -100,30 +96,29 @@ def test_a_larger_batch_is_recorded_anew(recording):
     step = graphs.CapturedStep()
     model = small_model()
     optimizer = build_optimizer(model, False, 0.05, 0.01)
-    learner = Learner(model, optimizer, build_loss("mse_gt", ce_weight=0.1), Precision("fp32", CPU), 4, step)
-    train_one_epoch([learner], batches_on(CPU, (3, 8, 8, 3, 8)))
+    student = BareStudent(model, optimizer, build_loss("mse_gt", ce_weight=0.1), graph=step)
+    train_epoch([student], batches_on(CPU, (3, 8, 8, 3, 8)))
     assert len(recording) == 4  # all batches except the second short one
-    assert learner.sums.samples == 30
+    assert student.sums.samples == 30
     assert step.rows == 8
     model = small_model()
-    eager = Learner(model, build_optimizer(model, False, 0.05, 0.01), learner.loss_fn, Precision("fp32", CPU), 4)
-    train_one_epoch([eager], batches_on(CPU, (3, 8, 8, 3, 8)))
-    assert learner.sums.result().loss == pytest.approx(eager.sums.result().loss, rel=1e-5)
+    eager = BareStudent(model, build_optimizer(model, False, 0.05, 0.01), student.loss_fn)
+    train_epoch([eager], batches_on(CPU, (3, 8, 8, 3, 8)))
+    assert student.sums.result().loss == pytest.approx(eager.sums.result().loss, rel=1e-5)
 
 
 def test_an_optimizer_that_waits_is_not_recorded(recording, program_log):
     """An optimizer that is not fused reads its rate on the host, which would break the capture."""
     model, step = small_model(), graphs.CapturedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    learner = Learner(model, optimizer, build_loss("ce"), Precision("fp32", CPU), 4, step)
-    train_one_epoch([learner], batches_on(CPU))
+    train_epoch([BareStudent(model, optimizer, build_loss("ce"), graph=step)], batches_on(CPU))
     assert step.failed
     assert not recording
     assert "eager" in program_log.text
 
 
 def test_no_graph_on_the_cpu():
-    assert graphs.pick_step(small_model(), Precision("fp32", CPU)) is train_step
+    assert not graphs.captures(FP32)
 
 
 @pytest.mark.gpu
@@ -134,14 +129,14 @@ def test_graph_equals_eager_on_cuda(sgd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the user sees no warning of the capture
         assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
-    assert step.replay is not None
+    assert step.launch is not None
     assert not step.failed
 
 
 @pytest.mark.gpu
 @needs_cuda
 def test_no_graph_with_loss_scaling():
-    assert graphs.pick_step(small_model(), Precision("fp16", torch.device("cuda"))) is train_step
+    assert not graphs.captures(Precision("fp16", torch.device("cuda")))
 
 
 @pytest.mark.gpu

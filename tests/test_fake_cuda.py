@@ -11,18 +11,20 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from small_network import BareStudent
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from utils.run.objectives import soft_cross_entropy
-from utils.training.epoch import evaluate
-from utils.training.learner import Learner, train_step
 
+from train_FKD_parallel import evaluate, train_step
+from utils.config import ENSEMBLE_RULES, LOSS_TYPES, TEMPERED_LOSSES
 from utils.labels.types import Mix, TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
+from utils.run.student import soft_cross_entropy
+from utils.system.ranks import ALONE
 from utils.training import teachers
 from utils.training.average import AveragedModel
-from utils.training.losses import LOSS_TYPES, TEMPERED, LastMicroBatch, build_loss
+from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
@@ -181,7 +183,7 @@ def test_losses_do_not_wait_for_the_host(mode, loss_type, keep_topk, kind):
 
 @pytest.mark.parametrize("mass", ["renormalised", "kept"])
 @pytest.mark.parametrize("student", ["calibrated", 0.5])
-@pytest.mark.parametrize("loss_type", TEMPERED)
+@pytest.mark.parametrize("loss_type", TEMPERED_LOSSES)
 def test_losses_whose_temperatures_change(mode, loss_type, student, mass):
     """Temperatures are device tensors that are filled per epoch; calibration synchronises once, after an epoch."""
     last = LastMicroBatch(ROWS, CLASSES, DEVICE)
@@ -217,13 +219,13 @@ def test_a_whole_step(mode, monkeypatch, sgd, kind):
         monkeypatch.setattr(torch.optim, "SGD", without_fused(torch.optim.SGD))
     optimizer = build_optimizer(model, sgd, 0.1, 0.01, momentum=0.9)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: on_device(loss) is loss and give_gradients(model))
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
-    learner = Learner(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
-    sums = learner.sums
+    monkeypatch.setattr("small_network.RandomStream", lambda _: nullcontext())  # it saves states on the host
+    student = BareStudent(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
+    sums = student.sums
     for _ in range(2):
         batch = a_batch(kind)
         with HostTensorsRefused():
-            train_step(learner, batch)
+            train_step(student, batch)
         sums.end_batch()
     on_device(sums.sums, *sums.losses, *model.parameters(), *model.buffers())
     assert sums.samples == 2 * ROWS
@@ -239,15 +241,15 @@ def test_evaluation_waits_once_a_pass(mode, monkeypatch):
         return Metrics(0.0, 0.0, 0.0, sums.samples)
 
     monkeypatch.setattr(MetricSums, "result", result)
-    monkeypatch.setattr("utils.training.learner.RandomStream", lambda _: nullcontext())  # it saves states on the host
+    monkeypatch.setattr("small_network.RandomStream", lambda _: nullcontext())  # it saves states on the host
     model = a_model()
-    learner = Learner(model, build_optimizer(model, True, 0.1, 0), None, Precision("fp32", DEVICE), ROWS)
+    student = BareStudent(model, build_optimizer(model, True, 0.1, 0), None, Precision("fp32", DEVICE), ROWS)
     images, targets = torch.zeros(4, 3, SIZE, SIZE, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
-    assert evaluate([learner], [(images, targets)] * 3)[0].samples == 12
+    assert evaluate([student], [(images, targets)] * 3, ALONE)[0].samples == 12
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize("rule", teachers.RULES)
+@pytest.mark.parametrize("rule", ENSEMBLE_RULES)
 @pytest.mark.parametrize("number", [1, 3])
 def test_teachers_answer_without_waiting(mode, monkeypatch, rule, number):
     monkeypatch.setattr(teachers, "build_teacher", lambda *_, **__: a_model().eval().requires_grad_(False))

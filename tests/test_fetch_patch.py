@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data._utils import fetch
 
 from patches import fetch_patch
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.opening import open_labels
 from utils.views.folders import open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
 

@@ -7,11 +7,12 @@ from helpers import CPU
 from PIL import Image
 from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.types import Mix
 from utils.system.errors import InputError
 from utils.views import device, loaders, replay_batch, resident
 from utils.views.live import LiveTeacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, mix_images, replay_view
+from utils.views.replay import mix_images, replay_view
 from utils.views.workers import WorkerBatches
 
 gpu = pytest.mark.gpu

@@ -11,17 +11,18 @@ import pytest
 import torch
 from helpers import CPU
 from PIL import Image
-from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner
+from small_network import BareStudent, train_epoch
 
+from train_FKD_parallel import evaluate
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.memory import readable_size
+from utils.system.ranks import ALONE
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
-from utils.training.precision import Precision
 from utils.views.device import DeviceBatches
 from utils.views.folders import open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.resident import ResidentBatches
 from utils.views.validation import ValidationBatches
 from utils.views.workers import ViewDataset, WorkerBatches
@@ -53,19 +54,17 @@ def folder(tmp_path):
 @pytest.mark.parametrize("kind", [WorkerBatches, ResidentBatches, DeviceBatches])
 def test_memory_stays_level_over_epochs(folder, kind):
     """The test runs thirty epochs of training and evaluation; each batch of images has 1.3 MB."""
-    precision = Precision("fp32", CPU)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     optimizer = build_optimizer(model, sgd=False, lr=1e-3, weight_decay=0.01)
-    learner = Learner(model, optimizer, build_loss("ce"), precision, 8)
+    student = BareStudent(model, optimizer, build_loss("ce"), micro_batch=8)
     views = DrawnViews(ViewPolicy(0, 120, 0.5, 1.0, "cutmix", 0.8, 1.0), 16, 8)
     batches = kind(ViewDataset(folder.samples, views, 120), range(EPOCHS), normalise, 0, CPU)
     validation = ValidationBatches(folder.samples, 120, normalise, 0, CPU)
     memory = []
     for epoch in range(EPOCHS):
-        learner.start_epoch()
-        train_one_epoch([learner], batches.epoch(epoch))
-        evaluate([learner], validation)
+        train_epoch([student], batches.epoch(epoch))
+        evaluate([student], validation, ALONE)
         memory.append(resident_bytes())
     assert median(memory[-5:]) - median(memory[SETTLED - 2 : SETTLED + 3]) < ALLOWED
 

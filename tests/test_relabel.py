@@ -8,6 +8,7 @@ import torch
 from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.agreement import dominating
 from utils.labels.opening import open_labels
 from utils.labels.views import DrawnViews, ViewPolicy
@@ -21,7 +22,7 @@ from utils.views.batch import Batch
 from utils.views.folders import open_folder
 from utils.views.live import LiveTeacher
 from utils.views.preview import ask_teacher
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
 

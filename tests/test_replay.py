@@ -9,9 +9,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.types import BatchLabels, Mix
 from utils.labels.views import CROP_DRAWS, ViewPolicy, random_box
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD, Normalise, mix_images, replay_view
+from utils.views.replay import Normalise, mix_images, replay_view
 
 sides = st.integers(1, 600)
 

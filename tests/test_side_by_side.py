@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import CPU, LIGHT, ROOT, read_run, run, save_teacher, signal_in_step
+from small_network import BareStudent, train_epoch
 from torch import nn
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
 
 import train_FKD_parallel
 import train_KD_parallel
+from utils.config import FKDConfig
 from utils.labels.sre2l import TarStore
 from utils.run.tracker import RunMetadata, start_tracker
 from utils.system.errors import InputError
@@ -120,9 +120,9 @@ def counted(monkeypatch):
     def count(target, name, what):
         function = getattr(target, name)
 
-        def counting(*arguments):
+        def counting(*arguments, **more):
             counts[what] += 1
-            return function(*arguments)
+            return function(*arguments, **more)
 
         monkeypatch.setattr(target, name, counting)
 
@@ -161,7 +161,7 @@ def test_one_seed_needs_no_folder_of_its_own(tiny, tmp_path):
     assert "\nepoch   0/1" in result.out
     flags = tiny.flags(None, output_dir=None, model=None)
     for words, folder in (([], "./save/resnet18-2"), (["--model", "a", "b"], "./save/a+b-2")):
-        assert train_FKD_parallel.parse([*flags, *words]).output_dir.startswith(folder)
+        assert FKDConfig.parse([*flags, *words]).output_dir.startswith(folder)
 
 
 def test_a_live_teacher_answers_once(tiny, tmp_path, monkeypatch):
@@ -367,29 +367,44 @@ def fake_streams(monkeypatch):
     return notes
 
 
-class Hashable(SimpleNamespace):
-    __hash__ = object.__hash__
+class Draws(contextlib.nullcontext):
+    """Stands in for a `RandomStream`."""
+
+    def __init__(self, draws_on_device):
+        super().__init__()
+        self.draws_on_device = draws_on_device
 
 
 def stepping(notes, name, draws=False):
-    """Return a learner that only records its steps."""
-    note = lambda batch: notes.append(("step", name, batch.number))  # noqa: E731
-    return Hashable(learn=note, random=SimpleNamespace(draws_on_device=draws), first_batch=0)
+    """Return a student on a device that only records its steps."""
+    model, precision = torch.nn.Linear(1, 1), SimpleNamespace(device=torch.device("cuda"))
+    note = lambda _step, _student, batch: notes.append(("step", name, batch.number))  # noqa: E731
+    sums = SimpleNamespace(end_batch=lambda: None)
+    begin = lambda _epoch: None  # noqa: E731
+    return BareStudent(model, None, None, precision, graph=note, random=Draws(draws), sums=sums, start_epoch=begin)
+
+
+@pytest.fixture
+def made_streams(monkeypatch):
+    """Return the list of the `Streams` that training makes."""
+    made = []
+    monkeypatch.setattr(
+        train_FKD_parallel, "Streams", lambda *how, **more: made.append(Streams(*how, **more)) or made[-1]
+    )
+    return made
 
 
 def numbered(count):
     """Yield numbered batches that are ready."""
     for number in range(count):
-        batch = SimpleNamespace(number=number)
+        batch = SimpleNamespace(number=number, whole=1)
         batch.ready = lambda batch=batch: batch
         yield batch
 
 
-def test_streams_wait_for_batches_and_hold_them(fake_streams):
+def test_streams_wait_for_batches_and_hold_them(fake_streams, made_streams):
     """A step waits for its batch, the host is at most MAX_BATCHES_IN_FLIGHT ahead, and at the end all are joined."""
-    streams = Streams(torch.device("cuda"), several=True)
-    learners = [stepping(fake_streams, name) for name in "ab"]
-    train_one_epoch(learners, numbered(MAX_BATCHES_IN_FLIGHT + 2), streams=streams)
+    train_epoch([stepping(fake_streams, name) for name in "ab"], numbered(MAX_BATCHES_IN_FLIGHT + 2))
     steps = [i for i, note in enumerate(fake_streams) if note[0] == "step"]
     assert [fake_streams[i] for i in steps] == [("step", n, i) for i in range(MAX_BATCHES_IN_FLIGHT + 2) for n in "ab"]
     assert [fake_streams[i - 1] for i in steps] == [("waits", f"s{k % 2}", "main") for k in range(len(steps))]
@@ -397,14 +412,12 @@ def test_streams_wait_for_batches_and_hold_them(fake_streams):
     assert fake_streams[last + 1 : last + 3] == [("host waits", "s0"), ("host waits", "s1")]
     assert ("host waits", "s0") not in fake_streams[:last]
     assert fake_streams[-2:] == [("waits", "main", "s0"), ("waits", "main", "s1")]
-    assert not streams.in_flight
+    assert not made_streams[0].in_flight
 
 
 def test_recorded_steps_that_draw_take_turns(fake_streams):
     """From the first student that draws on the device, all use the current stream, which waits for the others."""
-    streams = Streams(torch.device("cuda"), several=True)
-    learners = [stepping(fake_streams, "a"), stepping(fake_streams, "b", draws=True), stepping(fake_streams, "c")]
-    train_one_epoch(learners, numbered(2), streams=streams)
+    train_epoch([stepping(fake_streams, name, draws=name == "b") for name in "abc"], numbered(2))
     drawn = fake_streams.index(("step", "b", 0))
     assert fake_streams[drawn + 1 : drawn + 4] == [("waits", "main", "s0"), ("waits", "main", "s1"), ("step", "c", 0)]
     assert [note for note in fake_streams[drawn + 3 :] if note[0] == "step"] == [
@@ -434,8 +447,8 @@ def test_a_batch_of_the_device_is_made_once(monkeypatch):
 
 
 def cuda_losses(names, device, epochs=3):
-    """Train students side by side on the device with captured steps; return (losses, streams)."""
-    generator, learners = torch.Generator().manual_seed(1), []
+    """Train students side by side on the device with captured steps; return their losses."""
+    generator, students = torch.Generator().manual_seed(1), []
     batches = []
     for rows in (8, 8, 8, 8, 3):
         images, logits = torch.randn(rows, 3, 32, 32, generator=generator), torch.randn(rows, 6, generator=generator)
@@ -444,28 +457,26 @@ def cuda_losses(names, device, epochs=3):
         model, seed = name.split("-seed")
         precision, model = Precision("fp32", device), small_student(model, 6, int(seed)).to(device)
         optimizer = build_optimizer(model, False, 0.01, 0.01)
-        learners.append(Learner(model, optimizer, build_loss("kl", 2.0), precision, 4, graphs.CapturedStep()))
-    streams, losses = Streams(device, len(names) > 1), {name: [] for name in names}
+        students.append(BareStudent(model, optimizer, build_loss("kl", 2.0), precision, graph=graphs.CapturedStep()))
+    losses = {name: [] for name in names}
     for _ in range(epochs):
-        for learner in learners:
-            learner.start_epoch()
         fresh = (Batch(b.images.clone(), b.soft_labels.clone(), b.targets.clone()) for b in batches)
-        train_one_epoch(learners, fresh, streams=streams)
-        for name, learner in zip(names, learners, strict=True):
-            losses[name].append(learner.sums.result().loss)
-    assert all(learner.step.replay is not None for learner in learners)
-    return losses, streams
+        train_epoch(students, fresh)
+        for name, student in zip(names, students, strict=True):
+            losses[name].append(student.sums.result().loss)
+    assert all(student.graph.launch is not None for student in students)
+    return losses
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("names", [["plain-seed0", "plain-seed1", "plain-seed2"], STUDENTS])
-def test_streams_on_cuda(names):
+def test_streams_on_cuda(names, made_streams):
     """Captured steps side by side give the losses of single runs, also with dropout."""
     device = torch.device("cuda")
-    losses, streams = cuda_losses(names, device)
-    assert streams.concurrent == (names is not STUDENTS)
+    losses = cuda_losses(names, device)
+    assert made_streams[-1].concurrent == (names is not STUDENTS)
     for name in names:
-        expected, _ = cuda_losses([name], device)
+        expected = cuda_losses([name], device)
         assert losses[name] == pytest.approx(expected[name], rel=1e-3)
 
 

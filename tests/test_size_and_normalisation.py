@@ -9,9 +9,10 @@ from PIL import Image
 
 import relabel_FKD
 import train_FKD_parallel
+from utils.config import IMAGENET_MEAN
 from utils.labels.command import main as labels_command
 from utils.views.identity import pixel_digest
-from utils.views.replay import IMAGENET_MEAN, Normalise
+from utils.views.replay import Normalise
 from utils.views.validation import CentreCrops, ValidationBatches, usual_resize
 
 GREY = "0.5 0.5 0.5".split()

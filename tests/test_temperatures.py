@@ -5,16 +5,13 @@ import signal
 import pytest
 import torch
 from helpers import CPU, read_run, run, same_weights, signal_in_step
-from utils.training.epoch import train_one_epoch
-from utils.training.learner import Learner
-from utils.training.shared_step import SharedStep
+from small_network import BareStudent, train_epoch
 
 import train_FKD_parallel
 from utils.labels.types import TopK
 from utils.training import graphs
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.optimizer import build_optimizer
-from utils.training.precision import Precision
 from utils.training.temperatures import CANDIDATES, Temperatures
 from utils.views.batch import Batch
 
@@ -79,37 +76,34 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
     last = LastMicroBatch(4, 7, CPU)
     loss = build_loss("kl", 4.0, last=last)
-    monkeypatch.setattr("utils.training.shared_step.sum_gradients", lambda *_: None)
-    learner = Learner(
-        model, build_optimizer(model, True, 0.1, 0), loss, Precision("fp32", CPU), 4, SharedStep(None, False, False)
-    )
-    learner.learn(Batch(torch.randn(2, 3, 4, 4), LOGITS[:2], TARGETS[:2], ((2, 4), (0, 1))))
+    monkeypatch.setattr(train_FKD_parallel, "sum_gradients", lambda *_: None)
+    student = BareStudent(model, build_optimizer(model, True, 0.1, 0), loss, last_micro_batch=last)
+    student.take_step(Batch(torch.randn(2, 3, 4, 4), LOGITS[:2], TARGETS[:2], ((2, 4), (0, 1))))
     assert last.divergences(CANDIDATES).abs().max() == 0
-    learner.learn(Batch(torch.randn(2, 3, 4, 4), LOGITS[:2], TARGETS[:2], ((2, 4),)))
+    student.take_step(Batch(torch.randn(2, 3, 4, 4), LOGITS[:2], TARGETS[:2], ((2, 4),)))
     assert last.divergences(CANDIDATES).abs().min() > 0
 
 
 def test_captured_steps_follow_the_temperature(recording):
     """Replays use their epoch's temperatures and record the last micro-batch, like eager steps."""
     found = []
-    for step in (graphs.train_step, graphs.CapturedStep()):
+    for graph in (None, graphs.CapturedStep()):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
         last = LastMicroBatch(4, 7, CPU)
         temperatures = Temperatures(lambda epoch: 4.0 / (epoch + 1), "calibrated", True, last, CPU)
         loss = build_loss("kl", temperatures.teacher, student_temperature=temperatures.student, last=last)
-        learner = Learner(model, build_optimizer(model, True, 0.5, 0), loss, Precision("fp32", CPU), 4, step)
+        student = BareStudent(model, build_optimizer(model, True, 0.5, 0), loss, graph=graph, last_micro_batch=last)
         calibrated, values = 1.0, []
         for epoch in range(3):
             temperatures.start_epoch(epoch, calibrated)
-            learner.start_epoch()
             images = torch.randn(18, 3, 2, 2, generator=torch.Generator().manual_seed(epoch))
             labels = 30 * torch.randn(18, 7, generator=torch.Generator().manual_seed(9 - epoch))
             sizes = [8, 8, 2]
             parts = (images.split(sizes), labels.split(sizes), torch.arange(18).remainder(7).split(sizes))
-            train_one_epoch([learner], [Batch(*tensors) for tensors in zip(*parts, strict=True)][: 3 - epoch % 2])
+            train_epoch([student], [Batch(*tensors) for tensors in zip(*parts, strict=True)][: 3 - epoch % 2])
             calibrated = temperatures.calibrate()
-            values += [learner.sums.result().loss, calibrated]
+            values += [student.sums.result().loss, calibrated]
         found.append(values)
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert len(set(found[0][1::2])) > 1

@@ -8,18 +8,17 @@ import torch
 from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_network import FP32, BareStudent, train_epoch
 from torch import nn
-from utils.training.epoch import evaluate, train_one_epoch
-from utils.training.learner import Learner, train_step
 
+from train_FKD_parallel import evaluate, train_step
 from utils.system.errors import InputError
+from utils.system.ranks import ALONE
 from utils.training.losses import LOSS_TYPES, build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 from utils.views.batch import Batch
-
-FP32 = Precision("fp32", CPU)
 
 
 class NoStep:
@@ -53,12 +52,12 @@ def test_accumulation_is_one_true_mean(loss_type, rows, micro):
     expected_loss = loss_fn(model(batch.images), batch.soft_labels, batch.targets)
     expected = torch.autograd.grad(expected_loss, list(model.parameters()))
 
-    learner = Learner(model, NoStep(model), loss_fn, FP32, micro)
-    train_step(learner, batch)
+    student = BareStudent(model, NoStep(model), loss_fn, micro_batch=micro)
+    train_step(student, batch)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    assert learner.sums.result().samples == rows
-    assert learner.sums.result().loss == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert student.sums.result().samples == rows
+    assert student.sums.result().loss == pytest.approx(expected_loss.item(), rel=1e-5)
 
 
 @settings(deadline=None)
@@ -98,15 +97,14 @@ def test_an_epoch_learns_and_evaluation_leaves_no_trace():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
     optimizer = build_optimizer(model, sgd=False, lr=0.01, weight_decay=0.0)
     batches = [random_batch(8, seed=1), random_batch(5, seed=2)]
-    learner, losses = Learner(model, optimizer, build_loss("kl"), FP32, 4), []
+    student, losses = BareStudent(model, optimizer, build_loss("kl")), []
     for _ in range(20):
-        learner.start_epoch()
-        train_one_epoch([learner], batches)
-        losses.append(learner.sums.result().loss)
+        train_epoch([student], batches)
+        losses.append(student.sums.result().loss)
     assert losses[-1] < 0.5 * losses[0]
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    [metrics] = evaluate([learner], [(batch.images, batch.targets) for batch in batches])
+    [metrics] = evaluate([student], [(batch.images, batch.targets) for batch in batches], ALONE)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with torch.no_grad():
         outputs = torch.cat([model(batch.images) for batch in batches])
@@ -183,7 +181,7 @@ def test_a_step_on_cuda(name):
         optimizer = build_optimizer(model, sgd=True, lr=0.1, weight_decay=0.0)
         batch = random_batch(8)
         batch = Batch(*(getattr(batch, part).to(precision.device) for part in ("images", "soft_labels", "targets")))
-        train_one_epoch([Learner(model, optimizer, build_loss("kl"), precision, 4)], [batch])
+        train_epoch([BareStudent(model, optimizer, build_loss("kl"), precision)], [batch])
         steps.append(model[3].weight.detach().cpu())
     torch.testing.assert_close(*steps, rtol=0.05, atol=2e-3)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 import relabel_FKD
+from utils.config import IMAGENET_MEAN, IMAGENET_STD
 from utils.labels import command
 from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter
@@ -30,7 +31,6 @@ from utils.run.label_hypotheses import as_numbers
 from utils.run.teacher_check import CHECK, unchecked
 from utils.training import teachers
 from utils.views.folders import open_folder
-from utils.views.replay import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES, PER_CLASS, BATCH, SIDE = 12, 4, 16, 32
 HEIGHT, WIDTH = 40, 48

@@ -6,20 +6,21 @@ import signal
 import pytest
 import torch
 from helpers import read_run, run, signal_in_step
-from small_network import batches_on, small_model
+from small_network import FP32, BareStudent, batches_on, small_model
 from timm.utils import ModelEmaV3
-from utils.training.epoch import evaluate
-from utils.training.learner import Learner
 
 import train_FKD_parallel
-from utils.run.checkpoint import RESULT_ARGUMENTS
+from train_FKD_parallel import evaluate
+from utils.system.ranks import ALONE
 from utils.training import graphs
 from utils.training.average import AveragedModel
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
-from utils.training.precision import Precision
 
-FP32 = Precision("fp32", torch.device("cpu"))
+NEW_FLAGS = (  # of a run since the first release
+    "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
+    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers sync_bn"
+).split()
 
 
 @pytest.mark.parametrize("graphed", [False, True])
@@ -28,11 +29,11 @@ def test_average_of_every_step(graphed, recording):
     model = small_model()
     average = AveragedModel(model, 0.75)
     optimizer = build_optimizer(model, True, 0.1, 0, 0.9)
-    step = graphs.CapturedStep() if graphed else graphs.train_step
-    learner = Learner(model, optimizer, build_loss("kl"), FP32, 4, step, average)
+    graph = graphs.CapturedStep() if graphed else None
+    student = BareStudent(model, optimizer, build_loss("kl"), graph=graph, average=average)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for batch in batches_on(FP32.device):
-        learner.learn(batch)
+        student.take_step(batch)
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 expected[name] = 0.75 * expected[name] + 0.25 * value
@@ -49,12 +50,14 @@ def test_the_average_of_edc(graphed, recording):
     """Five steps of EDC's formula, ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")
-    step = graphs.CapturedStep() if graphed else graphs.train_step
-    learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, step, average)
+    graph = graphs.CapturedStep() if graphed else None
+    student = BareStudent(
+        model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), graph=graph, average=average
+    )
     ema = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     data = list(batches_on(FP32.device))
     for batch in [data[number % len(data)] for number in range(5)]:
-        learner.learn(batch)
+        student.take_step(batch)
         for name, parameter in model.named_parameters():
             ema[name] = 0.99 * ema[name] + 0.01 * parameter.detach()
     found = dict(average.model.named_parameters())
@@ -69,7 +72,7 @@ def test_the_average_of_edc(graphed, recording):
     exchanged = copy.deepcopy(model).eval()
     exchanged.load_state_dict({**model.state_dict(), **ema})
     loss = torch.nn.functional.cross_entropy(exchanged(data[0][0]), data[0][1]).item()
-    assert evaluate([learner], data)[0].loss == pytest.approx(loss)
+    assert evaluate([student], data, ALONE)[0].loss == pytest.approx(loss)
 
 
 @pytest.mark.parametrize("buffers", ["averaged", "live"])
@@ -78,10 +81,10 @@ def test_bit_equal_to_the_average_of_timm(buffers):
     model = small_model()
     average = AveragedModel(model, 0.99, buffers)
     timms = ModelEmaV3(model, 0.99, exclude_buffers=buffers == "live")
-    learner = Learner(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), FP32, 4, average=average)
+    student = BareStudent(model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), average=average)
     data = list(batches_on(FP32.device))
     for number in range(5):
-        learner.learn(data[number % len(data)])
+        student.take_step(data[number % len(data)])
         timms.update(model)
         ours = average.model.state_dict()
         assert all(torch.equal(ours[name], value) for name, value in timms.module.state_dict().items())
@@ -112,14 +115,14 @@ def test_the_average_is_evaluated():
     """The model, which differs, is not evaluated."""
     model = small_model()
     average = AveragedModel(model, 0.9)
-    learner = Learner(model, build_optimizer(model, True, 0.1, 0), build_loss("ce"), FP32, 4, average=average)
+    student = BareStudent(model, build_optimizer(model, True, 0.1, 0), build_loss("ce"), average=average)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(-1)
     data = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 6)]
     wanted = copy.deepcopy(average.model).eval()(data[0][0])
     loss = torch.nn.functional.cross_entropy(wanted, data[0][1]).item()
-    assert evaluate([learner], data)[0].loss == pytest.approx(loss)
+    assert evaluate([student], data, ALONE)[0].loss == pytest.approx(loss)
     assert not average.model.training
 
 
@@ -171,8 +174,7 @@ def test_older_checkpoints_resume(tiny, tmp_path):
     del state["average"]
     for name in ("student_temperature", "next_student_temperature"):
         del state["progress"][name]
-    first = RESULT_ARGUMENTS.index("temperature_schedule")
-    for name in RESULT_ARGUMENTS[first:]:
+    for name in NEW_FLAGS:
         state["arguments"].pop(name)
     for row in state["progress"]["history"]:
         del row["teacher_temperature"], row["student_temperature"]
