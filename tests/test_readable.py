@@ -1,15 +1,16 @@
 """Rules for readable code that ruff does not know; complexity is limited by ruff (C901 and PLR0912 in pyproject.toml).
 
-`KNOWN` names the files that still break a rule: their cases must fail, so that a file leaves the list once it is clean.
-
 python tests/test_readable.py      prints every broken rule with file, line and text
 """
 
 import ast
+from dataclasses import FrozenInstanceError
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from utils.config import Findings, FKDConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "utils/config.py"  # the one module that may hold and fill the settings of a run
@@ -83,94 +84,10 @@ RULES = {
     "settings are no Namespace": namespaces,
 }
 ALLOWED = {"settings do not change": {CONFIG}, "settings are no Namespace": {CONFIG}}
-KNOWN = {
-    "no tuple is packed for a call": {
-        "utils/run/student.py",
-        "utils/training/batch_norm.py",
-        "utils/views/loaders.py",
-        "utils/views/resident.py",
-    },
-    "docstrings begin with a verb or a noun": {
-        "relabel_FKD.py",
-        "utils/labels/agreement.py",
-        "utils/labels/batch.py",
-        "utils/labels/drawn.py",
-        "utils/labels/format_hald.py",
-        "utils/labels/format_lpqld.py",
-        "utils/labels/format_packed.py",
-        "utils/labels/format_sre2l.py",
-        "utils/labels/hard.py",
-        "utils/labels/packed_codec.py",
-        "utils/labels/packed_manifest.py",
-        "utils/labels/packed_tensors.py",
-        "utils/labels/pool.py",
-        "utils/labels/rank_shares.py",
-        "utils/labels/reuse.py",
-        "utils/labels/store.py",
-        "utils/report/groups.py",
-        "utils/report/report.py",
-        "utils/report/runs.py",
-        "utils/run/arguments.py",
-        "utils/run/label_checks.py",
-        "utils/run/objectives.py",
-        "utils/run/run.py",
-        "utils/run/student.py",
-        "utils/run/tracker.py",
-        "utils/system/errors.py",
-        "utils/system/log.py",
-        "utils/system/script.py",
-        "utils/training/batch_norm.py",
-        "utils/training/footprint.py",
-        "utils/training/graphs.py",
-        "utils/training/learner.py",
-        "utils/training/losses.py",
-        "utils/views/budget.py",
-        "utils/views/device.py",
-        "utils/views/preview.py",
-        "utils/views/resident.py",
-    },
-    "settings do not change": {
-        "train_FKD_parallel.py",
-        "train_KD_parallel.py",
-        "utils/run/arguments.py",
-        "utils/run/label_checks.py",
-        "utils/run/preflight.py",
-        "utils/run/start.py",
-        "utils/run/teacher_check.py",
-        "utils/run/training_arguments.py",
-    },
-    "settings are no Namespace": {
-        "relabel_FKD.py",
-        "train_KD_parallel.py",
-        "utils/labels/command.py",
-        "utils/report/command.py",
-        "utils/report/random_images.py",
-        "utils/run/arguments.py",
-        "utils/run/folder.py",
-        "utils/run/label_checks.py",
-        "utils/run/objectives.py",
-        "utils/run/preflight.py",
-        "utils/run/run.py",
-        "utils/run/side_by_side.py",
-        "utils/run/start.py",
-        "utils/run/student.py",
-        "utils/run/teacher_check.py",
-        "utils/run/tracker.py",
-        "utils/run/training_arguments.py",
-    },
-}
-
-
 CASES = [(rule, file) for rule in RULES for file in FILES if file not in ALLOWED.get(rule, ())]
 
 
-def case(rule, file):
-    """Return the test case of a rule and a file; a known one must fail."""
-    marks = [pytest.mark.xfail(strict=True, reason="not cleaned up yet")] if file in KNOWN[rule] else []
-    return pytest.param(rule, file, marks=marks, id=f"{file}: {rule}")
-
-
-@pytest.mark.parametrize(("rule", "file"), [case(rule, file) for rule, file in CASES])
+@pytest.mark.parametrize(("rule", "file"), CASES, ids=[f"{file}: {rule}" for rule, file in CASES])
 def test_the_code_follows_the_rules(rule, file):
     found = list(RULES[rule](tree_of(file)))
     assert not found, "\n".join(found)
@@ -205,6 +122,13 @@ def test_a_broken_rule_is_found(rule, code):
 )
 def test_other_code_passes(code):
     assert not [found for rule in RULES.values() for found in rule(ast.parse(code))]
+
+
+def test_settings_cannot_be_written():
+    """A config and its findings are frozen."""
+    for settings in (FKDConfig(), Findings()):
+        with pytest.raises(FrozenInstanceError):
+            settings.model = "resnet50"
 
 
 def main():

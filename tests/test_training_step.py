@@ -1,11 +1,13 @@
 """A training step takes the mean over its micro-batches, decays the right weights, and keeps its precision."""
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU
+from helpers import CPU, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_network import FP32, BareStudent, train_epoch
@@ -14,7 +16,7 @@ from torch import nn
 from train_FKD_parallel import evaluate, train_step
 from utils.system.errors import InputError
 from utils.system.ranks import ALONE
-from utils.training.losses import LOSS_TYPES, build_loss
+from utils.training.losses import LOSS_TYPES, SoftLoss, build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
@@ -209,3 +211,19 @@ def test_freed_memory_is_used_again():
     if can == "False":
         pytest.skip("this C library has no mallopt")
     assert int(after) < int(before) / 10
+
+
+def test_the_loss_is_three_calls_below_main(tiny, tmp_path, monkeypatch):
+    """A reader gets from `main` to the loss of a micro-batch by `train` and `train_step`."""
+    paths, loss = set(), SoftLoss.__call__
+
+    def spy(*arguments):
+        frames = [(Path(frame.filename), frame.function) for frame in inspect.stack()]
+        own = [(path.relative_to(ROOT), name) for path, name in frames if path.is_relative_to(ROOT)]
+        names = [name for path, name in own if path.parts[0] not in ("tests", ".venv", ".venv-oldest")]
+        paths.add(tuple(names[: names.index("main") + 1]))
+        return loss(*arguments)
+
+    monkeypatch.setattr(SoftLoss, "__call__", spy)
+    tiny.train_run(tmp_path / "run", epochs=1, gradient_accumulation_steps=2)
+    assert paths == {("train_step", "train", "main")}

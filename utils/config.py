@@ -100,7 +100,7 @@ def student_temperature(text: str) -> str | float:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a change of a setting means.
+    """The meaning of a change of a setting.
 
     Attributes:
         resume: a run cannot be resumed with another value.
@@ -714,7 +714,7 @@ class CodecFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags(Group):
-    """What relabelling writes."""
+    """The labels that relabelling writes."""
 
     title = "labels"
 
@@ -787,14 +787,14 @@ class TrainConfig(
         return [replace(one, output_dir=f"{self.output_dir}/{one.student_name}") for one in alone]
 
     def settings(self) -> dict[str, Any]:
-        """As CommandConfig's, with `model` and `seed` of the one student; files of earlier releases have these."""
+        """See `CommandConfig.settings`; with `model` and `seed` of the one student, as in files of earlier releases."""
         found = super().settings()
         return {"model": self.model, "seed": self.seed} | {
             k: v for k, v in found.items() if k not in ("models", "seeds")
         }
 
     def resolved(self: "TrainConfigType") -> "TrainConfigType":
-        """As CommandConfig's."""
+        """See `CommandConfig.resolved`."""
         self.check_optimizer()
         self.check_temperatures()
         self.check_hard_epochs()
@@ -922,7 +922,7 @@ class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
     prefix = "kd-"
 
     def resolved(self) -> "KDConfig":
-        """As TrainConfig's."""
+        """See `TrainConfig.resolved`."""
         if self.teacher_weights and self.teacher_checkpoint:
             raise InputError(
                 f"--teacher-weights {self.teacher_weights} contradicts --teacher-checkpoint {self.teacher_checkpoint}; "
@@ -942,7 +942,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
-        """As CommandConfig's."""
+        """See `CommandConfig.resolved`."""
         if self.use_fp16 and self.bits not in (None, 16):
             raise InputError(f"--use-fp16 contradicts --bits {self.bits}; give one of them")
         bits = self.bits or (16 if self.use_fp16 else 32)
@@ -1142,7 +1142,7 @@ class RandomImagesConfig(RandomImagesFlags, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a run depends on beside its flags: found out from labels, folders and the machine before it starts.
+    """The settings that a run has beside its flags, found out from labels, folders and the machine before it starts.
 
     Some have the name of a flag: they are what the flag comes to beside these labels.
 

@@ -102,11 +102,11 @@ class HaldStore(LabelStore):
         return self.keep_open(epoch, indexed)
 
     def name(self, epoch: int, _batch: int) -> str:
-        """As `LabelStore.name`."""
+        """See `LabelStore.name`."""
         return f"epoch_{epoch}.tar"
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """As `LabelStore.read`."""
+        """See `LabelStore.read`."""
         return self._open(epoch)[batch]
 
 

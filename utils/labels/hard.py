@@ -67,7 +67,7 @@ class HardViews(DrawnViews):
         self.targets, self.num_classes, self.smoothing = torch.tensor(targets), num_classes, smoothing
 
     def rows(self, _epoch: int, batch: int) -> int:
-        """As `DrawnViews.rows`."""
+        """See `DrawnViews.rows`."""
         return min(self.batch_size, self.num_images - self.num_images % 2 - batch * self.batch_size)
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:

@@ -99,15 +99,15 @@ class FlatStore(LabelStore):
         return epoch * self.batches_per_epoch + batch
 
     def batches(self, epoch: int) -> int:
-        """As `LabelStore.batches`."""
+        """See `LabelStore.batches`."""
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """As `LabelStore.rows`."""
+        """See `LabelStore.rows`."""
         return len(self.images[self._place(epoch, batch)])
 
     def name(self, epoch: int, batch: int) -> str:
-        """As `LabelStore.name`."""
+        """See `LabelStore.name`."""
         return f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
 
     def _load(self, place: int) -> BatchLabels:
@@ -115,7 +115,7 @@ class FlatStore(LabelStore):
         return parse_items(load_archive(path), path)
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """As `LabelStore.read`."""
+        """See `LabelStore.read`."""
         labels = self._load(self._place(epoch, batch))
         kind, width = kind_of(labels.logits), values_of(labels.logits).shape[1]
         found = (len(labels), width, kind, labels.mix.type)
@@ -133,7 +133,7 @@ class FlatStore(LabelStore):
         return replace(labels, index=torch.tensor(self.images[self._place(epoch, batch)]))
 
     def check(self, epoch: int) -> None:
-        """As `LabelStore.check`; no batch may hold an image twice."""
+        """See `LabelStore.check`; no batch may hold an image twice."""
         for batch in range(self.batches(epoch)):
             self.read(epoch, batch)
             images = self.images[self._place(epoch, batch)]
@@ -141,7 +141,7 @@ class FlatStore(LabelStore):
                 raise InputError(f"{self.path / INDICES} names an image twice in {self.file(epoch, batch).name}")
 
     def provenance(self) -> dict[str, Any]:
-        """As `LabelStore.provenance`."""
+        """See `LabelStore.provenance`."""
         return {"path": str(self.path), "batches": len(self.images)} | super().provenance()
 
 

@@ -151,15 +151,15 @@ class PackedStore(LabelStore):
         return digests
 
     def name(self, epoch: int, _batch: int) -> str:
-        """As `LabelStore.name`."""
+        """See `LabelStore.name`."""
         return epoch_name(epoch)
 
     def batches(self, epoch: int) -> int:
-        """As `LabelStore.batches`."""
+        """See `LabelStore.batches`."""
         return math.ceil(rows_of(self.manifest, epoch) / self.batch_size)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """As `LabelStore.rows`."""
+        """See `LabelStore.rows`."""
         return min(self.batch_size, rows_of(self.manifest, epoch) - batch * self.batch_size)
 
     def open(self, epoch: int) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class PackedStore(LabelStore):
             raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """As `LabelStore.read`."""
+        """See `LabelStore.read`."""
         tensors = self.open(epoch)
         start = batch * self.batch_size
         rows = slice(start, start + self.rows(epoch, batch))
@@ -222,7 +222,7 @@ class PackedStore(LabelStore):
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
-        """As `LabelStore.check`; every batch is checked as strictly as a label file of a stranger."""
+        """See `LabelStore.check`; every batch is checked as strictly as a label file of a stranger."""
         for batch in range(self.batches(epoch)):
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
@@ -230,7 +230,7 @@ class PackedStore(LabelStore):
             parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """As `LabelStore.digest`: of the manifest, and of the digests of files that it states."""
+        """See `LabelStore.digest`: of the manifest, and of the digests of files that it states."""
         entered = self.manifest["digests"]
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         names = map(epoch_name, range(self.epochs) if epochs is None else epochs)
@@ -238,12 +238,12 @@ class PackedStore(LabelStore):
         return digest_of_labels(self.path, [], json.dumps([stated, files], sort_keys=True))
 
     def legacy_digest(self) -> str:
-        """As `LabelStore.legacy_digest`: of the manifest and of the first epoch."""
+        """See `LabelStore.legacy_digest`: of the manifest and of the first epoch."""
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
     def provenance(self) -> dict[str, Any]:
-        """As `LabelStore.provenance`."""
+        """See `LabelStore.provenance`."""
         return super().provenance() | {key: self.manifest[key] for key in ("codec", "policy", "settings")}
 
 

@@ -88,11 +88,11 @@ class TarStore(LabelStore):
         return {epoch: torch.tensor(listed[epoch]) for epoch in range(self.epochs)}.__getitem__
 
     def name(self, epoch: int, batch: int) -> str:
-        """As `LabelStore.name`."""
+        """See `LabelStore.name`."""
         return f"epoch_{epoch}/batch_{batch}.tar"
 
     def epoch_name(self, epoch: int) -> str:
-        """As `LabelStore.epoch_name`."""
+        """See `LabelStore.epoch_name`."""
         return f"epoch_{epoch}"
 
     def _batch_numbers(self, epoch: int) -> set[int]:
@@ -105,7 +105,7 @@ class TarStore(LabelStore):
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """As `LabelStore.check_complete`; an epoch may not hold more batches than the first either."""
+        """See `LabelStore.check_complete`; an epoch may not hold more batches than the first either."""
         for epoch in epochs:
             found, wanted = self._batch_numbers(epoch), set(range(self.batches_per_epoch))
             missing, more = wanted - found, found - wanted
@@ -121,7 +121,7 @@ class TarStore(LabelStore):
                 )
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """As `LabelStore.read`."""
+        """See `LabelStore.read`."""
         items = load_archive(self.file(epoch, batch))
         labels = parse_items(items, self.file(epoch, batch))
         stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
@@ -143,13 +143,13 @@ class TarStore(LabelStore):
         return labels
 
     def check(self, epoch: int) -> None:
-        """As `LabelStore.check`; the epoch must visit every image once."""
+        """See `LabelStore.check`; the epoch must visit every image once."""
         index = torch.cat([index_of(self.read(epoch, batch)) for batch in range(self.batches_per_epoch)])
         if len(index.unique()) != self.num_images:
             raise InputError(f"{self.file(epoch, 0).parent} does not visit every image once; get the epoch again")
 
     def legacy_digest(self) -> str:
-        """As `LabelStore.legacy_digest`; earlier releases did not read a list of images beside these epochs."""
+        """See `LabelStore.legacy_digest`; earlier releases did not read a list of images beside these epochs."""
         return digest_of(self.file(0))
 
 

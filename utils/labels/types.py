@@ -148,7 +148,7 @@ class BatchLabels(BatchViews):
         return len(self.flip)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """As `BatchViews.crops`.
+        """See `BatchViews.crops`.
 
         Both edges are rounded, half to even, as PIL rounds the products that the reference hands to it. That matters
         for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are no whole numbers. In images of

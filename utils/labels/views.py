@@ -136,7 +136,7 @@ class DrawnBatch(BatchViews):
         return len(self.index)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """As `BatchViews.crops`."""
+        """See `BatchViews.crops`."""
         return self.policy.crops(self.draws[rows], sizes)
 
     def labelled(self, logits: Answers, image_sizes: Sequence[Sequence[int]]) -> BatchLabels:

@@ -1,4 +1,4 @@
-"""What the labels say, compared with the flags and the training folder, before time is spent."""
+"""Compare the labels with the flags and the training folder, before time is spent."""
 
 from dataclasses import replace
 from itertools import islice

@@ -1,4 +1,4 @@
-"""What students learn from, where its images live in memory, and the batches that are made of it.
+"""Decide where the images of a run live in memory, and make its batches.
 
 The rule of `--loader auto`, which a run and its dry run share (`plan_memory`):
 
@@ -45,7 +45,7 @@ PIL_BYTES = 4  # per pixel of a decoded RGB image in PIL
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What students learn from, and what they are evaluated on.
+    """The images, views and classes of a run.
 
     Attributes:
         train, val: (path, class) of the training and of the validation images.

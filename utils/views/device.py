@@ -52,7 +52,7 @@ class DeviceBatches:
         self.uploads = BackgroundGenerator(starmap(self.upload, product(epochs, self.parts)), max_prefetch=1)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
-        """As `WorkerBatches.of_same_images`; its labels go up in parts that are as large a share of an epoch."""
+        """See `WorkerBatches.of_same_images`; its labels go up in parts that are as large a share of an epoch."""
         other = copy(self)
         other.show(dataset.source, epochs, -(-dataset.source.batches_per_epoch // len(self.parts)))
         return other
@@ -155,15 +155,15 @@ class DeviceBatch(Batch):
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
 
     def ready(self) -> Batch:
-        """As `Batch.ready`: the views are replayed once, and not in every student's recorded step."""
+        """See `Batch.ready`: the views are replayed once, and not in every student's recorded step."""
         return Batch(self.images, self.soft_labels, self.targets, self.parts)
 
     def tensors(self) -> StepTensors:
-        """As `Batch.tensors`."""
+        """See `Batch.tensors`."""
         return self.geometry, self.mixing, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
-        """As `Batch.like`."""
+        """See `Batch.like`."""
         geometry, mixing, *soft_labels = tensors
         return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
 

@@ -57,7 +57,7 @@ class ResidentBatches:
         self.pool = ThreadPoolExecutor(torch.get_num_threads())  # between two steps, when the cores are free
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":
-        """As `WorkerBatches.of_same_images`; the images are decoded, and kept, once."""
+        """See `WorkerBatches.of_same_images`; the images are decoded, and kept, once."""
         other = copy(self)
         other.source, other.batches_per_epoch = dataset.source, dataset.source.batches_per_epoch
         return other
