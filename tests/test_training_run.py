@@ -1,5 +1,6 @@
 """The main script writes its files, its flags have an effect, and it resumes."""
 
+import inspect
 import json
 import re
 import shutil
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import EPOCHS, make_labels, read_run, run, same_weights
+from helpers import EPOCHS, ROOT, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
 from utils.run.summary import COLUMNS
+from utils.training.losses import SoftLoss
 
 
 def test_a_run_leaves_its_files(whole_run, tiny):
@@ -195,22 +197,19 @@ def test_flags_have_an_effect(two_epochs):
 )
 def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
     """The test reads the lr column of runs without training steps."""
-    monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
+    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
     rows = tiny.train_run(tmp_path / "run", **flags).rows
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
 
-def only_count(learners, batches, *_):
-    """Consume the batches of an epoch without training."""
-    for batch in batches:
-        for learner in learners:
-            learner.sums.samples += len(batch)
-            learner.sums.end_batch()
+def only_count(student, batch):
+    """Count the rows of a batch in place of a training step."""
+    student.sums.samples += len(batch)
 
 
 def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
     """A new student gets the later labels and the later rates."""
-    monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
+    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
     rows = tiny.train_run(tmp_path / "run", start_epoch=1).rows
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[0]["lr"] == pytest.approx(2e-3 / 3)
@@ -218,7 +217,7 @@ def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
 
 def test_eval_every(tiny, tmp_path, monkeypatch):
     """Evaluation runs every N epochs and at the end; other cells are empty."""
-    monkeypatch.setattr("utils.run.run.train_one_epoch", only_count)
+    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
     labels = make_labels(tmp_path / "labels", epochs=6)
     done = tiny.train_run(tmp_path / "run", fkd_path=labels, epochs=6, eval_every=2)
     assert [row["epoch"] for row in done.rows if row["val_top1"] is not None] == [0, 2, 4, 5]
@@ -229,15 +228,15 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
     """--batch-size 4 in 2 steps gives micro-batches of 2 rows."""
     seen = []
 
-    def note(learners, batches, *_):
-        seen.extend(learner.micro_batch for learner in learners)
-        only_count(learners, batches)
+    def note(student, batch):
+        seen.append(student.micro_batch)
+        only_count(student, batch)
 
-    monkeypatch.setattr("utils.run.run.train_one_epoch", note)
+    monkeypatch.setattr("train_FKD_parallel.train_step", note)
     labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
     flags = {"fkd_path": labels, "batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 1, "mix_type": "mixup"}
     done = tiny.train_run(tmp_path / "run", **flags)
-    assert seen == [2]
+    assert seen == [2] * 3  # batches
     assert done.summary["labels"]["mix_type"] == "mixup"
 
 

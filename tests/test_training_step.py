@@ -225,5 +225,5 @@ def test_the_loss_is_three_calls_below_main(tiny, tmp_path, monkeypatch):
         return loss(*arguments)
 
     monkeypatch.setattr(SoftLoss, "__call__", spy)
-    tiny.train_run(tmp_path / "run", epochs=1, gradient_accumulation_steps=5)
+    tiny.train_run(tmp_path / "run", epochs=1)
     assert paths == {("train_step", "train", "main")}

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
 
-VERSION = "2026.11"
+VERSION = "2026.11.dev0"  # of the whole program; a date: see CHANGELOG.md
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 TEMPERED_LOSSES = ("kl", "dist")  # they divide logits by a temperature
