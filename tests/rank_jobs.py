@@ -19,7 +19,7 @@ from torch import nn
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
-from utils.run import folder, run, student, summary
+from utils.run import folder, student, summary
 from utils.system import ranks
 from utils.system.script import run_script
 from utils.views import validation, workers
@@ -51,18 +51,15 @@ def use_small_student(patch):
 
 
 def kill_at(epoch):
-    """Make this process kill itself by SIGKILL in the middle of an epoch."""
-    train = run.train_one_epoch
+    """Make this process kill itself by SIGKILL in the middle of an epoch, which comes after `epoch` whole ones."""
+    train_step = train_FKD_parallel.train_step
 
-    def train_and_die(learners, batches, *more):
-        train_and_die.epochs += 1
-        if train_and_die.epochs > epoch:
-            next(iter(batches))
+    def train_or_die(student, batch):
+        if student.progress.epoch == epoch and student.sums.losses:  # a batch of the epoch is done
             os.kill(os.getpid(), signal.SIGKILL)
-        return train(learners, batches, *more)
+        train_step(student, batch)
 
-    train_and_die.epochs = 0
-    run.train_one_epoch = train_and_die
+    train_FKD_parallel.train_step = train_or_die
 
 
 def launch(processes, path, **environment):

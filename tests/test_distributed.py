@@ -23,6 +23,7 @@ from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
 from utils.system import ranks
 from utils.system.errors import InputError
 from utils.system.ranks import Share, World, from_environment, share
+from utils.training.batch_norm import SyncBatchNorm
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
 from utils.views.batch import Batch
@@ -320,8 +321,6 @@ def test_split_follows_the_parts():
 
 def test_sync_bn_alone_is_batch_norm():
     """Outputs, gradients, running statistics and state dict equal those of PyTorch's layer."""
-    from utils.training.batch_norm import SyncBatchNorm
-
     torch.manual_seed(random.Random(0).randrange(99))
     x = torch.randn(6, 5, 3, 4) * 2 + 1
     theirs = torch.nn.BatchNorm2d(5)

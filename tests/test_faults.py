@@ -14,10 +14,13 @@ import pytest
 import torch
 from helpers import LIGHT, SIDE, make_images, make_labels, read_run, run, save_teacher, signal_in_step
 from PIL import Image
+from safetensors.torch import save_file
+from small_network import BareStudent
 from torch.utils.data import DataLoader
 
 import train_FKD_parallel
 import train_KD_parallel
+from utils.config import Findings
 from utils.labels import agreement
 from utils.labels.opening import open_labels
 from utils.labels.packed import PackedWriter
@@ -74,8 +77,6 @@ def fill(place, leave):
 
 def test_a_failed_write_leaves_the_old_file(small_disk):
     """The old file survives a failed write of text, torch.save and safetensors."""
-    from safetensors.torch import save_file
-
     write_text(small_disk / "file", "old")
     big = {"a": torch.rand(8 * 10**6)}
     for write in (torch.save, save_file, lambda _, path: path.write_bytes(bytes(30 * 10**6))):
@@ -251,10 +252,8 @@ def test_preflight_changes_nothing(tiny):
     model = build_model("mobilenet_v2", 3)  # has dropout
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    arguments = type("Arguments", (), {"model": "mobilenet_v2"})
-    from utils.training.precision import Precision
-
-    preflight.check_student(model, arguments, 2, 3, SIDE, Precision("fp32", torch.device("cpu")))
+    found = Findings(input_size=SIDE)
+    preflight.check_forward(BareStudent(model, None, None, config=None, found=found), rows=2, num_classes=3)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -300,14 +299,14 @@ def test_a_dry_run_writes_one_picture(tiny, tmp_path):
     assert "views.png" not in RUN_FILES
 
 
-@pytest.mark.parametrize("place", ["utils.run.objectives.pick_step", "copy.deepcopy"])
+@pytest.mark.parametrize("place", ["train_FKD_parallel.train_step", "copy.deepcopy"])
 def test_a_gpu_out_of_memory_is_explained(place, tiny, tmp_path, monkeypatch):
     """One sentence gives PyTorch's figure and the remedies; `scripts/runs.py` searches for its words."""
 
     def fill(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity")
 
-    monkeypatch.setattr(place, (lambda *_, **__: fill) if "pick_step" in place else fill)
+    monkeypatch.setattr(place, fill)
     done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
     assert done.code == 2
     assert done.err.startswith("error: the GPU is out of memory (2.50 GiB more were needed); ")

@@ -1,7 +1,9 @@
 """The patched fetcher is applied once, can be reverted, leaves other datasets alone and works in workers."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -147,9 +149,6 @@ def test_start_methods_give_the_same_batches(tiny):
 
 def test_workers_end_at_once(tiny):
     """A source that is dropped early ends its workers at once, without waiting for the garbage collector."""
-    import gc
-    import weakref
-
     gc.disable()
     try:
         dataset = ViewDataset(open_folder(tiny.train, "--train-dir").samples, open_labels(tiny.labels), SIDE)

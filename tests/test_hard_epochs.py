@@ -1,6 +1,7 @@
 """Hard epochs come between soft ones, with the right views and targets, and resume at any step."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -28,21 +29,19 @@ from label_folders import make_hald
 from PIL import Image
 from rank_jobs import launch
 from torchvision.datasets import ImageFolder
-from utils.run.objectives import soft_cross_entropy
-from utils.views.phased import PhasedBatches, steps
 
 import train_FKD_parallel
-import train_KD_parallel
+from utils.config import IMAGENET_MEAN, IMAGENET_STD, KDConfig
 from utils.labels.hard import HardViews, Phases
 from utils.labels.opening import open_labels
+from utils.run.loading import TrainingBatches
+from utils.run.student import soft_cross_entropy
 from utils.system.errors import InputError
-from utils.training.graphs import CapturedStep
 from utils.training.schedules import lr_factor
 from utils.views.device import DeviceBatches
 from utils.views.replay import Normalise
 from utils.views.workers import ViewDataset, WorkerBatches
 
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft
 SOFT_STEPS, HARD_STEPS = 3, 2
 
@@ -107,7 +106,7 @@ def images_from_files(samples, drawn):
         (top, left, height, width), flip = drawn.view(slot, (image.height, image.width))
         view = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
-        images.append((pixels - MEAN) / STD)
+        images.append((pixels - IMAGENET_MEAN) / IMAGENET_STD)
     images = np.stack(images).transpose(0, 3, 1, 2)
     y1, x1, y2, x2 = drawn.mix.box
     mixed = images.copy()
@@ -191,19 +190,19 @@ def test_a_device_keeps_the_images_once(at_once, tiny):
     samples, phases = ImageFolder(tiny.train).samples, Phases(4, 2)
     hard = HardViews([target for _, target in samples], CLASSES, SIDE, 8, 0.8, 42)
     sets = [ViewDataset(samples, source, SIDE) for source in (open_labels(tiny.labels), hard)]
-    normalise = Normalise(MEAN, STD, CPU)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, CPU)
     found = []
     for make, more in ((WorkerBatches, ()), (DeviceBatches, (at_once,))):
         soft = make(sets[0], range(2), normalise, 0, CPU, *more)
-        batches = PhasedBatches(soft, soft.of_same_images(sets[1], range(2)), phases)
+        batches = TrainingBatches(soft, soft.of_same_images(sets[1], range(2)), phases)
         found.append([batch for epoch in range(4) for batch in batches.epoch(epoch)])
-        assert steps(batches, range(4)) == len(found[-1]) == 2 * SOFT_STEPS + 2 * HARD_STEPS
-        assert steps(batches, range(2, 4)) == HARD_STEPS + SOFT_STEPS
+        assert batches.steps(range(4)) == len(found[-1]) == 2 * SOFT_STEPS + 2 * HARD_STEPS
+        assert batches.steps(range(2, 4)) == HARD_STEPS + SOFT_STEPS
     assert batches.soft.gallery is batches.hard.gallery
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.targets, other.targets)
         torch.testing.assert_close(one.soft_labels, other.soft_labels)
-        assert (one.images - other.images).abs().max() < 1.1 / 255 / min(STD)
+        assert (one.images - other.images).abs().max() < 1.1 / 255 / min(IMAGENET_STD)
 
 
 def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
@@ -225,11 +224,11 @@ def test_recorded_steps_of_both_kinds(tiny, tmp_path, recording, monkeypatch):
     """Each kind has its own captured step, with another loss and batch size; metrics equal those of eager steps."""
     flags = FLAGS | {"batch_size": BATCH, "sgd": True, "learning_rate": 0.01}
     eager = tiny.train_run(tmp_path / "eager", **flags)
-    made = []
-    monkeypatch.setattr("utils.run.objectives.pick_step", lambda *_, **__: made.append(CapturedStep()) or made[-1])
+    monkeypatch.setattr("utils.run.student.captures", lambda *_: True)  # capture needs CUDA
     recorded = tiny.train_run(tmp_path / "recorded", **flags)
-    assert len(made) == 2
-    assert all(step.launch is not None and not step.failed for step in made)
+    said = re.findall("step    (.*?);", (recorded.path / "train.log").read_text())
+    assert said == ["one CUDA graph of 5 images", "one CUDA graph of 8 images"]
+    assert len(recording) == 3 * (SOFT_STEPS - 1) + 2 * (HARD_STEPS - 1)  # the last batch of an epoch is shorter
     for column in ("train_loss", "val_loss"):
         assert [r[column] for r in recorded.rows] == pytest.approx([r[column] for r in eager.rows], rel=1e-4)
 
@@ -279,4 +278,4 @@ def test_other_hard_epochs_do_not_resume(phased, tiny):
 def test_a_live_teacher_has_no_hard_epochs():
     """Hard epochs belong to stored labels only."""
     with pytest.raises(InputError, match="--hard-epochs"):
-        train_KD_parallel.parse(["--hard-epochs", "1"])
+        KDConfig.parse(["--hard-epochs", "1"])

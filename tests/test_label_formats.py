@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import kill_runs
 import pytest
@@ -18,6 +19,8 @@ from utils.labels.opening import open_labels
 from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
 from utils.labels.training_views import REUSED, TrainingViews, draw_batches
 from utils.labels.types import TopK, each
+from utils.run import student
+from utils.run.label_checks import check_images_of_labels
 from utils.system.errors import InputError
 from utils.system.ranks import Share
 from utils.training.losses import build_loss
@@ -194,10 +197,6 @@ def test_wrong_pairings_are_refused(dialect, kind, flags, problem, folders, tiny
 
 def test_labels_of_fewer_images_are_noticed(folders, tmp_path):
     """A pool that never names the folder's last images belongs to another folder."""
-    from types import SimpleNamespace
-
-    from utils.run.label_checks import check_images_of_labels
-
     args = SimpleNamespace(fkd_path=folders / "lpld", train_dir="images")
     store = open_labels(folders / "lpld")
     classes = ["a"] * CLASSES
@@ -217,8 +216,6 @@ def test_a_sparse_batch_keeps_its_form():
 
 def test_interrupted_runs_go_on_with_the_same_batches(folders, tiny, tmp_path, monkeypatch):
     """A run on drawn batches that is stopped after one epoch and resumed ends with the same losses."""
-    from utils.run import student
-
     flags = FLAGS | {"fkd_path": folders / "lpqld", "num_classes": CLASSES}
     whole = tiny.train_run(tmp_path / "whole", **flags)
     monkeypatch.setattr(student, "CHECKPOINT_SECONDS", -1)

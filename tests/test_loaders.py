@@ -1,16 +1,21 @@
 """Resident batches equal the workers' on the CPU, and on a device they differ from PIL by at most one level of 255."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from helpers import CPU
 from PIL import Image
+from small_network import FP32
 from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
-from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, FKDConfig
 from utils.labels.types import Mix
+from utils.run.loading import PIL_BYTES, TrainingData, batch_class, decoded_bytes, plan_images, plan_memory
 from utils.system.errors import InputError
-from utils.views import device, loaders, replay_batch, resident
+from utils.system.ranks import ALONE
+from utils.views import device, replay_batch, resident
 from utils.views.live import LiveTeacher
 from utils.views.replay import mix_images, replay_view
 from utils.views.workers import WorkerBatches
@@ -133,32 +138,77 @@ def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     torch.testing.assert_close(found, mix_images(images, mix), rtol=0, atol=1e-6)
 
 
-def test_auto_keeps_what_fits_and_says_so(uneven_images, monkeypatch, program_log):
-    dataset = dataset_of(uneven_images, "none")
-    arguments = dataset, range(1), normalise_on(CPU), 0, CPU
-    needed = sum(h * w for h, w in SIZES) * loaders.PIL_BYTES
-    monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed + 1)
-    assert isinstance(loaders.build_batches("auto", *arguments), resident.ResidentBatches)
-    assert "resident" in program_log.messages[-1]
-    monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: 2 * needed)
-    assert isinstance(loaders.build_batches("auto", *arguments), WorkerBatches)
-    assert "workers" in program_log.messages[-1]
-    assert isinstance(loaders.build_batches("resident", *arguments), resident.ResidentBatches)
-    monkeypatch.setattr("utils.system.memory.free_host_memory", lambda: needed)
+def plans(loader, samples, validation=()):
+    """Return the `Plan` of --loader on the CPU for training on some images."""
+    config = FKDConfig.parse(["--train-dir", "train", "--val-dir", "val", "--loader", loader])
+    data = TrainingData(samples, validation, None, 2, [])
+    return plan_memory(config, Findings(input_size=32), data, [SimpleNamespace(precision=FP32)], ALONE)
+
+
+def relabels(loader, samples):
+    """Return whether relabelling on the CPU keeps its images in memory."""
+    return plan_images(loader, samples, CPU, 0, ALONE)
+
+
+def have_free(monkeypatch, number):
+    """Pretend that so many bytes of host memory are free."""
+    for place in ("utils.system.memory.free_host_memory", "utils.run.loading.free_host_memory"):
+        monkeypatch.setattr(place, lambda: number)
+
+
+@pytest.mark.parametrize(
+    "keeps", [lambda *how: plans(*how).resident, relabels], ids=["students learn", "teachers answer"]
+)
+def test_auto_keeps_what_fits_and_says_so(keeps, uneven_images, monkeypatch, program_log):
+    samples = uneven_images.samples
+    needed = sum(h * w for h, w in SIZES) * PIL_BYTES
+    have_free(monkeypatch, 2 * needed + 1)
+    assert keeps("auto", samples)
+    assert "loader  resident: decoded images take" in program_log.messages[-1]
+    have_free(monkeypatch, 2 * needed)
+    assert not keeps("auto", samples)
+    assert "loader  workers: decoded images exceed half of the free host memory" in program_log.messages[-1]
+    assert keeps("resident", samples)
+    have_free(monkeypatch, needed)
     with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):
-        loaders.build_batches("resident", *arguments)
-    assert isinstance(loaders.build_batches("workers", *arguments), WorkerBatches)
+        keeps("resident", samples)
+    assert not keeps("workers", samples)
+    assert "loader  workers: as asked" in program_log.messages[-1]
 
 
-def test_a_broken_image_is_named(uneven_images):
+@pytest.mark.parametrize(
+    ("resident", "device_type", "kind"),
+    [
+        (True, "cpu", resident.ResidentBatches),
+        (False, "cpu", WorkerBatches),
+        (True, "cuda", device.DeviceBatches),
+        (False, "cuda", WorkerBatches),
+    ],
+)
+def test_a_plan_gives_the_batches(resident, device_type, kind):
+    assert batch_class(resident, torch.device(device_type)) is kind
+
+
+@pytest.mark.parametrize("loader", ["workers", "resident"])
+def test_validation_images_take_a_third_of_what_is_free(loader, uneven_images, monkeypatch):
+    """They stay in host memory if they need less, beside the training images that are kept there."""
+    validation = 3 * 32 * 32 * 5
+    trained = sum(h * w for h, w in SIZES) * PIL_BYTES if loader == "resident" else 0
+    for free, place in ((3 * validation + 1, "host"), (3 * validation, "files")):
+        have_free(monkeypatch, trained + free)
+        assert plans(loader, uneven_images.samples, [("image.png", 0)] * 5).validation == place
+
+
+@pytest.mark.parametrize("keeps", [plans, relabels])
+def test_a_broken_image_is_named(keeps, uneven_images):
     path = uneven_images.samples[2][0]
     with open(path, "wb") as file:
         file.write(b"nothing")
     with pytest.raises(InputError, match=path):
-        loaders.build_batches("auto", dataset_of(uneven_images, "none"), range(1), normalise_on(CPU), 0, CPU)
+        keeps("auto", uneven_images.samples)
 
 
 def test_padded_estimate_on_a_device(uneven_images):
     cuda = torch.device("cuda")
-    assert loaders.decoded_bytes(uneven_images.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
-    assert loaders.decoded_bytes(uneven_images.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting
+    assert decoded_bytes(uneven_images.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
+    assert decoded_bytes(uneven_images.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting

@@ -1,18 +1,29 @@
 """The plan for a device follows its free memory, and labels in parts give the same batches."""
 
+from copy import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from helpers import CPU, LIGHT, SIDE, run
-from utils.views.budget import Budget, Plan, make_plan
+from helpers import CPU, LIGHT, SIDE, read_run, run
+from small_network import BareStudent, small_model
 from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
 import train_KD_parallel
+from utils.config import Findings, FKDConfig
+from utils.labels.training_views import TrainingViews
+from utils.labels.views import DrawnViews, ViewPolicy
+from utils.run import loading
+from utils.run.loading import Budget, Plan, TrainingData, plan_memory, plan_on_device
+from utils.system.errors import InputError
+from utils.system.ranks import ALONE
 from utils.training.memory_estimate import MemoryEstimate, saved_activation_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
-from utils.views import budget
 from utils.views.device import DeviceBatches
+from utils.views.workers import WorkerBatches
 
 GB = 10**9
 IMAGENET = Budget(images=1.5 * GB, labels=0.02 * GB, validation=7.5 * GB, training=1 * GB, free=140 * GB)
@@ -22,18 +33,64 @@ def at(free, **changed):
     return Budget(**(vars(IMAGENET) | {"free": free * GB} | changed))
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """Return a function: (`Budget`, batches per epoch, --loader) -> the `Plan` of a run that takes so much."""
+
+    def plan(budget, batches_per_epoch, loader):
+        monkeypatch.setattr(loading, "Budget", lambda **_: budget)  # such a run is too large for a test
+        words = ["--train-dir", "train", "--val-dir", "val", "--batch-size", "1", "--loader", loader]
+        views = DrawnViews(ViewPolicy(42, 8, 0.08, 1.0, "none", 0.8, 1.0), batches_per_epoch, 1)
+        data = TrainingData([], [], TrainingViews(views), 6, [])
+        student = BareStudent(small_model(), None, None)
+        return plan_on_device(FKDConfig.parse(words), Findings(input_size=8), data, [student], ALONE)
+
+    return plan
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Return a function that has runs on CPU tensors planned for, and fed as on, a GPU with so many free bytes."""
+
+    def plan(config, found, data, students, world):
+        gpu = SimpleNamespace(type="cuda")
+        pretended = []
+        for student in students:
+            pretended.append(copy(student))
+            pretended[-1].precision = SimpleNamespace(device=gpu, real=student.precision)
+        return plan_memory(config, found, data, pretended, world)
+
+    def estimate(model, input_size, precision):
+        return MemoryEstimate(model, input_size, precision.real)
+
+    def pretend(free):
+        for script in (train_FKD_parallel, train_KD_parallel):
+            monkeypatch.setattr(script, "plan_memory", plan)
+        monkeypatch.setattr(loading, "MemoryEstimate", estimate)
+        monkeypatch.setattr(loading, "free_memory", lambda device: (free, "device"))
+        kinds = {True: DeviceBatches, False: WorkerBatches}
+        monkeypatch.setattr(loading, "batch_class", lambda resident, device: kinds[resident])
+
+    return pretend
+
+
 def test_all_fits_on_a_large_device():
-    assert at(140).plan(200) == Plan(True, 200, True)
+    assert at(140).plan(200) == Plan(True, 200, "device")
 
 
 @pytest.mark.parametrize(
     ("free", "resident", "in_parts", "validation"),
-    [(12, True, False, True), (11.15, True, True, True), (8, True, False, False), (2, False, False, False)],
+    [
+        (12, True, False, "device"),
+        (11.15, True, True, "device"),
+        (8, True, False, "host"),
+        (2, False, False, "host"),
+    ],
 )
 def test_labels_give_way_before_validation_and_images(free, resident, in_parts, validation):
     """First labels are uploaded in parts, then validation stays on the host, then workers decode the images."""
     found = at(free).plan(200)
-    assert (found.resident, found.at_once < 200, found.validation_on_device) == (resident, in_parts, validation)
+    assert (found.resident, found.labels_at_once < 200, found.validation) == (resident, in_parts, validation)
 
 
 @pytest.mark.parametrize("free", [3, 4, 6, 8, 11, 12, 24, 80])
@@ -41,18 +98,20 @@ def test_labels_give_way_before_validation_and_images(free, resident, in_parts, 
 def test_a_plan_fits(free, labels):  # GB
     one = at(free, labels=labels * GB)
     plan = one.plan(4180)
-    taken = one.training + plan.resident * (one.images + budget.IN_FLIGHT * one.labels * plan.at_once / 4180)
-    if plan.resident or plan.validation_on_device:
-        assert taken + plan.validation_on_device * one.validation <= budget.USABLE * one.free + 1
+    parts = loading.IN_FLIGHT * one.labels * plan.labels_at_once / 4180
+    taken = one.training + plan.resident * (one.images + parts)
+    on_device = plan.validation == "device"
+    if plan.resident or on_device:
+        assert taken + on_device * one.validation <= loading.USABLE * one.free + 1
 
 
 @pytest.mark.parametrize(
     ("side", "expected"), [(64, "they go up in parts of"), (224, "workers decode them in every epoch")]
 )
-def test_imagenet_21k_on_24_gb(side, expected, program_log):
+def test_imagenet_21k_on_24_gb(side, expected, planned, program_log):
     """209,000 images, 10,450 classes: 4.4 GB of labels per epoch, 31 GB of images at 224 px, 2.6 GB at 64 px."""
     images, validation = 209_000 * 3 * side**2, 522_500 * 3 * side**2
-    plan = make_plan(Budget(images, 209_000 * 10_450 * 2, validation, 2 * GB, 24 * GB), 4180, "auto")
+    plan = planned(Budget(images, 209_000 * 10_450 * 2, validation, 2 * GB, 24 * GB), 4180, "auto")
     assert expected in program_log.text
     assert plan.resident == (side == 64)
     assert "4.37 GB an epoch" in program_log.text
@@ -60,15 +119,22 @@ def test_imagenet_21k_on_24_gb(side, expected, program_log):
 
 def test_parts_are_no_larger_than_a_gigabyte():
     """The limit holds however much memory is free, because the parts are pinned on the host."""
-    assert at(140, labels=4 * GB).plan(4180) == Plan(True, 1045, True)
+    assert at(140, labels=4 * GB).plan(4180) == Plan(True, 1045, "device")
 
 
-@pytest.mark.parametrize(("free", "expected"), [(2, Plan(True, 1, False)), (1.4, Plan(False, 200, False))])
-def test_resident_as_asked(free, expected, program_log):
+def test_resident_as_asked(planned, program_log):
     """--loader resident is obeyed if images fit, but not beside the estimated memory of training."""
-    assert make_plan(at(free), 200, "resident") == expected
-    assert ("as asked" in program_log.text) == expected.resident
-    assert not make_plan(at(free), 200, "auto").resident
+    assert planned(at(2), 200, "resident") == Plan(True, 1, "host")
+    assert "as asked" in program_log.text
+    assert not planned(at(2), 200, "auto").resident
+
+
+def test_resident_that_does_not_fit(planned, program_log):
+    """Without room for the images alone, --loader resident is refused, and auto leaves them to workers."""
+    with pytest.raises(InputError, match=r"--loader resident needs more than the .* free in device memory"):
+        planned(at(1.4), 200, "resident")
+    assert "as asked" not in program_log.text
+    assert planned(at(1.4), 200, "auto") == Plan(False, 200, "host")
 
 
 def test_labels_in_parts_are_the_same_batches(uneven_images):
@@ -127,16 +193,16 @@ def test_the_probe_leaves_the_random_state(tiny):
 
 
 @pytest.mark.parametrize(("free", "at_once"), [(10**9, 3), (3 * 10**6, 1)])
-def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, free, at_once):
+def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, pretended_gpu, free, at_once):
     """A whole run on CPU tensors is planned as if they were a device's, with a pretended amount of free memory."""
-    plans = []
+    pretended_gpu(free)
+    plans, real_plan = [], Budget.plan
 
-    def plan(one, batches, _loader):
-        plans.append(Budget(one.images, 10**6, one.validation, 10**6, free).plan(batches))
+    def plan(budget, *how, **more):
+        plans.append(real_plan(replace(budget, labels=10**6, training=10**6), *how, **more))
         return plans[-1]
 
-    monkeypatch.setattr("utils.run.run.make_plan", plan)
-    monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
+    monkeypatch.setattr(Budget, "plan", plan)
     made, real = [], DeviceBatches.upload
 
     def upload(batches, epoch, numbers):
@@ -145,14 +211,13 @@ def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, free, at_once):
 
     monkeypatch.setattr(DeviceBatches, "upload", upload)
     done = tiny.train_run(tmp_path / "run")
-    assert plans == [Plan(True, at_once, True)]
+    assert plans == [Plan(True, at_once, "device")]
     assert set(made) == {at_once}
     assert done.summary["epochs_done"] == 3
 
 
-def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
-    monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (10**4, "device"))
+def test_a_plan_says_workers(tiny, tmp_path, pretended_gpu):
+    pretended_gpu(10**4)
     result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1))
     assert result.code == 0, result.err
     assert "memory  of 10 kB free on the device" in result.out
@@ -170,10 +235,9 @@ def test_a_plan_says_workers(tiny, tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("script", [train_FKD_parallel, train_KD_parallel], ids=lambda script: script.__name__)
-def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, expected, tiny, tmp_path, monkeypatch):
+def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, expected, tiny, tmp_path, pretended_gpu):
     """Both make the same plan for the device and log the same lines."""
-    monkeypatch.setattr("utils.run.run.has_own_memory", lambda device: True)
-    monkeypatch.setattr("utils.system.memory.free_memory", lambda device: (free, "device"))
+    pretended_gpu(free)
     flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader)
     if script is train_KD_parallel:
         flags = tiny.flags(tmp_path / "run", epochs=1, loader=loader, fkd_path=None, loss_type="ce")
@@ -184,3 +248,13 @@ def test_a_dry_run_names_the_loader_that_the_run_takes(script, free, loader, exp
         said.append([line for line in result.out.splitlines() if line.startswith(("memory  ", "loader  "))])
     assert said[0][-1] == said[1][-1] == expected
     assert said[0] == said[1]
+
+
+def test_a_run_stopped_after_its_last_epoch_is_finished(tiny, tmp_path, pretended_gpu):
+    """No labels are left to be planned for: the process ended before it wrote summary.json."""
+    pretended_gpu(10**9)
+    done = tiny.train_run(tmp_path / "run")
+    (done.path / "summary.json").unlink()
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"), "--resume")
+    assert result.code == 0, result.err
+    assert read_run(tmp_path / "run").summary["last"] == done.summary["last"]

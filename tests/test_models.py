@@ -12,10 +12,11 @@ import timm
 import torch
 import torchvision
 from helpers import same_weights
+from safetensors.torch import save_file
 
+from utils.config import PRESETS
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student, build_teacher, load_weights, pretrained_name
-from utils.training.teachers import PRESETS
 
 
 def test_the_student_is_torchvisions_after_the_seed():
@@ -193,8 +194,6 @@ def test_a_whole_pickled_model(legacy, tmp_path):
 
 def test_safetensors(state, tmp_path):
     """The file is read without pickle; a damaged file gives one sentence."""
-    from safetensors.torch import save_file
-
     path = str(tmp_path / "teacher.safetensors")
     save_file(state, path)
     assert same_weights(load_weights(path), state)
@@ -257,8 +256,6 @@ def test_a_mismatch_that_nothing_fits(tmp_path, monkeypatch):
 
 def test_classes_are_those_of_the_classifier(tmp_path):
     """The classifier is a 1x1 convolution (SqueezeNet), or its names come sorted from safetensors."""
-    from safetensors.torch import save_file
-
     for name, size in (("squeezenet1_1", 64), ("swin_tiny_patch4_window7_224", 32)):
         state = build_model(name, 7, input_size=size).state_dict()
         save_file({key: state[key].clone() for key in sorted(state)}, tmp_path / "f.safetensors")

@@ -8,7 +8,7 @@ import torch
 from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
-from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.config import ENSEMBLE_RULES, IMAGENET_MEAN, IMAGENET_STD
 from utils.labels.agreement import dominating
 from utils.labels.opening import open_labels
 from utils.labels.views import DrawnViews, ViewPolicy
@@ -17,7 +17,7 @@ from utils.system.errors import InputError
 from utils.training import teachers
 from utils.training.models import build_student, build_teacher
 from utils.training.precision import Precision
-from utils.training.teachers import RULES, Ensemble
+from utils.training.teachers import Ensemble
 from utils.views.batch import Batch
 from utils.views.folders import open_folder
 from utils.views.live import LiveTeacher
@@ -98,7 +98,7 @@ def test_images_in_memory_give_the_same_files(mix_type, tiny, teacher, tmp_path)
     assert a == b
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ENSEMBLE_RULES)
 def test_several_batches_at_once_are_combined_each_alone(rule, teacher):
     """A GPU runs several stored batches at once; ensemble rules use the norms of one stored batch."""
     ensemble = Ensemble(["resnet18"] * 2, [teacher] * 2, rule, Precision("fp32", CPU))

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from utils.training.schedules import SCHEDULES, TEMPERATURE_SCHEDULES, lr_factor, temperature_at
+from utils.config import SCHEDULES, TEMPERATURE_SCHEDULES
+from utils.training.schedules import lr_factor, temperature_at
 
 
 @pytest.mark.parametrize(

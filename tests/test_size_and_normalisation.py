@@ -9,11 +9,11 @@ from PIL import Image
 
 import relabel_FKD
 import train_FKD_parallel
-from utils.config import IMAGENET_MEAN
+from utils.config import IMAGENET_MEAN, default_val_resize
 from utils.labels.command import main as labels_command
 from utils.views.identity import pixel_digest
 from utils.views.replay import Normalise
-from utils.views.validation import CentreCrops, ValidationBatches, usual_resize
+from utils.views.validation import CentreCrops, ValidationBatches
 
 GREY = "0.5 0.5 0.5".split()
 
@@ -84,14 +84,14 @@ def test_labels_without_boxes_leave_the_usual_values(tiny, tmp_path):
 @pytest.mark.parametrize(("size", "resize"), [(32, 32), (64, 64), (127, 127), (128, 146), (224, 256), (288, 329)])
 def test_small_validation_images_are_not_magnified(size, resize):
     """The ratio 256/224 applies from 128 px on."""
-    assert usual_resize(size) == resize
+    assert default_val_resize(size) == resize
 
 
 def test_validation_images_of_the_right_size_come_as_they_are(tmp_path):
     """A 32 px validation image reaches the student bit by bit; resized to 36 px it does not."""
     folder = make_images(tmp_path / "val", classes=1, per_class=1, size=(32, 32))
     path = str(folder / "class_0" / "0.png")
-    image, target, _ = CentreCrops([(path, 0)], 32, usual_resize(32))[0]
+    image, target, _ = CentreCrops([(path, 0)], 32, default_val_resize(32))[0]
     pixels = torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8).view(32, 32, 3)
     assert target == 0
     assert torch.equal(image, pixels)

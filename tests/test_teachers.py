@@ -16,11 +16,12 @@ from helpers import BATCH, CPU, LIGHT, ROOT, SIDE, make_images, read_run, relabe
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
+from utils.config import PRESETS
 from utils.labels.opening import open_labels
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student
 from utils.training.precision import Precision
-from utils.training.teachers import PRESETS, Ensemble, combine
+from utils.training.teachers import Ensemble, combine
 
 FP32 = Precision("fp32", CPU)
 

@@ -1,6 +1,5 @@
 """The main script writes its files, its flags have an effect, and it resumes."""
 
-import inspect
 import json
 import re
 import shutil
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import EPOCHS, ROOT, make_labels, read_run, run, same_weights
+from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
 from utils.run.summary import COLUMNS
-from utils.training.losses import SoftLoss
 
 
 def test_a_run_leaves_its_files(whole_run, tiny):

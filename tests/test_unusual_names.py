@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ import torch
 from helpers import LIGHT, SIDE, make_images, read_run, run
 from PIL import Image
 from safetensors.torch import save_file
-from utils.run.side_by_side import default_output
 
 import relabel_FKD
 import train_FKD_parallel
+from utils.config import KDConfig
 from utils.labels.opening import open_labels
 from utils.run.tracker import NoTracker, RunMetadata, start_tracker
 from utils.system.text import one_line, printable, printable_all, shorten
@@ -161,6 +160,7 @@ def test_the_default_folder_of_many_models():
         (names, f"kd-{'+'.join(names[:5])}+9-more-"),
         (["m" * 200, "n"], f"kd-{'m' * 200}+1-more-"),
     ):
-        name = Path(default_output(Namespace(model=models), "kd-")).name
+        config = KDConfig.parse(["--train-dir", "train", "--val-dir", "val", "--model", *models])
+        name = Path(config.output_dir).name
         assert name.startswith(expected)
         assert len(name) < 255

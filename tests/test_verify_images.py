@@ -26,9 +26,9 @@ from utils.labels.packed_manifest import make_manifest
 from utils.labels.sre2l import TarWriter
 from utils.labels.types import TopK
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.run import label_hypotheses
+from utils.run import label_hypotheses, teacher_check
 from utils.run.label_hypotheses import as_numbers
-from utils.run.teacher_check import CHECK, unchecked
+from utils.run.teacher_check import unchecked
 from utils.training import teachers
 from utils.views.folders import open_folder
 
@@ -190,7 +190,7 @@ def verify(*words):
     """Run `python -m utils.labels verify` in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = command.main(["verify", *map(str, words)], CHECK)
+        code = command.main(["verify", *map(str, words)], teacher_check.run)
     return Result(code, out.getvalue(), err.getvalue())
 
 

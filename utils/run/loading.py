@@ -179,8 +179,9 @@ def plan_on_device(
     short = source.smallest_batch() % config.batch_size  # it is not in the captured step, nor in that step's memory
     if short:
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
-    first_epoch = min(student.progress.epoch for student in students)
-    labels = label_bytes(source, Phases(config.epochs, config.hard_epochs or 0).soft_before(first_epoch))
+    phases = Phases(config.epochs, config.hard_epochs or 0)
+    next_epoch = phases.soft_before(min(student.progress.epoch for student in students))
+    labels = label_bytes(source, min(next_epoch, phases.soft - 1))  # none is left if the last one is soft and trained
     budget = Budget(
         images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
         labels=labels + (label_bytes(data.hard, 0) if data.hard else 0),
@@ -228,10 +229,11 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
     Raises:
         InputError: an image cannot be read, or --loader resident was asked for and does not fit.
     """
-    images = 0 if loader == "workers" else decoded_bytes(samples, device, free_memory(device)[0])
+    free, place = free_memory(device)
+    images = 0 if loader == "workers" else decoded_bytes(samples, device, free)
     resident = all(world.all_gather_object(keeps_images(loader, images, device)))
     if not resident:
-        reason = "as asked" if loader == "workers" else "decoded images exceed half of the free memory"
+        reason = "as asked" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
         log.info("loader  workers: %s; %d processes (-j)", reason, workers)
     return resident
 

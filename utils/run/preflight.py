@@ -493,7 +493,8 @@ def check_students(
         rows = min(rows, TrainingViews.of(data.hard).smallest_batch())
     if world.size > 1 and not config.sync_bn:  # each process has its own batch statistics
         rows = max(rows // world.size, 1)
-        few = min(config.micro_batch, data.source.num_images) // world.size
+        at_once = min(config.micro_batch, config.hard_batch_size or config.micro_batch, data.source.num_images)
+        few = at_once // world.size
         if few < 8:
             log.warning(
                 "warning: %d processes have %d images each of a micro-batch, few for batch statistics; consider "

@@ -155,7 +155,7 @@ class DeviceBatch(Batch):
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
 
     def ready(self) -> Batch:
-        """See `Batch.ready`: the views are replayed once, and not in every student's recorded step."""
+        """See `Batch.ready`: the views are replayed once, and not in every student's captured step."""
         return Batch(self.images, self.soft_labels, self.targets, self.parts)
 
     def tensors(self) -> StepTensors:
