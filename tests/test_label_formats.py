@@ -15,8 +15,9 @@ from label_folders import IMAGES, MAKERS
 from rank_jobs import launch
 
 import train_FKD_parallel
+from utils.config import LABEL_ORDERS
 from utils.labels.opening import open_labels
-from utils.labels.store import ORDERS, SAMPLED, SHUFFLED
+from utils.labels.store import SAMPLED, SHUFFLED
 from utils.labels.training_views import REUSED, TrainingViews, draw_batches
 from utils.labels.types import TopK, each
 from utils.run import student
@@ -103,7 +104,7 @@ def test_stored_batches_are_those_of_the_files(dialect, folders):
         assert len(pooled.read(0, batch)) == pooled.rows(0, batch)
 
 
-@pytest.mark.parametrize("order", [*ORDERS, REUSED])
+@pytest.mark.parametrize("order", [*LABEL_ORDERS, REUSED])
 def test_a_worker_looks_up_the_same_batches(order, folders):
     """`TrainingViews` survive pickling, as they must to reach a worker, with every order and with a share."""
     store = open_labels(folders / "hald")
@@ -211,7 +212,7 @@ def test_a_sparse_batch_keeps_its_form():
     """`each` applies a function to every tensor of a `TopK`."""
     labels = TopK(torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int64), None)
     assert each(labels, lambda tensor: tensor[:1]).values.shape == (1, 2)
-    assert set(ORDERS) == {"stored", SAMPLED, SHUFFLED}
+    assert set(LABEL_ORDERS) == {"stored", SAMPLED, SHUFFLED}
 
 
 def test_interrupted_runs_go_on_with_the_same_batches(folders, tiny, tmp_path, monkeypatch):

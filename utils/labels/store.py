@@ -16,7 +16,6 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text, make_folder
 
 STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
-ORDERS = (STORED, SAMPLED, SHUFFLED)  # in which training visits stored batches, see `TrainingViews`
 NAMED = 3  # missing epochs that an error names
 
 

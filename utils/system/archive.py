@@ -415,6 +415,8 @@ def load_archive(
             f"{path} is refused: its pickle asks for {clause(error)}, which plain tensors and numbers do not "
             f"need and which could run code; {remedy}, or write it anew"
         ) from None
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; copy or write it again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:

@@ -8,11 +8,6 @@ import torch
 from utils.system.ranks import processes_here
 
 
-def host_keeps(num_bytes: int) -> bool:
-    """Whether `num_bytes` of images may stay in this process's memory: less than a third of the free memory."""
-    return num_bytes < free_host_memory() / 3
-
-
 def free_host_memory() -> int:
     """Return how many bytes of memory this process may still take; a container's limit counts if it is lower.
 
