@@ -21,6 +21,12 @@ from typing import Any
 import torch
 
 from utils.config import Findings, RelabelConfig, resolve_views
+from utils.data.device import DeviceBatches
+from utils.data.folders import ImageSet, image_sizes, open_folder
+from utils.data.identity import KnownImages, know_images
+from utils.data.preview import Preview
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset
 from utils.labels.packed import PackedWriter, digests_of_started
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
@@ -31,14 +37,8 @@ from utils.run import preflight
 from utils.run.loading import batch_class, plan_images
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
-from utils.system.script import run_script
+from utils.system.process import run_script
 from utils.training.teachers import Ensemble
-from utils.views.device import DeviceBatches
-from utils.views.folders import ImageSet, image_sizes, open_folder
-from utils.views.identity import KnownImages, know_images
-from utils.views.preview import Preview
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,6 +27,11 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import Findings, FKDConfig, TrainConfig
+from utils.data.batch import Batch
+from utils.data.preview import Preview
+from utils.data.replay import Normalise
+from utils.data.validation import ValidationBatches
+from utils.data.workers import ViewDataset
 from utils.labels.store import LabelStore
 from utils.run import preflight
 from utils.run.folder import VIEWS, RunFolder, open_folders
@@ -35,21 +40,15 @@ from utils.run.loading import TrainingBatches, TrainingData, build_batches, buil
 from utils.run.progress_line import ProgressLine
 from utils.run.student import Student
 from utils.run.summary import describe_images
+from utils.system.distributed import World
 from utils.system.errors import InputError, Interrupted
 from utils.system.files import folder_bytes
 from utils.system.log import log
-from utils.system.ranks import World
-from utils.system.script import run_script
-from utils.system.signals import StopSignals
-from utils.training.cuda_streams import Streams
+from utils.system.process import StopSignals, run_script
 from utils.training.data_parallel import all_rows, gather_micro_batch, sum_gradients
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.precision import Precision
-from utils.views.batch import Batch
-from utils.views.preview import Preview
-from utils.views.replay import Normalise
-from utils.views.validation import ValidationBatches
-from utils.views.workers import ViewDataset
+from utils.training.streams import Streams
 
 
 def main(argv: Sequence[str] | None = None) -> None:

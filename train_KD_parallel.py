@@ -18,18 +18,18 @@ from dataclasses import replace
 
 from train_FKD_parallel import build_students, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
+from utils.data.folders import first_images
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
 from utils.run.loading import TrainingData, build_batches, build_validation, plan_memory
 from utils.system.log import log
-from utils.system.script import run_script
+from utils.system.process import run_script
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
-from utils.views.folders import first_images
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:

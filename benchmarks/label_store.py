@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from utils.labels import command
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import epoch_name, make_manifest

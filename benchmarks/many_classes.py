@@ -23,7 +23,7 @@ import train_FKD_parallel
 from benchmarks import glyphs
 from demo import train_teacher
 from utils.labels import command
-from utils.system.script import run_script
+from utils.system.process import run_script
 
 TOPK, BITS = (100, 50, 10), (16, 8, 4)
 SIDE = 32

@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.throughput import CLASSES, SIDE, make_student, take_step
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.device import DeviceBatch, Gallery
+from utils.data.replay import Normalise
 from utils.run.summary import versions
 from utils.training.precision import pick_device
-from utils.views.device import DeviceBatch, Gallery
-from utils.views.replay import Normalise
 
 KINDS = {  # kind -> parts of operator names; the first match counts
     "convolution": ("conv",),

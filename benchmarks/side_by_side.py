@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.throughput import EveryClass, make_images, make_labels, make_student, own_batches, take_step
+from utils.data.batch import Batch
 from utils.run.student import Student
 from utils.run.summary import versions
-from utils.system.memory import keep_freed_memory
-from utils.training.cuda_streams import Streams
+from utils.system.machine import keep_freed_memory
 from utils.training.precision import pick_device
-from utils.views.batch import Batch
+from utils.training.streams import Streams
 
 WAYS = ("side-by-side", "processes")
 QUICK = {"steps": 3, "warm_up": 1, "images": 100}  # defaults

@@ -36,23 +36,22 @@ from torchvision.transforms import functional as TF
 import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
 from train_FKD_parallel import evaluate, train_step
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, FKDConfig
-from utils.labels.opening import open_labels
+from utils.data.batch import Batch
+from utils.data.replay import Normalise
+from utils.data.validation import ValidationBatches
+from utils.data.workers import ViewDataset
+from utils.labels.formats import open_labels
 from utils.labels.sre2l import TarWriter
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run.folder import RunFolder
 from utils.run.loading import batch_class
 from utils.run.student import Student
 from utils.run.summary import versions
-from utils.system.cores import cores
-from utils.system.memory import keep_freed_memory
-from utils.system.ranks import ALONE
-from utils.system.signals import end_workers
+from utils.system.distributed import ALONE
+from utils.system.machine import cores, keep_freed_memory
+from utils.system.process import end_workers
 from utils.training.models import build_student
 from utils.training.precision import Precision, pick_device
-from utils.views.batch import Batch
-from utils.views.replay import Normalise
-from utils.views.validation import ValidationBatches
-from utils.views.workers import ViewDataset
 
 CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
 SETTLE = 1.0  # seconds between turns, in which the previous row's workers refill their queues

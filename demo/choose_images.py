@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.folders import open_folder
+from utils.data.replay import Normalise
+from utils.data.validation import ValidationBatches
 from utils.training.models import build_teacher
 from utils.training.precision import Precision, pick_device
-from utils.views.folders import open_folder
-from utils.views.replay import Normalise
-from utils.views.validation import ValidationBatches
 
 IMAGES_PER_CLASS, SIDE = 10, 32
 

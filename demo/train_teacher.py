@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.folders import open_folder
+from utils.data.replay import Normalise
+from utils.data.validation import ValidationBatches
+from utils.data.workers import ViewDataset
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run.loading import batch_class
 from utils.training.metrics import Metrics, MetricSums
@@ -20,10 +24,6 @@ from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision, pick_device
 from utils.training.schedules import lr_factor
-from utils.views.folders import open_folder
-from utils.views.replay import Normalise
-from utils.views.validation import ValidationBatches
-from utils.views.workers import ViewDataset
 
 EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
 

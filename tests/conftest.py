@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from utils.system.log import log
-from utils.training import graphs
+from utils.training import cuda_graph
 from utils.training.optimizer import build_optimizer
-from utils.views.folders import open_folder
+from utils.data.folders import open_folder
 from view_batches import SIZES
 
 
@@ -64,12 +64,12 @@ def recording(monkeypatch):
             replayed.append(True)
             step()
 
-        for _ in range(graphs.WARM_UP_STEPS):
+        for _ in range(cuda_graph.WARM_UP_STEPS):
             step()
         restore()
         return replay
 
-    monkeypatch.setattr(graphs, "capture_graph", record)  # capture needs CUDA
+    monkeypatch.setattr(cuda_graph, "capture_graph", record)  # capture needs CUDA
     return replayed
 
 

@@ -24,21 +24,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.data.folders import load_rgb
 from utils.labels.batch_items import parse_items
-from utils.labels.file_digests import digest_of_archive
-from utils.labels.image_digests import ImageDigests
-from utils.labels.opening import open_labels
+from utils.labels.digests import ImageDigests, digest_of_archive
+from utils.labels.formats import open_labels
 from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
 from utils.labels.types import BatchLabels, Mix
 from utils.labels.views import ViewPolicy
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from utils.system.archive import load_archive
 from utils.system.errors import InputError
+from utils.system.safe_load import load_archive
 from utils.training.models import load_weights
 from utils.training.optimizer import build_optimizer
-from utils.views.folders import load_rgb
 
 SECONDS = 10
 MEMORY = 2**30

@@ -22,7 +22,7 @@ from utils.labels import command
 from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.system.script import run_script
+from utils.system.process import run_script
 from utils.training.models import build_student
 
 ROOT = Path(__file__).parents[1]

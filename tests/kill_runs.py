@@ -27,7 +27,7 @@ def slow_save(state, file):
     save(state, file)
 torch.save = slow_save
 import train_FKD_parallel
-from utils.system.script import run_script
+from utils.system.process import run_script
 sys.exit(run_script(train_FKD_parallel.main, sys.argv[1:]))
 """
 

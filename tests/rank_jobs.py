@@ -1,4 +1,4 @@
-"""Run the scripts of this project many times in one set of processes, for tests of several ranks.
+"""Run the scripts of this project many times in one set of processes, for tests of several distributed.
 
     python -m torch.distributed.run --nproc_per_node 2 tests/rank_jobs.py JOBS.json
 
@@ -19,10 +19,10 @@ from torch import nn
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
+from utils.data import validation, workers
 from utils.run import folder, student, summary
-from utils.system import ranks
-from utils.system.script import run_script
-from utils.views import validation, workers
+from utils.system import distributed
+from utils.system.process import run_script
 
 SCRIPTS = {script.__name__: script for script in (relabel_FKD, train_FKD_parallel, train_KD_parallel)}
 
@@ -73,9 +73,9 @@ def launch(processes, path, **environment):
 def main(path):
     torch.set_num_threads(1)
     use_small_student(setattr)
-    world = ranks.start("cpu")
-    ranks.start, finish = (lambda _device: world), ranks.finish
-    ranks.finish = lambda: None
+    world = distributed.start("cpu")
+    distributed.start, finish = (lambda _device: world), distributed.finish
+    distributed.finish = lambda: None
     if os.environ.get("DIE") == str(world.rank):
         kill_at(1)
     decoded = []
@@ -93,7 +93,7 @@ def main(path):
             return code
     Path(path).with_name(f"decoded.{world.rank}.json").write_text(json.dumps(decoded))
     world = None
-    ranks.start = None  # the last reference to the process group
+    distributed.start = None  # the last reference to the process group
     finish()
     return 0
 

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 import train_FKD_parallel
+from utils.data.batch import Batch
 from utils.run.checkpoint import Progress
 from utils.run.student import Student
-from utils.system.ranks import ALONE
+from utils.system.distributed import ALONE
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
-from utils.training.random_numbers import RandomStream
-from utils.views.batch import Batch
+from utils.training.streams import RandomStream
 
 FP32 = Precision("fp32", torch.device("cpu"))
 

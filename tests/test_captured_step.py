@@ -10,7 +10,7 @@ from small_network import FP32, BareStudent, batches_on, small_model, train_epoc
 from torch import nn
 
 from train_FKD_parallel import train_step
-from utils.training import graphs
+from utils.training import cuda_graph
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer, set_lr
 from utils.training.precision import Precision
@@ -46,7 +46,7 @@ def assert_equal_training(graph, device, sgd, **tolerance):
 @pytest.mark.parametrize("sgd", [True, False])
 def test_captured_step_equals_eager_step(recording, sgd):
     """Warm-up changes nothing, batches and rates reach the fixed tensors, and the short last batch runs eagerly."""
-    step = graphs.CapturedStep()
+    step = cuda_graph.CapturedStep()
     assert_equal_training(step, CPU, sgd, rtol=1e-5, atol=1e-6)
     assert len(recording) == 9  # three full batches in each of three epochs
     assert [rate.item() for rate in step.rates] == pytest.approx([0.05 / 3] * 2)
@@ -59,7 +59,7 @@ def test_resumed_optimizer_state_survives_recording(recording):
     before = copy.deepcopy(optimizer.state_dict()["state"])
     weights, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     batch = next(batches_on(CPU))
-    graphs.CapturedStep().capture(train_step, BareStudent(model, optimizer, build_loss("ce")), batch)
+    cuda_graph.CapturedStep().capture(train_step, BareStudent(model, optimizer, build_loss("ce")), batch)
     for number, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             assert torch.equal(value, before[number][key])
@@ -71,8 +71,8 @@ def test_failed_recording_falls_back_and_says_so(recording, monkeypatch, program
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "capture_graph", refuse)
-    assert_equal_training(graphs.CapturedStep(), CPU, False, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(cuda_graph, "capture_graph", refuse)
+    assert_equal_training(cuda_graph.CapturedStep(), CPU, False, rtol=1e-5, atol=1e-6)
     assert "eager" in program_log.text
     assert "not permitted" in program_log.text
 
@@ -87,13 +87,13 @@ def test_the_warm_up_hides_one_expected_warning(recording, recwarn):
 
     optimizer = build_optimizer(small_model(), False, 0.05, 0.01)
     model, batch = small_model(), next(batches_on(CPU))
-    graphs.CapturedStep().capture(step, BareStudent(model, optimizer, build_loss("ce")), batch)
+    cuda_graph.CapturedStep().capture(step, BareStudent(model, optimizer, build_loss("ce")), batch)
     assert {str(one.message) for one in recwarn} == {"something else"}
 
 
 def test_a_larger_batch_is_recorded_anew(recording):
     """If the first batch was short, as after a resume near the end of an epoch, the step is captured again."""
-    step = graphs.CapturedStep()
+    step = cuda_graph.CapturedStep()
     model = small_model()
     optimizer = build_optimizer(model, False, 0.05, 0.01)
     student = BareStudent(model, optimizer, build_loss("mse_gt", ce_weight=0.1), graph=step)
@@ -109,7 +109,7 @@ def test_a_larger_batch_is_recorded_anew(recording):
 
 def test_an_optimizer_that_waits_is_not_recorded(recording, program_log):
     """An optimizer that is not fused reads its rate on the host, which would break the capture."""
-    model, step = small_model(), graphs.CapturedStep()
+    model, step = small_model(), cuda_graph.CapturedStep()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     train_epoch([BareStudent(model, optimizer, build_loss("ce"), graph=step)], batches_on(CPU))
     assert step.failed
@@ -118,14 +118,14 @@ def test_an_optimizer_that_waits_is_not_recorded(recording, program_log):
 
 
 def test_no_graph_on_the_cpu():
-    assert not graphs.captures(FP32)
+    assert not cuda_graph.captures(FP32)
 
 
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("sgd", [True, False])
 def test_graph_equals_eager_on_cuda(sgd):
-    step = graphs.CapturedStep()
+    step = cuda_graph.CapturedStep()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the user sees no warning of the capture
         assert_equal_training(step, torch.device("cuda"), sgd, rtol=1e-3, atol=1e-4)
@@ -136,7 +136,7 @@ def test_graph_equals_eager_on_cuda(sgd):
 @pytest.mark.gpu
 @needs_cuda
 def test_no_graph_with_loss_scaling():
-    assert not graphs.captures(Precision("fp16", torch.device("cuda")))
+    assert not cuda_graph.captures(Precision("fp16", torch.device("cuda")))
 
 
 @pytest.mark.gpu
@@ -151,11 +151,11 @@ def test_a_model_that_waits_for_the_device_trains_eagerly():
             images.sum().item()
             return nn.functional.dropout(self.inner(images), 0.1)
 
-    step, before = graphs.CapturedStep(), torch.cuda.current_stream()
+    step, before = cuda_graph.CapturedStep(), torch.cuda.current_stream()
     _, history, _ = train(step, torch.device("cuda"), False, Waits())
     assert step.failed
     assert torch.cuda.current_stream() == before  # uploads and replays use this stream
-    step = graphs.CapturedStep()
+    step = cuda_graph.CapturedStep()
     train(step, torch.device("cuda"), False)
     assert not step.failed
     assert history[-1].loss < history[0].loss

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.data.device import geometry_of
 from utils.labels.types import BatchLabels, Mix
 from utils.labels.views import CROP_DRAWS, DrawnViews, ViewPolicy, fractions
-from utils.views.device import geometry_of
 
 
 def policy_of(low=0.08, high=1.0):

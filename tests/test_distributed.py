@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from rank_jobs import launch
 
 import train_FKD_parallel
+from utils.data.batch import Batch
+from utils.data.workers import guarded
 from utils.labels import command
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.labels.store import SAMPLED
 from utils.labels.training_views import TrainingViews, keep_rows
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import folder
 from utils.run.checkpoint import Progress, load_checkpoint, save_checkpoint
-from utils.system import ranks
+from utils.system import distributed
+from utils.system.distributed import Share, World, from_environment, share
 from utils.system.errors import InputError
-from utils.system.ranks import Share, World, from_environment, share
-from utils.training.batch_norm import SyncBatchNorm
+from utils.training.data_parallel import SyncBatchNorm
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
-from utils.views.batch import Batch
-from utils.views.workers import guarded
 
 CLASSES, PER_CLASS, ROWS = 3, 6, 8  # batches of 8, 8 and 2; in halves, 3 ranks leave one without rows in the last
 MIXES = ("cutmix", "mixup", "none")
@@ -94,7 +94,7 @@ def jobs(files, target, names):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Use one thread, like the ranks."""
+    """Use one thread, like the distributed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -240,7 +240,7 @@ def test_bad_input_is_reported_once(files, tmp_path):
 
 
 def set_environment(monkeypatch, **values):
-    for name in ranks.VARIABLES:
+    for name in distributed.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -258,10 +258,10 @@ def test_the_environment_gives_rank_and_world_size(monkeypatch):
     set_environment(monkeypatch, **COMPLETE)
     assert from_environment() == World(1, 4, 1)
     set_environment(monkeypatch, **COMPLETE | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
-    assert ranks.start("cpu") == World()
+    assert distributed.start("cpu") == World()
 
 
-@pytest.mark.parametrize("missing", ranks.VARIABLES)
+@pytest.mark.parametrize("missing", distributed.VARIABLES)
 def test_a_half_set_environment_is_named(missing, monkeypatch, files, tmp_path):
     set_environment(monkeypatch, **{name: value for name, value in COMPLETE.items() if name != missing})
     with pytest.raises(InputError, match=f"but not {missing};"):
@@ -345,12 +345,12 @@ def test_workers_are_forked_while_the_group_rests(monkeypatch):
             seen.append("forked")
             return iter("ab")
 
-    monkeypatch.setattr(ranks.time, "sleep", seen.append)
+    monkeypatch.setattr(distributed.time, "sleep", seen.append)
     assert list(guarded(Loader())) == ["a", "b"]
     assert seen == ["forked"]  # one process has no group
-    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     assert list(guarded(Loader())) == ["a", "b"]
-    assert seen == ["forked", ranks.GROUP_THREADS_SECONDS, "forked"]
+    assert seen == ["forked", distributed.GROUP_THREADS_SECONDS, "forked"]
 
 
 class Pool:

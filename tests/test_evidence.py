@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from utils.data.folders import open_folder
+from utils.data.identity import know_images
 from utils.report import random_images
 from utils.report.random_images import draw_images
-from utils.views.folders import open_folder
-from utils.views.identity import know_images
 
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
 

@@ -18,20 +18,19 @@ from torch.utils._pytree import tree_flatten
 
 from train_FKD_parallel import evaluate, train_step
 from utils.config import ENSEMBLE_RULES, LOSS_TYPES, TEMPERED_LOSSES
+from utils.data.device import DeviceBatch, Gallery, mixing_of
+from utils.data.replay import Normalise
 from utils.labels.types import Mix, TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
 from utils.run.student import soft_cross_entropy
-from utils.system.ranks import ALONE
+from utils.system.distributed import ALONE
 from utils.training import teachers
-from utils.training.average import AveragedModel
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
-from utils.training.optimizer import build_optimizer
+from utils.training.optimizer import AveragedModel, build_optimizer
 from utils.training.precision import Precision
-from utils.training.temperatures import Temperatures
-from utils.views.device import DeviceBatch, Gallery, mixing_of
-from utils.views.replay import Normalise
+from utils.training.schedules import Temperatures
 
 fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
 DEVICE = torch.device("cuda", 0)

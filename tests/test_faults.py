@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import Findings
+from utils.data.folders import open_folder
+from utils.data.workers import guarded, start_worker
 from utils.labels import agreement
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import digest_of_names, make_manifest
@@ -30,10 +32,8 @@ from utils.run import preflight
 from utils.run.folder import RUN_FILES
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, write_text
-from utils.system.script import run_script, take_key
+from utils.system.process import run_script, take_key
 from utils.training.models import build_model
-from utils.views.folders import open_folder
-from utils.views.workers import guarded, start_worker
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from torch.utils.data._utils import fetch
 
 from patches import fetch_patch
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
-from utils.labels.opening import open_labels
-from utils.views.folders import open_folder
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset, WorkerBatches
+from utils.data.folders import open_folder
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset, WorkerBatches
+from utils.labels.formats import open_labels
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 from fuzz import Corpus, fuzz
 from helpers import make_images, make_labels
 
-from utils.labels.opening import open_labels
+from utils.data.folders import load_rgb
+from utils.labels.formats import open_labels
 from utils.system.errors import InputError
 from utils.training.models import load_weights
-from utils.views.folders import load_rgb
 
 
 def test_damaged_files_are_read_or_refused(tmp_path):

@@ -32,15 +32,15 @@ from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, KDConfig
+from utils.data.device import DeviceBatches
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset, WorkerBatches
+from utils.labels.formats import open_labels
 from utils.labels.hard import HardViews, Phases
-from utils.labels.opening import open_labels
 from utils.run.loading import TrainingBatches
 from utils.run.student import soft_cross_entropy
 from utils.system.errors import InputError
 from utils.training.schedules import lr_factor
-from utils.views.device import DeviceBatches
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset, WorkerBatches
 
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft
 SOFT_STEPS, HARD_STEPS = 3, 2

@@ -8,9 +8,9 @@ import torch
 from helpers import make_images
 from PIL import Image
 
-from utils.labels.image_digests import ImageDigests, find_differences, read_image_digests
-from utils.views.folders import open_folder
-from utils.views.identity import file_digest, identify, pixel_digest
+from utils.data.folders import open_folder
+from utils.data.identity import file_digest, identify, pixel_digest
+from utils.labels.digests import ImageDigests, find_differences, read_image_digests
 
 
 @pytest.fixture

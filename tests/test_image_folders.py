@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
+from utils.data.folders import ImageSet, load_rgb, open_folder
 from utils.system.errors import InputError
-from utils.views.folders import ImageSet, load_rgb, open_folder
 
 
 def names_of(images: ImageSet):

@@ -14,20 +14,19 @@ from label_folders import make_hald
 from torch.utils.data import RandomSampler
 
 import train_FKD_parallel
-from utils.labels import command, file_digests
+from utils.labels import command
 from utils.labels.batch_items import parse_items
-from utils.labels.file_digests import digest_of_archive
-from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.opening import open_labels
+from utils.labels.digests import ImageDigests, digest_of_archive, write_image_digests
+from utils.labels.formats import open_labels
 from utils.labels.sre2l import TarStore, TarWriter
 from utils.labels.store import epochs_without_gap, find_gap
 from utils.labels.types import BatchLabels, Mix
 from utils.labels.views import ReferenceOrder
 from utils.report.groups import group_runs
 from utils.report.runs import find_runs
-from utils.system.archive import load_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of
+from utils.system.safe_load import load_archive
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch
     other[-1, -1] = 1
     digests, whole = [], []
     # counts the files that are hashed completely
-    monkeypatch.setattr(file_digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
+    monkeypatch.setattr(digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
     for content in (first, other):
         save([content, *[torch.ones(1) for _ in range(100)]], tmp_path / "batch_0.tar")
         digests += [digest_of_archive(tmp_path / "batch_0.tar"), digest_of_archive(tmp_path / "batch_0.tar")]

@@ -16,14 +16,14 @@ from rank_jobs import launch
 
 import train_FKD_parallel
 from utils.config import LABEL_ORDERS
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.labels.store import SAMPLED, SHUFFLED
 from utils.labels.training_views import REUSED, TrainingViews, draw_batches
 from utils.labels.types import TopK, each
 from utils.run import student
 from utils.run.label_checks import check_images_of_labels
+from utils.system.distributed import Share
 from utils.system.errors import InputError
-from utils.system.ranks import Share
 from utils.training.losses import build_loss
 
 FLAGS = {"reuse_labels": True, "epochs": 3}

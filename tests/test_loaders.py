@@ -11,14 +11,14 @@ from small_network import FP32
 from view_batches import SIZES, batches_of, dataset_of, normalise_on
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, FKDConfig
+from utils.data import device, replay, resident
+from utils.data.batch import LiveTeacher
+from utils.data.replay import mix_images, replay_view
+from utils.data.workers import WorkerBatches
 from utils.labels.types import Mix
 from utils.run.loading import PIL_BYTES, TrainingData, batch_class, decoded_bytes, plan_images, plan_memory
+from utils.system.distributed import ALONE
 from utils.system.errors import InputError
-from utils.system.ranks import ALONE
-from utils.views import device, replay_batch, resident
-from utils.views.live import LiveTeacher
-from utils.views.replay import mix_images, replay_view
-from utils.views.workers import WorkerBatches
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -101,7 +101,7 @@ def compare_with_pil(device, dtype=None, rounds=12):
             )
             images = torch.from_numpy(pixels).permute(0, 1, 3, 2).contiguous().to(device)
             geometry = torch.tensor(boxes, device=device).unbind(1)
-            found = replay_batch.resize_views(images, *geometry, torch.from_numpy(flips).to(device), size, dtype)
+            found = replay.resize_views(images, *geometry, torch.from_numpy(flips).to(device), size, dtype)
             difference = (found.cpu().float() - wanted).abs()
             worst = max(worst, difference.max().item())
             unequal.append((difference > 0).float().mean().item())
@@ -134,7 +134,7 @@ def test_matrices_on_cuda_stay_within_one_level_of_pil():
 def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
     images, partner = torch.randn(6, 3, 12, 12), torch.randperm(6)
     mix = Mix(partner, lam, box)
-    found = replay_batch.mix_by_mask(images, partner, device.mixing_of(mix))
+    found = replay.mix_by_mask(images, partner, device.mixing_of(mix))
     torch.testing.assert_close(found, mix_images(images, mix), rtol=0, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def relabels(loader, samples):
 
 def have_free(monkeypatch, number):
     """Pretend that so many bytes of host memory are free."""
-    for place in ("utils.system.memory.free_host_memory", "utils.run.loading.free_host_memory"):
+    for place in ("utils.system.machine.free_host_memory", "utils.run.loading.free_host_memory"):
         monkeypatch.setattr(place, lambda: number)
 
 

@@ -15,17 +15,17 @@ from small_network import BareStudent, train_epoch
 
 from train_FKD_parallel import evaluate
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.device import DeviceBatches
+from utils.data.folders import open_folder
+from utils.data.replay import Normalise
+from utils.data.resident import ResidentBatches
+from utils.data.validation import ValidationBatches
+from utils.data.workers import ViewDataset, WorkerBatches
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.system.memory import readable_size
-from utils.system.ranks import ALONE
+from utils.system.distributed import ALONE
+from utils.system.machine import readable_size
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
-from utils.views.device import DeviceBatches
-from utils.views.folders import open_folder
-from utils.views.replay import Normalise
-from utils.views.resident import ResidentBatches
-from utils.views.validation import ValidationBatches
-from utils.views.workers import ViewDataset, WorkerBatches
 
 EPOCHS, SETTLED = 30, 10
 ALLOWED = 3 * 2**20  # bytes from epochs 8-12 to 25-29, where 0.2 MB are usual; a leaked batch per epoch is 22 MB

@@ -13,17 +13,17 @@ from view_batches import batches_of, dataset_of, normalise_on
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import Findings, FKDConfig
+from utils.data.device import DeviceBatches
+from utils.data.workers import WorkerBatches
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import loading
 from utils.run.loading import Budget, Plan, TrainingData, plan_memory, plan_on_device
+from utils.system.distributed import ALONE
 from utils.system.errors import InputError
-from utils.system.ranks import ALONE
 from utils.training.memory_estimate import MemoryEstimate, saved_activation_bytes
 from utils.training.models import build_student
 from utils.training.precision import Precision
-from utils.views.device import DeviceBatches
-from utils.views.workers import WorkerBatches
 
 GB = 10**9
 IMAGENET = Budget(images=1.5 * GB, labels=0.02 * GB, validation=7.5 * GB, training=1 * GB, free=140 * GB)

@@ -14,8 +14,8 @@ from label_folders import IMAGES, make_flat, make_hald
 from safetensors.torch import load_file, save_file
 
 import train_FKD_parallel
-from utils.labels.image_digests import ImageDigests, write_image_digests
-from utils.labels.opening import open_labels
+from utils.labels.digests import ImageDigests, write_image_digests
+from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec, keep_largest
 from utils.labels.packed_manifest import make_manifest

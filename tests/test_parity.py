@@ -7,9 +7,9 @@ import torch
 from helpers import REFERENCE, read_run, run
 
 import train_FKD_parallel
-from utils.labels.opening import open_labels
-from utils.views.folders import open_folder
-from utils.views.workers import ViewDataset
+from utils.data.folders import open_folder
+from utils.data.workers import ViewDataset
+from utils.labels.formats import open_labels
 
 EXPECTED = json.loads((REFERENCE / "expected.json").read_text())
 

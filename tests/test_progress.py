@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import train_FKD_parallel
-from utils.run.curves import draw_curves, title_of
-from utils.system.script import run_script
+from utils.run.summary import draw_curves, title_of
+from utils.system.process import run_script
 
 BATCHES = -(-CLASSES * PER_CLASS // BATCH)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.labels.image_digests import ImageDigests, find_differences
+from utils.labels.digests import ImageDigests, find_differences
 from utils.run.classes import pair_names
 from utils.system.errors import InputError
 

@@ -9,21 +9,20 @@ from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
 from utils.config import ENSEMBLE_RULES, IMAGENET_MEAN, IMAGENET_STD
+from utils.data.batch import Batch, LiveTeacher
+from utils.data.folders import open_folder
+from utils.data.preview import ask_teacher
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset, WorkerBatches
 from utils.labels.agreement import dominating
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.system.archive import load_archive
 from utils.system.errors import InputError
+from utils.system.safe_load import load_archive
 from utils.training import teachers
 from utils.training.models import build_student, build_teacher
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
-from utils.views.batch import Batch
-from utils.views.folders import open_folder
-from utils.views.live import LiveTeacher
-from utils.views.preview import ask_teacher
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset, WorkerBatches
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.replay import Normalise, mix_images, replay_view
 from utils.labels.types import BatchLabels, Mix
 from utils.labels.views import CROP_DRAWS, ViewPolicy, random_box
-from utils.views.replay import Normalise, mix_images, replay_view
 
 sides = st.integers(1, 600)
 

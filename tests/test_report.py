@@ -14,14 +14,14 @@ from PIL import Image
 
 from utils.report import command
 from utils.report.evidence import parse_full_data
-from utils.report.formulas import (
+from utils.report.groups import (
+    group_runs,
     hard_label_recovery,
     improvement_over_random,
     label_robust_score,
     paired,
     spread,
 )
-from utils.report.groups import group_runs
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document, size, tex
 from utils.system.errors import InputError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.system.archive import CHECKPOINT_GLOBALS, SETTINGS, WEIGHT_GLOBALS, Inert, load_archive
 from utils.system.errors import InputError
+from utils.system.safe_load import CHECKPOINT_GLOBALS, SETTINGS, WEIGHT_GLOBALS, Inert, load_archive
 
 
 def write_zip(path, pickled, records=None, compression=zipfile.ZIP_STORED):

@@ -19,20 +19,19 @@ from torch import nn
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import FKDConfig
+from utils.data import resident, validation
+from utils.data.batch import Batch
+from utils.data.device import DeviceBatch
 from utils.labels.sre2l import TarStore
-from utils.run.tracker import RunMetadata, start_tracker
+from utils.run.wandb_log import RunMetadata, start_tracker
+from utils.system.distributed import World
 from utils.system.errors import InputError
-from utils.system.ranks import World
-from utils.training import graphs
-from utils.training.cuda_streams import MAX_BATCHES_IN_FLIGHT, Streams
+from utils.training import cuda_graph
 from utils.training.losses import build_loss
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision
-from utils.training.random_numbers import RandomStream
+from utils.training.streams import MAX_BATCHES_IN_FLIGHT, RandomStream, Streams
 from utils.training.teachers import Ensemble
-from utils.views import resident, validation
-from utils.views.batch import Batch
-from utils.views.device import DeviceBatch
 
 NAMES = ["plain", "dropping"]
 STUDENTS = [f"{model}-seed{seed}" for model in NAMES for seed in (0, 1)]
@@ -264,7 +263,7 @@ def test_contradicting_flags_are_refused(words, told, tiny, tmp_path):
 
 
 def test_several_processes_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.system.ranks.start", lambda _device: World(0, 2))  # a second process is not needed
+    monkeypatch.setattr("utils.system.distributed.start", lambda _device: World(0, 2))  # a second process is not needed
     result = together(tiny, tmp_path / "run")
     assert result.code == 2
     assert "several --seeds or --model train side by side in one process, not in 2" in result.err
@@ -457,7 +456,9 @@ def cuda_losses(names, device, epochs=3):
         model, seed = name.split("-seed")
         precision, model = Precision("fp32", device), small_student(model, 6, int(seed)).to(device)
         optimizer = build_optimizer(model, False, 0.01, 0.01)
-        students.append(BareStudent(model, optimizer, build_loss("kl", 2.0), precision, graph=graphs.CapturedStep()))
+        students.append(
+            BareStudent(model, optimizer, build_loss("kl", 2.0), precision, graph=cuda_graph.CapturedStep())
+        )
     losses = {name: [] for name in names}
     for _ in range(epochs):
         fresh = (Batch(b.images.clone(), b.soft_labels.clone(), b.targets.clone()) for b in batches)

@@ -11,8 +11,8 @@ import pytest
 from helpers import run, same_weights, signal_in_step
 
 import train_FKD_parallel
-from utils.system.signals import StopSignals
-from utils.views.resident import ResidentBatches
+from utils.data.resident import ResidentBatches
+from utils.system.process import StopSignals
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -139,7 +139,7 @@ def test_a_signal_to_every_process_stops_cleanly(tiny, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
     """One signal is enough if the next batch never comes; the trained batches are saved."""
-    monkeypatch.setattr("utils.system.signals.PATIENCE", 0.2)
+    monkeypatch.setattr("utils.system.process.PATIENCE", 0.2)
     epoch = ResidentBatches.epoch
 
     def stuck(self, *place):
@@ -147,7 +147,7 @@ def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
         os.kill(os.getpid(), number)
         time.sleep(60)
 
-    monkeypatch.setattr("utils.views.resident.ResidentBatches.epoch", stuck)
+    monkeypatch.setattr("utils.data.resident.ResidentBatches.epoch", stuck)
     started = time.monotonic()
     stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
     assert time.monotonic() - started < 30
@@ -159,7 +159,7 @@ def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
 
 def test_a_slow_batch_is_waited_for(monkeypatch):
     """Nothing is cut short during a step, or if several processes stop together."""
-    monkeypatch.setattr("utils.system.signals.PATIENCE", 0.05)
+    monkeypatch.setattr("utils.system.process.PATIENCE", 0.05)
 
     def slow():
         os.kill(os.getpid(), signal.SIGTERM)

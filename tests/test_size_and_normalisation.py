@@ -10,10 +10,10 @@ from PIL import Image
 import relabel_FKD
 import train_FKD_parallel
 from utils.config import IMAGENET_MEAN, default_val_resize
+from utils.data.identity import pixel_digest
+from utils.data.replay import Normalise
+from utils.data.validation import CentreCrops, ValidationBatches
 from utils.labels.command import main as labels_command
-from utils.views.identity import pixel_digest
-from utils.views.replay import Normalise
-from utils.views.validation import CentreCrops, ValidationBatches
 
 GREY = "0.5 0.5 0.5".split()
 

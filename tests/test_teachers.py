@@ -17,7 +17,7 @@ import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import PRESETS
-from utils.labels.opening import open_labels
+from utils.labels.formats import open_labels
 from utils.system.errors import InputError
 from utils.training.models import build_model, build_student
 from utils.training.precision import Precision

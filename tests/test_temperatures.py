@@ -8,12 +8,12 @@ from helpers import CPU, read_run, run, same_weights, signal_in_step
 from small_network import BareStudent, train_epoch
 
 import train_FKD_parallel
+from utils.data.batch import Batch
 from utils.labels.types import TopK
-from utils.training import graphs
+from utils.training import cuda_graph
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.optimizer import build_optimizer
-from utils.training.temperatures import CANDIDATES, Temperatures
-from utils.views.batch import Batch
+from utils.training.schedules import CANDIDATES, Temperatures
 
 generator = torch.Generator().manual_seed(0)
 OUTPUTS, LOGITS = (3 * torch.randn(6, 7, generator=generator) for _ in range(2))
@@ -87,7 +87,7 @@ def test_a_rank_without_rows_has_no_say(monkeypatch):
 def test_captured_steps_follow_the_temperature(recording):
     """Replays use their epoch's temperatures and record the last micro-batch, like eager steps."""
     found = []
-    for graph in (None, graphs.CapturedStep()):
+    for graph in (None, cuda_graph.CapturedStep()):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7))
         last = LastMicroBatch(4, 7, CPU)

@@ -14,13 +14,13 @@ from small_network import FP32, BareStudent, train_epoch
 from torch import nn
 
 from train_FKD_parallel import evaluate, train_step
+from utils.data.batch import Batch
+from utils.system.distributed import ALONE
 from utils.system.errors import InputError
-from utils.system.ranks import ALONE
 from utils.training.losses import LOSS_TYPES, SoftLoss, build_loss
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
-from utils.views.batch import Batch
 
 
 class NoStep:
@@ -191,7 +191,7 @@ def test_a_step_on_cuda(name):
 PAGE_FAULTS = """
 import resource
 import torch
-from utils.system.memory import keep_freed_memory
+from utils.system.machine import keep_freed_memory
 
 def faults():  # page faults of filling and freeing a tensor of 64 MB (16,384 pages)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 import relabel_FKD
 import train_FKD_parallel
 from utils.config import KDConfig
-from utils.labels.opening import open_labels
-from utils.run.tracker import NoTracker, RunMetadata, start_tracker
-from utils.system.text import one_line, printable, printable_all, shorten
+from utils.labels.formats import open_labels
+from utils.run.wandb_log import NoTracker, RunMetadata, start_tracker
+from utils.system.errors import one_line, printable, printable_all, shorten
 from utils.training.models import build_model
 
 CAT = os.fsdecode("猫".encode("gbk"))  # an archive from Windows unpacks to such a name
@@ -129,7 +129,7 @@ def test_labels_in_a_folder_that_is_not_utf_8(kind, folders, tmp_path):
 def test_wandb_and_a_folder_that_is_not_utf_8(tmp_path, monkeypatch):
     """W&B cannot write there; the run continues without it, and says so."""
     said = []  # pytest's workers cannot send such a name to each other
-    monkeypatch.setattr("utils.run.tracker.log.info", lambda text, *words: said.append(text))
+    monkeypatch.setattr("utils.run.wandb_log.log.info", lambda text, *words: said.append(text))
     folder = Path(tmp_path, LATIN)
     assert isinstance(start_tracker("p", "offline", None, folder, {}, RunMetadata("run", "group", "train")), NoTracker)
     assert any("the run goes on without W&B" in text for text in said)

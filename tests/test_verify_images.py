@@ -16,10 +16,11 @@ from torch import nn
 
 import relabel_FKD
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.folders import open_folder
 from utils.labels import command
+from utils.labels.formats import open_labels
 from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter
-from utils.labels.opening import open_labels
 from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
@@ -30,7 +31,6 @@ from utils.run import label_hypotheses, teacher_check
 from utils.run.label_hypotheses import as_numbers
 from utils.run.teacher_check import unchecked
 from utils.training import teachers
-from utils.views.folders import open_folder
 
 CLASSES, PER_CLASS, BATCH, SIDE = 12, 4, 16, 32
 HEIGHT, WIDTH = 40, 48

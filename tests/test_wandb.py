@@ -17,7 +17,7 @@ from helpers import ROOT, read_run, run
 
 import train_FKD_parallel
 from utils.run.student import Student
-from utils.run.tracker import REACH_SECONDS, NoTracker, RunMetadata, reachable, start_tracker, wandb_mode
+from utils.run.wandb_log import REACH_SECONDS, NoTracker, RunMetadata, reachable, start_tracker, wandb_mode
 from utils.system.errors import InputError
 
 PLACE = RunMetadata("run", "group", "train")
@@ -209,7 +209,7 @@ def test_a_server_that_is_not_there_costs_little(tmp_path, monkeypatch, program_
         def __init__(self, project, mode, *rest):
             modes.append(mode)
 
-    monkeypatch.setattr("utils.run.tracker.WandbTracker", Tracker)  # the real one needs a W&B server
+    monkeypatch.setattr("utils.run.wandb_log.WandbTracker", Tracker)  # the real one needs a W&B server
 
     def start(url):
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -253,7 +253,7 @@ def test_a_failure_in_mid_run_is_reported_once_and_the_run_goes_on(failing, tiny
             if failing == "finish":
                 raise TimeoutError(KEY)
 
-    monkeypatch.setattr("utils.run.tracker.reachable", lambda url: True)  # no test uses the network
+    monkeypatch.setattr("utils.run.wandb_log.reachable", lambda url: True)  # no test uses the network
     package = SimpleNamespace(init=lambda **_: Run(), Settings=lambda **_: None, Image=str)
     monkeypatch.setitem(sys.modules, "wandb", package)
     flags = tiny.flags(tmp_path / "run", wandb_project="p", wandb_mode="online", wandb_api_key=KEY)

@@ -11,11 +11,10 @@ from timm.utils import ModelEmaV3
 
 import train_FKD_parallel
 from train_FKD_parallel import evaluate
-from utils.system.ranks import ALONE
-from utils.training import graphs
-from utils.training.average import AveragedModel
+from utils.system.distributed import ALONE
+from utils.training import cuda_graph
 from utils.training.losses import build_loss
-from utils.training.optimizer import build_optimizer
+from utils.training.optimizer import AveragedModel, build_optimizer
 
 NEW_FLAGS = (  # of a run since the first release
     "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
@@ -29,7 +28,7 @@ def test_average_of_every_step(graphed, recording):
     model = small_model()
     average = AveragedModel(model, 0.75)
     optimizer = build_optimizer(model, True, 0.1, 0, 0.9)
-    graph = graphs.CapturedStep() if graphed else None
+    graph = cuda_graph.CapturedStep() if graphed else None
     student = BareStudent(model, optimizer, build_loss("kl"), graph=graph, average=average)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for batch in batches_on(FP32.device):
@@ -50,7 +49,7 @@ def test_the_average_of_edc(graphed, recording):
     """Five steps of EDC's formula, ema = .99 ema + .01 weight from the initial weights; statistics are the model's."""
     model = small_model()
     average = AveragedModel(model, 0.99, "live")
-    graph = graphs.CapturedStep() if graphed else None
+    graph = cuda_graph.CapturedStep() if graphed else None
     student = BareStudent(
         model, build_optimizer(model, True, 0.1, 0, 0.9), build_loss("kl"), graph=graph, average=average
     )

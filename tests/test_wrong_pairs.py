@@ -27,14 +27,14 @@ from PIL import Image
 import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
+from utils.data.folders import open_folder
+from utils.data.identity import identify
 from utils.labels.packed import PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest, read_manifest
 from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.views.folders import open_folder
-from utils.views.identity import identify
 
 IMAGES = CLASSES * PER_CLASS
 
@@ -392,7 +392,7 @@ def test_a_thousand_classes_on_three_folders_of_imagenet(tmp_path):
 
 def test_a_checkpoint_of_the_release_before_is_continued(pair, tmp_path):
     """It has digests of names and of the first label file, but none of images."""
-    from utils.labels.opening import open_labels
+    from utils.labels.formats import open_labels
     from utils.labels.packed_manifest import digest_of_names
 
     assert train(pair, tmp_path, epochs=2).code == 0

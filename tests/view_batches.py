@@ -4,9 +4,9 @@ import torch
 from helpers import CPU
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset
 from utils.labels.views import DrawnViews, ViewPolicy
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset
 
 SIZES = [(37, 53), (64, 64), (20, 90), (71, 33), (16, 16), (48, 40), (90, 25)]  # (H, W)
 

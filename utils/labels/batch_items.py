@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from utils.labels.types import Answers, BatchLabels, Mix, TopK
-from utils.system.archive import load_archive
 from utils.system.errors import InputError
+from utils.system.safe_load import load_archive
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]

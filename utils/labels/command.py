@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from utils.config import InfoConfig, PackConfig, UnpackConfig, VerifyConfig, parse_label_command
+from utils.labels.formats import open_labels
 from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter, highest_class
-from utils.labels.opening import open_labels
 from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import make_manifest
@@ -21,8 +21,8 @@ from utils.labels.types import BatchLabels
 from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import InputError, listing
 from utils.system.log import progress_bar
-from utils.system.memory import readable_size
-from utils.system.script import run_script
+from utils.system.machine import readable_size
+from utils.system.process import run_script
 
 
 def info(config: InfoConfig) -> None:

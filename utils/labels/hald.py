@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from utils.labels.batch_items import parse_items, read_saved_indices, small_items
-from utils.labels.image_digests import ImageDigests, read_image_digests
+from utils.labels.digests import ImageDigests, read_image_digests
 from utils.labels.store import SHUFFLED, LabelStore, empty_folder
 from utils.labels.types import BatchLabels, values_of
 from utils.labels.views import index_of
-from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
+from utils.system.safe_load import load_archive, save_archive
 
 INDICES = "sampler_indices_dict.pt"
 EPOCH_FILE = re.compile(r"epoch_(\d+)\.tar")

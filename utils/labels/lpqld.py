@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from utils.labels.batch_items import parse_items, read_json_indices, small_items
-from utils.labels.image_digests import ImageDigests, read_image_digests
+from utils.labels.digests import ImageDigests, read_image_digests
 from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.store import SAMPLED, LabelStore, empty_folder
 from utils.labels.types import Answers, BatchLabels, TopK, values_of
 from utils.labels.views import index_of
-from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
 from utils.system.files import atomic_file
+from utils.system.safe_load import load_archive, save_archive
 
 INDICES = "sampler_indices_batch.json"
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")

@@ -27,8 +27,15 @@ import torch
 from safetensors.torch import save_file
 
 from utils.labels.batch_items import all_finite, parse_items
-from utils.labels.file_digests import digest_of_file, digest_of_labels
-from utils.labels.image_digests import IMAGES, NAMES, ImageDigests, find_differences, read_image_digests
+from utils.labels.digests import (
+    IMAGES,
+    NAMES,
+    ImageDigests,
+    digest_of_file,
+    digest_of_labels,
+    find_differences,
+    read_image_digests,
+)
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
     EPOCH_FILE,

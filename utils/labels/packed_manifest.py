@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import LABEL_ORDERS
-from utils.labels.image_digests import NAMES
+from utils.labels.digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
 from utils.labels.store import STORED

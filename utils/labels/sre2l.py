@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from utils.labels.batch_items import parse_items, read_json_indices
-from utils.labels.image_digests import ImageDigests, read_image_digests, read_settings
+from utils.labels.digests import ImageDigests, read_image_digests, read_settings
 from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.store import LabelStore, empty_folder
 from utils.labels.types import BatchLabels, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
-from utils.system.archive import load_archive, save_archive
 from utils.system.errors import InputError
 from utils.system.files import digest_of
+from utils.system.safe_load import load_archive, save_archive
 
 ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from utils.labels.file_digests import digest_of_labels
-from utils.labels.image_digests import ImageDigests, write_image_digests
+from utils.labels.digests import ImageDigests, digest_of_labels, write_image_digests
 from utils.labels.types import BatchLabels
 from utils.labels.views import Views
 from utils.system.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore, ViewSource
 from utils.labels.types import each
 from utils.labels.views import DrawnBatch, Views
-from utils.system.ranks import Parts, Share
+from utils.system.distributed import Parts, Share
 
 REUSED = "reused"
 Source = TypeVar("Source", bound=ViewSource, covariant=True)

@@ -3,6 +3,6 @@
 import sys
 
 from utils.report.command import main
-from utils.system.script import run_script
+from utils.system.process import run_script
 
 sys.exit(run_script(main))

@@ -22,7 +22,7 @@ from utils.report.report import (
 )
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
-from utils.run.tracker import NoTracker, RunMetadata, start_tracker
+from utils.run.wandb_log import NoTracker, RunMetadata, start_tracker
 from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log

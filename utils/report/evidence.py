@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.report.formulas import (
+from utils.report.groups import (
+    Group,
     Spread,
     hard_label_recovery,
     improvement_over_random,
+    is_called,
     label_robust_score,
     spread,
 )
-from utils.report.groups import Group, is_called
 from utils.report.random_images import record_of
 from utils.system.errors import InputError, listing
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import RandomImagesConfig
+from utils.data.folders import ImageSet, Samples, open_folder
+from utils.data.identity import know_images
 from utils.run.classes import Sides, pair_names
 from utils.system.errors import InputError, listing
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
-from utils.system.script import run_script
-from utils.views.folders import ImageSet, Samples, open_folder
-from utils.views.identity import know_images
+from utils.system.process import run_script
 
 SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.system.errors import InputError
-from utils.system.text import printable_all, shorten
+from utils.system.errors import InputError, printable_all, shorten
 
 MARKS = ("summary.json", "args.json")  # a folder with either of them is a run
 

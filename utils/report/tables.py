@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.report.formulas import Spread
+from utils.report.groups import Spread
 
 NONE = "–"  # text of a cell that has no figure
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {

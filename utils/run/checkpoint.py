@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from utils.config import EARLIER, FIXED_ON_RESUME
-from utils.labels.image_digests import NAMES, ImageDigests
-from utils.system.archive import WEIGHT_GLOBALS, load_archive, save_archive
-from utils.system.errors import InputError, clause
-from utils.system.text import shorten
-from utils.views.identity import KnownImages
+from utils.data.identity import KnownImages
+from utils.labels.digests import NAMES, ImageDigests
+from utils.system.errors import InputError, clause, shorten
+from utils.system.safe_load import WEIGHT_GLOBALS, load_archive, save_archive
 
 
 @dataclass

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import TrainConfig
-from utils.run.curves import draw_curves
-from utils.run.summary import COLUMNS, format_value
+from utils.run.summary import COLUMNS, draw_curves, format_value
+from utils.system.distributed import World
 from utils.system.errors import InputError, clause
 from utils.system.files import FolderLock, write_json, write_text
 from utils.system.log import Printable, log
-from utils.system.ranks import World
 
 CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 

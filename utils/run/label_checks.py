@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Findings, FKDConfig, TrainConfig, resolve_views
+from utils.data.folders import ImageSet, Samples
+from utils.labels.digests import IMAGES
+from utils.labels.formats import open_labels
 from utils.labels.hard import HardViews, Phases
-from utils.labels.image_digests import IMAGES
-from utils.labels.opening import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import MANIFEST
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore
@@ -17,7 +18,6 @@ from utils.labels.types import TopK
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
-from utils.views.folders import ImageSet, Samples
 
 IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
 # A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).

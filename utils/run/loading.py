@@ -16,25 +16,24 @@ from functools import partial
 import torch
 
 from utils.config import Findings, TrainConfig
+from utils.data.batch import Batch, Batches, LiveTeacher
+from utils.data.device import DeviceBatches
+from utils.data.folders import Samples, header_size
+from utils.data.identity import KnownImages
+from utils.data.replay import Normalise
+from utils.data.resident import ResidentBatches
+from utils.data.validation import ROWS_ON_A_DEVICE, ValidationBatches
+from utils.data.workers import ViewDataset, WorkerBatches
 from utils.labels.hard import HardViews, Phases
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import tensors_of
 from utils.run.student import Student
+from utils.system.distributed import Share, World
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.memory import free_host_memory, free_memory, readable_size
-from utils.system.ranks import Share, World
+from utils.system.machine import free_host_memory, free_memory, readable_size
 from utils.training.memory_estimate import MemoryEstimate
-from utils.views.batch import Batch, Batches
-from utils.views.device import DeviceBatches
-from utils.views.folders import Samples, header_size
-from utils.views.identity import KnownImages
-from utils.views.live import LiveTeacher
-from utils.views.replay import Normalise
-from utils.views.resident import ResidentBatches
-from utils.views.validation import ROWS_ON_A_DEVICE, ValidationBatches
-from utils.views.workers import ViewDataset, WorkerBatches
 
 USABLE = 0.9  # share of the free device memory: the allocator's pieces do not fit without gaps
 LABEL_PART = 1e9  # maximum bytes of labels per upload; pinned buffers are rounded up to a power of two

@@ -11,9 +11,14 @@ from pathlib import Path
 import torch
 
 from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig
+from utils.data.folders import ImageSet, Samples, load_rgb, open_folder
+from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
+from utils.data.preview import ask_teacher
+from utils.data.replay import Normalise
+from utils.data.workers import ViewDataset
 from utils.labels.agreement import VIEWS_PER_CLASS, Agreement, fitting_seed, judge, pick_evenly, sample_labels, views_of
+from utils.labels.digests import ImageDigests
 from utils.labels.hard import Phases
-from utils.labels.image_digests import ImageDigests
 from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore
 from utils.labels.training_views import TrainingViews
@@ -26,18 +31,12 @@ from utils.run.label_checks import soft_epochs
 from utils.run.loading import TrainingData
 from utils.run.student import Student
 from utils.run.teacher_check import states_index, unchecked
-from utils.system import ranks
-from utils.system.cores import at_most_cores
+from utils.system import distributed
+from utils.system.distributed import World
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log, start_log
-from utils.system.memory import keep_freed_memory, readable_size
-from utils.system.ranks import World
+from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
-from utils.views.folders import ImageSet, Samples, load_rgb, open_folder
-from utils.views.identity import KnownImages, file_digest, identify, know_images, relative_names
-from utils.views.preview import ask_teacher
-from utils.views.replay import Normalise
-from utils.views.workers import ViewDataset
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # images whose content is compared where not all are
@@ -54,7 +53,7 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
     Raises:
         InputError: the environment is half set, or the device or the precision cannot be had.
     """
-    world = ranks.start(config.device)
+    world = distributed.start(config.device)
     start_log(world.is_main)
     precision = Precision(config.precision, pick_device(config.device, world))
     if precision.device.type == "cpu":

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
+from utils.data.batch import Batch
 from utils.run.checkpoint import Progress
-from utils.views.batch import Batch
 
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 

@@ -12,27 +12,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.config import JOINT_LOSSES, TEMPERED_LOSSES, Findings, TrainConfig, run_settings
+from utils.data.identity import KnownImages
 from utils.labels.hard import Phases
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
-from utils.run.curves import title_of
 from utils.run.folder import BEST, CHECKPOINT, RunFolder
-from utils.run.summary import COLUMNS, describe_epoch, summarise
-from utils.run.tracker import NoTracker, WandbTracker, run_metadata, start_tracker
+from utils.run.summary import COLUMNS, describe_epoch, summarise, title_of
+from utils.run.wandb_log import NoTracker, WandbTracker, run_metadata, start_tracker
+from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.ranks import ALONE, World
-from utils.training.average import AveragedModel
-from utils.training.batch_norm import SyncBatchNorm, synchronise
-from utils.training.graphs import CapturedStep, captures
+from utils.training.cuda_graph import CapturedStep, captures
+from utils.training.data_parallel import SyncBatchNorm, synchronise
 from utils.training.losses import LastMicroBatch, build_loss
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
-from utils.training.optimizer import build_optimizer, set_lr
+from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
 from utils.training.precision import Precision
-from utils.training.random_numbers import RandomStream
-from utils.training.schedules import lr_factor, temperature_at
-from utils.training.temperatures import Temperatures
-from utils.views.identity import KnownImages
+from utils.training.schedules import Temperatures, lr_factor, temperature_at
+from utils.training.streams import RandomStream
 
 CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
-from utils.labels.opening import open_labels
+from utils.data.folders import Samples, open_folder
+from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
@@ -16,7 +17,6 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.precision import Precision, pick_device
 from utils.training.teachers import Ensemble
-from utils.views.folders import Samples, open_folder
 
 ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher"
 

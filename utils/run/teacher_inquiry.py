@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.folders import Samples, load_rgb
+from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.agreement import pick_evenly
 from utils.labels.packed import PackedStore
 from utils.labels.store import LabelStore
 from utils.labels.types import BatchLabels, Mix, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
-from utils.views.folders import Samples, load_rgb
-from utils.views.replay import Normalise, finish_views, replay_view
 
 BATCHES, VIEWS = 4, 256  # upper limits of one check
 KNOWN = 1e-5  # smaller probabilities are too coarse in half precision to be compared

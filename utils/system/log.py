@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from utils.system.text import printable
+from utils.system.errors import printable
 
 Item = TypeVar("Item")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.system.ranks import World
+from utils.system.distributed import World
 
 
 @dataclass(frozen=True)

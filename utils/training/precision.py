@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
-from utils.system.ranks import ALONE, World
 
 
 class Precision:

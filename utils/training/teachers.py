@@ -5,12 +5,11 @@ from itertools import islice
 
 import torch
 
+from utils.data.batch import Batch, refuse_non_finite
 from utils.system.errors import InputError, clause
 from utils.system.files import digest_of
 from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
-from utils.views.batch import Batch
-from utils.views.live import refuse_non_finite
 
 TEACHER_ROWS = 512  # images per forward pass on a GPU, if stored batches are smaller
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from utils.system.archive import CHECKPOINT_GLOBALS, load_archive
 from utils.system.errors import InputError, clause, listing
 from utils.system.files import utf8_path
 from utils.system.log import log
+from utils.system.safe_load import CHECKPOINT_GLOBALS, load_archive
 
 # Keys under which training scripts save the weights, in the order of preference. An EMA of the weights is another model
 # with another accuracy, so it is only taken if there is nothing else.

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from utils.data.batch import Batch
+from utils.system.distributed import ALONE, World
 from utils.system.log import log
-from utils.system.ranks import ALONE, World
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
-from utils.views.batch import Batch
 
 WARM_UP_STEPS = 3  # cuDNN and cuBLAS choose algorithms and allocate in these, before the capture
 

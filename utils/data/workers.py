@@ -23,17 +23,17 @@ from prefetch_generator import BackgroundGenerator
 from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
+from utils.data.batch import Batch
+from utils.data.folders import Samples, load_rgb
+from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import Answers, Mix, MixBox, each
 from utils.labels.views import Views, fractions, index_of
+from utils.system.distributed import Parts, wait_for_group_threads
 from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_system_error, met_file_limit
 from utils.system.files import can_open
-from utils.system.ranks import Parts, wait_for_group_threads
-from utils.system.signals import prepare_worker
-from utils.views.batch import Batch
-from utils.views.folders import Samples, load_rgb
-from utils.views.replay import Normalise, finish_views, replay_view
+from utils.system.process import prepare_worker
 
 View = tuple[torch.Tensor, int, torch.Tensor, bool, int]  # uint8 [S, S, 3], class, coords [4], flip, image index
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]

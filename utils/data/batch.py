@@ -1,6 +1,6 @@
-"""`Batch`: the one currency of training, wherever images and labels come from."""
+"""`Batch`: images, soft labels and classes for one optimizer step; a live teacher may add the soft labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Protocol
@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from utils.labels.types import Answers, answers_of, each, tensors_of
-from utils.system.ranks import Parts
+from utils.system.distributed import Parts
+from utils.system.errors import InputError
 
 StepTensors = Sequence[Any]  # tensors, and None where the teacher has not answered
 
@@ -77,3 +78,36 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, first_batch: int = 0, /) -> Iterator[Batch]:
         """Yield the batches of an epoch, from `first_batch` on; epochs are asked for in order."""
+
+
+class LiveTeacher:
+    """Wraps batches and adds a teacher's logits to each.
+
+    Args:
+        batches: batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
+        teacher: images [B, 3, S, S] -> logits float32 [B, C].
+    """
+
+    def __init__(self, batches: Batches, teacher: Callable[[torch.Tensor], torch.Tensor]):
+        self.batches, self.teacher = batches, teacher
+        self.batches_per_epoch = batches.batches_per_epoch
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch with the teacher's logits.
+
+        Raises:
+            InputError: a logit is not finite. Checked once per epoch, because the check synchronises with the device.
+        """
+        finite = []
+        for batch in self.batches.epoch(epoch, first_batch):
+            answers = self.teacher(batch.images)
+            finite.append(answers.isfinite().all())
+            yield Batch(batch.images, answers, batch.targets, batch.parts)
+        if finite:
+            refuse_non_finite(torch.stack(finite).all())
+
+
+def refuse_non_finite(finite: torch.Tensor) -> None:
+    """Raise InputError if `finite`, a tensor of one bool, is false."""
+    if not finite:
+        raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.system.errors import InputError
+from utils.system.errors import InputError, printable, printable_all
 from utils.system.log import log
-from utils.system.text import printable, printable_all
 
 INIT_SECONDS, FINISH_SECONDS = 15, 60  # time limits for W&B at the start and at the end of a run
 REACH_SECONDS = 2  # if the server does not answer within this time, the run is logged offline

@@ -1,11 +1,12 @@
-"""Free memory of the host and the device, and the C library's handling of freed memory."""
+"""Tell how much memory and how many cores this process may use, and use them well."""
 
 import ctypes
 import os
 
 import torch
 
-from utils.system.ranks import processes_here
+from utils.system.distributed import processes_here
+from utils.system.log import log
 
 
 def free_host_memory() -> int:
@@ -54,3 +55,16 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     return all(set_option(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
+
+
+def cores() -> int:
+    """Return how many cores this process may run on; a container or a cluster may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_most_cores(workers: int) -> int:
+    """Return -j/--workers, or the number of cores if that is smaller: more processes would only wait."""
+    if workers <= cores():
+        return workers
+    log.info("loader  %d processes, not -j %d: this process may use %d cores", cores(), workers, cores())
+    return cores()

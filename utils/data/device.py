@@ -9,17 +9,16 @@ import torch
 from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
+from utils.data.batch import Batch, StepTensors
+from utils.data.folders import image_sizes
+from utils.data.replay import Normalise, mix_by_mask, resize_views
+from utils.data.resident import decode_all
+from utils.data.workers import ViewDataset
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import Answers, Mix, answers_of, tensors_of
 from utils.labels.views import Views, index_of
-from utils.system.ranks import Parts
-from utils.views.batch import Batch, StepTensors
-from utils.views.folders import image_sizes
-from utils.views.replay import Normalise
-from utils.views.replay_batch import mix_by_mask, resize_views
-from utils.views.resident import decode_all
-from utils.views.workers import ViewDataset
+from utils.system.distributed import Parts
 
 
 class DeviceBatches:

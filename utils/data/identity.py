@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from utils.labels.image_digests import DIGEST_BYTES, ImageDigests, find_differences
-from utils.system.cores import cores
+from utils.data.folders import Samples, load_rgb
+from utils.labels.digests import DIGEST_BYTES, ImageDigests, find_differences
+from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
-from utils.system.ranks import ALONE, World
-from utils.views.folders import Samples, load_rgb
+from utils.system.machine import cores
 
 AHEAD = 256  # images submitted to the threads at a time
 

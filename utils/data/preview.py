@@ -7,15 +7,15 @@ from typing import cast
 
 import torch
 
+from utils.data.batch import refuse_non_finite
+from utils.data.replay import Normalise, finish_views, mix_images
+from utils.data.workers import Positions, ViewDataset
 from utils.labels.agreement import dominating
 from utils.labels.store import LabelStore
 from utils.labels.types import BatchLabels, TopK
 from utils.labels.views import index_of
+from utils.system.errors import printable
 from utils.system.files import atomic_file
-from utils.system.text import printable
-from utils.views.live import refuse_non_finite
-from utils.views.replay import Normalise, finish_views, mix_images
-from utils.views.workers import Positions, ViewDataset
 
 SHOWN = 16  # views, four in a row
 ASK_SECONDS = 3  # limit on asking a teacher for a preview

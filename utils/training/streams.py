@@ -1,4 +1,4 @@
-"""Train several students on the same batches; on a GPU each has a CUDA stream of its own, so that they overlap."""
+"""Let several students take the same batches: a CUDA stream and a random state for each."""
 
 import contextlib
 from collections import deque
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.views.batch import Batch
+from utils.data.batch import Batch
 
 MAX_BATCHES_IN_FLIGHT = 2  # batches that students may be working on while the host prepares the next one
 
@@ -72,3 +72,37 @@ class Streams:
         for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
         self.in_flight.clear()
+
+
+class RandomStream:
+    """Context in which the process's random numbers are one student's (dropout, stochastic depth).
+
+    It goes on from the random state in which it was made, then from the one in which it was last left; what
+    others draw in between does not count.
+
+    Args:
+        device: where the student draws, beside the host.
+
+    Attributes:
+        draws_on_device: it has drawn numbers on a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.draws_on_device = device, False
+        self.state = self.current()
+
+    def current(self) -> list[torch.Tensor]:
+        """The random states of the host and, if it is a CUDA device, of the device."""
+        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_device]
+
+    def __enter__(self) -> "RandomStream":
+        host, *on_device = self.state
+        torch.set_rng_state(host)
+        for state in on_device:
+            torch.cuda.set_rng_state(state, self.device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        before, self.state = self.state, self.current()
+        self.draws_on_device |= not all(map(torch.equal, before[1:], self.state[1:]))

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.data.batch import Batch
+from utils.data.folders import Samples, load_rgb
+from utils.data.replay import Normalise, finish_views, replay_view
+from utils.data.workers import ViewDataset
 from utils.labels.types import each
 from utils.labels.views import Views, index_of
-from utils.system.cores import cores
-from utils.views.batch import Batch
-from utils.views.folders import Samples, load_rgb
-from utils.views.replay import Normalise, finish_views, replay_view
-from utils.views.workers import ViewDataset
+from utils.system.machine import cores
 
 DECODED_AHEAD = 256  # images that may wait between decoding and their place in memory
 

@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
 from utils.config import default_val_resize
-from utils.system.ranks import World
-from utils.views.folders import Samples, load_rgb
-from utils.views.identity import pixel_digest
-from utils.views.replay import Normalise
-from utils.views.workers import guarded, start_worker
+from utils.data.folders import Samples, load_rgb
+from utils.data.identity import pixel_digest
+from utils.data.replay import Normalise
+from utils.data.workers import guarded, start_worker
+from utils.system.distributed import World
 
 ROWS_ON_A_DEVICE = 512  # batch size of evaluation on a GPU
 HOST = torch.device("cpu")
