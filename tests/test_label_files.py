@@ -300,13 +300,13 @@ def test_the_digest_of_a_file_tells_any_change(save, rows, tmp_path, monkeypatch
     """If the zip directory has no checksums, the whole file is hashed. A large directory is read completely."""
     first, other = torch.zeros(rows, 2), torch.zeros(rows, 2)
     other[-1, -1] = 1
-    digests, whole = [], []
+    found, whole = [], []
     # counts the files that are hashed completely
-    monkeypatch.setattr(digests, "digest_of", lambda path: whole.append(path) or digest_of(path))
+    monkeypatch.setattr("utils.labels.digests.digest_of", lambda path: whole.append(path) or digest_of(path))
     for content in (first, other):
         save([content, *[torch.ones(1) for _ in range(100)]], tmp_path / "batch_0.tar")
-        digests += [digest_of_archive(tmp_path / "batch_0.tar"), digest_of_archive(tmp_path / "batch_0.tar")]
-    assert digests[0] == digests[1] != digests[2] == digests[3]
+        found += [digest_of_archive(tmp_path / "batch_0.tar"), digest_of_archive(tmp_path / "batch_0.tar")]
+    assert found[0] == found[1] != found[2] == found[3]
     assert len(whole) == (0 if save is torch.save else 4)
 
 

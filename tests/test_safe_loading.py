@@ -185,7 +185,7 @@ def test_other_archives(tmp_path):
     refused(tmp_path / "empty", "damaged", "data.pkl")
     (tmp_path / "text").write_text("not a zip")
     refused(tmp_path / "text", "damaged")
-    refused(tmp_path / "none", "cannot be read")
+    refused(tmp_path / "none", "is missing")
     refused(tmp_path, "cannot be read")
 
 
