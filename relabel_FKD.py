@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     needed = codec.bytes_per_image(num_classes) * len(folder.samples) * len(todo)
     preflight.check_disk(config.fkd_path, needed, "the labels need")
 
-    # show the teachers every view of this rank's epochs, and write what they answer
+    # show the teachers every view of this rank's epochs, and write their answers
     todo = todo[world.rank :: world.size]
     if todo:
         batches = kind(dataset, todo, normalise, found.workers, precision.device)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # every check that can fail before time is spent; what they find out goes into `found`
+    # every check that can fail before time is spent; `found` collects their findings
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
     views, found = check_labels(config, found, train_set)

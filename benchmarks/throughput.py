@@ -97,7 +97,7 @@ def once(folder, make, *arguments):
 
 
 class EveryClass(Dataset):
-    """The images of a folder tree whose class folders may be empty."""
+    """An image folder; class folders may be empty."""
 
     def __init__(self, folder):
         paths = sorted(folder.glob("*/*.jpg"))

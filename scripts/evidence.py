@@ -36,7 +36,7 @@ def setting(default: str, description: str = "") -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings from the environment, where their names are in capitals. Numbers stay text: they only become flags."""
+    """Settings from environment variables of the same names in capitals. Numbers stay text: they become flags."""
 
     image_sets: str = setting("data/distilled", "folders; the random set is drawn like the first one")
     real_dir: str = setting("data/train", "real training images, from which the random set is drawn")

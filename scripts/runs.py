@@ -80,7 +80,7 @@ def quoted(text: str) -> str:
 
 
 def folders_of(text: str) -> list[str]:
-    """Split a list of folders at white space; patterns such as data/labels_* are expanded, as a shell does it."""
+    """Split a list of folders at white space; patterns such as data/labels_* are expanded as by a shell."""
     return [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
 
 
@@ -130,7 +130,7 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split lines with seeds into lines whose seeds train side by side.
+    """Split lines with many seeds into lines of seeds that train side by side.
 
     Args:
         plan: lines.
@@ -213,7 +213,7 @@ class Processes:
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Context in which signals are passed on; those that are ignored (by nohup, say) stay so."""
+        """Pass signals on to the runs within this context; signals that are ignored (by nohup, say) stay ignored."""
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self.stop) for number in handled}
         try:
@@ -282,7 +282,7 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        return all(future.result() for future in futures)  # raises what a line raised
+        return all(future.result() for future in futures)  # raises the error of a line, if any
 
     def run_line(self, line: Line) -> bool:
         """Run the unfinished runs of a line on a free GPU; return whether they are done."""

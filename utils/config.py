@@ -1137,7 +1137,7 @@ class RandomImagesConfig(RandomImagesFlags, CommandConfig):
     groups = (RandomImagesFlags,)
 
 
-# What is found out before a run starts
+# Findings: settings that are known before a run starts, but are not flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1191,7 +1191,7 @@ class Findings:
     earlier: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Return all findings by name, but for those that are not published."""
+        """Return the published findings by name."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "earlier"}
 
 
@@ -1245,7 +1245,7 @@ def comparable(value: Any) -> Any:
     return [round(float(one), 6) for one in value] if isinstance(value, list | tuple) else value
 
 
-# What a change of a setting means, derived from the fields
+# Lists of settings by meaning, derived from the fields
 
 
 def every_setting() -> dict[str, Flag]:

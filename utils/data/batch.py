@@ -11,7 +11,7 @@ from utils.labels.types import Answers, answers_of, each, tensors_of
 from utils.system.distributed import Parts
 from utils.system.errors import InputError
 
-StepTensors = Sequence[Any]  # tensors, and None where the teacher has not answered
+StepTensors = Sequence[Any]  # tensors; None if the teacher has not answered
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Gallery:
 
 
 class DeviceBatch(Batch):
-    """A `Batch` whose images are replayed on the device when first asked for.
+    """A `Batch` that replays its images on the device at the first access to `images`.
 
     `tensors()` is what differs from step to step, before the replay: a CUDA graph that is fed with
     it holds the replay too.
@@ -181,7 +181,7 @@ class DeviceBatch(Batch):
 
 
 def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
-    """Return what it takes to replay the rows of some batches, as one tensor.
+    """Return crops, flips and image numbers of some batches as one tensor, from which their views can be replayed.
 
     Args:
         batches: `BatchLabels` or `DrawnBatch`es, those of an epoch, say.

@@ -185,7 +185,7 @@ def why_undecodable(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB. Of 16-bit grey values the high byte is kept, where PIL would clip at 255.
+    """Convert any PIL image to 8-bit RGB. The high byte of 16-bit grey values is kept; PIL would clip at 255.
 
     PIL keeps the high byte of 16-bit colours too. It restores an 8-bit value v that was saved as v * 257 or v * 256.
 

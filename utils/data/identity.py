@@ -1,4 +1,4 @@
-"""Digests of the images in a folder, which identify them whatever their files are called."""
+"""Digests of the images in a folder, which identify them under any file name."""
 
 import hashlib
 import io

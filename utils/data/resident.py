@@ -41,7 +41,7 @@ def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
 
 
 class ResidentBatches:
-    """Training batches from images decoded once in host memory; equal to those of `WorkerBatches`.
+    """Training batches from images that are decoded once and kept in host memory; equal to `WorkerBatches`.
 
     Args: as for `WorkerBatches`.
     """

@@ -39,7 +39,7 @@ View = tuple[torch.Tensor, int, torch.Tensor, bool, int]  # uint8 [S, S, 3], cla
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
 
-FILES_PER_WORKER, SPARE_FILES = 4, 16  # what a DataLoader opens to start them, and to receive batches
+FILES_PER_WORKER, SPARE_FILES = 4, 16  # open files of a DataLoader: for each worker, and beside
 DYING_SECONDS = 2  # within which a worker has ended that does not answer any more
 
 
@@ -52,7 +52,7 @@ class ViewDataset(Dataset):
         input_size: S.
     """
 
-    mode = "fkd_load"  # what a PyTorch edited by hand for the reference code looks for
+    mode = "fkd_load"  # a PyTorch edited by hand for the reference code asks for this
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
         self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
@@ -120,7 +120,7 @@ def start_worker(_worker_id: int) -> None:
     gc.freeze()  # collecting what came from the parent would copy its memory
     fetch_patch.apply()
     prepare_worker()
-    # what the threads cannot send is dropped, or tried for ever, and the parent would wait for it: end instead
+    # a batch that a thread cannot send is dropped or tried for ever, and the parent would wait for it: end instead
     Queue._on_queue_feeder_error = staticmethod(lambda error, _item: end_worker(error))  # type: ignore[attr-defined]
     sys.excepthook = lambda _type, error, _traceback: end_worker(error)
 

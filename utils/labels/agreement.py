@@ -221,7 +221,7 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 def permutation_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
-    """Search for classes whose images are answered as one another's.
+    """Search for classes that are exchanged: images of each are answered as the other.
 
     Args:
         scores: float32 [n, C], mean scores of n images, centred.
@@ -238,12 +238,12 @@ def permutation_of(
         rows = place == f
         turn[rows] = torch.arange(int(rows.sum())) % 2
     halves = [best_assignment(scores[turn == half], place[turn == half], present) for half in (0, 1)]
-    alone = torch.bincount(place) == 1  # with one image, nothing confirms what is seen in it
+    alone = torch.bincount(place) == 1  # a class of one image is no evidence: nothing confirms the answer
     agreed = {f: c for f, c in halves[0].items() if halves[1].get(f, c) == c and (f in halves[1] or alone[f])}
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # of many permuted classes a few are not recognised, which leaves open chains: classes whose other class moves too
+    # if many classes are permuted, a few are not recognised: the cycles of the others are then open chains
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]

@@ -93,7 +93,7 @@ def small_items(labels: BatchLabels) -> list[Any]:
 
 
 def refuse_other_projects(items: Any, source: object) -> None:
-    """Raise InputError if the items of a batch are of a project whose labels this program cannot replay."""
+    """Raise InputError if a batch has items of a project that this program cannot replay."""
     if not isinstance(items, list):
         return
     shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else () for item in items]

@@ -26,7 +26,7 @@ from utils.system.process import run_script
 
 
 def info(config: InfoConfig) -> None:
-    """Print what is in a label folder."""
+    """Describe a label folder."""
     store = open_labels(config.path, config.fkd_seed)
     size = sum(entry.stat().st_size for entry in walk(config.path))
     known = store.image_digests

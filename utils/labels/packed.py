@@ -303,7 +303,7 @@ class PackedWriter:
             self._refuse_other_images(sizes, image_digests, names)
         elif any(not name.startswith(".") and name != IMAGES for name in os.listdir(self.path)):
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
-        else:  # images.safetensors alone is what a writer leaves that was killed before it wrote the manifest
+        else:  # a writer that was killed before it wrote the manifest leaves images.safetensors alone
             tensors = {"sizes": shortest(sizes)} if sizes is not None else {}
             tensors |= image_digests.tensors() if image_digests is not None else {}
             if tensors:
@@ -339,7 +339,7 @@ class PackedWriter:
             raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
-        """Enter the epochs of other processes, and those whose file was renamed right before a kill."""
+        """Enter epochs of other processes, and epochs whose file was renamed right before a kill."""
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
             if name not in self.manifest["digests"] and (self.path / name).exists():

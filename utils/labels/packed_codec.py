@@ -43,7 +43,7 @@ class Codec:
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Return whether probabilities are stored as such; otherwise their logs are."""
+        """Return whether probabilities are stored themselves, and not their logarithms."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:

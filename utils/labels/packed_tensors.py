@@ -149,7 +149,7 @@ def expand(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
-    """Read the tensors of a safetensors file, which must be those that are `expected`.
+    """Read the tensors of a safetensors file, whose names, shapes and dtypes must be as `expected`.
 
     Raises:
         InputError: the file is missing or damaged, or holds others.

@@ -1,4 +1,4 @@
-"""`LabelStore`: the base of all label formats, with what they share."""
+"""`LabelStore`: the base class of all label formats."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -149,7 +149,7 @@ class LabelStore(ABC):
         return content
 
     def set_epochs(self, stored: set[int], stated: Iterable[int] = ()) -> None:
-        """Set `epochs` and `gap` from the numbers of the stored epochs, and of those that a manifest states."""
+        """Set `epochs` and `gap` from the numbers of the stored epochs and of the epochs that a manifest states."""
         self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, self.epoch_name, stated)
 
     def epoch_name(self, epoch: int) -> str:

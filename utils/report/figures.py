@@ -104,7 +104,7 @@ def draw_curves(groups: list[Group]) -> Figure:
     figure, panels, below = make_panels(groups, height=4.2, legend=0.4 * math.ceil(lines / 2) + 0.8)
     for group in groups:
         curves = [run.curve for run in group.runs.values()]
-        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))  # those that every run evaluated
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))  # evaluated in every run
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         means = [statistics.fmean(v) for v in values]
         panel = panels[group.student]

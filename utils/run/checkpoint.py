@@ -55,7 +55,7 @@ class Progress:
 
 
 def checked(progress: Progress) -> Progress:
-    """Return a `Progress` as read from a file, or raise ValueError where it is impossible."""
+    """Return a `Progress` as read from a file, or raise ValueError if it is impossible."""
     counts = progress.epoch, progress.batch, progress.samples
     sound = (
         all(type(n) is int and n >= 0 for n in counts)
@@ -79,7 +79,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` returned; CUDA states only where the number of devices is the same."""
+    """Put back what `rng_state` returned; CUDA states only if the number of devices is the same."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -115,7 +115,7 @@ def save_checkpoint(
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments that change the result; --sync-bn, which one process ignores, is None for one."""
+    """Return the arguments that change the result; --sync-bn is None for a single process, which ignores it."""
     found = {name: arguments.get(name) for name in FIXED_ON_RESUME}
     if arguments.get("processes", 1) == 1:
         found["sync_bn"] = None
@@ -217,7 +217,7 @@ def restore(
             average.load_state_dict(state["average"])
         restore_rng(state["rng"])
         return checked(Progress(**state["progress"]))
-    except Exception as error:  # whatever a damaged or foreign state leads PyTorch to
+    except Exception as error:  # PyTorch raises many kinds of errors for a damaged or foreign state
         raise InputError(
             f"--resume: the checkpoint does not fit this run ({clause(error, 200)}); start another run"
         ) from None

@@ -98,7 +98,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def log_file(self, owner: str) -> Iterator[None]:
-        """Write the log to train.log as well, but for what is about another student than `owner`."""
+        """Write the log to train.log as well, without the lines about students other than `owner`."""
         handler = LogFile(self.file("train.log"), encoding="utf-8", errors="backslashreplace")
         handler.addFilter(lambda record: getattr(record, "owner", owner) == owner)
         handler.setFormatter(Printable("%(asctime)s %(message)s"))

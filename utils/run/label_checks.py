@@ -173,7 +173,7 @@ def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None
 
 
 def resolve_order(config: FKDConfig, store: LabelStore) -> str:
-    """Return the order in which stored batches are visited: --label-order, or what is usual for such labels."""
+    """Return the order in which stored batches are visited: --label-order, or the usual one of such labels."""
     order = config.label_order or store.label_order
     if order == STORED and not store.has_epochs:
         raise InputError(
@@ -218,7 +218,7 @@ def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) 
 
 
 def warn_of_unfinished_labels(store: LabelStore) -> None:
-    """Warn where fewer epochs are stored than the labels state, and the run takes those for all."""
+    """Warn if fewer epochs are stored than the labels state, and the run takes those for all."""
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         log.warning(
             "the labels in %s are unfinished: %d of %d epochs are stored, and no others are trained on; run "
@@ -264,7 +264,7 @@ def unlikely_gap(images: int, store: LabelStore) -> bool:
 
 
 def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
-    """Flags must agree with what the labels state."""
+    """Raise InputError if a flag contradicts the labels."""
     where = f"the labels in {config.fkd_path}"
     if config.batch_size != store.batch_size:
         raise InputError(

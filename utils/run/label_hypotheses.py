@@ -320,7 +320,7 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return up to TRIED_IMAGES images that rows may belong to, shuffled, those of the assumed classes first."""
+    """Return up to TRIED_IMAGES images that rows may show: first images of the assumed classes; in random order."""
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))

@@ -100,7 +100,7 @@ class Budget:
     free: int
 
     def plan(self, batches_per_epoch: int, resident: bool = True) -> Plan:
-        """Return what lives where; with `resident` False workers decode the images.
+        """Return the plan; with `resident` False workers decode the images.
 
         If memory is short, first labels go up in parts, because that costs no time; then validation images stay off the
         device; then workers decode the training images.
@@ -118,7 +118,7 @@ class Budget:
 def plan_memory(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Decide where things live, once for a run or its dry run, and log it with its reason.
+    """Decide where images and labels live, once for a run or its dry run, and log it with the reason.
 
     Args:
         config, found: settings.
@@ -167,7 +167,7 @@ def most_modest(plans: Sequence[Plan]) -> Plan:
 def plan_on_device(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Return the plan of --loader for a GPU, and log what it takes and what it does without; arguments as above."""
+    """Return the plan of --loader for a GPU, and log it; arguments as for `plan_memory`."""
     device = students[0].precision.device
     free = free_memory(device)[0]
     hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step beside the others'
@@ -216,7 +216,7 @@ def plan_on_device(
 
 
 def plan_images(loader: str, samples: Samples, device: torch.device, workers: int, world: World) -> bool:
-    """Return whether images that a teacher labels stay in memory: half of what is free is left to the teacher.
+    """Return whether images that a teacher labels stay in memory; half of the free memory is left to the teacher.
 
     Args:
         loader: --loader.
@@ -265,7 +265,7 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
 
 
 def refuse_resident(free: float, place: str) -> None:
-    """Raise InputError for --loader resident where the images do not fit."""
+    """Raise InputError if the images of --loader resident do not fit."""
     raise InputError(
         f"--loader resident needs more than the {readable_size(free)} free in {place} memory for the decoded images; "
         "use --loader workers"

@@ -39,7 +39,7 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # images whose content is compared where not all are
+PROBES = 64  # images whose content is compared if not all are
 MOST_RIVALS = 2000  # validation images that are read for it at the most
 EVEN = 0.9  # share of validation classes of one size from which on the sizes of all should be one
 
@@ -156,7 +156,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
 
 
 def renumber(folder: ImageSet, numbering: Numbering) -> None:
-    """Replace the classes of a folder's images by those of `numbering`; images without a class go."""
+    """Renumber the classes of a folder's images by `numbering`; images without a class are left out."""
     numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
     folder.samples = [(path, number) for path, number in numbers if number is not None]
 
@@ -272,7 +272,7 @@ def identify_images(
 
 
 def warn_of_folder_order(names: Sequence[str]) -> None:
-    """Warn where sorted folder names do not follow the numbers at their ends (`new1000` before `new101`)."""
+    """Warn if sorted folder names do not follow the numbers at their ends (`new1000` before `new101`)."""
     parts = [trailing_number(name) for name in names]
     numbers = [number for _, number in parts if number is not None]
     if len({prefix for prefix, _ in parts}) != 1 or len(numbers) < len(names):
@@ -289,7 +289,7 @@ def warn_of_folder_order(names: Sequence[str]) -> None:
 
 
 def warn_of_last_batch(images: int, batch_size: int) -> None:
-    """Warn where the last batch of an epoch is a single image: training refuses it for students with batch norm."""
+    """Warn if the last batch of an epoch is a single image: training refuses it for students with batch norm."""
     if (images - 1) % batch_size == 0:
         log.warning(
             "WARNING: the last batch of %d images in batches of %d is a single image, on which students with batch "
@@ -347,7 +347,7 @@ def report_labels(
     views: TrainingViews[LabelStore],
     names: Sequence[str],
 ) -> Findings:
-    """Log what was found, in a few lines; refuse labels that do not fit the folders.
+    """Log the findings in a few lines; refuse labels that do not fit the folders.
 
     Args:
         config, found: settings.
@@ -485,7 +485,7 @@ def report_agreement(
 def check_students(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> None:
-    """Check that students can train and save: one forward pass, free disk; log what they will do and write."""
+    """Check that students can train (one forward pass) and save (free disk); log the run's size and its files."""
     smallest = TrainingViews.of(data.source).smallest_batch()
     rows = smallest % config.micro_batch or config.micro_batch  # the remainder is the smallest micro-batch
     if data.hard:
@@ -550,7 +550,7 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
             outputs = copy.deepcopy(student.model).train()(images)
     except torch.cuda.OutOfMemoryError:  # not the model's fault
         raise
-    except Exception as error:  # whatever a model meets in images that are too few, or too small for it
+    except Exception as error:  # models raise many kinds of errors if images are too few or too small
         hard = "--hard-batch-size, " if config.hard_epochs else ""
         sync = ", or add --sync-bn" if found.processes > 1 and not config.sync_bn else ""
         raise InputError(
@@ -567,7 +567,7 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
 
 
 def check_disk(folder: str | Path, needed: float, purpose: str) -> None:
-    """Raise InputError if fewer than `needed` bytes are free where `folder` is, or will be."""
+    """Raise InputError if fewer than `needed` bytes are free on the disk of `folder`, which may not exist yet."""
     place = os.path.abspath(folder)
     while not os.path.exists(place):
         place = os.path.dirname(place)

@@ -338,7 +338,7 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits [B, C] with probabilities [B, C], those of `HardViews`: batch mean."""
+    """Cross-entropy of logits [B, C] with probabilities [B, C], as `HardViews` has them; mean over the batch."""
     return F.cross_entropy(outputs, answers)
 
 

@@ -52,7 +52,7 @@ def versions(device_type: str = "auto") -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of this program, with `-dirty` where files were changed; None outside a checkout."""
+    """Commit of this program, with `-dirty` if files were changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -320,7 +320,7 @@ class Inquiry:
         return answers
 
     def difference(self, question: Question, answers: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
-        """Return stored minus the teacher's logits, float32 [m, C], NaN where nothing is stored."""
+        """Return stored minus the teacher's logits, float32 [m, C], NaN for classes that are not stored."""
         values, known = self.stored(question, replay)
         return torch.where(known, values - self.comparable(answers, replay), torch.nan)
 

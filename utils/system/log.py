@@ -20,7 +20,7 @@ def progress_bar(batches: Iterable[Item], description: str, total: int, enabled:
 
 
 class Printable(logging.Formatter):
-    """Formatter whose lines can be written in any encoding: names of files may be in none."""
+    """Formatter whose lines can be written in any encoding: a file name may be in none."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, then make the text printable."""

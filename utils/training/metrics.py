@@ -50,7 +50,7 @@ class MetricSums:
         return finite.index(False) if False in finite else None
 
     def sum_over(self, world: World) -> "MetricSums":
-        """Add up what the ranks of a `World` have; all have the same number of batches."""
+        """Return the sums over all ranks of a `World`; every rank has the same number of batches."""
         if world.size > 1:
             own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
             total = world.all_reduce_sum(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))

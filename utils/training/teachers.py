@@ -40,7 +40,7 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
 
 
 class Ensemble:
-    """Teachers whose logits are combined.
+    """Several teachers that answer as one: their logits are combined.
 
     Args:
         names: models.
