@@ -6,11 +6,11 @@
     python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers, its ensemble rule
     python relabel_FKD.py … --bits 8 --keep-topk 100 --views drawn      smaller labels
     python relabel_FKD.py … --format tar                         files that SRe2L's and PRISM's code reads
-    torchrun --nproc_per_node 4 relabel_FKD.py …                 epochs shared out over processes, the same bytes
+    torchrun --nproc_per_node 4 relabel_FKD.py …                 epochs distributed over processes, the same bytes
 
-Views are a pure function of (--fkd-seed, epoch, batch): the number of workers does not matter, and a
-call that was killed goes on at the first unfinished epoch and ends with the same bytes. Images are
-visited in the order of the reference's sampler.
+Views are a pure function of (--fkd-seed, epoch, batch), so the number of workers does not matter. If a
+call was killed, repeat it: packed labels are resumed at the first unfinished epoch and end with the same
+bytes. Images are visited in the order of the sampler in SRe2L's and PRISM's code.
 """
 
 import sys
@@ -42,12 +42,12 @@ from utils.training.teachers import Ensemble
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check everything, label, write."""
+    """Check settings, images and teachers; write the teachers' answers to every view."""
     config = RelabelConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
 
-    # every check that can fail before time is spent
+    # run all checks before hours of labelling are spent
     folder = open_folder(config.data, "--data")
     preflight.warn_of_folder_order(folder.classes)
     preflight.check_images(folder.samples)
@@ -55,26 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     views = DrawnViews(policy, len(folder.samples), config.batch_size)
     names, files, weights, rule = config.teachers()
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
-    torch.backends.cudnn.benchmark = False  # another process might find another algorithm the fastest: other bytes
+    torch.backends.cudnn.benchmark = False  # autotuned algorithms may differ between processes, and so the bytes
     teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=found.input_size)
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
-    # the dataset has views of its own, because another thread may read them
+    # a second `DrawnViews`, because a loader thread may read the dataset's while this one reads `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
-    codec.encode(answers)  # refuses answers that it cannot hold
+    codec.encode(answers)  # a trial: raises if the codec cannot hold such answers
     if config.dry_run:
         Preview(dataset, 0, normalise, teachers).draw(Path(f"{config.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 
-    # open the store, or go on with one that was started
+    # open a new label store, or resume a started one
     resident = plan_images(config.loader, folder.samples, precision.device, found.workers, world)
     kind = batch_class(resident, precision.device)
-    replay = "on the device" if kind is DeviceBatches else None  # not to the bit what PIL does
+    replay = "on the device" if kind is DeviceBatches else None  # pixels differ in bits from PIL's
     images = know_images(config.data, folder.samples, found.workers, digests_of_started(config.fkd_path), world)
     writer = open_writer(config, found, codec, folder, views, teachers, replay, images, classes, world.is_main)
     todo = world.broadcast_object(writer.missing(config.epochs))
@@ -124,12 +124,12 @@ def open_writer(
     names: list[str],
     leads: bool,
 ) -> TarWriter | PackedWriter:
-    """Return the writer of --format; a started packed store is continued if its settings and images are the same.
+    """Return the label writer for --format; resume a started packed store if its settings and images are the same.
 
-    With several processes the one that `leads` prepares and checks the folder. `replay` says how views were
-    replayed if that could matter; `names` are the folders of the teachers' classes.
+    The process with `leads` prepares and checks the folder. `replay` is "on the device", or None if PIL replays the
+    views. `names` are the names of the classes, in the order of the teachers' outputs.
     """
-    # the words do not depend on how many views were looked at, so that a continued store has the same settings
+    # a fixed text without figures, because a store is only resumed with equal settings
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings: dict[str, Any] = {
         **({"labels_accepted": accepted} if found.labels_accepted else {}),
@@ -145,7 +145,7 @@ def open_writer(
     }
     if config.format == "tar":
         dtype = torch.float16 if codec.bits == 16 else torch.float32
-        settings["input_size"] = found.input_size  # of packed labels the policy states it
+        settings["input_size"] = found.input_size  # packed labels have it in their view policy
         return TarWriter(config.fkd_path, dtype, leads=leads, image_digests=images.digests, settings=settings)
     manifest = make_manifest(
         codec,
@@ -163,7 +163,7 @@ def open_writer(
 
 
 def labelled(drawn: DrawnBatch, logits: torch.Tensor, sizes: torch.Tensor) -> BatchLabels:
-    """Return the labels of a batch: its views and the answers [B, C]; `sizes` int64 [N, 2] are all images' (H, W)."""
+    """Return a batch's labels, from its views, the logits [B, C] and `sizes` int64 [N, 2], (H, W) of all images."""
     return drawn.labelled(logits, sizes[drawn.index].tolist())
 
 

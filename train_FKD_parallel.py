@@ -10,8 +10,8 @@ The recipe of the launchers, ImageNet-1K at 10 images per class:
     python train_FKD_parallel.py --train-dir DISTILLED --val-dir IMAGENET/val --fkd-path LABELS \
         --batch-size 50 --gradient-accumulation-steps 2 --cos --loss-type mse_gt --ce-weight 0.1 -T 20
 
-Every view is replayed as the teacher saw it, so no teacher runs here. The last epoch's top-1 is
-the headline. What a run leaves in --output-dir, and how each figure is computed, is in README.md.
+Every view is replayed as the teacher saw it, so no teacher runs here. The reported result is the last
+epoch's top-1. README.md lists the files that a run leaves in --output-dir and defines each figure.
 
 Shapes: B images in a batch, b of them in a micro-batch, C classes, S x S pixels.
 """
@@ -52,11 +52,11 @@ from utils.training.streams import Streams
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check everything, train, report."""
+    """Check settings, labels and images; train the students; report their top-1."""
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # every check that can fail before time is spent; `found` collects their findings
+    # run all checks before hours of training are spent; `found` collects the settings that they find out
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
     views, found = check_labels(config, found, train_set)
@@ -110,7 +110,7 @@ def draw_views(
     normalise: Normalise | None = None,
     teacher: Callable | None = None,
 ) -> None:
-    """End a dry run with a picture of what students will see; arguments as for `Preview`."""
+    """Write a picture of the views that students will see, to end a dry run; arguments as for `Preview`."""
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
         Preview(dataset, epoch, normalise, teacher).draw(path, names)
@@ -119,8 +119,8 @@ def draw_views(
 
 @contextlib.contextmanager
 def session(students: Sequence[Student], world: World) -> Iterator[StopSignals]:
-    """Own the students' folders, log to W&B, and only take note of signals, until the block ends."""
-    world.barrier()  # all ranks have finished looking at the old files
+    """Claim the students' folders, log to W&B, and only record stop signals, until the block ends."""
+    world.barrier()  # all ranks must have read the old files before rank 0 changes them
     with StopSignals(world.all_reduce_max, alone=world.size == 1) as signals, contextlib.ExitStack() as sessions:
         for student in students:
             sessions.enter_context(student.session())
@@ -138,112 +138,115 @@ def train(
 ) -> None:
     """Train the epochs that are left; evaluate every --eval-every epochs and after the last.
 
-    All students take the same batches, each as if it were alone. One that fails, most often because it diverged, leaves
-    the others alone; `report` tells of it.
+    All students train on the same batches, and each gets the result that it would get alone. If one fails, most often
+    by divergence, the others continue, and `report` raises the error at the end.
 
     Args:
         config: settings of all students.
-        students: each on its device, from scratch or resumed.
-        batches: of this rank.
-        validation: (images, classes) of this rank.
+        students: from scratch or resumed.
+        batches: this rank's shard of every training batch.
+        validation: this rank's batches (images, classes) of the validation set.
         world: the processes of the run.
-        signals: says when a stop was asked for.
-        label_file: (epoch, batch) -> file of its soft labels, hard epochs not counted; for errors.
+        signals: records signals that ask the run to stop.
+        label_file: (epoch, batch) -> label file of the batch, named in errors; `epoch` counts soft epochs only.
 
     Raises:
         Interrupted: a signal asked for a stop; the state is saved.
     """
     streams = Streams(students[0].precision.device, several=len(students) > 1)
-    # several students may have come unequally far before a restart; those behind catch up
+    # checkpoints of several students may be at different batches: start at the earliest one
     first_epoch, first_batch = min(student.position for student in students)
     epochs = range(first_epoch, config.epochs)
     with contextlib.closing(ProgressLine(config.epochs, not config.no_progress and world.is_main)) as line:
-        line.start(batches.steps(epochs) - first_batch)
+        line.start(batches.steps(epochs) - first_batch)  # batches taken before a restart do not count
         for epoch in epochs:
             if all(student.failed for student in students):
                 break
 
-            # train
+            # train; students whose checkpoint is of a later epoch wait until the others have caught up
             learning = [student for student in students if student.position[0] == epoch and not student.failed]
             for student in learning:
-                student.start_epoch(epoch)
+                student.start_epoch(epoch)  # sets learning rate, loss, micro-batch size and sums
             started = time.time()
+            # until_stop ends the stream early after a signal
             stream = line.training(epoch, signals.until_stop(batches.epoch(epoch, first_batch)))
             for number, batch in enumerate(stream, start=first_batch):
-                batch = streams.share(batch)
+                batch = streams.share(batch)  # replays the views once for all, if there are several students
                 for student in learning:
-                    if number < student.progress.batch:  # it took this one before the restart
+                    if number < student.progress.batch:  # this student took the batch before the restart
                         continue
                     with streams.stream_of(student):
-                        with student.random:
+                        with student.random:  # dropout masks as if the student trained alone
                             if student.graph is None:
                                 train_step(student, batch)
                             else:
-                                student.graph(train_step, student, batch)
+                                student.graph(train_step, student, batch)  # as a CUDA graph, captured at first
                         if student.average is not None:
-                            student.average.update()
-                        student.sums.end_batch()
-                streams.hold(batch)
-            streams.join()
+                            student.average.update()  # EMA of the weights
+                        student.sums.end_batch()  # notes the loss, to name the first batch that diverged
+                streams.hold(batch)  # keeps the batch's memory until all students have used it
+            streams.join()  # below, the models are used on the current stream
             seconds = time.time() - started
             for student in learning:
-                with student.failing_alone():  # this reads the sums: the only wait for the device in an epoch
+                # a diverged student stops alone; its loss is only read here, because reading waits for the device
+                with student.failing_alone():
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # evaluate if it is time to, record the epoch
+            # evaluate every --eval-every epochs, record every epoch
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
             digest = None
             if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
                 line.evaluating()
-                # ranks may have different numbers of batches, so several of them stop only after the last
+                # until_stop all-reduces after each batch, but ranks may have unequally many: they stop after the last
                 evaluated = validation if world.size > 1 else signals.until_stop(validation)
                 metrics = [*evaluate(learning, evaluated, world)]
-                save_if_stopped(students, world, signals)  # before a part of the validation set becomes a figure
-                digest = validation.digest_of_all(world)
+                save_if_stopped(students, world, signals)  # an evaluation that was cut short is not recorded
+                digest = validation.digest_of_all(world)  # a resumed run must find the same images
             seconds = time.time() - started
             for student, one in zip(learning, metrics, strict=True):
                 with student.failing_alone():
                     student.finish_epoch(one, seconds, digest)
             line.evaluated([student.progress for student in learning])
-            first_batch = 0  # the epochs after the first one are whole
+            first_batch = 0  # only the first epoch can start in its middle
 
 
 def train_step(student: Student, batch: Batch) -> None:
     """Take one optimizer step on this rank's rows of a batch, in micro-batches.
 
-    Micro-batch i weighs b_i / B, so that a short last one still makes the true mean over the batch; the gradients' sum
-    over ranks is then that of one process with all rows.
+    The loss of a micro-batch has the weight b / B, so that gradients add up to that of the mean over the batch even if
+    the last micro-batch is short. B counts the rows of all ranks: gradients are then summed over ranks, not averaged.
     """
     world = student.world
     student.optimizer.zero_grad(set_to_none=True)
     for micro_batch in batch.split(student.micro_batch):
         if len(micro_batch) == 0:  # all rows of this micro-batch are on other ranks
             if student.last_micro_batch is not None:
-                student.last_micro_batch.clear()
+                student.last_micro_batch.clear()  # its rows are older; calibration must not use them
             if not (student.joint_statistics or student.joint_loss):
-                continue
+                continue  # else this rank must take part in the collectives below
         outputs = logits = student.precision.outputs(student.model, micro_batch.images)  # [b, C]
-        taught = micro_batch
-        if student.joint_loss and world.size > 1:
+        taught = micro_batch  # soft labels and classes that the loss compares with `logits`
+        if student.joint_loss and world.size > 1:  # this loss is no mean over rows, so it needs those of all ranks
             logits = all_rows(outputs, micro_batch.whole, world)
             taught = gather_micro_batch(micro_batch, world)
-        # without rows the loss is zero, and its backward pass joins in the other ranks' batch statistics
+        # the sum of no rows is zero; its backward pass takes part in the all-reduces of the batch statistics
         loss = student.loss_fn(logits, taught.soft_labels, taught.targets) if len(taught) else outputs.sum()
         student.precision.scaler.scale(loss * (len(taught) / batch.whole)).backward()
-        student.sums.add(loss, outputs, micro_batch.targets)
-    sum_gradients(student.model, world)
+        student.sums.add(loss, outputs, micro_batch.targets)  # own rows; added up over ranks after the epoch
+    sum_gradients(student.model, world)  # one all-reduce a step, after all micro-batches
     student.precision.scaler.step(student.optimizer)
     student.precision.scaler.update()
 
 
 @torch.no_grad()
 def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> list[Metrics]:
-    """Return the `Metrics` of each student on the (images [b, 3, S, S], classes [b]) of all ranks.
+    """Return the `Metrics` of each student on the validation batches of all ranks.
 
-    The loss is cross-entropy. Every rank evaluates rank 0's models: batch statistics may differ between ranks.
+    Batches are pairs: images [b, 3, S, S], classes [b]. The loss is cross-entropy. All ranks use rank 0's buffers,
+    because the running statistics of batch norm may differ between ranks.
     """
     sums = [MetricSums(student.precision.device) for student in students]
     for student in students:
@@ -258,7 +261,7 @@ def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> li
 
 
 def save_if_stopped(students: Sequence[Student], world: World, signals: StopSignals) -> None:
-    """If a signal asked for it, save all students and raise Interrupted."""
+    """Save all students that have not failed, and raise Interrupted, if a signal asked the run to stop."""
     number = signals.agreed()
     training = [student for student in students if not student.failed]
     if number is None or not training:
@@ -276,22 +279,22 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
 
 
 def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
-    """Return what summary.json says about the labels."""
+    """Return the entry `labels` of summary.json: provenance, digest, bytes on disk."""
     return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
 
 
 def report(config: TrainConfig, data: TrainingData, students: Sequence[Student], world: World, labels: dict) -> None:
-    """Write summary.json and curves.png of every student, print the headlines.
+    """Write summary.json and curves.png of every student, log its last and best top-1.
 
     Args:
         config: settings of all students.
-        data: what they were trained and evaluated on.
-        students: after their last epoch.
-        world: its first rank alone writes.
-        labels: where the soft labels came from.
+        data: training and validation images.
+        students: each has finished its last epoch or failed.
+        world: the processes of the run; only rank 0 writes.
+        labels: entry `labels` of summary.json.
 
     Raises:
-        InputError: students have failed; the others are reported.
+        InputError: at least one student failed; the others are reported before.
     """
     if world.is_main:
         images = describe_images(config.train_dir, data.train)

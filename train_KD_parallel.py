@@ -8,7 +8,8 @@ draws the views that relabel_FKD.py would have stored, so both ways give the sam
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
-Hard labels alone, the folder classes: without --teacher-checkpoint, no teacher is needed and none is loaded.
+The second command trains on hard labels alone, the classes of the folders: without --teacher-checkpoint, no teacher
+is loaded.
 """
 
 import os
@@ -33,14 +34,14 @@ from utils.training.teachers import Ensemble
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check everything, train, report."""
+    """Check settings, teacher and images; train the students; report their top-1."""
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
-    # a live teacher answers for all classes, so nothing is lost that the others could share
+    # a live teacher answers for all classes: no stored top-k lacks a rest, so probabilities need not be renormalised
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
-    # every check that can fail before time is spent
+    # run all checks before hours of training are spent
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
     teacher = open_teacher(config, found, precision)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble | None:
-    """Return the live teacher; None if the loss asks for none and no weights were given."""
+    """Return the live teacher; None if --loss-type is ce and there is no --teacher-checkpoint."""
     if config.loss_type == "ce" and not config.teacher_checkpoint:
         return None
     return Ensemble(
@@ -96,7 +97,7 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
 
 
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
-    """Return what summary.json says about the labels: who answered, on which views; bytes are the teacher's."""
+    """Return the entry `labels` of summary.json: teacher, view policy, bytes of the teacher's checkpoint."""
     size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
     return {
         "dialect": "live teacher" if found.teachers else "hard labels",

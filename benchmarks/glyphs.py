@@ -2,11 +2,11 @@
 
     python benchmarks/glyphs.py OUT [--classes 200 --train 40 --distilled 5 --val 8 --side 32 --seed 0]
 
-Latin, accented, Greek and Cyrillic letters, digits and symbols, in the typefaces of DejaVu and STIX that have all of
-them. They are drawn at one size on one baseline, so that upper and lower case differ. Every image is rotated, sheared,
-scaled and shifted, and has its own foreground and background colour. Writes `train`, `val` and `distilled` (the first
-images of each class of `train`, in place of a distilled set) with one folder per class. Only `val` has three of the
-typefaces, a wave distortion and noise.
+Classes are Latin, accented, Greek and Cyrillic letters, digits and symbols. Typefaces are those of DejaVu and STIX
+that have all of the glyphs. All glyphs are drawn at one size on one baseline, so that upper and lower case differ.
+Every image is rotated, sheared, scaled and shifted, and has its own foreground and background colour. Writes `train`,
+`val` and `distilled` (the first images of each class of `train`, in place of a distilled set) with one folder per
+class. Three of the typefaces, a wave distortion and noise occur only in `val`.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def warp(canvas, rng):
 
 
 def colour(mask, rng, noise):
-    """Colour a mask: random ink and paper, at least 0.4 apart in every channel, and noise; return an RGB image."""
+    """Return a mask as an RGB image: random ink and paper colours, at least 0.4 apart in every channel, with noise."""
     dark, light = rng.uniform(0, 0.3, 3), rng.uniform(0.7, 1, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
     share = np.asarray(mask, np.float64)[:, :, None] / 255

@@ -1,4 +1,4 @@
-"""Measurements on a GPU; gpu.sh says how to call this. Each row writes its logs and figures to OUT."""
+"""Run all tests and measurements that need a GPU; gpu.sh says how to call this. Rows write logs and figures to OUT."""
 
 import argparse
 import csv
@@ -28,12 +28,12 @@ AIMS = {
     "5 seeds / 1 seed, time": (2, "at most"),
     "tests failed": (0, "at most"),
 }
-WHOLE_JOB = 300, 31  # epochs and evaluations of the recipes
+WHOLE_JOB = 300, 31  # epochs and evaluations of a whole run with the recipes' settings
 IMAGENET_VAL = 50000
 
 
 class Day:
-    """State shared by all rows: folders, sizes, time limits, and how to run a command.
+    """State and helpers of all rows: folders, sizes, time limits, running of commands.
 
     Args:
         out: folder for results.
@@ -56,7 +56,7 @@ class Day:
 
     @property
     def left(self):
-        """Seconds until all commands must have ended."""
+        """Return the seconds until all commands must have ended."""
         return self.end - time.monotonic()
 
     def start(self, name, *words, **environment):
@@ -74,7 +74,7 @@ class Day:
         return self.finish(name, [self.start(name, *words, **environment)], accept)
 
     def finish(self, name, processes, accept=(0,)):
-        """Wait for processes, kill them at the time limit; return seconds until the last has ended."""
+        """Wait for processes, and kill those left at the time limit; return the seconds until the last one ended."""
         started = time.monotonic()
         end = min(started + self.limit, self.end)
         try:
@@ -93,7 +93,7 @@ class Day:
         return once(self.out / "work" / f"job_{self.images}", self.make_data)
 
     def make_data(self, work):
-        """Make the folder; images and labels are shared with throughput.py, validation images are links to them."""
+        """Make the data folder: images and labels shared with throughput.py, validation images as links to images."""
         shared = self.out / "work"
         images = once(shared / f"images_{self.images}", make_images, self.images, min(CLASSES, self.images // 2))
         work.mkdir(parents=True)
@@ -125,7 +125,7 @@ class Day:
             return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# The rows. Each yields figures as {name: value}, a few at a time, so that a failure only loses the later ones.
+# The rows: generators of {figure: value}. They yield a few figures at a time: a failure only loses the later ones.
 
 
 def tests(day):
@@ -140,12 +140,12 @@ def tests(day):
 
 
 def throughput(day):
-    """Measure all loaders, the step with and without a CUDA graph, and the ceiling, at the setting of AIMS."""
+    """Measure all rows of throughput.py, with the student and batch size that AIMS are set for."""
     yield from rates(day, day.model, "4/2" if day.quick else "50/2", 100, ())
 
 
 def models(day):
-    """Measure the rows of `throughput` for larger students and batches, without reference-like and workers."""
+    """Measure larger students and batches, with the rows `resident`, `resident, eager` and `ceiling` only."""
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:
             model, setting = day.model, "4/1"
@@ -156,7 +156,7 @@ def models(day):
 
 
 def rates(day, model, setting, steps, names, before=""):
-    """Yield the rates that throughput.py measures for one student and setting; all rows if `names` is empty."""
+    """Yield the figures of throughput.py for one student and setting: its rows `names`, or all if that is empty."""
     name = f"throughput-{model}-{setting.replace('/', '-')}"
     json_file = day.out / f"{name}.json"
     words = ["--data", day.out / "work", "--models", model, "--settings", setting, "--device", day.device]
@@ -231,7 +231,7 @@ def processes(day, name, number, epochs, mps):
 
 @contextmanager
 def no_daemon():
-    """Without MPS: yield no environment variables."""
+    """Yield no environment variables: stands in for `mps_daemon` if MPS is not used."""
     yield {}
 
 
@@ -249,7 +249,7 @@ def mps_daemon(day):
 
 
 def relabel(day):
-    """Measure views labelled per second for either loader, from two calls, so that their start-up cancels."""
+    """Measure labelled views per second with each loader; the difference of two calls cancels the start-up time."""
     work = day.data()
     found = {}
     epochs = (1, 2) if day.quick else (1, 4)
@@ -307,7 +307,7 @@ def table(out):
 
 
 def judged(figure, value, quick):
-    """Return the aim of a figure and whether it is met; empty if it has none."""
+    """Return the aim of a figure and whether the figure meets it; an empty text if there is no aim."""
     if figure not in AIMS:
         return ""
     aim, sense = AIMS[figure]

@@ -1,10 +1,10 @@
-"""Size of labels against the student's accuracy, on the demo's data.
+"""Measure the size of labels against the student's accuracy, on the demo's data.
 
     make demo && .venv/bin/python benchmarks/label_sizes.py --json sizes.json
 
 Each row relabels the demo's distilled images with other storage flags, then trains --seeds students for
---epochs epochs on these labels (with --reuse-labels, since some store fewer epochs), and prints bytes on disk and the
-mean and standard deviation of the last epoch's top-1.
+--epochs epochs on these labels (with --reuse-labels, since some rows store fewer epochs of labels), and prints bytes on
+disk and the mean and standard deviation of the last epoch's top-1.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     rows = []
-    full = None  # bytes of the first variant
+    full = None  # bytes of the first variant, with which all are compared
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, flags, epochs) in enumerate(VARIANTS):
             if number and args.only not in name:

@@ -1,15 +1,15 @@
-"""Speed and size of packed labels, compared with `torch.load` of .tar files and with LPQLD's folders.
+"""Measure speed and size of packed labels, compared with `torch.load` of .tar files and with LPQLD's folders.
 
     python benchmarks/label_store.py [--json OUT]
 
 Generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints medians. For the .tar files it
-measures what the reference does for every batch: `torch.load` of one file that is in the page cache.
+times the reference's work for every batch: `torch.load` of one file that is in the page cache.
 
 Then it writes a folder as LPQLD's code does (the 50 largest of 1,000 logits, batch 128), and packs it at 8 and 4 bits.
-`lpqld_bytes_*` is the size on disk of ours divided by theirs, views and image order included. `lpqld_read_speedup`
-compares reading batches in random order while our epochs are open. `lpqld_open_ms` is the time to open and check an
-epoch, per batch, and `lpqld_speedup_with_opening` includes it, as if each batch were read once. `torch.load` is called
-with weights_only=False, which is faster.
+`lpqld_bytes_*` is the size on disk of the packed labels divided by that of LPQLD's, views and image order included.
+`lpqld_read_speedup` compares reading batches in random order, after all packed epochs have been opened. `lpqld_open_ms`
+is the time to open and check an epoch, divided by its batches. `lpqld_speedup_with_opening` adds that time to each
+read, as if each batch were read once. `torch.load` is called with weights_only=False, which is faster.
 """
 
 import argparse
@@ -38,7 +38,7 @@ KEPT, POOL_BATCH = 50, 128  # logits per row and batch size of LPQLD
 
 
 def make_epoch(views, epoch, sizes):
-    """Draw one epoch of cutmix labels with random logits."""
+    """Draw one epoch of cutmix labels with random logits; `sizes` is (H, W), the same for all images."""
     generator = torch.Generator().manual_seed(epoch)
     batches = []
     for batch in range(views.batches_per_epoch):
@@ -87,7 +87,7 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Make hard links to the first epoch's file for all later epochs: a full store that takes little space."""
+    """Complete a store: its later epochs become hard links to the first epoch's file, which take little space."""
     first = packed.path / epoch_name(0)
     for epoch in range(2, epochs):
         (packed.path / epoch_name(epoch)).hardlink_to(first)
@@ -115,7 +115,7 @@ def measure(tar, packed, batches):
 
 
 def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
-    """Return logits float32 [rows, CLASSES] like a teacher's on mixed views: two classes, similar classes, noise.
+    """Return float32 [rows, CLASSES] like a teacher's logits of mixed views: high for two classes and similar ones.
 
     Classes are random directions in 64 dimensions, so that no order of class ids helps to compress them.
     """
@@ -127,7 +127,7 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def write_lpqld(folder: Path, pool: int) -> None:
-    """Write `pool` batches and the list of their images, with the items and dtypes of LPQLD's code."""
+    """Write `pool` batch files and the list of their images, with the items and dtypes of LPQLD's code."""
     folder.mkdir()
     images_of_set = POOL_BATCH * min(pool, 78)  # 78 batches visit all but 16 of 10,000 images
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)

@@ -1,12 +1,12 @@
-"""Size of labels against the student's top-1 with many classes: 200 glyphs (benchmarks/glyphs.py).
+"""Measure the size of labels against the student's top-1 with many classes: 200 glyphs (benchmarks/glyphs.py).
 
     python benchmarks/many_classes.py WORK [--json OUT] [--csv OUT] [--figure OUT.png]
 
 Makes images, a teacher and its labels, and packs the labels in every way: all classes, or the 100, 50 and 10 largest
-logits of a row, each at 16, 8 and 4 bits per value. Trains --seeds students on each. Students on top-k labels with the
-most bits are trained twice, with --topk-mass kept and renormalised. Prints bytes on disk, and mean and standard
-deviation of the last epoch's top-1. Finished parts in WORK are reused, so a call can be stopped at any time and
-repeated; a call whose settings differ from those of WORK is refused.
+logits of a row, each at 16, 8 and 4 bits per value. Trains --seeds students on each, with --topk-mass kept; on top-k
+labels with the most bits, trains as many again with --topk-mass renormalised. Prints bytes on disk, and mean and
+standard deviation of the last epoch's top-1. Finished parts in WORK are reused, so a call can be stopped at any time
+and repeated; a call whose settings differ from those of WORK is refused.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def call(main, words):
 
 
 def refuse_other_settings(args):
-    """Store the settings in WORK; exit if WORK was made with others."""
-    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # may differ between calls on one WORK
+    """Store the settings in WORK; exit if WORK was made with other settings."""
+    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # these may differ between calls on one WORK
     settings = {name: value for name, value in vars(args).items() if name not in ("work", *chosen)}
     path = args.work / "settings.json"
     if not path.exists():
@@ -83,7 +83,7 @@ def once(product, make):
 
 
 def prepare(args):
-    """Make images, teacher and full labels."""
+    """Make images, teacher and full labels, unless they exist."""
     images = args.work / "images"
     teacher = images / "teacher.pth"
     once(images, lambda path: glyphs.main([str(path), "--side", str(SIDE), *args.glyphs.split()]))
@@ -118,13 +118,13 @@ def train(args, labels, mass, seed):
 
 
 def ways_of(args):
-    """Return (number of kept logits or None for all, bits, --topk-mass or `all`) of each row of the table."""
+    """Return a tuple for each row of the table: (kept logits or None for all, bits, --topk-mass or `all`)."""
     ways = [(k, bits, "kept" if k else "all") for k, bits in product((None, *args.topk), args.bits)]
     return ways + [(k, max(args.bits), "renormalised") for k in args.topk]
 
 
 def measure(args):
-    """Train every student, seed by seed; return the rows of the table, dicts with the keys COLUMNS."""
+    """Train every student, seed by seed; return the rows of the table as dicts with the keys COLUMNS."""
     ways = ways_of(args)
     top1 = {way: [] for way in ways}
     for seed, (kept, bits, mass) in product(range(args.seeds), ways):
@@ -133,7 +133,7 @@ def measure(args):
 
 
 def describe(labels, way, top1):
-    """Return one row of the table: see COLUMNS."""
+    """Return one row of the table as a dict with the keys COLUMNS; `way` is a tuple of `ways_of`."""
     deviation = statistics.stdev(top1) if len(top1) > 1 else 0.0
     size = sum(file.stat().st_size for file in labels.iterdir())
     return dict(zip(COLUMNS, (*way, size, statistics.mean(top1), deviation, top1), strict=True))

@@ -4,8 +4,8 @@
 
 The step is eager, because the profiler sees a captured one as a single launch. Views are replayed from images in
 memory. The time of an operator excludes that of the operators it calls; on CUDA it is device time, on the CPU host
-time. Gaps are the wall-clock time of an unprofiled step minus all of these: in them a GPU waits for the host. A
-captured step removes them.
+time. Gaps are the wall-clock time of an unprofiled step minus the times of all operators. During gaps a GPU waits for
+the host; a CUDA graph removes them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ REPLAY = "replay"
 
 
 def make_batch(batch_size, images, precision):
-    """Return a batch whose views are replayed, from noise images on the device, at the first access to `images`."""
+    """Return a batch of noise images on the device; the first access to its `images` replays the views."""
     device = precision.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     pixels = torch.randint(0, 256, (images, SIDE, 3, SIDE), dtype=torch.uint8, device=device)
@@ -78,16 +78,16 @@ def kind_of(name):
 
 
 def own_time(event, cuda):
-    """Return the milliseconds of an operator, without the operators that it calls, on the device or the host."""
+    """Return the milliseconds of an operator without those that it calls: device time if `cuda`, else host time."""
     names = ("self_device_time_total", "self_cuda_time_total") if cuda else ("self_cpu_time_total",)
     return next(getattr(event, name) for name in names if hasattr(event, name)) / 1000
 
 
 def shares_of(profiler, steps, cuda):
-    """Return kind -> milliseconds per step."""
+    """Return a dict: kind of operator -> milliseconds per step."""
     result = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
-        if cuda and event.device_type != DeviceType.CPU:  # a kernel; its time is counted at its operator already
+        if cuda and event.device_type != DeviceType.CPU:  # a kernel; its operator already counts its time
             continue
         if event.key != REPLAY and not event.key.startswith(("Profiler", "cuda", "Optimizer", "Activity")):
             result[kind_of(event.key)] += own_time(event, cuda) / steps
@@ -95,7 +95,7 @@ def shares_of(profiler, steps, cuda):
 
 
 def main(argv=None):
-    """Measure, print, write."""
+    """Profile the step; print the times, and write them to --json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="resnet18", help="student")
     parser.add_argument("--setting", default="50/2", help="batch size/accumulation")
@@ -108,7 +108,7 @@ def main(argv=None):
     cuda = device.type == "cuda"
     batch_size, accumulation = map(int, args.setting.split("/"))
     student = make_student(args.model, batch_size, accumulation, device)
-    student.graph = None  # eager
+    student.graph = None  # eager: the profiler would see a CUDA graph as one launch
     precision = student.precision
     batch = make_batch(batch_size, args.images, precision)
     for _ in range(min(args.steps, 5)):

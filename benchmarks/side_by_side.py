@@ -1,13 +1,13 @@
-"""Speed of several students in one process, compared with one process per student and with one student alone.
+"""Measure several students in one process, compared with one process per student and with one student alone.
 
     python benchmarks/side_by_side.py                                   a GPU: 1, 3 and 5 students, resnet18 at 50/2
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
 All train on the resident loader, in the default precision. Rates are images per second, summed over students: 5
-students that share a batch count it five times. `time` is the wall-clock time relative to one student alone;
-`of the cores` is the CPU time relative to it, which depends less on other load of the machine. Images and labels are
-made as in throughput.py.
+students that share a batch count it five times. `time` is the wall-clock time relative to that of one student alone;
+`of the cores` is the CPU time relative to that of one student alone, which depends less on other load of the machine.
+Images and labels are made as in throughput.py.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from utils.training.precision import pick_device
 from utils.training.streams import Streams
 
 WAYS = ("side-by-side", "processes")
-QUICK = {"steps": 3, "warm_up": 1, "images": 100}  # defaults
+QUICK = {"steps": 3, "warm_up": 1, "images": 100}  # defaults of flags with --quick
 FULL = {"steps": 200, "warm_up": 20, "images": 10000}
 
 
 def serve(count: int, setting: dict, pipe: Connection) -> None:
-    """Child process: run the number of steps that the pipe asks for, with `count` students; None ends it."""
+    """Run a child process: train `count` students for each number of steps that the pipe sends, until it sends None."""
     device = pick_device(setting["device"])
     if device.type == "cpu":
         keep_freed_memory()
@@ -110,7 +110,7 @@ class Together:
 
 
 def measure(way: str, students: int, setting: dict, rounds: int, steps: int, warm_up: int) -> dict:
-    """Return one row: medians over the rounds."""
+    """Measure one row of the table; return medians over the rounds."""
     together = Together([students] if way == WAYS[0] else [1] * students, setting)
     try:
         together.run(warm_up)

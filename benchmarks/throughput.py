@@ -1,4 +1,4 @@
-"""Training speed in images per second: reference-like, this project's loaders, and the ceiling.
+"""Measure training speed in images per second: reference-like, this project's loaders, and the ceiling.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model
@@ -33,7 +33,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
-import utils  # noqa: F401  sets how compute threads wait, before torch is loaded
+import utils  # noqa: F401  sets OMP_WAIT_POLICY, which the processes of the rows inherit
 from train_FKD_parallel import evaluate, train_step
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, FKDConfig
 from utils.data.batch import Batch
@@ -56,7 +56,7 @@ from utils.training.precision import Precision, pick_device
 CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
 SETTLE = 1.0  # seconds between turns, in which the previous row's workers refill their queues
 TRAINING = ("reference-like", "workers", "resident", "ceiling")
-QUICK = {"steps": 3, "warm_up": 1, "images": 300, "models": ["resnet18"], "settings": ["50/2"]}  # defaults
+QUICK = {"steps": 3, "warm_up": 1, "images": 300, "models": ["resnet18"], "settings": ["50/2"]}  # defaults with --quick
 FULL = {
     "steps": 200,
     "warm_up": 20,
@@ -64,7 +64,7 @@ FULL = {
     "models": ["resnet18", "resnet50", "resnet101"],
     "settings": ["50/2", "1024/1"],
 }
-GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # extra row that shows the gain of a CUDA graph
+GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # extra row: without a CUDA graph, to show the gain of one
 
 
 # Data made for the measurement
@@ -118,7 +118,7 @@ def make_labels(folder, count, batch_size, epochs):
 
 
 class ReferenceDataset(Dataset):
-    """One float image at a time; the worker decodes, crops, resizes, flips, converts to float and normalises it."""
+    """Dataset like the reference's: workers decode, crop, resize, flip and normalise one float image at a time."""
 
     def __init__(self, samples, labels, batch_size):
         self.samples, self.labels, self.batch_size = samples, labels, batch_size
@@ -145,7 +145,7 @@ class ReferenceDataset(Dataset):
 
 
 class Positions:
-    """Batch sampler: positions of each batch, over the stored epochs, repeated without end."""
+    """Batch sampler that yields the positions of each batch, and repeats the stored epochs without end."""
 
     def __init__(self, count, batch_size, epochs):
         self.count, self.batch_size, self.epochs = count, batch_size, epochs
@@ -209,7 +209,7 @@ class ReferenceStep:
 
 
 def make_student(model, batch_size, accumulation, device):
-    """Return a new student with AdamW and the recipes' loss; it writes nothing."""
+    """Return a new student with AdamW and the recipes' loss, which writes no files."""
     config = FKDConfig(
         models=(model,), batch_size=batch_size, gradient_accumulation_steps=accumulation, loss_type="mse_gt"
     )
@@ -253,7 +253,7 @@ class Repeated:
         return getattr(self.store, name)
 
     def read(self, epoch, batch):
-        """Read a batch of epoch modulo the number of stored epochs."""
+        """Read a batch of the stored epoch `epoch` modulo the number of stored epochs."""
         return self.store.read(epoch % self.store.epochs, batch)
 
 
@@ -270,7 +270,7 @@ def own_batches(loader, samples, setting, precision):
 
 
 def one_batch(batch_size, precision):
-    """Return an endless iterator over one batch on the device."""
+    """Return an endless iterator that repeats one batch on the device."""
     images = torch.randn(batch_size, 3, SIDE, SIDE, device=precision.device)
     logits = torch.randn(batch_size, CLASSES, device=precision.device)
     targets = torch.randint(CLASSES, (batch_size,), device=precision.device)
@@ -278,7 +278,7 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Stand-in for a step if only loading is measured: make the batch ready for the model, return its rows."""
+    """Make a batch ready for the model and return its number of rows: replaces the step if only loading is measured."""
     if isinstance(batch, Batch):
         return len(batch.images)
     images, _, mix_index, _, box, _ = batch
@@ -305,8 +305,8 @@ def build_row(name, setting):
 
 
 def serve(name, setting, pipe):
-    """Child process: build a row, then run the number of steps that the pipe asks for; None ends it."""
-    set_start_method(None, force=True)  # start its workers as in a script, not with the spawn context of this process
+    """Run a child process: build a row, and run each number of steps that the pipe sends, until it sends None."""
+    set_start_method(None, force=True)  # this process was spawned; its workers start as in a script
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"
     while (steps := pipe.recv()) is not None:
@@ -331,7 +331,7 @@ class Row:
         self.rates = []
         self.host = 0  # peak bytes of host memory
         self.device = None  # peak bytes of device memory
-        spins = "300000" if name == "reference-like" else "0"  # OpenMP's default; the value of utils/__init__.py
+        spins = "300000" if name == "reference-like" else "0"  # libgomp's default; that of OMP_WAIT_POLICY=passive
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         os.environ["GOMP_SPINCOUNT"] = spins
@@ -384,7 +384,7 @@ def measure(names, setting, rounds, steps, warm_up):
 
 
 def take_turns(names, setting, rounds, steps, warm_up):
-    """Run the rows in turns, with all processes alive."""
+    """Run the rows in turns, with all processes alive; return their figures."""
     rows = [Row(name, setting) for name in names]
     try:
         for row in rows:
@@ -419,7 +419,7 @@ def measure_evaluation(setting, images):
 
 
 def ratios_of(rows):
-    """Return the ratios by which speed is judged; `loader` is the row `workers`."""
+    """Return the ratios of the speeds of rows; `loader` in a ratio's name is the row `workers`."""
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {
         "resident_vs_reference_like": ("resident", "reference-like"),
@@ -509,7 +509,7 @@ def main(argv=None):
                 case = f"{model or 'data only'} {pair}"
                 show(f"{case} on {device}, medians of {args.rounds}", rows, ratios)
                 result["rows"] += [row | {"case": case} for row in rows]
-                result["ratios"] = result["ratios"] or ratios  # the ratios of the first case are the ones to report
+                result["ratios"] = result["ratios"] or ratios  # those of the first case, which are reported
                 result.setdefault("ratios_by_case", {})[case] = ratios
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -24,10 +24,10 @@ IMAGES_PER_CLASS, SIDE = 10, 32
 
 
 def herd(features: torch.Tensor, number: int) -> list[int]:
-    """Pick rows of float [N, F] greedily, so that the mean of the picked rows is closest to the mean of all rows.
+    """Pick rows of `features` [N, F] greedily, so that their mean stays closest to the mean of all rows.
 
     Returns:
-        `number` different rows, in the order in which they were picked.
+        `number` distinct row numbers, in the order of picking.
     """
     mean = features.mean(dim=0)
     total = torch.zeros_like(mean)
@@ -42,7 +42,7 @@ def herd(features: torch.Tensor, number: int) -> list[int]:
 
 @torch.no_grad()
 def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's penultimate features of all images, scaled to unit length, [N, 512], and the classes [N]."""
+    """Return the teacher's penultimate features [N, 512] of all images, scaled to unit length, and the classes [N]."""
     device = pick_device("auto")
     precision = Precision("fp32", device)
     teacher = build_teacher("resnet18", checkpoint).to(device)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils import fetch
 
-ORIGINAL = "original"  # attribute of our fetch method that holds PyTorch's
+ORIGINAL = "original"  # attribute of the patched fetch method that holds PyTorch's own
 
 
 class UnsupportedPyTorch(RuntimeError):
@@ -31,12 +31,12 @@ class UnsupportedPyTorch(RuntimeError):
 
 
 def is_applied() -> bool:
-    """Whether the run-time patch is active in this process."""
+    """Return whether the run-time patch is active in this process."""
     return hasattr(fetch._MapDatasetFetcher.fetch, ORIGINAL)
 
 
 def is_hand_edited() -> bool:
-    """Whether PyTorch's source was edited to load label batches, as the reference's README asks."""
+    """Return whether PyTorch's source was edited to load label batches, as the reference's README asks."""
     return not is_applied() and "load_batch_config" in inspect.getsource(_fetch_method())
 
 
@@ -55,7 +55,7 @@ def apply() -> None:
     """Patch the fetcher of this process; do nothing if it is patched already or was edited by hand.
 
     Raises:
-        UnsupportedPyTorch: this PyTorch has another fetcher.
+        UnsupportedPyTorch: the patch does not support the fetcher of this PyTorch.
     """
     original = _fetch_method()
     if is_applied() or is_hand_edited():
@@ -66,7 +66,7 @@ def apply() -> None:
         load = getattr(self.dataset, "load_batch_config", None)
         if load is None:
             return original(self, possibly_batched_index)
-        config = load(possibly_batched_index[0])  # before the images, because it holds their crops
+        config = load(possibly_batched_index[0])  # first, because the labels hold the crops of the images
         return original(self, possibly_batched_index), *config
 
     setattr(fetch_with_labels, ORIGINAL, original)

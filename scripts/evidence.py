@@ -1,4 +1,4 @@
-"""Is it the images or the labels? Train students on every image set in three regimes, and report what each adds.
+"""Measure what images and labels each contribute: train students on every image set in three regimes.
 
     HL      hard labels alone (the folder's class), on ordinary random views
     SL      stored soft labels: LABEL_EPOCHS epochs of views, visited again when they run out
@@ -8,10 +8,10 @@
         TEACHER=resnet18 TEACHER_CHECKPOINT=teacher.pth MODELS="resnet18 resnet50" SEEDS="0 1 2" GPUS="0 1" \\
         WORK=save/evidence python scripts/evidence.py [flags of both training scripts]
 
-The baseline is made here: WORK/images/random, drawn from REAL_DIR with RANDOM_SEED, has as many images per class as the
-first image set. The same teacher labels every set in the same way. The same command again does what is left; finished
-runs are skipped. If settings or data differ from those that WORK was made with, they are refused. docs/evidence.md says
-how to read the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py. All settings come from the
+The script makes the baseline: WORK/images/random, drawn from REAL_DIR with RANDOM_SEED, has as many images per class as
+the first image set. The same teacher labels every set in the same way. Repeat the command to resume; it skips finished
+runs. It is refused if its settings or data differ from those that WORK was made with. docs/evidence.md says how to read
+the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py. All settings come from the
 environment; --help lists them.
 """
 
@@ -30,13 +30,13 @@ REGIMES = ("HL", "SL", "SL+KD")
 
 
 def setting(default: str, description: str = "") -> str:
-    """Return a field of `Settings`, with the text that --help shows."""
+    """Return a field of `Settings` with its default and its description for --help."""
     return field(default=default, metadata={"description": description})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings from environment variables of the same names in capitals. Numbers stay text: they become flags."""
+    """Settings, read from environment variables of the same names in capitals. Numbers stay text: they become flags."""
 
     image_sets: str = setting("data/distilled", "folders; the random set is drawn like the first one")
     real_dir: str = setting("data/train", "real training images, from which the random set is drawn")
@@ -64,7 +64,7 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
-        """Read the settings; empty ones are as if they were not given."""
+        """Read the settings from environment variables; an empty variable counts as not set."""
         names = {one.name: one.name.upper() for one in fields(cls)}
         return cls(**{name: environment[variable] for name, variable in names.items() if environment.get(variable)})
 
@@ -103,7 +103,7 @@ def check(settings: Settings) -> None:
 
 
 def cksum(data: bytes) -> str:
-    """Return CRC and length. By the tool of POSIX, since it is noted beside the runs of earlier releases, too."""
+    """Return "CRC-length", from the tool cksum, so that texts noted by earlier releases stay comparable."""
     done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
     return done.stdout.decode().strip().replace(" ", "-")
 
@@ -120,7 +120,7 @@ def state_of(folder: str) -> str:
 
 
 def draw_random_set(settings: Settings, python: str) -> list[str]:
-    """Return the command that draws the baseline, or checks the one that is there."""
+    """Return the command that draws the random baseline set, or checks an existing one."""
     like = folders_of(settings.image_sets)[0]
     command = [python, "-m", "utils.report.random_images", settings.real_dir, "--like", like]
     command += ["--seed", settings.random_seed, "--output", settings.random_set, "--again"]
@@ -128,7 +128,7 @@ def draw_random_set(settings: Settings, python: str) -> list[str]:
 
 
 def relabel(settings: Settings, images: str, python: str) -> list[str]:
-    """Return the command that stores the teacher's answers on an image set, or goes on with that."""
+    """Return the command that relabels an image set, or resumes an interrupted relabelling."""
     command = [python, f"{ROOT}/relabel_FKD.py", "--data", images]
     command += ["-a", settings.teacher, "--checkpoint", settings.teacher_checkpoint]
     command += ["-b", settings.batch_size, "--epochs", settings.label_epochs or settings.epochs]
@@ -140,8 +140,8 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
     """Return the plan for scripts/runs.py: a line for each regime, image set and student, with all seeds.
 
-    Each command begins with DATA, a description of the folders' and files' content: if it changes, a finished run is
-    not taken for this one. PYTHON and WORKERS, which change no figure, are in no command.
+    Each command begins with DATA=…, a text with checksums of its data: if data change, the command differs from that
+    of a finished run. Commands name the variables PYTHON and WORKERS, not their values, which change no figure.
     """
     s = settings
     common = (
@@ -193,7 +193,7 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
     work = Path(settings.work)
     for name in ("images", "labels", "runs"):
         (work / name).mkdir(parents=True, exist_ok=True)
-    if not Path(f"{settings.random_set}.txt").is_file():  # the list is written last: without it the set is not whole
+    if not Path(f"{settings.random_set}.txt").is_file():  # written last: without this list the set is incomplete
         shutil.rmtree(settings.random_set, ignore_errors=True)
 
     image_sets = [*folders_of(settings.image_sets), settings.random_set]

@@ -1,23 +1,23 @@
-"""Many runs on one machine: students x seeds x label sets, or a plan; each GPU has one process at a time.
+"""Make many runs on one machine: students x seeds x label sets, or a plan; each GPU has one process at a time.
 
     MODELS="resnet18 resnet50" SEEDS="0 1 2" LABELS="data/labels_a data/labels_b" GPUS="0 1 2 3" \\
         TRAIN_DIR=… VAL_DIR=… python scripts/runs.py [flags of train_FKD_parallel.py]
 
-All other settings are those of train.sh. Results are in RUNS_DIR/LABELS/MODEL-seedSEED (RUNS_DIR: save/runs), with
-output (.log) and command (.command) beside each. A run that fails is named and does not stop the others. The same
-command again skips finished runs, resumes those that were stopped, and repeats those that failed; a finished run that
-another command made is refused. If a GPU is named twice in GPUS (default: 0), two runs share it. Ctrl-C, SIGTERM and
-SIGUSR1 are passed on to all runs, which save their state.
+All other settings are those of train.sh. The folder of a run is RUNS_DIR/LABELS/MODEL-seedSEED (RUNS_DIR: save/runs),
+with its output (.log) and command (.command) beside it. A run that fails is named and does not stop the others. Repeat
+the command to resume stopped runs and repeat failed ones; it skips finished runs, and is refused if another command
+made one of them. If a GPU is named twice in GPUS (default: 0), two runs share it. Ctrl-C, SIGTERM and SIGUSR1 are
+passed on to all runs, which save their state.
 
     PLAN=plan.txt RUNS_DIR=… GPUS=… python scripts/runs.py [flags]
 
 A plan has one run per line: a name, a tab, a command. sh runs the command, with OUTPUT_DIR set to RUNS_DIR/NAME; the
 flags and --no-progress, --resume or --overwrite are appended to it (scripts/evidence.py writes such a plan). After
-another tab a line may have seeds: these are the runs NAME-seedSEED, where NAME ends in the model's name.
+another tab a line may list seeds. Its runs are then called NAME-seedSEED, and NAME must end in the model's name.
 
 If there are more runs than GPUs, up to SIDE_BY_SIDE seeds (default: 8) of one line share a process, so that small
-batches fill the GPU and views are replayed once; each run has the figures that it has alone. If they do not fit into
-memory together, they run one after the other.
+batches fill the GPU and views are replayed once; each run gets the figures that it would get alone. If seeds do not
+fit into memory together, they run one after the other.
 
 All settings come from the environment. --help prints this text.
 
@@ -39,14 +39,14 @@ from queue import SimpleQueue
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-# Settings of train.sh that change a figure: the default plan's commands state them.
+# Settings of train.sh that change results; commands of the default plan therefore contain them.
 SETTINGS = (
     "TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE".split()
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
-PATIENCE = 0.5  # seconds of one wait: Python sleeps through a signal that comes just as a wait without end begins
-SOME_FAILED = 123  # the exit code of xargs, from when this was a shell script
+PATIENCE = 0.5  # seconds of one wait; an endless wait would sleep through a signal that comes just as it begins
+SOME_FAILED = 123  # exit code if some runs failed: that of xargs, which earlier releases used
 
 
 class RunsError(Exception):
@@ -54,7 +54,7 @@ class RunsError(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the call; `number` is that of the signal."""
+    """A signal asked the runs to stop; `number` is the signal's number."""
 
     def __init__(self, number: int):
         super().__init__("the runs were asked to save their state; the same command goes on with them")
@@ -75,22 +75,22 @@ class Line:
 
 
 def quoted(text: str) -> str:
-    """Quote a word for sh, always in the same way: the commands beside finished runs are compared as text."""
+    """Quote a word for sh, always in the same style, because the commands of finished runs are compared as text."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def folders_of(text: str) -> list[str]:
-    """Split a list of folders at white space; patterns such as data/labels_* are expanded as by a shell."""
+    """Split `text` at white space into folders, and expand patterns such as data/labels_* as a shell does."""
     return [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
 
 
 def last_name(folder: str) -> str:
-    """Return the last name of a path, by which labels, images and their runs are called."""
+    """Return the last component of a path, after which labels, image sets and their runs are named."""
     return os.path.basename(folder.rstrip("/"))
 
 
 def read_plan(path: str) -> list[Line]:
-    """Read a plan: lines of name, command, and perhaps seeds, separated by tabs."""
+    """Read a plan: each line has a name, a command and optionally seeds, separated by tabs."""
     try:
         text = Path(path).read_text(errors="surrogateescape")
     except OSError as error:
@@ -106,7 +106,7 @@ def read_plan(path: str) -> list[Line]:
 
 
 def default_plan(environment: Mapping[str, str]) -> list[Line]:
-    """Return a line with all SEEDS for each of MODELS on each of LABELS; train.sh runs it."""
+    """Return a plan that runs train.sh: one line, with all SEEDS, for each of MODELS on each of LABELS."""
     given = "".join(f"{name}={quoted(environment[name])} " for name in SETTINGS if environment.get(name))
     labels_of_train_sh = environment.get("FKD_PATH") or "data/labels"
     seeds = tuple((environment.get("SEEDS") or "0").split())
@@ -119,7 +119,7 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
 
 
 def refuse_equal_names(plan: Sequence[Line]) -> None:
-    """Raise if two different commands would write to the same folder."""
+    """Raise RunsError if two different commands would write to the same folder."""
     commands: dict[str, str] = {}
     for line in plan:
         if commands.setdefault(line.name, line.command) != line.command:
@@ -130,12 +130,12 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split lines with many seeds into lines of seeds that train side by side.
+    """Split the seeds of each line into groups that share a process; return a line for each group.
 
     Args:
-        plan: lines.
-        jobs: processes at a time. There are only as many seeds to a process as keep all of them busy.
-        most: limit of seeds to a process.
+        plan: lines of the plan.
+        jobs: number of processes at a time. A group has at most runs / jobs seeds, so that no process is left idle.
+        most: maximum number of seeds in a group.
     """
     runs = sum(len(line.runs) for line in plan)
     size = max(1, min(-(-runs // jobs), most))  # runs / jobs, rounded up
@@ -150,10 +150,10 @@ def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
 
 
 class Processes:
-    """Starts processes; signals that ask this one to stop are passed on to them.
+    """Starts child processes and passes stop signals on to them.
 
-    Each has a session of its own: a Ctrl-C at the terminal reaches this process alone, and they get it once. (For a
-    training script the second SIGINT means to end at once.)
+    Each child has its own session, so that a Ctrl-C at the terminal reaches this process alone, which passes it on
+    once. A second SIGINT would end a training script at once, before it saves its state.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -176,18 +176,18 @@ class Processes:
                 start_new_session=True,
             )
         self.running.add(process)
-        if self.stopped_by:  # the signal came while this process was being started, and was not passed on to it
+        if self.stopped_by:  # the signal came while the process was being started, so `stop` did not pass it on
             self.pass_on(self.stopped_by, process)
         while (code := self.code_of(process)) is None:
             pass
         self.running.discard(process)
-        if code != 0:  # a process that ended well in spite of the signal is done
+        if code != 0:  # a process that exits with 0 has finished in spite of a signal
             self.check()
         return code
 
     @staticmethod
     def code_of(process: subprocess.Popen[bytes]) -> int | None:
-        """Return the exit code of a process that ends within PATIENCE, else None."""
+        """Wait at most PATIENCE for a process; return its exit code, or None if it still runs."""
         with suppress(subprocess.TimeoutExpired):
             return process.wait(PATIENCE)
         return None
@@ -198,7 +198,7 @@ class Processes:
             raise Stopped(self.stopped_by)
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Pass a signal on to all that runs, and start nothing any more: the signal handler."""
+        """Handle a signal: pass it on to all running processes, and start no further ones."""
         self.stopped_by = self.stopped_by or number
         for process in list(self.running):
             self.pass_on(number, process)
@@ -206,14 +206,14 @@ class Processes:
     @staticmethod
     def pass_on(number: int, process: subprocess.Popen[bytes]) -> None:
         """Send a signal to a process and its children."""
-        if number == signal.SIGHUP:  # ends a training script at once; on SIGTERM it saves its state
+        if number == signal.SIGHUP:  # it would end a training script at once; on SIGTERM the script saves its state
             number = signal.SIGTERM
         with suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, number)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Pass signals on to the runs within this context; signals that are ignored (by nohup, say) stay ignored."""
+        """Handle SIGNALS with `stop` until the block ends; signals that were ignored before (by nohup) stay ignored."""
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self.stop) for number in handled}
         try:
@@ -229,12 +229,12 @@ class Runs:
     Args:
         folder: RUNS_DIR.
         flags: appended to every command.
-        environment: of the commands.
-        processes: starts them.
+        environment: environment variables of the commands.
+        processes: starts the commands and passes signals on to them.
     """
 
-    # With a trap, sh waits for its command after a signal, instead of ending at once and leaving it behind. Commands
-    # do not inherit the trap.
+    # Without a trap a signal would end sh at once, and leave its command running. With one, sh waits for the command,
+    # which does not inherit the trap.
     TRAP = "trap : INT TERM USR1; "
 
     def __init__(self, folder: str, flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> None:
@@ -251,18 +251,18 @@ class Runs:
             print(text, flush=True)
 
     def beside(self, name: str, suffix: str) -> Path:
-        """Return RUNS_DIR/NAME.SUFFIX; names may have dots."""
+        """Return RUNS_DIR/NAME.SUFFIX; `with_suffix` would cut a name that has a dot."""
         return self.folder / f"{name}.{suffix}"
 
     def is_finished(self, name: str) -> bool:
         return (self.folder / name / "summary.json").is_file()
 
     def described(self, command: str) -> str:
-        """Return a command with its flags, as it is noted beside a run."""
+        """Return the text of a run's .command file: the command and the flags, a line each."""
         return "\n".join([command, *self.flags, ""])
 
     def refuse_other_commands(self, plan: Sequence[Line]) -> None:
-        """Raise if a finished run was made by another command than that of its line."""
+        """Raise RunsError if a finished run was made by another command than that of its line in the plan."""
         for line in plan:
             for name in line.runs:
                 noted = self.beside(name, "command")
@@ -275,17 +275,17 @@ class Runs:
                     )
 
     def run(self, plan: Sequence[Line], gpus: Sequence[str]) -> bool:
-        """Run the lines, one at a time on each of `gpus`; return whether all runs are done. Raises Stopped."""
+        """Run the lines, one at a time on each of `gpus`; return whether all runs succeeded. Raises Stopped."""
         for gpu in gpus:
             self.free_gpus.put(gpu)
         with ThreadPoolExecutor(len(gpus)) as pool:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        return all(future.result() for future in futures)  # raises the error of a line, if any
+        return all(future.result() for future in futures)  # re-raises an exception of a thread
 
     def run_line(self, line: Line) -> bool:
-        """Run the unfinished runs of a line on a free GPU; return whether they are done."""
+        """Run the unfinished runs of a line on a free GPU; return whether all succeeded."""
         self.processes.check()
         left = [name for name in line.runs if not self.is_finished(name)]
         for name in line.runs:
@@ -304,7 +304,7 @@ class Runs:
             self.free_gpus.put(gpu)
 
     def run_alone(self, name: str, command: str, seed: list[str], gpu: str) -> bool:
-        """Run one line without seeds, or one seed; return whether it is done."""
+        """Run a line without seeds, or one seed of a line; return whether the run succeeded."""
         log = self.beside(name, "log")
         flags = ["--seed", *seed] if seed else []
         done = self.train([name], command, flags, output=self.folder / name, log=log, gpu=gpu)
@@ -312,7 +312,7 @@ class Runs:
         return done
 
     def run_side_by_side(self, line: Line, seeds: list[str], gpu: str) -> bool:
-        """Run several seeds in one process, or one by one if memory is too small; return whether all are done."""
+        """Run several seeds in one process, or one by one if memory is too small; return whether all succeeded."""
         names = [f"{line.name}-seed{seed}" for seed in seeds]
         output = self.folder / Path(line.name).parent
         log = self.beside(f"{line.name}-seeds{'-'.join(seeds)}", "log")
@@ -325,7 +325,7 @@ class Runs:
         return done
 
     def train(self, names: list[str], command: str, flags: list[str], output: Path, log: Path, gpu: str) -> bool:
-        """Run the command of one or several runs; return whether it ended with 0."""
+        """Run the one command that makes the runs `names`; return whether its exit code is 0."""
         has_checkpoint = any((self.folder / name / "checkpoint.pth.tar").is_file() for name in names)
         for folder in (output, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -337,14 +337,14 @@ class Runs:
         return self.processes.run(shell, environment, log) == 0
 
     def failure(self, name: str, log: Path) -> str:
-        """Say that a run failed, with the first error of its log."""
+        """Return the message that a run failed, with the first error of its log."""
         lines = log.read_text(errors="replace").splitlines()
         reason = next((f": {line}" for line in lines if line.startswith("error: ")), "")
         return f"FAILED: {name} ({log}{reason})"
 
 
 def positive(environment: Mapping[str, str], name: str, default: int) -> int:
-    """Return a setting that is a number from 1 on."""
+    """Return a setting as an integer, at least 1; raise RunsError if it is none."""
     text = environment.get(name) or str(default)
     if not text.isdecimal() or int(text) < 1:
         raise RunsError(f"{name} {text} is not a number from 1 on")

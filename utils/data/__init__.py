@@ -1,1 +1,1 @@
-"""The views wing: from labels and image files to a `Batch` on the device."""
+"""Data: from labels and image files to a `Batch` on the device."""

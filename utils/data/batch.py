@@ -20,9 +20,9 @@ class Batch:
 
     Attributes:
         images: float [B, 3, S, S], normalised.
-        soft_labels: the teacher's logits, float [B, C] or `TopK`; None where no teacher has answered.
+        soft_labels: the teacher's logits, float [B, C] or `TopK`; None if no teacher has answered.
         targets: int64 [B], folder classes.
-        parts: where several processes share a batch: (rows here, rows) of each of its micro-batches.
+        parts: (rows of this rank, rows of all ranks) of each micro-batch; None if this process has all rows.
     """
 
     images: torch.Tensor
@@ -35,11 +35,11 @@ class Batch:
 
     @property
     def whole(self) -> int:
-        """Rows of the batch over all processes."""
+        """Return the number of rows of the batch over all ranks."""
         return len(self) if self.parts is None else sum(rows for _, rows in self.parts)
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Yield micro-batches of `size` rows, or as `parts` says; the last may be shorter, none is dropped."""
+        """Yield micro-batches of at most `size` rows, or of the sizes in `parts` if given; no row is dropped."""
         sizes = (min(size, len(self) - start) for start in range(0, len(self), size))
         parts = self.parts or tuple((n, n) for n in sizes)
         start = 0
@@ -50,7 +50,7 @@ class Batch:
             start += here
 
     def own(self, parts: Parts | None) -> "Batch":
-        """Return the rows that `parts` counts, which come first; the others were there to be mixed in."""
+        """Return this rank's rows, which come first; the rows after them served only as mix partners."""
         if parts is None:
             return self
         here = sum(own for own, _ in parts)
@@ -58,30 +58,30 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return the same batch with its images and answers made, for several students."""
+        """Return the batch with its images already computed, so that several students can share it."""
         return self
 
     def tensors(self) -> StepTensors:
-        """Return all that differs from one step to the next; an item may be None."""
+        """Return the inputs of a step, to be copied into a captured CUDA graph; an item may be None."""
         return self.images, self.targets, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "Batch":
-        """Return the batch that other `tensors()` of the same shapes make."""
+        """Return a batch of this type made from `tensors`, the `tensors()` of a batch of the same shapes."""
         images, targets, *soft_labels = tensors
         return Batch(images, answers_of(soft_labels), targets)
 
 
 class Batches(Protocol):
-    """Where a run's training batches come from: workers, resident images, or either with a live teacher."""
+    """Source of a run's training batches: workers, resident images, or either with a live teacher."""
 
     batches_per_epoch: int
 
     def epoch(self, epoch: int, first_batch: int = 0, /) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from `first_batch` on; epochs are asked for in order."""
+        """Yield the batches of an epoch, from `first_batch` on; epochs must be requested in order."""
 
 
 class LiveTeacher:
-    """Wraps batches and adds a teacher's logits to each.
+    """Source of training batches that adds a teacher's logits to each batch of another source.
 
     Args:
         batches: batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
@@ -96,7 +96,7 @@ class LiveTeacher:
         """Yield the batches of an epoch with the teacher's logits.
 
         Raises:
-            InputError: a logit is not finite. Checked once per epoch, because the check synchronises with the device.
+            InputError: a logit is not finite. The check runs once per epoch, because it synchronises with the device.
         """
         finite = []
         for batch in self.batches.epoch(epoch, first_batch):

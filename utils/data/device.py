@@ -1,4 +1,4 @@
-"""Images that stay on the device, and views replayed there, a batch at a time."""
+"""Training images that stay on the device, where the views are replayed one batch at a time."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -24,10 +24,12 @@ from utils.system.distributed import Parts
 class DeviceBatches:
     """Training batches replayed on the device from uint8 images that stay there.
 
-    The labels of an epoch go up together, or so many batches `at_once`; the next ones while these train. Works on
-    CPU tensors as well, more slowly than `ResidentBatches`.
+    While one part of the labels is in use, the next part is uploaded in the background. The class also works on the
+    CPU, but more slowly than `ResidentBatches`.
 
-    Args: as for `WorkerBatches`.
+    Args:
+        dataset, epochs, normalise, workers, device: see `WorkerBatches`.
+        at_once: number of batches whose labels are uploaded together; None: all batches of an epoch.
     """
 
     def __init__(
@@ -44,20 +46,20 @@ class DeviceBatches:
         self.show(dataset.source, epochs, at_once)
 
     def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
-        """Switch to the batches of another source; the decoded images stay."""
+        """Switch to the batches of another label source; the decoded images stay."""
         self.source, self.batches_per_epoch = source, source.batches_per_epoch
         starts = range(0, self.batches_per_epoch, at_once or self.batches_per_epoch)
         self.parts = [range(start, min(start + starts.step, self.batches_per_epoch)) for start in starts]
         self.uploads = BackgroundGenerator(starmap(self.upload, product(epochs, self.parts)), max_prefetch=1)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
-        """See `WorkerBatches.of_same_images`; its labels go up in parts that are as large a share of an epoch."""
+        """Return the batches of another `ViewDataset` of the same images, with about as many uploads per epoch."""
         other = copy(self)
         other.show(dataset.source, epochs, -(-dataset.source.batches_per_epoch // len(self.parts)))
         return other
 
     def upload(self, epoch: int, batches: range) -> list[tuple[torch.Tensor, torch.Tensor, Answers | None]]:
-        """Read the labels of some batches and put them on the device: one (geometry, mixing, logits) per batch."""
+        """Read the labels of `batches` and copy them to the device; return (geometry, mixing, logits) per batch."""
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
         mixing = torch.stack([mixing_of(one.mix) for one in labels])
@@ -67,9 +69,9 @@ class DeviceBatches:
         return list(zip(by_batch, self.put(mixing), logits, strict=True))
 
     def put_answers(self, batches: Sequence[Answers]) -> list[Answers | None]:
-        """Put a list of batches' answers on the device, in one piece; the same list there."""
+        """Copy the answers of several batches to the device, one copy per kind of tensor; return them per batch."""
         kinds = []
-        for tensors in zip(*map(tensors_of, batches), strict=True):  # one kind of tensor of all batches
+        for tensors in zip(*map(tensors_of, batches), strict=True):  # the same kind of tensor from all batches
             missing = tensors[0] is None
             kinds.append(tensors if missing else self.put(torch.cat(tensors)).split([len(one) for one in tensors]))
         return [answers_of(tensors) for tensors in zip(*kinds, strict=True)]
@@ -81,7 +83,7 @@ class DeviceBatches:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of the next epoch, from `first_batch` on."""
+        """Yield the batches of `epoch`, from `first_batch` on; epochs must be requested in order."""
         for batches in self.parts:
             for batch, (geometry, mixing, logits) in zip(batches, next(self.uploads), strict=True):
                 if batch >= first_batch:
@@ -92,8 +94,8 @@ class Gallery:
     """All training images in device memory.
 
     Args:
-        images: uint8 [N, H, 3, W], padded with zeros; so laid out, both products of a replay are
-            plain batched ones.
+        images: uint8 [N, H, 3, W], padded with zeros. In this layout both matrix products of a replay are plain
+            batched products.
         sizes: int64 [N, 2] on the host, (height, width) of each image.
         targets: int64 [N] on the device, folder classes.
         input_size: S.
@@ -110,7 +112,7 @@ class Gallery:
     def decoded(
         cls, samples: list[tuple[str, int]], input_size: int, normalise: Normalise, workers: int, device: torch.device
     ) -> "Gallery":
-        """Decode a list of (path, class) and put it on the device, image by image."""
+        """Return the gallery of a list of (path, class); each decoded image is copied to the device on its own."""
         targets = torch.tensor([target for _, target in samples], device=device)
         sizes = image_sizes(samples).long()
         height, width = sizes.amax(dim=0).tolist()
@@ -135,8 +137,7 @@ class Gallery:
 class DeviceBatch(Batch):
     """A `Batch` that replays its images on the device at the first access to `images`.
 
-    `tensors()` is what differs from step to step, before the replay: a CUDA graph that is fed with
-    it holds the replay too.
+    `tensors()` returns the inputs of a step before view replay, so that a captured CUDA graph contains the replay too.
     """
 
     gallery: Gallery
@@ -154,7 +155,7 @@ class DeviceBatch(Batch):
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
 
     def ready(self) -> Batch:
-        """See `Batch.ready`: the views are replayed once, and not in every student's captured step."""
+        """Return a plain batch with its views replayed, so that the students' steps do not repeat the replay."""
         return Batch(self.images, self.soft_labels, self.targets, self.parts)
 
     def tensors(self) -> StepTensors:
@@ -171,20 +172,20 @@ class DeviceBatch(Batch):
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """float32 [B, 3, S, S], normalised and mixed."""
+        """Return the views, normalised and mixed: float32 [B, 3, S, S]."""
         return self.gallery.replay(self.geometry, self.mixing)[: len(self)]
 
     @cached_property
     def targets(self) -> torch.Tensor:
-        """int64 [B]."""
+        """Return the folder classes: int64 [B]."""
         return self.gallery.targets[self.geometry[: len(self), 0]]
 
 
 def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
-    """Return crops, flips and image numbers of some batches as one tensor, from which their views can be replayed.
+    """Return image indices, crops, flips and mix partners of several batches in one tensor, for `Gallery.replay`.
 
     Args:
-        batches: `BatchLabels` or `DrawnBatch`es, those of an epoch, say.
+        batches: `BatchLabels` or `DrawnBatch`es, for example all batches of an epoch.
         sizes: int64 [N, 2], (height, width) of every image.
 
     Returns:
@@ -200,9 +201,10 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
 
 
 def mixing_of(mix: Mix) -> torch.Tensor:
-    """Return a `Mix` of any type as one tensor, but for the partners: float32 [5].
+    """Return a `Mix` of any type, except for the partners, as one tensor: float32 [5].
 
-    Its items: the partner's share outside the box, then y1, x1, y2, x2 of the box, inside which all is the partner's.
+    The items are the partner's weight outside the box, then y1, x1, y2, x2 of the box. Inside the box every pixel is
+    the partner's.
     """
     if mix.box is not None:
         return torch.tensor([0.0, *mix.box])

@@ -17,7 +17,7 @@ Samples = list[tuple[str, int]]  # (path, class) of every image
 
 # the suffixes of torchvision's ImageFolder, and two more for JPEG
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# image types that torchvision skips: image numbers of labels do not count them, but they may belong to the set
+# image types that torchvision skips, so that labels do not number them; they may still belong to the set: warn
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
@@ -38,18 +38,19 @@ class ImageSet:
 
     @property
     def targets(self) -> list[int]:
-        """Class of every image, in the order of `samples`."""
+        """Return the class of every image, in the order of `samples`."""
         return [target for _, target in self.samples]
 
 
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; classes are sorted by name.
 
-    Symbolic links are followed, except to a folder that contains them. Skipped and named in the log are hidden files
-    and folders (`._0001.png`, `.ipynb_checkpoints`), files of Windows and macOS, and files that are no images.
+    Symbolic links are followed, except to a folder that contains the link. Hidden files and folders (`._0001.png`,
+    `.ipynb_checkpoints`), files of Windows and macOS, and files that are not images are skipped and named in the log.
 
     Raises:
-        InputError: `path` is no folder, cannot be read, has no sub-folders, or one of them has no images; names `flag`.
+        InputError: `path` is not a folder, cannot be read, has no sub-folders, or has a sub-folder without images. The
+            message names `flag`.
     """
     if not path or not os.path.isdir(path):
         raise InputError(f"{flag} {path} is not a folder; give a folder with one sub-folder of images per class")
@@ -93,7 +94,7 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
     while waiting:
         folder, parents = waiting.pop()
         identity = identity_of(folder)
-        if identity in parents:  # a link to a folder that contains it: the walk would never end
+        if identity in parents:  # a symbolic link to one of its own parents: following it would never end
             skipped.append(folder)
             continue
         names = []
@@ -112,22 +113,22 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file or folder is hidden, or a system file of Windows or macOS."""
+    """Return whether a file or folder is hidden, or a system file of Windows or macOS."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_file(entry: os.DirEntry) -> bool:
-    """Whether a folder's entry is a file or a dead link; a dead link counts, so that decoding it raises an error."""
+    """Return whether a folder's entry is a file or a dead link; decoding a dead link then raises an error."""
     return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or is_dead_link(entry)
 
 
 def is_dead_link(entry: os.DirEntry) -> bool:
-    """Whether a folder's entry is a link to a path that does not exist."""
+    """Return whether a folder's entry is a symbolic link to a path that does not exist."""
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def report_skipped(paths: list[str], root: str, flag: str) -> None:
-    """Log the skipped files of an image folder; warn about images of types that are not read."""
+    """Log the skipped files of an image folder; warn about images of unsupported types."""
     names = sorted(os.path.relpath(path, root) for path in paths)
     images = [name for name in names if name.lower().endswith(OTHER_IMAGES) and not is_debris(Path(name).name)]
     others = [name for name in names if name not in set(images)]
@@ -160,11 +161,11 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
     """Decode an image file to a PIL RGB image.
 
     Args:
-        path: of the file.
-        file: its content, if it has been read already.
+        path: the image file.
+        file: binary stream with the content of the file, if it has been read already.
 
     Raises:
-        InputError: it cannot be decoded; names the path.
+        InputError: the file cannot be decoded. The message names the path.
     """
     try:
         with Image.open(file or path) as image:
@@ -176,7 +177,7 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
 
 
 def why_undecodable(error: Exception) -> str:
-    """Return why PIL refused a file, without a file name or the address of a file object."""
+    """Return the reason why PIL could not decode a file, without a file name or the address of a file object."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or of a type that PIL does not know"
     if isinstance(error, OSError) and error.strerror:
@@ -185,12 +186,13 @@ def why_undecodable(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB. The high byte of 16-bit grey values is kept; PIL would clip at 255.
+    """Convert any PIL image to 8-bit RGB.
 
-    PIL keeps the high byte of 16-bit colours too. It restores an 8-bit value v that was saved as v * 257 or v * 256.
+    This keeps the high byte of 16-bit grey values, which PIL would clip at 255. PIL keeps the high byte of 16-bit
+    colours too. The high byte restores an 8-bit value v that was saved as v * 257 or v * 256.
 
     Raises:
-        ValueError: the range of the grey values is unknown, so that they cannot be converted to brightness.
+        ValueError: the range of the grey values is unknown, so that they cannot be scaled to 8 bits.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))
@@ -204,7 +206,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def header_size(path: Path | str) -> tuple[int, int]:
-    """Return (width, height) of an image file from its header; raise InputError if it cannot be read."""
+    """Return (width, height) of an image file from its header; raise InputError if the header cannot be read."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -213,5 +215,5 @@ def header_size(path: Path | str) -> tuple[int, int]:
 
 
 def image_sizes(samples: Samples) -> torch.Tensor:
-    """Read the size of every image of a list of (path, class) from its header: int32 [N, 2], (H, W)."""
+    """Return (H, W) of every image in a list of (path, class), read from the file headers: int32 [N, 2]."""
     return torch.tensor([header_size(path)[::-1] for path, _ in samples], dtype=torch.int32)

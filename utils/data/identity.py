@@ -27,7 +27,7 @@ def file_digest(data: bytes) -> bytes:
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Return the digest of an RGB image: its size and its pixels, rows first."""
+    """Return the digest of the size and the pixels, in row-major order, of an RGB image."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
     digest.update(image.tobytes())
     return digest.digest()
@@ -46,19 +46,19 @@ class KnownImages:
     digests: ImageDigests
 
     def differences(self, stored: ImageDigests, of: str = "labels") -> str | None:
-        """Return how these images differ from the `stored` ones, as a clause; None if they are the same."""
+        """Return a clause that says how these images differ from the `stored` ones; None if they are equal."""
         return find_differences(stored, self.digests, self.names, of)
 
 
 def know_images(
     root: str, samples: Samples, workers: int, known: ImageDigests | None = None, world: World = ALONE
 ) -> KnownImages:
-    """Identify all images of a folder; several processes share the work.
+    """Compute the digests of all images of a folder; several processes share the work.
 
     Args:
         root: the folder.
         samples: list of (path, class).
-        workers, known: as for `identify`.
+        workers, known: see `identify`.
         world: `World`; every rank must call this.
     """
     own = identify(samples[world.rank :: world.size], workers, known) if world.rank < len(samples) else None
@@ -79,13 +79,13 @@ def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
-    """Return the digests of images, read by threads.
+    """Return the digests of images, computed by a pool of threads.
 
     Args:
         samples: list of (path, class).
-        workers: number of threads, at least one a core.
-        known: digests of other images, such as those of labels. If a file's digest is among them, its pixels are
-            not decoded, so that a comparison with labels is as fast as reading the files.
+        workers: number of threads; at least one per core is started.
+        known: digests of other images, such as those stored with labels. A file whose digest is among them is not
+            decoded, so that a comparison with labels is as fast as reading the files.
 
     Raises:
         InputError: a file cannot be read or decoded.

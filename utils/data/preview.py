@@ -17,10 +17,10 @@ from utils.labels.views import index_of
 from utils.system.errors import printable
 from utils.system.files import atomic_file
 
-SHOWN = 16  # views, four in a row
-ASK_SECONDS = 3  # limit on asking a teacher for a preview
-ASK_EPOCHS = 30  # limit on epochs of views that it is asked about
-NAME_WIDTH = 16  # characters of a class name; two names fit above a view
+SHOWN = 16  # number of views in a preview, four per row
+ASK_SECONDS = 3  # time limit of a teacher's labelling before training
+ASK_EPOCHS = 30  # largest number of epochs whose views a teacher labels before training
+NAME_WIDTH = 16  # maximal length of a class name, so that two names fit above a view
 
 
 def ask_teacher(
@@ -30,13 +30,14 @@ def ask_teacher(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     num_folders: int,
 ) -> list[BatchLabels]:
-    """Let a teacher label the first views, as it will label all later, to check which class is which.
+    """Return a teacher's labels of the first views, to check the order of its classes against the folders.
 
-    Stops after about 30 views per class in which one image dominates, or after ASK_SECONDS.
+    Labelling stops at 30 views per class folder (on average) that one image dominates, after ASK_SECONDS, or after
+    ASK_EPOCHS.
 
     Args:
-        dataset: views without soft labels, of any epoch.
-        epoch: the first epoch whose batches are labelled; following epochs are used if it has too few.
+        dataset: views without soft labels; any epoch can be read.
+        epoch: the first epoch to label; the following epochs are used if that epoch has too few views.
         normalise: applied to the views.
         teacher: images float [B, 3, S, S] -> logits [B, C].
         num_folders: number of class folders.
@@ -59,7 +60,7 @@ def ask_teacher(
         flips = torch.zeros(len(views), dtype=torch.bool)
         index = index_of(dataset.labels)
         answered.append(BatchLabels(crops, flips, dataset.labels.mix, logits.float().cpu(), index))
-        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # a view that is half one image says little
+        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # an even mix of two images says little
         if rows >= 30 * num_folders or time.monotonic() - started > ASK_SECONDS:
             break
     return answered
@@ -72,13 +73,13 @@ class Preview:
         images: uint8 [n, S, S, 3].
         targets: int64 [n], folder class of each view.
         partners: int64 [n], folder class of the view mixed into it.
-        logits: float32 [n, C]; None if neither labels nor a teacher give any.
+        logits: float32 [n, C]; None if there are neither soft labels nor a teacher.
 
     Args:
         dataset: `ViewDataset`.
         epoch: epoch whose first batch is shown.
-        normalise: applied to the views for the teacher.
-        teacher: images float [B, 3, S, S] -> logits [B, C]; asked if there are no labels yet.
+        normalise: applied to the views before the teacher gets them.
+        teacher: images float [B, 3, S, S] -> logits [B, C]; used if the dataset has no soft labels.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Preview:
         self.logits = None if logits is None else logits[:n].float().cpu()
 
     def draw(self, path: Path, names: list[str]) -> None:
-        """Write a picture of the views, each below its folder class and the teacher's top 3 classes.
+        """Write a picture of the views; above each view are its folder classes and the teacher's top 3 classes.
 
         Args:
             path: PNG file to write; its folder is created.

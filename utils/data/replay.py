@@ -11,12 +11,12 @@ from utils.labels.views import Crop
 
 
 def replay_view(image: Image.Image, box: Crop, flip: bool, size: int) -> torch.Tensor:
-    """Crop, resize with antialiased bilinear (PIL's), and flip one image.
+    """Crop one image, resize it with PIL's antialiased bilinear filter, and flip it.
 
     Args:
         image: PIL RGB image.
         box: (top, left, height, width) in pixels.
-        flip: mirror left to right.
+        flip: whether to mirror left to right.
         size: S, side of the result in pixels.
 
     Returns:
@@ -30,7 +30,7 @@ def replay_view(image: Image.Image, box: Crop, flip: bool, size: int) -> torch.T
 
 
 class Normalise:
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in `memory_format`, minus mean over std per channel."""
+    """Map uint8 [B, S, S, 3] to (x / 255 - mean) / std per channel: float32 [B, 3, S, S] in `memory_format`."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Normalise:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = images.shape
-        # whole rows of interleaved channels: a CPU does little with three numbers at a time
+        # whole rows of interleaved channels, because operations on three numbers at a time are slow on a CPU
         mean, std = self.mean.repeat(width), self.std.repeat(width)
         rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
         rows.div_(255).sub_(mean).div_(std)
@@ -55,7 +55,7 @@ class Normalise:
 def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.Tensor:
     """Normalise and mix the views of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
 
-    Cutmix moves whole pixels, so it is done before normalising, on a quarter of the memory.
+    Cutmix only copies pixels, so it runs before the normalisation, on uint8, which needs a quarter of the memory.
     """
     if mix.box is None:
         return mix_images(normalise(views), mix)
@@ -64,7 +64,7 @@ def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.T
 
 
 def mix_images(images: torch.Tensor, mix: Mix) -> torch.Tensor:
-    """Mix the images [B, 3, S, S] of a whole batch, before it is split into micro-batches."""
+    """Mix the images [B, 3, S, S] of a whole batch; a partner may belong to another micro-batch."""
     if mix.partner is None:
         return images
     partner = mix.partner.to(images.device, non_blocking=True)
@@ -79,7 +79,7 @@ def mix_images(images: torch.Tensor, mix: Mix) -> torch.Tensor:
 
 
 def mix_by_mask(images: torch.Tensor, partner: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
-    """Mix as `mix_images` does, with shapes that do not depend on the box.
+    """Mix as `mix_images` does, but with tensor shapes that do not depend on the box, as a CUDA graph requires.
 
     Args:
         images: float [B, 3, S, S].
@@ -104,16 +104,16 @@ def resize_views(
     size: int,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Crop, resize (antialiased bilinear, as PIL's) and flip every image of a batch.
+    """Crop every image of a batch, resize it with an antialiased bilinear filter (as PIL's), and flip it.
 
     Args:
         images: uint8 [B, H, 3, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right.
         size: S.
-        dtype: of the arithmetic. float16 (the default on CUDA, for its matrix units) holds every
-            pixel value exactly and results to 1/16 of a level, so rounding at the end stays within
-            one level of PIL, which itself rounds in between.
+        dtype: type of the arithmetic; default: float16 on CUDA, for its matrix units, else float32. float16 represents
+            every pixel value exactly and results to 1/16 of a level. So the rounded result is within one level of
+            PIL's, which is rounded after each axis.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.
@@ -130,10 +130,10 @@ def resize_views(
 def resize_weights(
     start: torch.Tensor, length: torch.Tensor, reverse: torch.Tensor, size: int, pixels: int
 ) -> torch.Tensor:
-    """Weights of antialiased bilinear resizing along one axis, with the crop and the flip in them.
+    """Return the weights that crop, resize (antialiased bilinear) and flip along one axis.
 
-    A triangle filter around half-pixel centres; its support is max(scale, 1) pixels, its taps are
-    clamped to the crop box and renormalised (Pillow's `Resample.c`).
+    The filter is a triangle around half-pixel centres with a support of max(scale, 1) pixels. Taps outside the crop
+    box are dropped and the others renormalised (Pillow's `Resample.c`).
 
     Args:
         start, length: int64 [B], the crop along this axis, in pixels.
@@ -152,6 +152,6 @@ def resize_weights(
     centre = (output + 0.5) * scale / support
     place = torch.arange(pixels, device=start.device) + 0.5 - start[:, None]  # [B, pixels], from the crop's edge
     inside = (place > 0) & (place < length)
-    place = torch.where(inside, place / support, float("inf"))  # infinitely far: no weight
+    place = torch.where(inside, place / support, float("inf"))  # infinitely far, so that the weight is 0
     weights = (1 - (place[:, None, :] - centre[:, :, None]).abs_()).clamp_(min=0)
     return weights.div_(weights.sum(dim=2, keepdim=True))

@@ -1,10 +1,10 @@
 """The fast path: a distilled set is small, so its images are decoded once and stay in memory.
 
-* On the CPU (`ResidentBatches`) the decoded images stay in host memory, and each view is replayed by
-  the very function that the workers use: the tensors are equal.
+* On the CPU (`ResidentBatches`) the decoded images stay in host memory. Each view is replayed by the
+  function that worker processes use, so the resulting tensors are equal.
 * On a GPU (`DeviceBatches`) the images stay in device memory as uint8, and the views of a batch are
   replayed together: antialiased crop + resize + flip is separable, so it is two matrix products per
-  image. No value differs from PIL's by more than 1/255. Shapes depend on nothing but the batch size,
+  image. No value differs from PIL's by more than 1/255. Tensor shapes depend only on the batch size,
   so the replay can be part of a CUDA graph.
 
 Shapes: N images, B images in a batch, H and W the largest height and width, S the --input-size,
@@ -29,11 +29,11 @@ from utils.labels.types import each
 from utils.labels.views import Views, index_of
 from utils.system.machine import cores
 
-DECODED_AHEAD = 256  # images that may wait between decoding and their place in memory
+DECODED_AHEAD = 256  # images submitted to the decoding threads at a time
 
 
 def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
-    """Yield every image as PIL RGB, in order, decoded by threads (PIL lets go of the GIL)."""
+    """Yield every image as PIL RGB, in order, decoded by threads (PIL releases the GIL)."""
     paths = iter([path for path, _ in samples])
     with ThreadPoolExecutor(max(workers, cores())) as pool:
         while ahead := list(islice(paths, DECODED_AHEAD)):
@@ -43,7 +43,7 @@ def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
 class ResidentBatches:
     """Training batches from images that are decoded once and kept in host memory; equal to `WorkerBatches`.
 
-    Args: as for `WorkerBatches`.
+    Args: see `WorkerBatches`.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class ResidentBatches:
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
         self.images = list(decode_all(dataset.samples, workers))
-        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # between two steps, when the cores are free
+        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # replays views between steps, when the cores are idle
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":
-        """See `WorkerBatches.of_same_images`; the images are decoded, and kept, once."""
+        """Return the batches of another `ViewDataset` of the same images, which are not decoded again."""
         other = copy(self)
         other.source, other.batches_per_epoch = dataset.source, dataset.source.batches_per_epoch
         return other
@@ -70,7 +70,7 @@ class ResidentBatches:
         return torch.stack(list(self.pool.map(partial(replay_view, size=self.size), images, boxes, flips)))
 
     def read(self, epoch: int, batch: int) -> Batch:
-        """Return one `Batch`."""
+        """Return a batch of `epoch` on the device."""
         labels = self.source.read(epoch, batch)
         images = finish_views(self.views(labels).to(self.device), self.normalise, labels.mix)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))

@@ -21,8 +21,8 @@ HOST = torch.device("cpu")
 class CentreCrops(Dataset):
     """Validation images: the shorter side is resized to `resize`, then the centre S x S is cropped.
 
-    An item is (uint8 [S, S, 3], class, digest). The digest is an int64 of the decoded pixels and the class if
-    `digesting`, else 0.
+    An item is (image uint8 [S, S, 3], class, digest). If `digesting`, the digest is an int64 hash of the decoded pixels
+    and the class, else 0.
     """
 
     def __init__(self, samples: Samples, input_size: int, resize: int):
@@ -46,12 +46,12 @@ class CentreCrops(Dataset):
 class ValidationBatches:
     """Validation batches in file order; images are decoded once and kept in memory if they fit.
 
-    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size does not follow
-    --batch-size, since it does not change the result.
+    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is independent of
+    --batch-size, because it does not affect the result.
 
     Attributes:
-        digest: identifies the images and their classes, in any order: sum of the digests of all images, modulo 2^64.
-            Computed while the first pass decodes them; None before that.
+        digest: sum of the digests of all images, modulo 2^64, which identifies images and classes in any order. It is
+            computed during the first pass; None before that.
 
     Args:
         samples: list of (path, class).
@@ -60,7 +60,7 @@ class ValidationBatches:
         workers: number of worker processes that decode.
         device: torch.device.
         batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
-        keep: where decoded images stay after the first pass; None: they are decoded again for every pass.
+        keep: device that keeps the decoded images after the first pass; None: every pass decodes them again.
         resize: pixels of the shorter side before the centre is cropped (default: `default_val_resize`).
     """
 
@@ -93,12 +93,12 @@ class ValidationBatches:
         return len(self.loader)
 
     def digest_of_all(self, world: World) -> str | None:
-        """Return the digest of all ranks' images, 16 hex digits; None before the first pass."""
+        """Return the digest of the images of all ranks, 16 hex digits; None if a rank has not completed a pass."""
         digests = [digest for digest in world.all_gather_object(self.digest) if digest is not None]
         return f"{sum(digests) % 2**64:016x}" if len(digests) == world.size else None
 
     def decoded(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (images uint8 [B, S, S, 3], targets), from memory after the first complete pass."""
+        """Yield (images uint8 [B, S, S, 3], targets int64 [B]); kept images are not decoded again."""
         if self.kept:
             yield from self.kept
             return
@@ -106,7 +106,7 @@ class ValidationBatches:
         total = 0
         for images, targets, digests in guarded(self.loader):
             total += sum(digests.tolist())
-            if self.keep is not None:  # a copy, since workers' tensors are in shared memory, which is scarce
+            if self.keep is not None:  # a copy, because workers' tensors occupy shared memory, which is scarce
                 images, targets = images.to(self.keep, copy=True), targets.to(self.keep, copy=True)
                 kept.append((images, targets))
             yield images, targets

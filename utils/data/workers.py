@@ -1,8 +1,8 @@
-"""Image folders, worker processes that replay views, validation images: files in, `Batch` out.
+"""Training batches from worker processes, which decode images and replay their views.
 
-What travels through the DataLoader is a *position*. Positions run on over all epochs: position p is slot
-`p % batch_size` of batch `p // batch_size`, batches counted from the first of epoch 0 (a short batch leaves
-positions out). So one iterator serves the whole run: workers stay alive and prefetch across epochs.
+The sampler of the DataLoader yields *positions*, which count through all epochs: position p is slot `p % batch_size`
+of batch `p // batch_size`. Batches are counted from the first of epoch 0; a short batch leaves some positions unused.
+So one iterator serves the whole run: workers stay alive and prefetch across epochs.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ View = tuple[torch.Tensor, int, torch.Tensor, bool, int]  # uint8 [S, S, 3], cla
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
 
-FILES_PER_WORKER, SPARE_FILES = 4, 16  # open files of a DataLoader: for each worker, and beside
-DYING_SECONDS = 2  # within which a worker has ended that does not answer any more
+FILES_PER_WORKER, SPARE_FILES = 4, 16  # files that a DataLoader opens: per worker, and in addition
+DYING_SECONDS = 2  # time limit of the wait for a dying worker's exit code
 
 
 class ViewDataset(Dataset):
@@ -48,15 +48,15 @@ class ViewDataset(Dataset):
 
     Args:
         samples: list of (path, class).
-        source: `TrainingViews`, or a label store or `DrawnViews`, all of whose batches are shown in their order.
+        source: `TrainingViews`; or a label store or `DrawnViews`, to show all of its batches in their own order.
         input_size: S.
     """
 
-    mode = "fkd_load"  # a PyTorch edited by hand for the reference code asks for this
+    mode = "fkd_load"  # read by a PyTorch that was edited by hand for the reference code
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
         self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
-        self.labels: Views  # of the batch that is being loaded
+        self.labels: Views  # labels of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
         """Return (epoch, batch, slot) of a position."""
@@ -66,9 +66,9 @@ class ViewDataset(Dataset):
     def load_batch_config(
         self, position: int
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
-        """Load the labels of the batch that starts at `position`; return the items of its `Mix`, and its logits.
+        """Load the labels of the batch that starts at `position`; return (mix partner, lam, box, logits).
 
-        A PyTorch edited by hand for the reference code unpacks these four.
+        A PyTorch that was edited by hand for the reference code unpacks these four items.
         """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)
@@ -79,13 +79,13 @@ class ViewDataset(Dataset):
         return [self.view(slot) for slot in range(len(self.labels))]
 
     def __getitem__(self, position: int) -> View:
-        """Return one view, for a PyTorch edited by hand that asks for one at a time."""
+        """Return one view; only a PyTorch that was edited by hand calls this."""
         if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
         return self.view(self.locate(position)[2])
 
     def view(self, slot: int) -> View:
-        """Return (view uint8 [S, S, 3], class, coords float32 [4], flip, image index)."""
+        """Return row `slot` of the loaded batch: (uint8 [S, S, 3], class, coords float32 [4], flip, image index)."""
         index = int(index_of(self.labels)[slot])
         path, target = self.samples[index]
         image = load_rgb(path)
@@ -95,9 +95,9 @@ class ViewDataset(Dataset):
 
 
 class Positions:
-    """Batch sampler over `epochs` (a sequence): lists of positions, one list per stored batch.
+    """Batch sampler that yields the list of positions of each batch of `epochs`.
 
-    The first `first_batch` batches of the first epoch are left out.
+    The first `first_batch` batches of the first epoch are skipped.
     """
 
     def __init__(self, epochs: Sequence[int], source: ViewSource, first_batch: int = 0) -> None:
@@ -116,17 +116,17 @@ class Positions:
 
 
 def start_worker(_worker_id: int) -> None:
-    """Prepare a worker process: patch its PyTorch; leave signals to the parent, and end with it."""
-    gc.freeze()  # collecting what came from the parent would copy its memory
+    """Prepare a worker process: patch its PyTorch, leave signals to the parent, and end if the parent ends."""
+    gc.freeze()  # garbage collection of the parent's objects would copy their memory pages
     fetch_patch.apply()
     prepare_worker()
-    # a batch that a thread cannot send is dropped or tried for ever, and the parent would wait for it: end instead
+    # if a thread cannot send a batch, Python drops it or retries for ever, and the parent waits: end the worker instead
     Queue._on_queue_feeder_error = staticmethod(lambda error, _item: end_worker(error))  # type: ignore[attr-defined]
     sys.excepthook = lambda _type, error, _traceback: end_worker(error)
 
 
 def end_worker(error: BaseException) -> None:
-    """End this worker process, in which a thread has failed; its exit code tells the parent about open files."""
+    """End this worker process after an error; the exit code EMFILE tells the parent about the limit on open files."""
     limit = met_file_limit(error)
     if not limit and not isinstance(error, (OSError, RuntimeError)):
         sys.__excepthook__(type(error), error, error.__traceback__)
@@ -141,7 +141,7 @@ def view_loader(
     context: str | None = None,
     first_batch: int = 0,
 ) -> DataLoader:
-    """Return a DataLoader over the batches of `epochs` of a `ViewDataset`, from `first_batch` of the first one on.
+    """Return a DataLoader over the batches of `epochs`; the first `first_batch` batches of the first epoch are skipped.
 
     Each item is `((views, targets, coords, flips, index), mix partner, lam, box, logits)`.
     """
@@ -153,16 +153,16 @@ def view_loader(
         worker_init_fn=start_worker,
         multiprocessing_context=context if workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # keeps the loader away from the global random state
+        generator=torch.Generator(),  # so that the loader does not draw from the global random state
     )
 
 
 def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
-    """Iterate a DataLoader; the death of a worker becomes an InputError with the remedy."""
+    """Iterate over a DataLoader; raise InputError with a remedy if a worker dies or too few files can be opened."""
     workers = getattr(loader, "num_workers", 0)
-    if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # half made, a loader cannot be taken down
+    if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # a half-started loader cannot be shut down
         raise InputError(OPEN_FILES)
-    wait_for_group_threads()  # its workers are forked in the next line
+    wait_for_group_threads()  # because the next line forks the workers
     iterator = iter(loader)
     try:
         yield from iterator
@@ -177,19 +177,19 @@ def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
 
 
 def exit_codes(iterator: object) -> set[int | None]:
-    """Return the exit codes of a DataLoader's workers, of which one has ended, or will at once."""
+    """Return the exit codes of a DataLoader's workers, after a short wait for the one that is dying."""
     workers: list[BaseProcess] = getattr(iterator, "_workers", [])
     codes: set[int | None] = set()
     end = time.monotonic() + DYING_SECONDS
     while codes <= {None} and time.monotonic() < end:
-        with contextlib.suppress(RuntimeError):  # PyTorch raises it wherever we are when a worker ends
+        with contextlib.suppress(RuntimeError):  # raised by PyTorch's signal handler when a worker ends
             time.sleep(0.05)
             codes = {worker.exitcode for worker in workers}
     return codes
 
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
-    """Copy one loader item to the device, normalise and mix it: a `Batch`."""
+    """Copy one loader item to the device, normalise and mix it, and return this rank's rows as a `Batch`."""
     (views, targets, *_), partner, lam, box, logits = item
     images = finish_views(views.to(device, non_blocking=True), normalise, Mix(partner, lam, box))
     soft_labels = each(logits, lambda tensor: tensor.to(device, non_blocking=True))
@@ -201,7 +201,7 @@ class WorkerBatches:
 
     Args:
         dataset: `ViewDataset`.
-        epochs: range of epochs that will be asked for, in order.
+        epochs: epochs that will be requested, in this order.
         normalise: `Normalise` on the device.
         workers: number of processes; 0 decodes in this process.
         device: torch.device.
@@ -219,7 +219,7 @@ class WorkerBatches:
     ) -> None:
         self.source, self.device = dataset.source, device
         self.batches_per_epoch = self.source.batches_per_epoch
-        # bound to this object, the stream would be a cycle: freed late, its workers would take 10 s to end
+        # a stream that refers to this object would be a cycle: freed late, and its workers would take 10 s to end
         self.prepare = partial(prepare_batch, normalise, device)
         self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
         self.epochs = epochs
@@ -231,17 +231,17 @@ class WorkerBatches:
         return self.again(dataset, epochs)
 
     def start(self, epoch: int, first_batch: int) -> Iterator[Batch]:
-        """Start the workers at a batch of an epoch; they run on to the end of the last epoch."""
+        """Start the workers at a batch of an epoch; return the stream of batches up to the end of the last epoch."""
         loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
         source, per_epoch = self.source, self.batches_per_epoch
         parts = (source.parts(epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
         stream = map(self.prepare, guarded(loader), parts)
-        if self.device.type == "cuda":  # one batch is always ahead; on the CPU that would compete with the step
+        if self.device.type == "cuda":  # prefetch one batch; on the CPU that would slow the step down
             stream = BackgroundGenerator(stream, max_prefetch=1)
         return stream
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of the next epoch, from `first_batch` on in the first one asked for."""
+        """Yield the batches of the next epoch; `first_batch` may exceed 0 only in the first epoch that is requested."""
         self.stream = self.stream or self.start(epoch, first_batch)
         for _ in range(first_batch, self.batches_per_epoch):
             yield next(self.stream)

@@ -1,23 +1,23 @@
 """Compare a teacher's stored answers with the class folders: do labels and folders belong together?
 
 A view belongs to the image that fills most of it; the teacher should answer with that image's class. The answers to
-about 30 views per class are searched for three faults, each of which has its own pattern:
+about 30 views per class are searched for three faults, each with its own pattern:
 
-* **classes in another order**: the images of a folder are answered as another folder's class, and in a closed circle
-  (two classes swapped, all of them permuted). The images of each class are split into two halves; a circle counts
-  only if both halves point to it, and is then judged by a sign test over images, not views: how many prefer the other
-  class to their own. A weak teacher may take all of one class for another, but not each for the other.
+* **classes in another order**: the teacher answers the images of a folder with another folder's class, and such pairs
+  form a cycle (two classes swapped, or more permuted). The images of each class are split into two halves; a cycle
+  counts only if both halves show it. A sign test over images (not views) then counts the images that prefer the other
+  class to their own. A weak teacher may mistake one class for another, but not also the other for the one.
 * **image numbers off by a few** (an image more in one class, one less in another): only images at the borders of
-  classes are answered as their neighbour's. Their share is compared with that of all images that prefer a neighbouring
-  class.
-* **agreement at chance**: another set, order or --fkd_seed. For labels that leave the order of images to a seed, other
-  seeds are tried.
+  classes are answered as the neighbouring class. Their share is compared with the share of images inside classes that
+  prefer a neighbouring class.
+* **agreement at chance**: the labels belong to another image set, image order or --fkd_seed. If a seed determines the
+  image order of the labels, other seeds are tried.
 
-Answers are compared after each view's logits are standardised and each class's mean is taken away, so that neither
+Before the comparison, each view's logits are standardised and each class's mean is subtracted, so that neither
 confident views nor a teacher's favourite classes count more.
 
-The thresholds are calibrated by tests/test_agreement.py on made labels: a fault is refused if coincidence would
-show it less than once in 1,000 sets, and causes a warning if less than once in 5.
+tests/test_agreement.py calibrates the thresholds on synthetic labels: a fault is refused if its p-value is below
+0.001, and causes a warning if its p-value is below 0.2.
 """
 
 import math
@@ -34,14 +34,14 @@ from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import listing
 
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
-DOMINANT = 2 / 3  # a view belongs to one image that fills at least this share of it
-REFUSED, DOUBTED = 1e-3, 0.2  # probability of coincidence
-FEWEST_IMAGES = 4  # per class; with fewer, a half holds one or none
-FEWEST_OPEN = 5  # classes in open chains; fewer may form them by coincidence
+DOMINANT = 2 / 3  # share of a view that an image must fill to dominate the view
+REFUSED, DOUBTED = 1e-3, 0.2  # p-values below which a fault is refused, or causes a warning
+FEWEST_IMAGES = 4  # images per class for a reliable sign test; with fewer, one half of a class holds at most one
+FEWEST_OPEN = 5  # least number of classes in open chains that counts; fewer may form chains by coincidence
 CLEAR = 0.85  # share of images that must prefer the other class in open chains
-ENOUGH_IMAGES = 50  # with fewer, agreement at chance proves nothing
+ENOUGH_IMAGES = 50  # least number of images for which agreement at chance proves a fault
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-SEEDS, NEAR_SEEDS = range(101), range(-10, 11)  # tried instead of --fkd_seed; the near ones are added to it
+SEEDS, NEAR_SEEDS = range(101), range(-10, 11)  # seeds, and offsets from --fkd_seed, that are tried
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Views:
 
     Attributes:
         scores: float32 [R, C], logits of each view, standardised.
-        answers: int64 [R], the teacher's first choice.
+        answers: int64 [R], the teacher's first choice for each view.
         images: int64 [R], number of the image that fills most of each view.
     """
 
@@ -64,7 +64,7 @@ class Agreement:
     """The result of the comparison of labels with class folders.
 
     Attributes:
-        share: of views whose first choice is the class of their image's folder, in [0, 1].
+        share: share of views whose first choice is the class of their image's folder, in [0, 1].
         chance: the share that guessing would give, 1 / C.
         views, images: numbers of views and images compared.
         worst: (class, share) of the classes that fit far worse than the others.
@@ -82,12 +82,12 @@ class Agreement:
 
 
 def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) -> list[BatchLabels]:
-    """Read some batches of labels: of three epochs, or more if these have too few views, spread evenly.
+    """Read evenly spread batches of labels from three epochs, or from more if three epochs have too few views.
 
     Args:
         store: the labels.
         epochs: the epochs to sample from.
-        num_folders: class folders; about 30 views are read for each.
+        num_folders: number of class folders; about 30 views are read for each.
     """
     rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VIEWS, MOST_VALUES // store.num_classes)
     wanted = max(8, -(-rows // store.batch_size))
@@ -104,12 +104,12 @@ def pick_evenly(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) -> Views:
-    """Return the views that one image dominates, or all views if hardly any are dominated.
+    """Return the views that one image dominates, or all views if fewer than a tenth are dominated.
 
     Args:
         samples: batches of labels.
         num_classes: C.
-        input_size: S, side of the views in pixels, on which cutmix boxes are.
+        input_size: S, side of the views in pixels, in which cutmix boxes are given.
     """
     scores, answers, images, kept = [], [], [], []
     for labels in samples:
@@ -127,7 +127,7 @@ def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) 
 
 
 def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (the image that fills most of each view, int64 [B]; whether it fills enough of it, bool [B])."""
+    """Return the image that fills most of each view, int64 [B], and whether that image dominates the view, bool [B]."""
     share = labels.mix.own_share(input_size)
     own = index_of(labels)
     partner = own if labels.mix.partner is None else own[labels.mix.partner]
@@ -135,7 +135,7 @@ def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torc
 
 
 def dense(answers: torch.Tensor | TopK, num_classes: int) -> torch.Tensor:
-    """Return answers as float32 [B, C]; classes that were not kept lie a little below the smallest kept one."""
+    """Return answers as float32 [B, C]; classes that were not kept get a value a little below the smallest kept one."""
     if isinstance(answers, torch.Tensor):
         return answers.float().clamp_min(-1e4)  # logs of probabilities may be infinite
     values = answers.values.float()
@@ -157,10 +157,11 @@ def judge(
     Args:
         views: the answers.
         targets: int64 [N], class of every image.
-        names: name of each class, for the sentence.
-        num_classes: C, of the teacher.
-        other_seed: returns another --fkd_seed with which the answers fit; called only if they do not fit.
-        live: the teacher was asked just now, so that image numbers cannot be off.
+        names: name of each class, for the message.
+        num_classes: C, the number of the teacher's classes.
+        other_seed: returns another --fkd_seed with which the answers fit, or None; called only if agreement is at
+            chance.
+        live: whether a teacher gave the answers just now instead of labels, so that image numbers cannot be off.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -176,9 +177,9 @@ def judge(
     found = replace(
         found, worst=tuple((int(present[f]), float(by_class[f])) for f in order.tolist() if by_class[f] < low)
     )
-    # images, not views, are independent of each other
+    # the standard error counts images, because views of one image are not independent
     spread = math.sqrt(found.chance * (1 - found.chance) / max(len(images), 1))
-    # a teacher with favourite classes may seem to guess; its centred scores do not
+    # raw answers of a teacher with favourite classes may look like guesses; centred scores do not
     centred = (scores.argmax(dim=1) == own).double().mean().item()
     at_chance = max(found.share, centred) < found.chance + 3 * spread
     lost = at_chance and len(images) >= ENOUGH_IMAGES
@@ -213,7 +214,7 @@ def judge(
 
 
 def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the means of rows [R, C] by group: float32 [count, C]."""
+    """Return the mean of the rows of `values` [R, C] in each group: float32 [count, C]."""
     sums = torch.zeros(count, values.shape[1]).index_add_(0, groups, values.float())
     return sums / torch.bincount(groups, minlength=count).clamp_min(1)[:, None]
 
@@ -221,33 +222,33 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 def permutation_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
-    """Search for classes that are exchanged: images of each are answered as the other.
+    """Search for permuted classes: groups in which the teacher answers the images of each class as another class.
 
     Args:
         scores: float32 [n, C], mean scores of n images, centred.
-        images: int64 [n], their numbers, ascending.
+        images: int64 [n], image numbers, ascending.
         own: int64 [n], class of each image.
         names: name of each class.
 
     Returns:
-        (a clause that names the classes, or None; the probability that coincidence gives the same picture).
+        (a clause that names the permuted classes, or None; its p-value).
     """
     present, place = own.unique(return_inverse=True)
-    turn = torch.zeros_like(own)  # within its class, every second image is in the second half
+    turn = torch.zeros_like(own)  # half (0 or 1) of each image; the images of a class alternate
     for f in range(len(present)):
         rows = place == f
         turn[rows] = torch.arange(int(rows.sum())) % 2
     halves = [best_assignment(scores[turn == half], place[turn == half], present) for half in (0, 1)]
-    alone = torch.bincount(place) == 1  # a class of one image is no evidence: nothing confirms the answer
+    alone = torch.bincount(place) == 1  # classes of one image, whose answer no second half can confirm
     agreed = {f: c for f, c in halves[0].items() if halves[1].get(f, c) == c and (f in halves[1] or alone[f])}
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # if many classes are permuted, a few are not recognised: the cycles of the others are then open chains
+    # if many classes are permuted, some are not recognised, which breaks their cycles into open chains
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    one_way = len(agreed) - sum(map(len, groups))  # classes that are taken for another, which stays as it is
+    one_way = len(agreed) - sum(map(len, groups))  # classes answered as another class, but in no group
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []
     total_chance = 1.0
@@ -256,10 +257,10 @@ def permutation_of(
         for_other = [int((gain[:, 0] > gain[:, 1]).sum()) for gain in gains]
         counts = list(map(len, gains))
         majority = all(2 * prefer > count for prefer, count in zip(for_other, counts, strict=True))
-        if group is chains:  # these were picked among many because their images prefer the other class
+        if group is chains:  # stricter, because chains were selected for preferring the other class
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        if min(counts) < FEWEST_IMAGES:  # a weak teacher may mistake the few images that there are: is it weak?
+        if min(counts) < FEWEST_IMAGES:  # a weak teacher may mistake so few images; `strays` estimates its errors
             strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
             chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))
         if chance < DOUBTED and majority:
@@ -273,7 +274,7 @@ def permutation_of(
 
 
 def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Return the class that most images of a folder are answered as, if it is not the folder's: folder -> class."""
+    """Return {folder: class} for every folder most of whose images are answered as one other class."""
     found = {}
     for f, own_class in enumerate(present.tolist()):
         choices = scores[own == own_class].argmax(dim=1)
@@ -284,11 +285,11 @@ def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) ->
 
 
 def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Assign classes to folders so that the images' scores are highest; return folder -> class for folders that change.
+    """Solve the linear assignment of folders to classes; return {folder: class} for folders whose class changes.
 
     Args:
-        scores: float32 [n, C] of images.
-        place: int64 [n], folder of each, among `present`.
+        scores: float32 [n, C], scores of n images.
+        place: int64 [n], folder of each image, as an index into `present`.
         present: int64 [F], class of each folder.
     """
     average = means(scores, place, len(present))  # [F, C]
@@ -304,14 +305,14 @@ def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Te
 
 
 def assign(gain: np.ndarray) -> np.ndarray:
-    """Return a different column for each row, so that the sum of gain [F, C], F <= C, is highest: int64 [F].
+    """Solve the linear assignment problem: return int64 [F], a distinct column for each row, of maximal total gain.
 
-    By shortest augmenting paths (Kuhn 1955; Jonker and Volgenant 1987): 1,000 x 1,000 take half a second, as long as
-    scipy takes to be imported.
+    `gain` is [F, C], F <= C. The method is shortest augmenting paths (Kuhn 1955; Jonker and Volgenant 1987). It takes
+    half a second for 1,000 x 1,000, about as long as importing scipy.
     """
     cost, (rows, columns) = -gain, gain.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, from 1; a search starts at column 0
+    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, both from 1 (row 0: none; column 0: start)
     for row in range(1, rows + 1):
         owner[0], here = row, 0
         shortest, before = np.full(columns + 1, np.inf), np.zeros(columns + 1, dtype=np.int64)
@@ -338,7 +339,7 @@ def assign(gain: np.ndarray) -> np.ndarray:
 
 
 def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]]:
-    """Return the circles of a mapping folder -> class, as lists of folders."""
+    """Return the cycles of a mapping {folder: class}, as lists of folders; `folder_of` is {class: folder}."""
     circles, seen = [], set()
     for start in mapping:
         path: list[int] = []
@@ -355,21 +356,21 @@ def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]
 def shift_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, targets: torch.Tensor
 ) -> tuple[str | None, float]:
-    """Search for image numbers that are all off by a few; arguments and result as for `permutation_of`.
+    """Search for an offset, at most 3, of all image numbers; arguments and result are as for `permutation_of`.
 
-    `targets` int64 [N] are the classes of all images in the order of their numbers.
+    `targets`, int64 [N], holds the classes of all images in the order of their numbers.
     """
     best: tuple[str | None, float] = None, 1.0
     rows = torch.arange(len(images))
     starts = torch.cat([torch.ones(1, dtype=torch.bool), targets[1:] != targets[:-1]])
-    stretch = starts.long().cumsum(0) - 1  # which run of images of one class an image is in
+    stretch = starts.long().cumsum(0) - 1  # number of the run of consecutive images of one class, for each image
     classes = targets[starts]
     for shift in SHIFTS:
         moved = targets[(images + shift).clamp(0, len(targets) - 1)]
         border = moved != own
         if border.sum() < 3 or border.all():
             continue
-        # how often the images inside a class prefer the class before or after theirs
+        # `usual`: share of images inside a class that prefer the neighbouring class
         side = 1 if shift > 0 else -1
         neighbour = classes[(stretch[images] + side).clamp(0, len(classes) - 1)]
         inside = ~border & (neighbour != own)
@@ -407,11 +408,11 @@ def fitting_seed(
     """Return the --fkd_seed with which the first epoch's answers fit the folders; None if no seed tried fits.
 
     Args:
-        store: labels that leave the order of images to the seed.
-        samples: batches; only those in the order of epoch 0 are used.
-        targets: int64 [N].
-        given: the seed that does not fit.
-        input_size: S.
+        store: labels whose image order depends on the seed.
+        samples: batches of labels; only batches of epoch 0 are used.
+        targets: int64 [N], class of every image.
+        given: the present --fkd_seed, which does not fit.
+        input_size: S, side of the views in pixels.
     """
     order = ReferenceOrder(store.num_images, given)(0)
     size = store.batch_size
@@ -438,6 +439,6 @@ def fitting_seed(
 
 
 def hits_of(labels: BatchLabels, targets: torch.Tensor, input_size: int) -> torch.Tensor:
-    """Return whether the first choice of each view that one image dominates is that image's class: bool [R]."""
+    """Return whether the teacher's first choice is the dominating image's class: bool [R], for dominated views only."""
     images, kept = dominating(labels, input_size)
     return (best_classes(labels.logits) == targets[images])[kept]

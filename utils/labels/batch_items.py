@@ -1,7 +1,7 @@
 """Read and check the contents of label files: the items of a batch, and lists of the images of batches.
 
 All projects store a batch as a list of 6 to 8 items, which docs/label-formats.md describes one by one. LPLD, LPQLD and
-HALD name the images of their batches in a file beside them.
+HALD list the images of their batches in a separate file.
 """
 
 import json
@@ -19,20 +19,20 @@ from utils.system.safe_load import load_archive
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]
-SLACK = 1e-3  # rounding to half precision may move an edge this far beyond 1
+SLACK = 1e-3  # tolerance for crop edges beyond 1, which rounding to half precision causes
 MAX_JSON_BYTES = 256 * 2**20
 MAX_IMAGES = 2**31
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
-SUM_SLACK = 0.02  # error of the sum of a row of probabilities in half precision
+SUM_SLACK = 0.02  # tolerance for the sum of a row of probabilities in half precision
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether every value is finite; in numpy, because waking PyTorch's threads costs more."""
+    """Return whether every value is finite, computed by numpy because waking PyTorch's threads costs more."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
 def requirement(source: object) -> Require:
-    """Return `require(condition, problem)`, which raises InputError about the file `source`."""
+    """Return `require(condition, problem)`, which raises InputError about the file `source` if `condition` is false."""
 
     def require(condition: Any, problem: str) -> None:
         if not condition:
@@ -42,14 +42,14 @@ def requirement(source: object) -> Require:
 
 
 def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLabels:
-    """Turn the list of a batch into `BatchLabels`, checking every item.
+    """Check every item of a stored batch and return its `BatchLabels`.
 
     Args:
-        items: coords, flip, mix_index, mix_lam, mix_bbox, answers; as a 7th the image index [B], or the classes
-            [B, k] of the answers; as an 8th EDC's permutation of the patches [B, 2, 2] of each image, which must be
+        items: [coords, flip, mix_index, mix_lam, mix_bbox, answers]. A 7th item is the image index [B], or the classes
+            [B, k] of the answers. An 8th item is EDC's permutation of each image's patches [B, 2, 2], which must be
             all zero.
-        source: the file, for errors.
-        answers: `logits` or `probabilities`, whose natural logs are taken.
+        source: the file, for error messages.
+        answers: kind of the answers: `logits`, or `probabilities`, which are converted to natural logs.
 
     Raises:
         InputError: an item is missing, of the wrong type or shape, or out of range, or the file belongs to a project
@@ -82,7 +82,7 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 def small_items(labels: BatchLabels) -> list[Any]:
     """Return the first five items of a batch in the small dtypes of LPLD."""
     partner, lam, box = labels.mix
-    coords, flip = labels.coords.half(), labels.flip.clone()  # a slice would be saved with all that it is a slice of
+    coords, flip = labels.coords.half(), labels.flip.clone()  # torch.save would store a slice's whole storage
     return [
         coords,
         flip,
@@ -129,7 +129,7 @@ def check_patches(require: Require, status: Any, rows: int, source: object) -> N
 def require_tensor(
     require: Require, name: str, value: Any, dtypes: Collection[torch.dtype], *shape: int | None
 ) -> None:
-    """Require a tensor of one of `dtypes` and of `shape`; None stands for any length."""
+    """Require that `value` is a tensor of one of `dtypes` and of `shape`; None in `shape` allows any length."""
     require(isinstance(value, torch.Tensor), f"{name} is not a tensor")
     require(value.dtype in dtypes, f"{name} has dtype {value.dtype}")
     fits = value.dim() == len(shape) and all(
@@ -177,7 +177,7 @@ def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor |
 
 
 def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int) -> Mix:
-    """Require that partners are rows of the batch, the ratio is in [0, 1], and the box is a box; return the `Mix`."""
+    """Require partners inside the batch, a ratio in [0, 1] and a valid box; return the `Mix`."""
     if mix_index is not None:
         require_tensor(require, "mix_index", mix_index, [torch.int64, torch.uint8], rows)
         mix_index = mix_index.long()
@@ -191,7 +191,7 @@ def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, row
 
 
 def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
-    """Require four integers, or tensors of one, that are a box; return plain integers."""
+    """Require that `box` is (y1, x1, y2, x2), integers or scalar tensors, corners in order; return plain integers."""
     require(isinstance(box, list | tuple) and len(box) == 4, "mix_bbox is not four integers")
     box = tuple(plain_integer(number) for number in box)
     require(None not in box, "mix_bbox is not four integers")
@@ -201,17 +201,17 @@ def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
 
 
 def plain_integer(number: Any) -> int | None:
-    """Turn an integer, or a tensor of one without dimensions, into an integer; return None for anything else."""
+    """Convert an integer or a scalar integer tensor to a plain integer; return None for anything else."""
     if isinstance(number, torch.Tensor) and number.dim() == 0 and not number.is_floating_point():
         number = number.item()
     return number if type(number) is int else None
 
 
 def read_json_indices(file: Path) -> dict[int, list[int]]:
-    """Read `{"N": [image, …]}`, the images of each batch, from a JSON file; checked.
+    """Read and check the images of each batch (or epoch) from a JSON file `{"NUMBER": [image, …]}`.
 
     Raises:
-        InputError: missing, or not that.
+        InputError: the file is missing, unreadable or of another form.
     """
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
@@ -227,16 +227,16 @@ def read_json_indices(file: Path) -> dict[int, list[int]]:
 
 
 def read_saved_indices(file: Path) -> dict[int, list[int]]:
-    """Read `{"E": [image, …]}`, the images of each epoch, from a `torch.save` file; checked.
+    """Read and check the images of each epoch from a `torch.save` file `{"EPOCH": [image, …]}`.
 
     Raises:
-        InputError: missing, or not that; nothing in the file has run.
+        InputError: the file is missing, unreadable or of another form; no code in the file has run.
     """
     return checked_indices(load_archive(file), file)
 
 
 def checked_indices(content: Any, file: Path) -> dict[int, list[int]]:
-    """Check a dictionary from numbers (text) to lists of image numbers; return it with integer keys in order."""
+    """Check that `content` maps numbers (as text) to lists of image numbers; return it with sorted integer keys."""
     sound = (
         isinstance(content, dict)
         and content

@@ -1,26 +1,26 @@
 """Encode the class ids of top-k labels: the k ids of a row, ascending, in little more than their entropy.
 
-The code is that of Elias and Fano (P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). An id of C classes
-is split into its l = floor(log2(C / k)) low bits and the rest, its high part. A row of ids x_0 < x_1 < … is
+The code is Elias-Fano (P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). An id below C, the number of
+classes, is split into l = floor(log2(C / k)) low bits and a high part. A row of ids x_0 < x_1 < … is
 
     ceil(k l / 8) bytes                     bit j k + i is bit j of x_i
     ceil((k + (C - 1 >> l)) / 8) bytes      bit (x_i >> l) + i is set, for every i; the others are zero
 
-where bit b of some bytes is bit b % 8, the lowest first, of byte b // 8. 50 of 1,000 ids take 39 bytes (log2 of the
-number of such sets is 35.3 bytes), whatever they are, so that rows need no offsets.
+Bits are numbered from the lowest: bit b is bit b % 8 of byte b // 8. A set of 50 of 1,000 ids takes 39 bytes (log2 of
+the number of such sets is 35.3 bytes). All rows have the same size, so that they need no offsets.
 """
 
 import numpy as np
 
 
 def code_bytes(count: int, classes: int) -> tuple[int, int]:
-    """Return the bytes of a row's low bits and of its high parts, for `count` ids of `classes`."""
+    """Return the numbers of bytes of a row's low bits and of its high parts, for `count` ids below `classes`."""
     low = low_bits(count, classes)
     return -(-count * low // 8), -(-(count + (classes - 1 >> low)) // 8)
 
 
 def low_bits(count: int, classes: int) -> int:
-    """Return the l of this module's formulas; 1 <= count <= classes."""
+    """Return l, the number of low bits of each of `count` ids below `classes`; 1 <= count <= classes."""
     return (classes // count).bit_length() - 1
 
 
@@ -55,7 +55,7 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         int64 [N, k], each row ascending.
 
     Raises:
-        ValueError: the code is not that of any ids.
+        ValueError: the code is invalid: no set of ids has it.
     """
     rows, low = len(code), low_bits(count, classes)
     low_bytes, high_bytes = code_bytes(count, classes)
@@ -64,8 +64,8 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
     if len(places) != rows * count:
         raise ValueError("not as many as the rows need")
     ids = places.reshape(rows, count)
-    ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)  # now the high parts
-    inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()  # each row has its own k
+    ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)  # `ids` now holds the high parts
+    inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()  # false if a row lacks any of its k
     planes = np.unpackbits(code[:, :low_bytes], axis=1, count=count * low, bitorder="little").reshape(rows, low, count)
     for plane in range(low)[::-1]:
         ids <<= 1

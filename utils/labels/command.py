@@ -26,7 +26,7 @@ from utils.system.process import run_script
 
 
 def info(config: InfoConfig) -> None:
-    """Describe a label folder."""
+    """Print a description of a label folder."""
     store = open_labels(config.path, config.fkd_seed)
     size = sum(entry.stat().st_size for entry in walk(config.path))
     known = store.image_digests
@@ -69,7 +69,7 @@ def pack(config: PackConfig) -> None:
 
 
 def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
-    """Return the manifest of the packed form of a store."""
+    """Return the manifest with which a store will be packed."""
     state_classes(store, config)
     if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
         raise InputError(f"{config.source} holds batches of different sizes and cannot be packed; train on it as it is")
@@ -87,7 +87,8 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
         "batches": None if store.has_epochs else store.stored_batches(),
     }
     settings = {"packed_from": store.dialect, **store.settings}
-    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None  # from --fkd-seed
+    # whether --fkd-seed alone determines the image order, so that no index is stored
+    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None
     return make_manifest(
         codec,
         num_images=store.num_images,
@@ -125,7 +126,7 @@ def ratio(config: PackConfig | UnpackConfig) -> str:
 
 
 def unpack(config: UnpackConfig) -> None:
-    """Unpack a packed folder into the 6- or 7-item dialect."""
+    """Unpack a packed folder into .tar files of 6 or 7 items, or into the format of LPLD, LPQLD or HALD."""
     store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
         raise InputError(f"{config.source} is not packed; there is nothing to unpack")
@@ -197,9 +198,9 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
     """Run one command; return the exit code.
 
     Args:
-        argv: command line.
-        ask_teacher: the part of `verify` that asks a teacher, which a higher layer provides; it returns False if the
-            flags name none.
+        argv: command-line arguments; None for those of the process.
+        ask_teacher: function of a higher layer that runs `verify` with a teacher; it returns False if the flags name
+            no teacher.
     """
 
     def run(words: list[str] | None) -> None:

@@ -1,12 +1,13 @@
 """Digests of label files and of the images that labels belong to.
 
-An image is the same if its file or its pixels are the same: a rewritten PNG has other bytes and the same pixels, and a
-JPEG that another library decodes has other pixels and the same bytes.
+Two images are the same if their files or their pixels are equal: a rewritten PNG has other bytes but the same pixels,
+and a JPEG has other pixels but the same bytes if another library decodes it.
 
-`images.safetensors`, in a packed folder or beside the epochs of tar labels, holds for N images in the order of their
-numbers `pixel_digests` u8 [N, 8] and `file_digests` u8 [N, 8]: blake2b of 8 bytes, of `WIDTHxHEIGHT` and the decoded
-RGB bytes (rows first), and of the file. Beside tar labels its metadata has `settings`, JSON: the settings that
-a packed manifest states (`input_size`, `mean`, `std`, `classes` and the teachers).
+`images.safetensors`, in a packed folder or beside the epochs of tar labels, holds two digests (8-byte blake2b) of each
+of N images, in the order of their numbers. `pixel_digests` u8 [N, 8] cover `WIDTHxHEIGHT` and the decoded RGB bytes
+(rows first); `file_digests` u8 [N, 8] cover the file. Beside tar labels, the metadata of `images.safetensors` has the
+entry `settings`, JSON: the settings that a packed manifest states (`input_size`, `mean`, `std`, `classes` and the
+teachers).
 """
 
 import hashlib
@@ -30,26 +31,26 @@ from utils.labels.packed_tensors import read_tensors
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, digest_of_text, utf8_path
 
-NEW = "v2:"  # prefix of digests of all files that a run needs; earlier digests (first file only) have none
-TAIL = 4096  # bytes at the end of a file that hold the whole directory of most
-END = struct.Struct("<4s8xIIH")  # the last record of a zip: mark, bytes and start of the directory, bytes of a comment
-ENTRY = struct.Struct("<4s12xIIIHHH12x")  # of the directory: mark, CRC-32, packed bytes, bytes, lengths that follow
-AHEAD = 4096  # files queued at a time
+NEW = "v2:"  # prefix of digests that cover all files; older digests cover the first file and have no prefix
+TAIL = 4096  # bytes read from the end of a file; in most files they hold the whole zip directory
+END = struct.Struct("<4s8xIIH")  # last record of a zip file: magic, directory size and offset, comment size
+ENTRY = struct.Struct("<4s12xIIIHHH12x")  # directory entry: magic, CRC-32, packed size, size, 3 trailing lengths
+AHEAD = 4096  # each thread takes AHEAD / THREADS files at a time
 THREADS = 8  # more than cores, because the files may be on a network disk
 
 
 def digest_of_labels(folder: Path, names: Iterable[str], *stated: str) -> str:
-    """Return the digest of a label set: of its files, of the digests of its images, and of further text `stated`."""
+    """Return one digest of a label set's files, its image digests and the further texts `stated`."""
     images = digest_of(folder / IMAGES) if (folder / IMAGES).exists() else ""
     return NEW + digest_of_text("\n".join([digest_of_files(folder, names), images, *stated]))
 
 
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:
-    """Return one digest of the files of a folder: of their names and of what `digest_of_archive` says of each.
+    """Return one digest of the names and the `digest_of_archive` of the files of a folder.
 
     Args:
         folder: the folder.
-        names: paths relative to it, in order.
+        names: paths relative to the folder, in order.
 
     Raises:
         InputError: a file is missing or cannot be read.
@@ -70,10 +71,10 @@ def digest_of_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def digest_of_archive(path: Path) -> str:
-    """Return a digest of a `torch.save` file: of its directory, or of the whole file if that is not enough.
+    """Return a digest of a `torch.save` file: of its zip directory if that has checksums, else of the whole file.
 
-    The directory holds name, size and CRC-32 of every record, which the reader checks. It is not enough if
-    PyTorch was told not to compute them (they are 0); files from before PyTorch 1.6 have no directory.
+    The directory holds name, size and CRC-32 of every record; the reader checks the CRC-32. PyTorch may be told not to
+    compute CRC-32 (the entries are 0), and files from before PyTorch 1.6 have no directory.
     """
     try:
         directory = read_directory(path)
@@ -88,7 +89,7 @@ def digest_of_file(path: Path) -> str:
     """Return the digest of a whole label file.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: the file is missing or cannot be read.
     """
     try:
         return digest_of(path)
@@ -97,12 +98,12 @@ def digest_of_file(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """Return the error of a label file that cannot be read."""
+    """Return the InputError for a label file that cannot be read."""
     return InputError(f"{path} cannot be read ({error.strerror}); copy the labels again")
 
 
 def read_directory(path: Path) -> bytes | None:
-    """Read the directory of a zip file; None if it is not found."""
+    """Read the central directory of a zip file; return None if none is found."""
     handle = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(handle).st_size
@@ -121,7 +122,7 @@ def read_directory(path: Path) -> bytes | None:
 
 
 def states_checksums(directory: bytes) -> bool:
-    """Return whether every record of a directory that holds bytes has a CRC-32."""
+    """Return whether a zip directory is sound and states a CRC-32 for every record that is not empty."""
     place = 0
     while place + ENTRY.size <= len(directory):
         mark, crc, _, size, *lengths = ENTRY.unpack_from(directory, place)
@@ -152,26 +153,26 @@ class ImageDigests:
         return len(self.pixels)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return both as they are stored."""
+        """Return both tensors by the names under which they are stored."""
         return dict(zip(NAMES, (self.pixels.contiguous(), self.files.contiguous()), strict=True))
 
     def rows(self, places: Sequence[int]) -> "ImageDigests":
-        """Return the digests of some of the images."""
+        """Return the digests of the images at `places`."""
         return ImageDigests(self.pixels[list(places)], self.files[list(places)])
 
     def same(self, other: "ImageDigests") -> np.ndarray:
-        """Compare image by image with as many others: bool [N], True if the files or the pixels are equal."""
+        """Compare with N others, image by image: return bool [N], True if the files or the pixels are equal."""
         return ((self.pixels == other.pixels).all(dim=1) | (self.files == other.files).all(dim=1)).numpy()
 
     def digest(self) -> str:
-        """Return one digest of all pixels in order, which names the image set wherever it lies."""
+        """Return one digest of all pixels in order, which identifies the image set independently of its path."""
         return digest_of_text(self.pixels.numpy().tobytes().hex())
 
 
 def read_image_digests(
     folder: Path, num_images: int | None = None, beside: Collection[str] = ()
 ) -> ImageDigests | None:
-    """Read the digests that a label folder holds; None if it has no such file, as the folders of other projects.
+    """Read the image digests in a label folder; return None if it has no such file (labels of other projects).
 
     Args:
         folder: the label folder.
@@ -194,7 +195,7 @@ def read_image_digests(
 
 
 def write_image_digests(folder: Path, digests: ImageDigests, settings: dict[str, Any] | None = None) -> None:
-    """Write the digests into a label folder, whole or not at all; with them the settings of relabelling, as JSON."""
+    """Write image digests and, as JSON, the settings of relabelling into one file of a label folder, atomically."""
     metadata = {"settings": json.dumps(settings)} if settings else None
     with atomic_file(folder / IMAGES) as temporary:
         save_file(digests.tensors(), temporary, metadata)
@@ -235,13 +236,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str], of: str = "labels") -> str | None:
-    """Compare the images that labels were made for, or a run began with, with those of a folder.
+    """Compare the images of labels, or the images at the start of a run, with the images of a folder.
 
     Args:
         stored: digests of the labels' or the run's images.
         found: digests of the folder's images.
         names: path of each of the folder's images, relative to it.
-        of: `labels` or `run`, the subject of the sentence.
+        of: `labels` or `run`: the owner of the stored digests, for the message.
 
     Returns:
         None if all are the same; else a clause that says how they differ, for the middle of a sentence.
@@ -252,7 +253,8 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     for digests in (found.files, found.pixels):
         places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
-    now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]  # present place of each
+    # for each stored image its place in the folder, or None
+    now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]
     gone = [number for number, place in enumerate(now) if place is None]
     began, owners = {
         "labels": ("the labels were made for", "the labels'"),

@@ -1,4 +1,4 @@
-"""Open a label folder, whatever its format: the content tells which it is."""
+"""Open a label folder of any format; the files in it tell the format."""
 
 import os
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class Format(NamedTuple):
     """A test that recognises a format, and the class that reads it."""
 
     fits: Callable[[Path], bool]
-    open: Callable[..., LabelStore]  # (path, fkd_seed, verify)
+    open: Callable[..., LabelStore]  # called with (path, fkd_seed, verify)
 
 
-# The first format that fits is taken; the last one fits always and reports what is missing.
+# The first format that fits is taken; the last one always fits, and its reader reports missing files.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),
@@ -39,7 +39,7 @@ def open_labels(path: str | Path, fkd_seed: int = 42, verify: bool = False) -> L
         verify: compare packed files with their digests when they are opened.
 
     Raises:
-        InputError: no such folder, or no labels in it.
+        InputError: the folder does not exist, or holds no labels.
     """
     if not os.path.isdir(path):
         raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds the labels")

@@ -1,6 +1,6 @@
-"""Format `hald`: `epoch_{e}.tar`, a list of the epoch's batches, and `sampler_indices_dict.pt`.
+"""Format `hald`: `epoch_{e}.tar`, each the list of an epoch's batches, and `sampler_indices_dict.pt`.
 
-HALD (2025) stores probabilities, softmax(logits / T) in half precision, not logits; T is not in the files.
+HALD (2025) stores probabilities, softmax(logits / T) in half precision, not logits; the files do not state T.
 """
 
 import os
@@ -24,7 +24,7 @@ EPOCH_FILE = re.compile(r"epoch_(\d+)\.tar")
 
 
 def is_hald(path: Path) -> bool:
-    """Return whether a folder is of this format."""
+    """Return whether a folder holds labels of format `hald`."""
     return (path / INDICES).exists() or any(EPOCH_FILE.fullmatch(name) for name in os.listdir(path))
 
 
@@ -35,8 +35,8 @@ class HaldStore(LabelStore):
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the drawing, for the record.
-        verify: refused, since there are no digests.
+        fkd_seed: seed of the random batch order of training, which `provenance` states.
+        verify: refused if True, since the files have no digests.
 
     Raises:
         InputError: files and list of images disagree, or the first epoch cannot be used.
@@ -86,7 +86,7 @@ class HaldStore(LabelStore):
         return parse_items(items, f"{self.file(epoch)} (batch {batch})", self.answers)
 
     def _open(self, epoch: int) -> list[BatchLabels]:
-        """Read an epoch whole, and check it against the first one."""
+        """Read all batches of an epoch and check that their shapes agree with the first epoch's."""
         if epoch in self.opened:
             return self.opened[epoch]
         batches = [self._parse(items, epoch, batch) for batch, items in enumerate(self._items(epoch))]
@@ -111,13 +111,13 @@ class HaldStore(LabelStore):
 
 
 class HaldWriter:
-    """Writes HALD's folder, from logs of probabilities.
+    """Writes a folder in HALD's format, from batches whose `logits` are logs of probabilities.
 
     Args:
-        path, image_digests: as `FlatWriter`'s.
+        path, image_digests: as for `FlatWriter`.
 
     Raises:
-        InputError: the folder holds files.
+        InputError: the folder is not empty.
     """
 
     def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-SEED_APART = 104_729  # offset so that hard epochs do not repeat the views of labels made with the same seed
+SEED_APART = 104_729  # added to the seed, so that hard epochs do not repeat the views of labels made with that seed
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Half of the soft epochs (rounded down), then all hard ones, then the other soft ones.
+    """The order of a run's epochs: half of the soft ones (rounded down), all hard ones, then the other soft ones.
 
     Attributes:
         epochs: number of epochs of the whole run.
@@ -35,19 +35,19 @@ class Phases:
         return self.soft // 2 <= epoch < self.soft // 2 + self.hard
 
     def hard_before(self, epoch: int) -> int:
-        """Return the number of hard epochs before an epoch of the run: a hard epoch's own number."""
+        """Return the number of hard epochs before `epoch`, the index of a hard epoch among the hard ones."""
         return min(max(epoch - self.soft // 2, 0), self.hard)
 
     def soft_before(self, epoch: int) -> int:
-        """Return the number of soft epochs before an epoch of the run: a soft epoch's own number."""
+        """Return the number of soft epochs before `epoch`, the index of a soft epoch among the soft ones."""
         return epoch - self.hard_before(epoch)
 
 
 class HardViews(DrawnViews):
-    """Views of hard epochs, which count from 0, with the mixed, smoothed classes of their images as answers.
+    """The views of hard epochs, numbered from 0; mixed and smoothed class labels replace a teacher's answers.
 
-    They follow timm's Mixup in batch mode with cutmix only: row i is mixed with row B - 1 - i, and each class is
-    weighted by the area of its image. Batches have an even number of rows, so an odd image is left out of an epoch.
+    The mixing is that of timm's Mixup in batch mode with cutmix only: row i is mixed with row B - 1 - i, and each class
+    is weighted by the area of its image. Batches have an even number of rows, so an odd image is left out of an epoch.
 
     Args:
         targets: folder class of each of the N images.
@@ -55,7 +55,7 @@ class HardViews(DrawnViews):
         input_size: S, side of the views in pixels.
         batch_size: B, even.
         smoothing: probability mass that is spread evenly over all classes, in [0, 1].
-        seed: of crops, flips, boxes and order.
+        seed: seed of crops, flips, boxes and image order.
     """
 
     def __init__(

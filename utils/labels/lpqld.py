@@ -1,7 +1,7 @@
 """Formats `lpld` and `lpqld`: a flat folder of `batch_{n}.tar`, and `sampler_indices_batch.json`.
 
 LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD
-also keeps only the k largest logits of each row. There are no epochs: each epoch of training draws from all batches.
+also keeps only the k largest logits of each row. The batches belong to no epoch: each epoch of training draws from all.
 """
 
 import json
@@ -28,7 +28,7 @@ BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def is_flat(path: Path) -> bool:
-    """Return whether a folder is of this format."""
+    """Return whether a folder holds labels of format `lpld` or `lpqld`."""
     return (path / INDICES).exists() or any(BATCH_FILE.fullmatch(name) for name in os.listdir(path))
 
 
@@ -45,12 +45,12 @@ def highest_class(answers: Answers) -> int:
 class FlatStore(LabelStore):
     """A flat folder of batch files, without epochs of its own.
 
-    Its epochs are stretches of as many batches as the images named fill; the last one may be shorter.
+    A stored epoch is a run of num_images // batch_size (at least 1) consecutive batches; the last run may be shorter.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the drawing, for the record.
-        verify: refused, since there are no digests.
+        fkd_seed: seed of the random batch order of training, which `provenance` states.
+        verify: refused if True, since the files have no digests.
 
     Raises:
         InputError: files and list of images disagree, or the first batch cannot be used.
@@ -81,7 +81,7 @@ class FlatStore(LabelStore):
             raise InputError(f"{self.file(0, 0)} keeps {self.keep_topk} logits of fewer classes; copy the labels again")
 
     def _compare_files(self, listed: set[int]) -> None:
-        """Raise InputError unless the files are those of the list."""
+        """Raise InputError unless the numbers of the batch files are the numbers in `listed`."""
         stored = {int(m[1]) for m in map(BATCH_FILE.fullmatch, os.listdir(self.path)) if m}
         missing, unknown = listed - stored, stored - listed
         if missing:
@@ -133,7 +133,7 @@ class FlatStore(LabelStore):
         return replace(labels, index=torch.tensor(self.images[self._place(epoch, batch)]))
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; no batch may hold an image twice."""
+        """See `LabelStore.check`; in addition, a batch must not hold an image twice."""
         for batch in range(self.batches(epoch)):
             self.read(epoch, batch)
             images = self.images[self._place(epoch, batch)]
@@ -153,7 +153,7 @@ class FlatWriter:
         image_digests: digests of the images, written beside the labels; other programs ignore that file.
 
     Raises:
-        InputError: the folder holds files.
+        InputError: the folder is not empty.
     """
 
     def __init__(self, path: str | Path, image_digests: ImageDigests | None = None) -> None:

@@ -7,10 +7,9 @@ Layout of a folder (N images, C classes, k columns stored per image, n batches p
                               if views are drawn, also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
     epoch_0000.safetensors    one file per epoch, rows in the order of training: see utils/labels/packed_tensors.py
 
-Three independent savings (`Codec`): fewer bits per value, the k largest logits only, and *drawn*
-views: the views of relabel_FKD.py are a pure function of (seed, epoch, batch), so crops, flips and mixes
-need not be stored, only the image sizes, once. A digest of known draws guards against a library
-that would draw differently.
+Three independent options (`Codec`) save space: fewer bits per value, the k largest logits only, and *drawn* views.
+The views of relabel_FKD.py are a pure function of (seed, epoch, batch), so that crops, flips and mixes can be drawn
+again; only the image sizes are stored, once. A digest of sample draws guards against a library that draws differently.
 
 Every file is written to a temporary name, fsynced and renamed: an epoch exists whole or not at all.
 """
@@ -60,7 +59,7 @@ from utils.system.log import log
 
 
 def unpack_small(tensors: Tensors) -> dict[str, Any]:
-    """Convert the small tensors once per epoch to the types that `read` returns: int64 indices, numbers, boxes."""
+    """Convert an epoch's small tensors to the types that `read` returns: int64 indices, plain numbers, tuples."""
     ready: dict[str, Any] = dict(tensors)
     for name in ("index", "mix_index"):
         if name in ready:
@@ -78,13 +77,13 @@ def boxes_are_sound(boxes: torch.Tensor) -> bool:
 
 
 def last_slots(form: Shape) -> torch.Tensor:
-    """Return the highest slot of each row's batch: int64 [N]."""
+    """Return the highest valid mix partner of each row, the last row of its batch: int64 [N]."""
     starts = torch.arange(form.rows) // form.batch_size * form.batch_size
     return (form.rows - starts).clamp_max(form.batch_size) - 1
 
 
 class PackedStore(LabelStore):
-    """A packed folder.
+    """A folder of packed labels.
 
     Args:
         path: the folder given as --fkd-path.
@@ -144,11 +143,11 @@ class PackedStore(LabelStore):
         sizes = read_tensors(self.path / IMAGES, images_tensors(self.manifest))["sizes"]
         if sizes.dtype != torch.int32 or sizes.shape not in ((self.num_images, 2), (1, 2)) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
-        sizes = sizes.expand(self.num_images, 2)  # one size is that of every image; takes no memory
+        sizes = sizes.expand(self.num_images, 2)  # one stored size applies to every image; `expand` copies nothing
         return DrawnViews(policy, self.num_images, self.batch_size), sizes
 
     def _read_image_digests(self) -> ImageDigests | None:
-        """Read the digests of the images; None if the manifest says that there are none."""
+        """Read the digests of the images; return None if the manifest states that there are none."""
         stated = images_tensors(self.manifest)
         if not self.manifest.get("has_image_digests"):
             return None
@@ -170,7 +169,7 @@ class PackedStore(LabelStore):
         return min(self.batch_size, rows_of(self.manifest, epoch) - batch * self.batch_size)
 
     def open(self, epoch: int) -> dict[str, Any]:
-        """Map an epoch's file and check it whole; the last one opened stays open."""
+        """Memory-map and check the file of an epoch, keep the epoch open (see `keep_open`) and return the tensors."""
         if epoch in self.opened:
             return self.opened[epoch]
         form = shape_of(self.manifest, epoch)
@@ -229,7 +228,7 @@ class PackedStore(LabelStore):
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; every batch is checked as strictly as a label file of a stranger."""
+        """See `LabelStore.check`; every batch must pass `parse_items`, as a label file of another project must."""
         for batch in range(self.batches(epoch)):
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
@@ -237,7 +236,7 @@ class PackedStore(LabelStore):
             parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """See `LabelStore.digest`: of the manifest, and of the digests of files that it states."""
+        """See `LabelStore.digest`; it covers the manifest and the digests of the epoch files."""
         entered = self.manifest["digests"]
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         names = map(epoch_name, range(self.epochs) if epochs is None else epochs)
@@ -245,7 +244,7 @@ class PackedStore(LabelStore):
         return digest_of_labels(self.path, [], json.dumps([stated, files], sort_keys=True))
 
     def legacy_digest(self) -> str:
-        """See `LabelStore.legacy_digest`: of the manifest and of the first epoch."""
+        """See `LabelStore.legacy_digest`; it covers the manifest and the digest of the first epoch file."""
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
@@ -255,7 +254,7 @@ class PackedStore(LabelStore):
 
 
 def digests_of_started(path: str | Path) -> ImageDigests | None:
-    """Return the image digests of a started store, so that `identify` need not decode the images again; else None."""
+    """Return the image digests of a partly written store, to save decoding images again; None if there are none."""
     if not (Path(path) / MANIFEST).exists():
         return None
     manifest = read_manifest(path)
@@ -265,20 +264,20 @@ def digests_of_started(path: str | Path) -> ImageDigests | None:
 
 
 class PackedWriter:
-    """Writes a packed store epoch by epoch; an interrupted store is continued.
+    """Writes a packed store epoch by epoch, or resumes an interrupted store.
 
     Args:
         path: the folder; made if it does not exist.
         manifest: from `make_manifest`.
-        sizes: int32 [N, 2] image sizes (H, W), for drawn views.
-        leads: make and check the folder and write the manifest; False in all but the first process, which
-            write epoch files only.
+        sizes: image sizes (H, W) for drawn views, int32 [N, 2].
+        leads: whether this process makes and checks the folder and writes the manifest (the first process only);
+            other processes write epoch files only.
         image_digests: digests of the images; None if they are unknown, as for labels of other projects.
         names: path of each image relative to its folder, for errors (default: its number).
 
     Raises:
-        InputError: the folder holds something else, or a store with other settings or of other images (which are
-            named).
+        InputError: the folder holds something else, or a store with other settings or of other images; the message
+            names the differences.
     """
 
     def __init__(
@@ -303,7 +302,7 @@ class PackedWriter:
             self._refuse_other_images(sizes, image_digests, names)
         elif any(not name.startswith(".") and name != IMAGES for name in os.listdir(self.path)):
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
-        else:  # a writer that was killed before it wrote the manifest leaves images.safetensors alone
+        else:  # a writer that was killed before it wrote the manifest leaves only images.safetensors
             tensors = {"sizes": shortest(sizes)} if sizes is not None else {}
             tensors |= image_digests.tensors() if image_digests is not None else {}
             if tensors:
@@ -315,7 +314,7 @@ class PackedWriter:
     def _refuse_other_images(
         self, sizes: torch.Tensor | None, found: ImageDigests | None, names: Sequence[str] | None
     ) -> None:
-        """Raise InputError if the labels that are continued were started with other images."""
+        """Raise InputError if the store to be resumed was started with other images."""
         where = f"{self.path} holds labels of other images"
         remedy = "give the images that they were started with, or another folder"
         tensors = images_tensors(self.manifest)
@@ -339,7 +338,7 @@ class PackedWriter:
             raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
-        """Enter epochs of other processes, and epochs whose file was renamed right before a kill."""
+        """Add the epoch files that other processes, or a killed one, left out of the manifest, and write it."""
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
             if name not in self.manifest["digests"] and (self.path / name).exists():
@@ -387,7 +386,7 @@ class PackedWriter:
 
 
 def shortest(sizes: torch.Tensor) -> torch.Tensor:
-    """Return image sizes [N, 2] as they are stored, int32: [1, 2] if all are equal."""
+    """Return image sizes in the stored form: int32 [N, 2], or [1, 2] if all are equal."""
     return (sizes[:1] if bool((sizes == sizes[:1]).all()) else sizes).int()
 
 

@@ -10,8 +10,8 @@ from utils.labels.types import Answers, TopK, values_of
 from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max
-LOG_FLOOR = -17.0  # below the log of the smallest float16 above zero; stored for a probability of 0
-HALF_TINY = 2.0**-24  # the smallest float16 above zero
+LOG_FLOOR = -17.0  # stored as the log of a probability of 0; below the log of the smallest positive float16
+HALF_TINY = 2.0**-24  # the smallest positive float16
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Codec:
     """The encoding of labels.
 
     Attributes:
-        bits: per value: 32 or 16 (floats), 8 or 4 (levels between the lowest and the highest value of a row if
-            the k largest are kept, else of a column).
+        bits: bits per value: 32 or 16 (floats), 8 or 4 (levels between the lowest and the highest value of a row if
+            only the k largest are kept, else of a column).
         keep_topk: logits kept per image, or None for all.
         views: `stored`, or `drawn` (redrawn from the manifest's policy).
     """
@@ -30,20 +30,20 @@ class Codec:
     views: str = "stored"
 
     def bytes_per_image(self, num_classes: int) -> float:
-        """Return the stored size of one image's labels in one epoch, to a few bytes."""
+        """Return the approximate number of bytes that one image's labels take per epoch."""
         kept = min(self.keep_topk or num_classes, num_classes)
         set_of_classes = sum(code_bytes(kept, num_classes)) + 8 if kept < num_classes else 0
         return kept * self.bits / 8 + set_of_classes + (21 if self.views == "stored" else 0)
 
     def encode_logs(self, answers: Answers) -> Tensors:
-        """Encode logs of probabilities [N, C]; floats for all classes hold the probabilities themselves."""
+        """Encode logs of probabilities [N, C]: as probabilities if `holds_probabilities`, else as logs."""
         logs = values_of(answers)
         if self.holds_probabilities(logs.shape[1]):
             return {"logits": logs.exp().to(torch.float16 if self.bits == 16 else torch.float32)}
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Return whether probabilities are stored themselves, and not their logarithms."""
+        """Return whether probabilities are stored directly instead of their logs."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:
@@ -67,7 +67,7 @@ class Codec:
         return tensors | {"rest": answers.rest}
 
     def _encode_columns(self, values: torch.Tensor) -> Tensors:
-        """Encode values [N, C] as floats, or as levels between the ends of each column."""
+        """Encode values [N, C] as floats, or as levels between the minimum and the maximum of each column."""
         if self.bits >= 16:
             return self._encode_floats(values)
         low, high = values.amin(dim=0), values.amax(dim=0)
@@ -83,7 +83,7 @@ class Codec:
         return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
 
     def _encode_rows(self, values: torch.Tensor) -> Tensors:
-        """Encode values [N, k] as floats, or as levels between the ends of each row in half precision."""
+        """Encode values [N, k] as floats, or as levels between the minimum and maximum of each row, rounded to half."""
         if self.bits >= 16:
             return self._encode_floats(values)
         top = 2**self.bits - 1
@@ -96,7 +96,7 @@ class Codec:
         return {"levels": levels, "spans": torch.cat([low, step], dim=1)}
 
     def decode(self, tensors: Tensors, rows: slice) -> Answers:
-        """Return the answers of some rows of the tensors of `expand`: logits [B, C], or `TopK`."""
+        """Return the answers of `rows`, logits [B, C] or a `TopK`, from the tensors that `expand` returns."""
         if self.bits >= 16:
             values = tensors["logits"][rows]
         elif "spans" in tensors:
@@ -122,16 +122,16 @@ def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bit
 
 
 def keep_largest(logits: torch.Tensor, k: int) -> TopK:
-    """Return the k largest of each row of float32 [N, C], and mean and variance of the others."""
+    """Return the k largest of each row of `logits`, float32 [N, C], with mean and variance of the others."""
     values, classes = logits.topk(k, dim=1)
-    others = logits.scatter(1, classes, float("nan"))  # [N, C], the kept ones masked
+    others = logits.scatter(1, classes, float("nan"))  # [N, C], NaN at the kept logits
     mean = others.nanmean(dim=1)
     variance = (others - mean[:, None]).square().nanmean(dim=1)
     return TopK(values, classes, torch.stack([mean, variance], dim=1))
 
 
 def keep_fewer(answers: TopK, k: int | None) -> TopK:
-    """Return the k largest of a `TopK`, without mean and variance of the others; all of it if it holds no more."""
+    """Return the k largest of a `TopK` without mean and variance of the others, or `answers` if k is not less."""
     if k is None or k >= answers.values.shape[1]:
         return answers
     values, places = answers.values.float().topk(k, dim=1)

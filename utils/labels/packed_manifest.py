@@ -20,18 +20,18 @@ from utils.system.files import digest_of_text
 
 FORMAT, VERSION = "fkd-packed", 4
 OLDEST = 2  # the oldest version that is read
-CONTINUED = 3  # the oldest version that a writer continues, because its epoch files have the same layout
+CONTINUED = 3  # the oldest version that a writer resumes; its epoch files have the present layout
 
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
-# Facts that older manifests do not state, with the values that held then.
+# Entries that older manifests lack, with the values that apply to such manifests.
 KIND = {
     "answers": "logits",  # or probabilities
-    "label_order": STORED,  # in which the project that made the labels visits them
-    "batches": None,  # number of batches of a pool without epochs, all full; index states their images
-    "num_classes_stated": True,  # else num_classes is one more than the highest class kept
+    "label_order": STORED,  # order in which the project that made the labels visits batches
+    "batches": None,  # number of batches of a pool (labels without epochs), all full and with an index
+    "num_classes_stated": True,  # if False, num_classes is only one more than the highest class kept
 }
 
 
@@ -47,7 +47,7 @@ def digest_of_names(names: Sequence[str]) -> str:
 
 
 def digest_of_draws(policy: ViewPolicy) -> str:
-    """Return the digest of some draws of a policy, which changes if numpy draws other views."""
+    """Return a digest of sample draws of a policy, which reveals a numpy version that draws other views."""
     partner, lam, mix_box = policy.draw_mix(1, 2, 16)
     crops = policy.crops(policy.draw_crops(1, 2, 16), np.array([[97, 131]] * 16)).tolist()
     boxes = [((top, left, height, width), bool(flip)) for top, left, height, width, flip in crops]
@@ -68,10 +68,10 @@ def make_manifest(
     has_rest: bool = True,
     **kind: Any,
 ) -> dict[str, Any]:
-    """Return the manifest of a store that is to be written; `settings` states the teachers, and how labels were made.
+    """Return the manifest of a new store; `settings` states the teachers, and how the labels were made.
 
-    If only the k largest logits are kept, `has_rest` states whether mean and variance of the others are. `kind`
-    replaces values of KIND. `has_image_digests` is stated by the writer, which is given the digests.
+    `has_rest` states whether mean and variance of the logits beyond the k largest are stored. `kind` overrides values
+    of KIND. The writer sets `has_image_digests`.
     """
     drawn = codec.views == "drawn"
     return {
@@ -96,18 +96,18 @@ def make_manifest(
 
 
 def kind_of(manifest: dict) -> dict:
-    """Return the values of KIND in a manifest, or the earlier ones."""
+    """Return the entries of a manifest that KIND names, with the values of KIND for missing ones."""
     return {name: manifest.get(name, usual) for name, usual in KIND.items()}
 
 
 def batches_per_epoch(manifest: dict) -> int:
-    """Return the number of batches of an epoch file; the last one of a pool may hold fewer."""
+    """Return the number of batches of an epoch file; the last file of a pool (labels without epochs) may hold fewer."""
     images, size, pooled = manifest["num_images"], manifest["batch_size"], manifest.get("batches")
     return -(-images // size) if pooled is None else max(1, min(images // size, pooled))
 
 
 def rows_of(manifest: dict, epoch: int) -> int:
-    """Return the number of rows of an epoch file: all images, or the full batches that a pool has there."""
+    """Return the number of rows of an epoch file: one per image, or in a pool the rows of the file's full batches."""
     per_epoch, pooled = batches_per_epoch(manifest), manifest.get("batches")
     if pooled is None:
         return manifest["num_images"]
@@ -144,11 +144,11 @@ def images_tensors(manifest: dict) -> set[str]:
 
 
 def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError naming every setting in which two manifests differ (digests aside).
+    """Raise InputError, which names all differing settings, if two manifests differ in more than digests.
 
     Settings that an older version did not state are ignored.
     """
-    own = {"digests", "has_image_digests"}  # compared by the writer
+    own = {"digests", "has_image_digests"}  # left to the writer
     older = CONTINUED <= stored["version"] < wanted["version"]
     if older:
         own.add("version")
@@ -174,21 +174,21 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
 
 
 def in_words(key: str, value: Any) -> str:
-    """Return a setting for an error sentence: teachers by name, and a long list cut short."""
+    """Return the value of a setting as text for an error message: teachers by name, long lists shortened."""
     if key == "teachers":
         return teachers_in_words(value)
     return f"[{listing(value)}]" if isinstance(value, list) and len(value) > 5 else str(value)
 
 
 def teachers_in_words(teachers: Any) -> str:
-    """Return the teachers of labels for a sentence: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+    """Return the teachers of labels as text: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
 
-    Older stores say `pretrained` for the weights that were the library's newest when they were made.
+    Older stores state `pretrained` for the weights that were the library's newest at that time.
     """
     try:
         weights = {"pretrained": "pretrained, without a name"}
         return " + ".join(f"{one['arch']} ({weights.get(one['weights'], one['weights'])})" for one in teachers)
-    except (TypeError, KeyError):  # another program's, or damaged
+    except (TypeError, KeyError):  # damaged, or written by another program
         return str(teachers)
 
 
@@ -206,7 +206,7 @@ def kind_is_sound(manifest: dict) -> bool:
 
 
 def classes_are_sound(classes: Any) -> bool:
-    """Return whether the class folders in the settings are a list of names, or missing."""
+    """Return whether `classes`, the class folders in the settings, is a list of names or None."""
     return classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
 
 
@@ -214,7 +214,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read and check manifest.json.
 
     Raises:
-        InputError: unreadable, of another format or a newer version, or its figures are impossible.
+        InputError: the file is unreadable, of another format or an unknown version, or states impossible figures.
     """
     file = Path(path) / MANIFEST
     try:

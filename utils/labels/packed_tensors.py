@@ -1,10 +1,10 @@
 """The tensors of a packed epoch file in memory and on disk; the conversion is lossless.
 
-For N rows in n batches of B, with k of C answers kept per row. In memory, and as versions 3 and 4 store them:
+The tensors of N rows in n batches of B, with k of C answers kept per row, in memory and in files of versions 3 and 4:
 
 | in memory | stored | if |
 |---|---|---|
-| coords f32 [N, 4] | f16 if that is exact (as for LPLD's), else f32 | views are stored |
+| coords f32 [N, 4] | f16 if exact (as for LPLD's), else f32 | views are stored |
 | flip bool [N] | u8 [ceil(N / 8)], the first row in the lowest bit | views are stored |
 | index i32 [N] | u8 [N, b], little-endian, in the b bytes that the last image's number needs | the labels state it |
 | mix_index u8 or i32 [N] | the same: u8 if B <= 256 | mixed views |
@@ -12,13 +12,13 @@ For N rows in n batches of B, with k of C answers kept per row. In memory, and a
 | mix_bbox i32 [n, 4] | the same | cutmix |
 | logits f16 or f32 [N, k] | the same | 32 or 16 bits |
 | levels u8 [N, k] | u8 [N, ceil(k bits / 8)], the first of two in the high half | 8 or 4 bits |
-| range f32 [2, C] | the same: value = low + step * level of a column | 8 or 4 bits, k = C |
-| spans f32 [N, 2] | f16: the same of a row | 8 or 4 bits, k < C |
+| range f32 [2, C] | the same: low and step of each column; value = low + step * level | 8 or 4 bits, k = C |
+| spans f32 [N, 2] | f16: low and step of each row | 8 or 4 bits, k < C |
 | classes i16 or i32 [N, k], ascending | ids u8 [N, …] (utils/labels/class_ids.py) | k < C |
-| rest f32 [N, 2] | f16, or f32 with 32 bits: mean and variance of the others | k < C, and known |
+| rest f32 [N, 2] | f16, or f32 with 32 bits: mean and variance of the answers not kept | k < C, and known |
 
-Version 2 stored flip bool, and index, mix_index and classes i32; if k < C, the k in falling order, with a range
-f32 [2, k] and a rest f32.
+Version 2 stored flip as bool, and index, mix_index and classes as i32. If k < C, it stored the k answers in descending
+order, range as f32 [2, k] and rest as f32.
 """
 
 from collections.abc import Collection
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
 
     @property
     def index_bytes(self) -> int:
-        """Return the bytes of a number below `images`."""
+        """Return the number of bytes that any image number fits in."""
         return max(1, -(-(self.images - 1).bit_length() // 8))
 
     @property
@@ -67,12 +67,12 @@ class Shape(NamedTuple):
 
 
 def expected_tensors(shape: Shape) -> Expected:
-    """Return the tensors of a file: name -> (dtypes of which it has one, shape)."""
+    """Return the allowed dtypes and the shape of each tensor of a file: {name: (dtypes, shape)}."""
     return expected_answers(shape) | (expected_views(shape) if shape.has_views else {})
 
 
 def expected_answers(shape: Shape) -> Expected:
-    """Return the part of `expected_tensors` that holds the teacher's answers."""
+    """Return the part of `expected_tensors` that describes the teacher's answers."""
     rows, kept, old, some = shape.rows, shape.kept, shape.version == 2, shape.kept < shape.classes
     expected: Expected = {}
     if shape.bits >= 16:
@@ -105,7 +105,7 @@ def expected_views(shape: Shape) -> Expected:
 
 
 def shrink(tensors: Tensors, shape: Shape) -> Tensors:
-    """Convert tensors from their form in memory to that in a file of the newest version."""
+    """Convert tensors from the form in memory to the file form of the newest version."""
     small = dict(tensors)
     if "coords" in small:
         halves = small["coords"].half()
@@ -128,10 +128,10 @@ def shrink(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def expand(tensors: Tensors, shape: Shape) -> Tensors:
-    """Undo `shrink`, for every version: return tensors in their form in memory.
+    """Undo `shrink`: convert tensors of a file of any version to the form in memory.
 
     Raises:
-        ValueError: impossible class ids.
+        ValueError: the class ids are impossible.
     """
     whole = dict(tensors)
     if whole.get("flip", torch.empty(0)).dtype == torch.uint8:
@@ -149,22 +149,22 @@ def expand(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
-    """Read the tensors of a safetensors file, whose names, shapes and dtypes must be as `expected`.
+    """Read the tensors of a safetensors file, whose names must be exactly `expected`.
 
     Raises:
-        InputError: the file is missing or damaged, or holds others.
+        InputError: the file is missing or damaged, or holds other tensors.
     """
     try:
         with utf8_path(path) as name, safe_open(name, "pt") as file:
             if set(file.keys()) != set(expected):
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             return {key: file.get_tensor(key) for key in expected}
-    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # it may name a type that torch lacks
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # Attribute: a dtype that torch lacks
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
 
 
 def pack_nibbles(levels: torch.Tensor) -> torch.Tensor:
-    """Pack uint8 levels [N, k] below 16 into [N, ceil(k / 2)], the even column in the high half."""
+    """Pack uint8 levels [N, k] below 16 into [N, ceil(k / 2)], each even column in the high four bits."""
     padded = torch.nn.functional.pad(levels, (0, levels.shape[1] % 2))
     return padded[:, 0::2] * 16 + padded[:, 1::2]
 

@@ -19,13 +19,13 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of
 from utils.system.safe_load import load_archive, save_archive
 
-ORDER = "sampler_indices_epoch.json"  # LPLD's, beside labels of six items: {"E": [image, …]}
+ORDER = "sampler_indices_epoch.json"  # LPLD's list of each epoch's images, {"EPOCH": [image, …]}
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def dialect_of(items: list[Any]) -> str:
-    """Return the format of the items of a batch, which were found to be sound."""
+    """Return the name of the format of a batch, given its items after their check."""
     if len(items) == 8:
         return "edc"
     return "sre2l" if len(items) == 6 or items[6] is None else "prism"
@@ -39,7 +39,7 @@ class TarStore(LabelStore):
         fkd_seed: seed of the image order if the labels have no index and the folder does not list it.
 
     Raises:
-        InputError: not a label folder, or its first epoch cannot be used.
+        InputError: the folder holds no labels, or its first epoch cannot be used.
     """
 
     described = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
@@ -78,7 +78,7 @@ class TarStore(LabelStore):
             self.order = self._listed_order(self.image_list)
 
     def _listed_order(self, file: Path) -> Callable[[int], torch.Tensor]:
-        """Return the order of images that LPLD writes beside its epochs, which no seed has to repeat."""
+        """Return a function that maps an epoch to its images in order, int64 [N], as LPLD's `file` lists them."""
         listed = read_json_indices(file)
         for epoch in range(self.epochs):
             if sorted(listed.get(epoch, [])) != list(range(self.num_images)):
@@ -105,7 +105,7 @@ class TarStore(LabelStore):
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """See `LabelStore.check_complete`; an epoch may not hold more batches than the first either."""
+        """See `LabelStore.check_complete`; in addition, an epoch must not hold more batches than the first one."""
         for epoch in epochs:
             found, wanted = self._batch_numbers(epoch), set(range(self.batches_per_epoch))
             missing, more = wanted - found, found - wanted
@@ -143,13 +143,13 @@ class TarStore(LabelStore):
         return labels
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; the epoch must visit every image once."""
+        """See `LabelStore.check`; in addition, the epoch must visit every image once."""
         index = torch.cat([index_of(self.read(epoch, batch)) for batch in range(self.batches_per_epoch)])
         if len(index.unique()) != self.num_images:
             raise InputError(f"{self.file(epoch, 0).parent} does not visit every image once; get the epoch again")
 
     def legacy_digest(self) -> str:
-        """See `LabelStore.legacy_digest`; earlier releases did not read a list of images beside these epochs."""
+        """See `LabelStore.legacy_digest`; it omits the list of images, which earlier releases did not read."""
         return digest_of(self.file(0))
 
 
@@ -158,11 +158,11 @@ class TarWriter:
 
     Args:
         path: folder to write to; made if it does not exist.
-        dtype: of the logits, float16 or float32.
-        with_index: write the index, the seventh item.
-        leads: make and check the folder; False in all but the first process.
-        image_digests: which images the labels belong to, written beside them; None if nobody knows.
-        settings: how the labels were made, written with the digests.
+        dtype: dtype of the stored logits, float16 or float32.
+        with_index: whether to write the index, the seventh item.
+        leads: whether this process makes and checks the folder (the first process only).
+        image_digests: digests of the labels' images, written beside the labels; None if the images are unknown.
+        settings: settings of relabelling, written with the digests.
 
     Raises:
         InputError: the folder holds other files, or cannot be written.
@@ -201,7 +201,7 @@ class TarWriter:
             mix = labels.mix
             items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
             items += [values_of(labels.logits).to(self.dtype), labels.index]
-            # a slice would be saved with all of the epoch that it is a slice of
+            # torch.save would store a slice's whole storage, the epoch
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             save_archive(folder / f"batch_{batch}.tar", items if self.with_index else items[:6])
 

@@ -15,7 +15,7 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text, make_folder
 
 STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
-NAMED = 3  # missing epochs that an error names
+NAMED = 3  # number of missing epochs that an error message lists by name
 
 
 class ViewSource(Protocol):
@@ -23,7 +23,7 @@ class ViewSource(Protocol):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches in an epoch."""
+        """Return the number of batches in an epoch."""
 
     @property
     def batch_size(self) -> int:
@@ -34,7 +34,7 @@ class ViewSource(Protocol):
         """Return the number of images that the views show."""
 
     def rows(self, epoch: int, batch: int, /) -> int:
-        """Number of images in a batch."""
+        """Return the number of images in a batch."""
 
     def read(self, epoch: int, batch: int, /) -> Views:
         """Return one batch."""
@@ -43,33 +43,34 @@ class ViewSource(Protocol):
 class LabelStore(ABC):
     """A folder of labels: `epochs` stored epochs of `batches_per_epoch` batches.
 
-    A format overrides what it stores in another way. Its constructor sets the attributes without a value here.
+    Each format is a subclass, which overrides methods as needed. Its constructor sets the attributes without a default.
 
     Attributes:
         path: the folder.
         fkd_seed: seed of the image order of labels without an index, and of random orders.
         dialect: name of the format.
-        answers: what `BatchLabels.logits` are: `logits`, or `probabilities`, of which they are the natural logs.
-        label_order: how the project that made the labels visits them: one of `config.LABEL_ORDERS`.
+        answers: kind of the stored answers: `logits`, or `probabilities`; `BatchLabels.logits` then holds their logs.
+        label_order: order in which the project that made the labels visits batches, one of `config.LABEL_ORDERS`.
         has_epochs: whether each stored epoch visits every image once. Otherwise the stored epochs are stretches of a
             pool of batches.
-        epochs: stored without a gap from 0.
-        gap: names of the epochs that are missing though later ones are there, or None; see `refuse_gap`.
-        batches_per_epoch, batch_size: the last batch of an epoch may be shorter.
-        num_images: images of the folder that the labels refer to; without epochs, the least that there must be.
+        epochs: number of epochs stored without a gap from 0.
+        gap: names of epochs that are missing before a later one, or None; see `refuse_gap`.
+        batches_per_epoch: number of batches of an epoch; without `has_epochs`, the last one may have fewer.
+        batch_size: number of rows of a batch; the last batch of an epoch may be shorter.
+        num_images: number of images that the labels refer to; without `has_epochs`, the least possible number.
         num_classes: C.
         num_classes_stated: False if the labels do not say C: then `num_classes` is the least possible number, until
             `state_classes` is called.
-        keep_topk: answers stored per image; C for all.
-        logits_dtype: of the answers.
+        keep_topk: number of answers stored per image; C for all.
+        logits_dtype: dtype of the stored answers.
         mix_type: `cutmix`, `mixup` or `none`.
-        image_digests: which images the labels belong to; None if they do not say, as those of other projects.
+        image_digests: digests of the labels' images; None if none are stored (labels of other projects).
         image_list: file beside the batches that lists their images; None if there is no such file.
         settings: how the labels were made; empty for labels of other projects.
         class_list: names of the class folders that the labels were made for, in order, or None.
         class_names: digest of these names, or None.
-        opened: the epochs that are in memory, or mapped into it.
-        keeps_all: keep every opened epoch; otherwise the last one.
+        opened: contents of the epochs that are in memory or memory-mapped, by epoch.
+        keeps_all: whether every opened epoch stays open; otherwise only the last one does.
     """
 
     dialect: str
@@ -102,7 +103,7 @@ class LabelStore(ABC):
         self.keeps_all = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"opened": {}}  # a worker opens the files itself
+        return self.__dict__ | {"opened": {}}  # each data-loading worker opens the files itself
 
     @abstractmethod
     def name(self, epoch: int, batch: int) -> str:
@@ -110,7 +111,7 @@ class LabelStore(ABC):
 
     @abstractmethod
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """Return one batch, `index` filled in.
+        """Return one batch, which includes its image `index`.
 
         Raises:
             InputError: its file is missing, damaged, or disagrees with the rest of the labels.
@@ -126,7 +127,7 @@ class LabelStore(ABC):
         return (name for name, _ in itertools.groupby(names))  # a file may hold all batches of an epoch
 
     def batches(self, epoch: int) -> int:
-        """Return the number of batches of a stored epoch: `batches_per_epoch`, or fewer at the end of a pool."""
+        """Return the number of batches of a stored epoch: `batches_per_epoch`, or fewer in the last one of a pool."""
         return self.batches_per_epoch
 
     def stored_batches(self) -> int:
@@ -138,11 +139,11 @@ class LabelStore(ABC):
         return min(self.batch_size, self.num_images - batch * self.batch_size)
 
     def random_access(self) -> None:
-        """Prepare for batches in any order: epochs that were opened stay open."""
+        """Keep every opened epoch open from now on, for reading batches in any order."""
         self.keeps_all = True
 
     def keep_open(self, epoch: int, content: Any) -> Any:
-        """Note the content of an epoch that was opened, and return it."""
+        """Cache the content of an opened epoch, drop other epochs unless `keeps_all`, and return the content."""
         if not self.keeps_all:
             self.opened.clear()
         self.opened[epoch] = content
@@ -159,7 +160,7 @@ class LabelStore(ABC):
     def refuse_gap(self) -> None:
         """Raise InputError if epochs are missing from the middle of the stored ones.
 
-        A reader that takes the stored epochs for all there are would use only those before the gap.
+        Otherwise a reader would silently use only the epochs before the gap.
         """
         if self.gap:
             raise InputError(
@@ -168,13 +169,13 @@ class LabelStore(ABC):
             )
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """Raise InputError for the first missing file that `epochs` need; open none."""
+        """Raise InputError for the first missing file that `epochs` need; open no file."""
         for name in self.names(epochs):
             if not (self.path / name).is_file():
                 raise InputError(f"{self.path / name} is missing; copy the labels again or run relabel_FKD.py")
 
     def check(self, epoch: int) -> None:
-        """Read all batches of an epoch; raise InputError for the first thing wrong with it."""
+        """Read all batches of an epoch; raise InputError at the first fault."""
         for batch in range(self.batches(epoch)):
             self.read(epoch, batch)
 
@@ -187,10 +188,10 @@ class LabelStore(ABC):
         return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described}
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """Return the digest that tells label sets apart, wherever they lie.
+        """Return a digest that identifies the label set independently of its path.
 
         Args:
-            epochs: those that count (default: all that are stored); others may be added or changed.
+            epochs: epochs that the digest covers (default: all stored); other epochs may be added or changed.
 
         Raises:
             InputError: a file of these epochs is missing.
@@ -199,23 +200,23 @@ class LabelStore(ABC):
         return digest_of_labels(self.path, names, *([] if self.image_list is None else [digest_of(self.image_list)]))
 
     def legacy_digest(self) -> str:
-        """Return the digest of earlier releases, which covered the first file and the list of images."""
+        """Return the digest of earlier releases, which covered only the first file and the list of images."""
         first = digest_of(self.file(0))
         return first if self.image_list is None else digest_of_text(first + digest_of(self.image_list))
 
 
 def epochs_without_gap(stored: set[int]) -> int:
-    """Return the number of epochs that are stored from 0 on before the first that is missing."""
+    """Return the number of epochs, from 0, before the first one that is not in `stored`."""
     return next(epoch for epoch in itertools.count() if epoch not in stored)
 
 
 def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int] = ()) -> str | None:
-    """Return the names of the epochs that are missing though later ones are there; None if there are none.
+    """Return as text the names of the epochs that are missing before the last known one; None if none is missing.
 
     Args:
-        stored: numbers of the epochs that there are.
+        stored: numbers of the stored epochs.
         name: returns the name of an epoch's file or folder.
-        stated: numbers of the epochs that there were once, by a manifest.
+        stated: numbers of the epochs that a manifest states, whose files may be gone.
     """
     number = max(stored.union(stated), default=-1) + 1 - len(stored)
     missing = (name(epoch) for epoch in itertools.count() if epoch not in stored)
@@ -224,15 +225,15 @@ def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int]
 
 
 def empty_folder(path: str | Path, image_digests: ImageDigests | None, settings: dict[str, Any] | None = None) -> Path:
-    """Make the folder of a label set that is to be written.
+    """Make the empty folder of a new label set and write the image digests into it; return its path.
 
     Args:
         path: the folder; made if it does not exist.
-        image_digests: which images the labels belong to, written beside them; None if nobody knows.
-        settings: how the labels were made, written with the digests.
+        image_digests: digests of the labels' images, written into the folder; None if the images are unknown.
+        settings: settings of relabelling, written with the digests.
 
     Raises:
-        InputError: the folder holds files, or cannot be made.
+        InputError: the folder is not empty, or cannot be made.
     """
     path = Path(path)
     make_folder(path)

@@ -1,4 +1,4 @@
-"""The views of each training batch: the order in which stored batches are visited, and the share of a rank."""
+"""The views of each training batch: the order in which stored batches are visited, and the rows of each rank."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -23,12 +23,12 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
 
     Args:
         order: SAMPLED: without replacement from all stored batches, anew each epoch (LPLD, LPQLD). SHUFFLED: from
-            a pool that holds each stored batch once, in random order, and is refilled when it is empty (HALD; the
-            order of its trainer if the epochs fill the pool without remainder).
-        seed: of the drawing.
-        epoch: of training, from 0.
+            a pool that holds each stored batch once, in random order, and is refilled when it is empty (HALD; equal
+            to the order of its trainer if the epochs empty the pool without remainder).
+        seed: seed of the random order.
+        epoch: epoch of training, from 0.
         stored: number of stored batches.
-        wanted: batches of an epoch of training; SAMPLED draws no more than there are.
+        wanted: number of batches of an epoch of training; SAMPLED draws at most `stored`.
 
     Returns:
         numbers of stored batches.
@@ -47,14 +47,15 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingViews(Generic[Source]):
-    """The batches of a run, looked up by the epoch and the batch of training.
+    """The batches of a run, addressed by the epoch of training and the number of the batch in it.
 
     Attributes:
-        store: a `LabelStore`, or `DrawnViews`, whose epochs need no other order than their own.
-        order: STORED: epoch e of training is the stored epoch e. REUSED: the same, then every further pass visits all
-            stored epochs in an order shuffled with (seed, pass). SAMPLED, SHUFFLED: see `draw_batches`.
-        seed: of the random orders.
-        batches_drawn: batches of an epoch of training if they are SAMPLED or SHUFFLED.
+        store: a `LabelStore`, or `DrawnViews`, for which `order` is STORED.
+        order: STORED: epoch e of training is the stored epoch e. REUSED: the first pass is as STORED; every
+            further pass visits all stored epochs in an order shuffled with (seed, pass). SAMPLED, SHUFFLED: see
+            `draw_batches`.
+        seed: seed of the random orders.
+        batches_drawn: number of batches of an epoch of training if `order` is SAMPLED or SHUFFLED.
         share: the rows that this rank works on; None for all.
     """
 
@@ -70,12 +71,12 @@ class TrainingViews(Generic[Source]):
 
     @classmethod
     def of(cls, source: "ViewSource | TrainingViews[ViewSource]") -> "TrainingViews[ViewSource]":
-        """Return `source` itself if it is a `TrainingViews`, else all of it in its own order."""
+        """Return `source` if it is a `TrainingViews`, else a `TrainingViews` of all its batches in their own order."""
         return source if isinstance(source, TrainingViews) else TrainingViews(source)
 
     @property
     def _labels(self) -> LabelStore:
-        """Return the store, typed as one of stored labels."""
+        """Return `store`, typed as a `LabelStore`."""
         return cast(LabelStore, self.store)
 
     @cached_property
@@ -104,7 +105,7 @@ class TrainingViews(Generic[Source]):
         return self.store.num_images
 
     def place(self, epoch: int, batch: int) -> tuple[int, int]:
-        """Return the stored (epoch, batch) that a batch of training shows."""
+        """Return the (epoch, batch) of the store that a batch of training reads."""
         if self.is_pool:
             numbers = draw_batches(self.order, self.seed, epoch, self._stored, self.batches_drawn)
             return divmod(numbers[batch], self.store.batches_per_epoch)
@@ -119,39 +120,39 @@ class TrainingViews(Generic[Source]):
         return self.store.rows(*self.place(epoch, batch))
 
     def read(self, epoch: int, batch: int) -> Views:
-        """Return one batch; if it is shared, the own rows and their mix partners, see `keep_rows`."""
+        """Return one batch; if `share` is set, only this rank's rows and their mix partners (see `keep_rows`)."""
         views = self.store.read(*self.place(epoch, batch))
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:
-        """Return the label file that holds a batch, for errors."""
+        """Return the label file that holds a batch, for error messages."""
         return self._labels.file(*self.place(epoch, batch))
 
     def parts(self, epoch: int, batch: int) -> Parts | None:
-        """Return ((own rows, rows), …) of the micro-batches of a batch; None if this process has all rows."""
+        """Return ((rows of this rank, rows of all ranks), …) for a batch's micro-batches; None if `share` is None."""
         return None if self.share is None else self.share.parts(self.rows(epoch, batch))
 
     def smallest_batch(self) -> int:
-        """Return the number of rows, over all ranks, of the smallest batch that may come."""
+        """Return the number of rows, over all ranks, of the smallest batch of any epoch."""
         if self.is_pool:
             store = self._labels
             epochs = range(store.epochs)
             return min(store.rows(epoch, batch) for epoch in epochs for batch in range(store.batches(epoch)))
-        return min(self.store.rows(0, batch) for batch in range(self.batches_per_epoch))  # epochs are alike
+        return min(self.store.rows(0, batch) for batch in range(self.batches_per_epoch))  # same in all epochs
 
 
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
-    """Cut a batch down to `rows`, followed by those of their mix partners that are not among them.
+    """Reduce a batch to `rows`, followed by their mix partners that are not in `rows`.
 
-    A batch is never empty: if `rows` is, one row stands in.
+    If `rows` is empty, the result holds row 0, so that a batch is never empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
-        rows: int64 [own], in order.
+        rows: int64 [own], ascending indices of rows.
 
     Returns:
-        the same kind, of K rows; `mix.partner` int64 [K] is right for the own rows, and `logits` are
-        those of the own rows alone.
+        an object of the same class with K rows. `mix.partner`, int64 [K], is valid only for the first `own` rows, and
+        `logits` holds only these rows.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -163,7 +164,7 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        partner = place[views.mix.partner[kept]]  # partners of partners are not there: any row will do
+        partner = place[views.mix.partner[kept]]  # partners of the added rows were cut: any value will do
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:
         changes["logits"] = each(views.logits, lambda tensor: tensor[rows])

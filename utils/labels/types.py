@@ -10,11 +10,11 @@ import torch
 
 
 class TopK(NamedTuple):
-    """The k largest of each row's C answers. Loaders move this small form; the loss makes it `dense`.
+    """The k largest of each row's C answers. Data loaders pass on this small form; the loss calls `dense`.
 
     Attributes:
         values: float [B, k], logits (or log probabilities).
-        classes: int64 [B, k], the class of each, none twice in a row.
+        classes: int64 [B, k], the class of each value; the classes of a row are distinct.
         rest: float32 [B, 2], mean and variance of the logits that were not kept; None if they are unknown.
     """
 
@@ -23,14 +23,14 @@ class TopK(NamedTuple):
     rest: torch.Tensor | None
 
     def dense(self, num_classes: int, temperature: float | torch.Tensor, renormalise: bool) -> torch.Tensor:
-        """Return logits float32 [B, C].
+        """Return logits of all classes: float32 [B, C].
 
         Args:
             num_classes: C.
             temperature: T of the softmax that will be applied.
-            renormalise: classes that were not kept get -inf, so that a softmax gives them exactly 0 (marginal
-                re-normalisation, LPQLD). Otherwise all of a row get one value, chosen so that their
-                total mass at T is kept up to the second moment of their logits: mean + variance / (2 T).
+            renormalise: whether classes that were not kept get -inf, so that a softmax gives them exactly 0 (marginal
+                re-normalisation, LPQLD). Otherwise, if `rest` is known, each of these classes gets the logit
+                mean + variance / (2 T), which keeps their total mass at T up to the second moment of their logits.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -55,17 +55,17 @@ def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
-    """Flatten answers into one item, or the three of a `TopK`; `answers_of` undoes it."""
+    """Return answers as a tuple of one tensor, or of the three of a `TopK`; `answers_of` is the inverse."""
     return tuple(answers) if isinstance(answers, TopK) else (answers,)
 
 
 def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Undo `tensors_of`."""
+    """Return the answers from which `tensors_of` made `tensors`."""
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
 
 
 def values_of(answers: Answers) -> torch.Tensor:
-    """Return the stored numbers: [B, C], or the [B, k] of a `TopK`."""
+    """Return the logits: the tensor [B, C] itself, or the values [B, k] of a `TopK`."""
     return answers.values if isinstance(answers, TopK) else answers
 
 
@@ -91,13 +91,13 @@ class Mix(NamedTuple):
 
     @property
     def type(self) -> str:
-        """`cutmix`, `mixup` or `none`."""
+        """Return the kind of mixing: `cutmix`, `mixup` or `none`."""
         if self.box is not None:
             return "cutmix"
         return "none" if self.lam is None else "mixup"
 
     def own_share(self, size: int) -> float:
-        """Return the share of a view of `size` x `size` pixels that is the row's own image, in [0, 1]."""
+        """Return the share of a view of `size` x `size` pixels that comes from the row's own image, in [0, 1]."""
         if self.box is not None:
             y1, x1, y2, x2 = self.box
             return 1 - (y2 - y1) * (x2 - x1) / size**2
@@ -115,11 +115,11 @@ class BatchViews(ABC):
 
         Args:
             sizes: int64 [R, 2], (H, W) of each row's image.
-            rows: R rows of the batch.
+            rows: slice that selects R rows of the batch.
         """
 
     def view(self, slot: int, image_size: Sequence[int]) -> tuple[Crop, bool]:
-        """Return ((top, left, height, width) in pixels, flip) of row `slot`, an image of (H, W) pixels."""
+        """Return ((top, left, height, width) in pixels, flip) of row `slot`, given its image's (H, W)."""
         crop = self.crops(np.array([image_size]), slice(slot, slot + 1))
         top, left, height, width, flip = crop[0].tolist()
         return (top, left, height, width), bool(flip)
@@ -150,9 +150,10 @@ class BatchLabels(BatchViews):
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
         """See `BatchViews.crops`.
 
-        Both edges are rounded, half to even, as PIL rounds the products that the reference hands to it. That matters
-        for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are no whole numbers. In images of
-        more than 1,000 pixels an edge may round to one beyond the last: PIL shows black there, this ends before it.
+        Both edges are rounded half to even, as PIL rounds the products that the reference code passes to it. Rounding
+        matters for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are not whole numbers. In
+        images of more than 1,000 pixels, an edge may round to one pixel beyond the last. PIL shows black there; this
+        crop ends at the last pixel.
         """
         coords = self.coords[rows].double().numpy()
         start, length = coords[:, :2] * sizes, coords[:, 2:] * sizes

@@ -1,4 +1,4 @@
-"""Views that are drawn instead of read, for relabelling, naive KD, hard epochs and packed stores with drawn views.
+"""Views drawn at random, not read: for relabelling, naive KD, hard epochs and packed stores with drawn views.
 
 A drawn view is a pure function of (seed, epoch, batch, row): it does not depend on workers, ranks or restarts.
 """
@@ -14,7 +14,7 @@ from torch.utils.data import RandomSampler
 from utils.labels.types import ALL, Answers, BatchLabels, BatchViews, Crop, Mix, MixBox
 
 CROP_ATTEMPTS = 10
-CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS  # top, left, flip, then (area, ratio) of each attempt
+CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS  # random numbers of a row: top, left, flip, then (area, ratio) of each attempt
 
 
 def fractions(box: Crop, image_size: Sequence[int]) -> torch.Tensor:
@@ -42,7 +42,7 @@ class ViewPolicy:
         return np.random.default_rng((self.seed, epoch, batch, 1)).random((rows, CROP_DRAWS))
 
     def draw_mix(self, epoch: int, batch: int, rows: int) -> Mix:
-        """Draw how the rows of one batch are mixed."""
+        """Draw the `Mix` of one batch: partners, ratio and box."""
         if self.mix_type == "none":
             return Mix()
         rng = np.random.default_rng((self.seed, epoch, batch, 0))
@@ -55,9 +55,9 @@ class ViewPolicy:
     def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn uniform numbers into crops: int64 [R, 5], (top, left, height, width, flip) of each row.
 
-        The distribution of torchvision's RandomResizedCrop and RandomHorizontalFlip: a share of the
-        area in [min_scale, max_scale], an aspect ratio in [3/4, 4/3] (log-uniform), the first of
-        CROP_ATTEMPTS that fits, else the largest central crop of an allowed ratio.
+        The distribution is that of torchvision's RandomResizedCrop and RandomHorizontalFlip. Each attempt has a share
+        of the area in [min_scale, max_scale] and an aspect ratio in [3/4, 4/3] (log-uniform). The first of
+        CROP_ATTEMPTS that fits is taken, else the largest central crop of an allowed ratio.
 
         Args:
             draws: float64 [R, CROP_DRAWS] in [0, 1).
@@ -71,13 +71,13 @@ class ViewPolicy:
         for attempt in range(3, CROP_DRAWS, 2):
             limits, u_area, u_ratio = sizes[left], draws[left, attempt], draws[left, attempt + 1]
             area = limits[:, 0] * limits[:, 1] * (self.min_scale + (self.max_scale - self.min_scale) * u_area)
-            # numpy's power may differ from Python's in the last bit, and from one CPU to another
+            # Python's power, because the last bit of numpy's may differ from one CPU to another
             aspect = np.array([(3 / 4) ** (1 - 2 * u) for u in u_ratio.tolist()])
             sides = np.rint(np.sqrt(np.stack([area / aspect, area * aspect], axis=1)))  # [R, 2], (h, w)
             fits = ((sides > 0) & (sides <= limits)).all(axis=1)
             fitting, left = left[fits], left[~fits]
             crops[fitting, 2:4] = sides[fits]
-            crops[fitting, :2] = draws[fitting, :2] * (limits[fits] - sides[fits] + 1)  # cut to whole pixels
+            crops[fitting, :2] = draws[fitting, :2] * (limits[fits] - sides[fits] + 1)  # truncated to int
             if not len(left):
                 break
         return crops
@@ -105,7 +105,7 @@ class ReferenceOrder:
 
     def __init__(self, num_images: int, seed: int):
         self.num_images = num_images
-        self.states = [torch.Generator().manual_seed(seed).get_state()]  # before each epoch
+        self.states = [torch.Generator().manual_seed(seed).get_state()]  # of the generator, before each epoch
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)  # the last one requested
 
     def __call__(self, epoch: int) -> torch.Tensor:
@@ -130,7 +130,7 @@ class DrawnBatch(BatchViews):
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
     mix: Mix
-    logits: Answers | None = None  # the answers of `HardViews`, which need no teacher
+    logits: Answers | None = None  # set by `HardViews`, whose answers need no teacher; else None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -143,7 +143,7 @@ class DrawnBatch(BatchViews):
         """Return the `BatchLabels` of these views, given the answers [B, C] and each row's image size (H, W)."""
         sizes = np.asarray(image_sizes, dtype=np.int64).reshape(-1, 2)
         crops = self.crops(sizes)
-        coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))  # as `fractions`
+        coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))  # same as `fractions`
         flip = torch.from_numpy(crops[:, 4] == 1)
         return BatchLabels(coords, flip, self.mix, logits, self.index)
 
@@ -152,18 +152,18 @@ Views = BatchLabels | DrawnBatch
 
 
 def index_of(views: Views) -> torch.Tensor:
-    """Return the image number of each row of a batch from a store: int64 [B]."""
+    """Return the image number of each row, int64 [B]; raise ValueError if the batch does not state them."""
     if views.index is None:
         raise ValueError("a store states the images of its batches")
     return views.index
 
 
 class DrawnViews:
-    """Batches whose views are drawn instead of read; relabelling and naive KD share it.
+    """Batches of views drawn at random, not read from labels; relabelling and naive KD use them.
 
     Args:
         policy: the distribution of the views.
-        num_images: N.
+        num_images: N, the number of images.
         batch_size: images in a batch.
     """
 

@@ -21,7 +21,7 @@ from utils.system.log import log
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
 
-WARM_UP_STEPS = 3  # cuDNN and cuBLAS choose algorithms and allocate in these, before the capture
+WARM_UP_STEPS = 3  # steps before the capture, in which cuDNN and cuBLAS choose algorithms and allocate memory
 
 
 def captures(precision: Precision, world: World = ALONE) -> bool:
@@ -35,7 +35,7 @@ def captures(precision: Precision, world: World = ALONE) -> bool:
 
 
 class Trains(Protocol):
-    """A student, as far as its steps need it; see `run.student.Student`."""
+    """The attributes of a student that its steps use; see `run.student.Student`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -47,10 +47,11 @@ Step = Callable[[Any, Batch], None]  # an eager optimizer step of a student on a
 
 
 class CapturedStep:
-    """An optimizer step as a CUDA graph, with the same result. Captured at the first batch, and again at a larger one.
+    """Optimizer step that is launched as a CUDA graph and has the result of the eager step.
 
-    Student, loss and micro-batch size must be the same in every call. If the capture fails (a model that synchronises
-    with the device, an old PyTorch), one log line says so and every step is eager.
+    The step is captured at the first batch, and again at every batch that has more rows. Student, loss
+    and micro-batch size must be the same in every call. If the capture fails (a model that synchronises with the
+    device, an old PyTorch), one log line says so and every step is eager.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class CapturedStep:
         self.failed = False
 
     def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
-        """Take the step that `step(student, batch)` would take."""
+        """Launch the captured step if it fits the batch, else call `step(student, batch)`."""
         if not self.failed and (self.launch is None or len(batch) > self.rows):
             self.capture(step, student, batch)
         if self.launch is None or shapes(batch) != self.shapes:
@@ -90,7 +91,7 @@ class CapturedStep:
 
         def step() -> None:
             self.sums.sums.zero_()
-            # like() must be called here, so that tensors which a batch derives from its inputs are captured too
+            # like() is called inside the step, so that tensors derived from the batch's inputs are captured too
             eager(captured, batch.like(self.inputs))
 
         before = Snapshot(student.model, optimizer, device)
@@ -112,7 +113,7 @@ class CapturedStep:
 
 
 def shapes(batch: Batch) -> tuple[type, list]:
-    """Type, shapes and dtypes of a batch: a captured step fits batches for which these are equal."""
+    """Return type, shapes and dtypes of a batch; a captured step fits only batches with equal ones."""
     return type(batch), [None if value is None else (value.shape, value.dtype) for value in batch.tensors()]
 
 
@@ -149,7 +150,7 @@ def capture_graph(step: Callable[[], object], device: torch.device, restore: Cal
             for _ in range(WARM_UP_STEPS):
                 step()
             restore()
-            try:  # thread_local: another thread may be uploading labels during the capture
+            try:  # thread_local lets another thread upload labels during the capture
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     step()
             except BaseException:
@@ -160,14 +161,14 @@ def capture_graph(step: Callable[[], object], device: torch.device, restore: Cal
     return graph.replay
 
 
-FAILED_CAPTURES: list[object] = []  # kept alive, because the allocator may still call into their graphs
+FAILED_CAPTURES: list[object] = []  # graphs kept alive, because the allocator may still call into them
 
 
 def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
     """Clean up after a failed capture, which some versions of PyTorch (such as 2.11) do not.
 
     Without this the allocator keeps the memory of the graph, and drawing random numbers on the device fails until
-    another capture succeeds: so a trivial one is made. If a version needs none of this, nothing happens.
+    another capture succeeds. So a trivial graph is captured. This is harmless in versions that need no cleaning up.
     """
     FAILED_CAPTURES.append(graph)
     with suppress(RuntimeError, AttributeError):
@@ -185,7 +186,7 @@ def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
 class Snapshot:
     """Copies of a model's tensors, an optimizer's state and the random state, which `restore` writes back in place.
 
-    Optimizer state that did not exist yet becomes zero, which AdamW and SGD start from.
+    Optimizer state created after the snapshot is set to zero, the initial state of AdamW and SGD.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -196,7 +197,7 @@ class Snapshot:
         self.device_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def state_tensors(self) -> list[torch.Tensor]:
-        """All tensors of the optimizer's state."""
+        """Return all tensors of the optimizer's state."""
         return [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     @torch.no_grad()

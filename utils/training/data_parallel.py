@@ -1,7 +1,7 @@
 """Make a step of several processes equal to the step of one process with all rows.
 
-PyTorch's SyncBatchNorm needs GPUs. The one here works on any device, computes in float32, and takes the variance
-in two passes, as a single process does; a rank may have no rows.
+PyTorch's SyncBatchNorm needs GPUs. The class here works on any device, computes in float32, and computes the variance
+in two passes, as a single process does. A rank may have no rows.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ from utils.system.errors import InputError
 
 
 def all_rows(rows: torch.Tensor, number: int, world: World) -> torch.Tensor:
-    """Put this rank's rows of a micro-batch among those of the other ranks, which are constants for autograd.
+    """Gather the rows of a micro-batch from all ranks; gradients flow only into this rank's rows.
 
     Args:
-        rows: [own, …].
+        rows: this rank's rows, [own, …].
         number: rows of the micro-batch over all ranks.
-        world: every rank must call.
+        world: `World`; every rank must call this function.
 
     Returns:
-        [number, …].
+        the rows of all ranks, [number, …].
     """
     own = share(number, world.rank, world.size)
     whole = rows.new_zeros(number, *rows.shape[1:])
@@ -35,14 +35,14 @@ def all_rows(rows: torch.Tensor, number: int, world: World) -> torch.Tensor:
 
 
 def gather_micro_batch(micro_batch: Batch, world: World) -> Batch:
-    """Return a micro-batch with the answers and classes of all ranks; its images stay this rank's own."""
+    """Return a micro-batch with the soft labels and classes of all ranks, but only this rank's images."""
     number = micro_batch.whole
     soft_labels = each(micro_batch.soft_labels, lambda rows: all_rows(rows, number, world))
     return Batch(micro_batch.images, soft_labels, all_rows(micro_batch.targets, number, world))
 
 
 def sum_gradients(model: nn.Module, world: World) -> None:
-    """Sum the gradients over ranks, all in one tensor; nothing is to be done for one process."""
+    """All-reduce the sum of the gradients, in one tensor; do nothing if there is only one process."""
     if world.size == 1:
         return
     gradients = []
@@ -77,7 +77,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, *_: object) -> tuple[torch.Tensor, None, None]:
-        """dx = scale · (dy - mean(dy) - x̂ · mean(dy · x̂)), with means over the rows of all ranks."""
+        """Return dx = scale · (dy - mean(dy) - x̂ · mean(dy · x̂)), with means over the rows of all ranks."""
         centred, scale, count = ctx.saved_tensors
         dy = gradient.float()
         scale = along_channels(scale, gradient)
@@ -93,7 +93,7 @@ def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class SyncBatchNorm(nn.Module):
-    """Replacement for a BatchNorm1d, 2d or 3d `layer` that shares its parameters and buffers."""
+    """Synchronised batch norm that replaces a BatchNorm1d, 2d or 3d `layer` and uses its parameters and buffers."""
 
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
@@ -106,7 +106,7 @@ class SyncBatchNorm(nn.Module):
             self.register_buffer(name, getattr(layer, name))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x [b, C, …]; in training mode with the statistics of the rows of all ranks."""
+        """Normalise x [b, C, …]; training mode uses the statistics over the rows of all ranks."""
         if not self.training and self.running_mean is not None:
             return nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -121,7 +121,7 @@ class SyncBatchNorm(nn.Module):
 
     @torch.no_grad()
     def track(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """Update the running statistics, as PyTorch does; `variance` is the unbiased one."""
+        """Update the running statistics as PyTorch does, from the mean and the unbiased variance of a batch."""
         running_mean, running_var, batches = self.buffers()  # in the order of registration
         batches += 1
         momentum = 1 / batches if self.momentum is None else self.momentum
@@ -130,7 +130,7 @@ class SyncBatchNorm(nn.Module):
 
 
 def synchronise(model: nn.Module, world: World) -> None:
-    """Replace every batch-norm layer of `model` in place; parameters and state dict stay the same.
+    """Replace every batch-norm layer of `model` in place by `SyncBatchNorm`; the state dict stays the same.
 
     Raises:
         InputError: the model has a kind of batch normalisation that cannot be replaced.

@@ -1,7 +1,7 @@
-"""Losses between a student's logits and a teacher's. All are means over samples.
+"""Losses between a student's logits and a teacher's. All but dist are means over samples.
 
-Legend: outputs (o) and soft_labels (z) are the student's and the teacher's logits [B, C], targets (y) the classes of
-the image folders, int64 [B], T the temperature, k the number of classes that --keep-topk keeps.
+Notation: outputs (o) and soft_labels (z) are the student's and the teacher's logits, [B, C] each. targets (y) are the
+classes of the image folders, int64 [B]. T is the temperature, k the number of classes that --keep-topk keeps.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ def build_loss(
         temperature: T of kl and dist: the teacher's, and the student's unless student_temperature is given.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
         keep_topk: number of teacher classes to keep, None for all.
-        answers: kind of soft_labels: `logits`, or `probabilities`: then they are natural logs of probabilities, which
-            were made at a temperature of their own and are not divided by T.
-        student_temperature: divides the student's logits in kl and dist.
-        renormalise: kl and dist renormalise over the kept classes, so that their probabilities sum to 1.
-        last: if given, kl and dist copy both sides of each micro-batch into it.
+        answers: kind of soft_labels: `logits`, or `probabilities` for natural logs of probabilities, which already
+            include a temperature and are not divided by T.
+        student_temperature: divisor of the student's logits in kl and dist; None: temperature.
+        renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
+        last: buffer into which kl and dist copy student logits and teacher probabilities of each micro-batch.
 
     Raises:
         InputError: loss_type is unknown.
@@ -79,7 +79,7 @@ class SoftLoss:
         """Return the teacher's probabilities at its temperature: float32 [B, C], each row sums to 1."""
         keep_topk = self.keep_topk
         if isinstance(soft_labels, TopK) and soft_labels.values.shape[1] <= (keep_topk or num_classes):
-            keep_topk = None  # the labels hold only these classes
+            keep_topk = None  # the labels hold no other classes
         logits = as_logits(soft_labels, num_classes, self.temperature, self.renormalise)
         if self.renormalise and keep_topk is not None and keep_topk < num_classes:
             values, classes = logits.topk(keep_topk, dim=1)
@@ -89,10 +89,10 @@ class SoftLoss:
 
 
 class LastMicroBatch:
-    """Both sides of the last micro-batch of kl or dist, in static tensors that a captured step can fill too.
+    """Student logits and teacher probabilities of the last micro-batch, in static tensors that a CUDA graph can fill.
 
     Args:
-        rows: of the largest micro-batch.
+        rows: number of rows of the largest micro-batch.
         num_classes: C.
         device: torch.device.
 
@@ -109,13 +109,13 @@ class LastMicroBatch:
 
     @torch.no_grad()
     def record(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
-        """Copy a micro-batch: the student's logits and the teacher's probabilities, [b, C] each."""
+        """Copy the student's logits and the teacher's probabilities of a micro-batch, [b, C] each."""
         self.outputs[: len(outputs)] = outputs
         self.probabilities[: len(outputs)] = probabilities
         self.rows.fill_(len(outputs))
 
     def clear(self) -> None:
-        """This rank has no rows of the current micro-batch."""
+        """Forget the recorded rows: this rank has none of the current micro-batch."""
         self.rows.zero_()
 
     @torch.no_grad()
@@ -176,14 +176,14 @@ def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.
 
 
 def kl(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
-    """KL(probabilities || softmax(o/T)), batch mean, without the factor T² (as SRe2L's validation)."""
+    """Return the batch mean of KL(probabilities || softmax(o/T)), without the factor T² (as in SRe2L's validation)."""
     return F.kl_div(F.log_softmax(outputs / temperature, dim=1), probabilities, reduction="batchmean")
 
 
 def dist(
     outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature, beta: float = 2.0, gamma: float = 2.0
 ) -> torch.Tensor:
-    """DIST (Huang et al., 2022, arXiv 2205.10536): T² (beta · inter-class + gamma · intra-class relation).
+    """Return T² (beta · inter-class + gamma · intra-class relation): DIST (Huang et al., 2022, arXiv 2205.10536).
 
     T is the student's temperature. Each relation is one minus the mean Pearson correlation, of rows
     (inter-class) or of columns (intra-class).

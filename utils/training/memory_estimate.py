@@ -8,10 +8,10 @@ from torch import nn
 from utils.training.precision import Precision, without_cudnn_benchmark
 
 WEIGHT_COPIES = 4  # besides the weights: gradients, two optimizer moments, the snapshot restored after graph capture
-OUTPUT_COPIES = 3  # of the largest layer output, alive at once in evaluation: input, output, shortcut
+OUTPUT_COPIES = 3  # tensors as large as the largest layer output that evaluation holds at once: input, output, shortcut
 VIEW_COPIES = 4  # float32 copies of a batch's views while they are replayed, normalised and mixed
 ACTIVATION_OVERHEAD = 1.5  # factor on saved activations, for their gradients and the workspace of convolutions
-PROBE_BATCH_SIZES = 2, 4  # of the two measured forward passes; batch statistics need at least two rows
+PROBE_BATCH_SIZES = 2, 4  # batch sizes of the two measured forward passes; batch statistics need at least two rows
 
 
 class MemoryEstimate:
@@ -21,7 +21,7 @@ class MemoryEstimate:
     grow with the batch. `model` is left unchanged.
 
     Args:
-        model: on its device.
+        model: the model, on its device.
         input_size: S, in pixels.
         precision: `Precision` of the forward passes.
     """
@@ -36,25 +36,25 @@ class MemoryEstimate:
         self.output_bytes = largest_output_bytes(model, input_size, precision)
 
     def training_bytes(self, batch: int, micro_batch: int) -> int:
-        """Bytes for optimizer state and one training step on `batch` rows, eager or captured."""
+        """Return the bytes for optimizer state and one training step on `batch` rows, eager or captured."""
         return WEIGHT_COPIES * self.weight_bytes + self.step_bytes(batch, micro_batch)
 
     def step_bytes(self, batch: int, micro_batch: int) -> int:
-        """Bytes that a step needs: released afterwards if eager, kept if captured in a CUDA graph."""
+        """Return the bytes that a step needs: released afterwards if eager, kept if captured in a CUDA graph."""
         activations = self.small_batch_bytes + (micro_batch - PROBE_BATCH_SIZES[0]) * self.bytes_per_row
         return int(ACTIVATION_OVERHEAD * activations + self.view_bytes(batch))
 
     def evaluation_bytes(self, rows: int) -> int:
-        """Bytes for evaluating `rows` images at once: without a backward pass only the largest outputs count."""
+        """Return the bytes for evaluating `rows` images at once; without backward only the largest outputs count."""
         return int(OUTPUT_COPIES * self.output_bytes * rows + self.view_bytes(rows))
 
     def view_bytes(self, rows: int) -> int:
-        """Bytes for the views of a batch while they are replayed, normalised and mixed."""
+        """Return the bytes for the views of a batch while they are replayed, normalised and mixed."""
         return VIEW_COPIES * 3 * 4 * rows * self.input_size**2
 
 
 def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision) -> float:
-    """Bytes of the largest output of any layer for one image of S x S pixels."""
+    """Return the bytes of the largest output of any layer for one image of S x S pixels."""
     sizes = [0]
 
     def record_size(_layer: nn.Module, _inputs: object, output: object) -> None:
@@ -70,7 +70,7 @@ def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision
 
 
 def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
-    """Bytes that a forward pass of `rows` images of S x S pixels saves for backward, without weights and buffers."""
+    """Return the bytes that a forward pass of `rows` images saves for backward, without weights and buffers."""
     probe = copy.deepcopy(model).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*probe.parameters(), *probe.buffers())}
     saved: dict[int, tuple[int, torch.Tensor]] = {}
@@ -78,7 +78,7 @@ def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precisi
     def record_storage(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            # the tensor is kept alive: freed memory could get the same address and would be counted once
+            # keep the tensor alive: if it were freed, another one at the same address would not be counted
             saved[storage.data_ptr()] = storage.nbytes(), tensor
         return tensor
 

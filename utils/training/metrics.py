@@ -1,4 +1,4 @@
-"""Sums of loss and top-k that stay on the device until an epoch is over."""
+"""Sums of the loss and of top-k hits that stay on the device until the epoch ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ class Metrics:
 
 
 class MetricSums:
-    """Adds up [loss, top-1 hits, top-5 hits] without reading them back (no synchronisation).
+    """Running sums of [loss, top-1 hits, top-5 hits] on the device, without synchronisation.
 
     Args:
-        device: where the sums live.
-        sums, samples: of an earlier part of the same pass.
+        device: device that holds the sums.
+        sums, samples: initial values, from an earlier part of the same pass.
     """
 
     def __init__(self, device: torch.device | str, sums: Sequence[float] = (0, 0, 0), samples: int = 0):
         self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
         self.samples = samples
-        self.losses: list[torch.Tensor] = []  # sum of the loss after each batch
+        self.losses: list[torch.Tensor] = []  # running sum of the loss after each batch
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -41,16 +41,16 @@ class MetricSums:
         self.samples += rows
 
     def end_batch(self) -> None:
-        """Note that a batch is complete."""
+        """Record the running sum of the loss at the end of a batch."""
         self.losses.append(self.sums[0].clone())
 
     def first_non_finite(self) -> int | None:
-        """Number of the first batch, of those noted, after which the loss is not finite; None if there is none."""
+        """Return the index of the first recorded batch with a non-finite sum of the loss; None if there is none."""
         finite = torch.stack(self.losses).isfinite().tolist() if self.losses else []
         return finite.index(False) if False in finite else None
 
     def sum_over(self, world: World) -> "MetricSums":
-        """Return the sums over all ranks of a `World`; every rank has the same number of batches."""
+        """Replace the sums by those over all ranks, and return self; all ranks must have equally many batches."""
         if world.size > 1:
             own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
             total = world.all_reduce_sum(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
@@ -58,6 +58,6 @@ class MetricSums:
         return self
 
     def result(self) -> Metrics:
-        """Read the sums once and return `Metrics`."""
+        """Read the sums back from the device; return the means."""
         loss, top1, top5 = (self.sums / self.samples).tolist()
         return Metrics(loss, 100 * top1, 100 * top5, self.samples)

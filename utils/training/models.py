@@ -41,8 +41,8 @@ def build_model(
         input_size: input side in pixels, for models that are built for a fixed size; None: the model's default.
 
     Raises:
-        InputError: no such model (similar names are suggested), it has no ResNet stem to replace, or it cannot be
-            built for that size.
+        InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, or cannot
+            be built for that size.
     """
     if in_torchvision(name):
         extra: dict[str, Any] = sized(name, input_size)
@@ -63,7 +63,7 @@ def build_model(
 
 
 def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any) -> nn.Module:
-    """Call a library's constructor; if it fails and was given an input size, report that size as the user's mistake."""
+    """Return `make(name, **options)`; raise InputError about the input size if that fails and `options` sets one."""
     try:
         return make(name, **options)
     except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
@@ -76,12 +76,12 @@ def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any)
 
 
 def in_torchvision(name: str) -> bool:
-    """Whether torchvision has a classifier of that name."""
+    """Return whether torchvision has a classifier of that name."""
     return name in torchvision.models.list_models(module=torchvision.models)
 
 
 def sized(name: str, input_size: int | None) -> dict[str, Any]:
-    """Return the arguments that build a known model for `input_size`; empty if it takes any size, as most do."""
+    """Return the constructor arguments that set `input_size`; empty if none are needed, as for most models."""
     if input_size is None:
         return {}
     if in_torchvision(name):
@@ -97,7 +97,7 @@ def sized(name: str, input_size: int | None) -> dict[str, Any]:
 
 
 def refuse_unknown(name: str, flag: str) -> None:
-    """Raise InputError if timm has no model of that name either."""
+    """Raise InputError if timm has no model `name`, which must be unknown to torchvision."""
     import timm
 
     if timm.is_model(name):
@@ -115,12 +115,12 @@ def refuse_unknown(name: str, flag: str) -> None:
 
 
 def stem_flag(flag: str) -> str:
-    """Return the flag for the stem of the model that `flag` names."""
+    """Return the stem flag that belongs to the model flag `flag`."""
     return "--teacher-stem" if flag.startswith("--teacher") else "--stem"
 
 
 def weights_flag(flag: str) -> str:
-    """Return the flag for the pretrained weights of the model that `flag` names."""
+    """Return the weights flag that belongs to the model flag `flag`."""
     return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
 
 
@@ -148,15 +148,15 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
 
     Args:
         name: torchvision or timm model.
-        asked: name of the weights, or DEFAULT (torchvision's newest, timm's default). None: IMAGENET1K_V1, to which
-            `pretrained=True` refers in the code of other projects, or DEFAULT if there is no such name.
+        asked: name of the weights, or DEFAULT (torchvision's newest, timm's default). None: IMAGENET1K_V1, which
+            `pretrained=True` loads in the code of other projects, or DEFAULT if the model has no weights of that name.
         flag: the flag to name in errors.
 
     Returns:
-        a member of torchvision's weights enum of this model, or a tag of timm.
+        name of a member of torchvision's weights enum for this model, or a timm tag.
 
     Raises:
-        InputError: no such model, or it has no such weights.
+        InputError: the model is unknown, or has no such weights.
     """
     if in_torchvision(name):
         names = torchvision.models.get_model_weights(name).__members__
@@ -189,7 +189,7 @@ def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: 
     """Return a torchvision or timm classifier with the pretrained `weights`, a name from `pretrained_name`.
 
     Raises:
-        InputError: the weights cannot be downloaded, or do not fit the input size.
+        InputError: the weights cannot be downloaded, do not fit the input size, or have no classifier.
     """
     try:
         if in_torchvision(name):
@@ -225,19 +225,19 @@ def build_teacher(
     weights: str | None = None,
     input_size: int | None = None,
 ) -> nn.Module:
-    """Return a teacher in eval mode without gradients.
+    """Return a teacher with its weights, in eval mode and without gradients.
 
     Args:
         name: torchvision or timm model.
-        checkpoint: file with its weights, from which the number of classes is read; None: pretrained weights.
+        checkpoint: file with the weights, which also shows the number of classes; None: pretrained weights.
         stem: `standard` or `small`, see `build_model`.
-        num_classes: used if the file does not show the number of classes.
+        num_classes: number of classes if the file does not show it.
         flag: the flag to name in errors.
         weights: name of pretrained weights, see `asked` of `pretrained_name`.
         input_size: see `build_model`.
 
     Raises:
-        InputError: unknown model, or weights that do not fit it.
+        InputError: the model is unknown, or the weights do not fit.
     """
     if checkpoint is None:
         if stem == "small":
@@ -273,12 +273,12 @@ def shapes_of(state: State) -> dict[str, torch.Size]:
 
 
 def classifier_of(shapes: Shapes) -> str:
-    """Return the name of the classifier's weight: the last that is a matrix or a convolution."""
+    """Return the name of the classifier's weight: the last weight of two or four dimensions."""
     return [name for name, shape in shapes.items() if name.endswith("weight") and len(shape) in (2, 4)][-1]
 
 
 def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
-    """Whether a state dict has a model's names and shapes; `any_classes` ignores the number of classes."""
+    """Return whether a state dict has a model's names and `shapes`; `any_classes` ignores the number of classes."""
     found = shapes_of(state)
     if found.keys() != shapes.keys():
         return False
@@ -290,7 +290,7 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
-    """Return the end of an error sentence: which flags a file's weights fit, or how they differ from this model's."""
+    """Return the end of an error message: flags that fit the file's weights, or else the differences from the model."""
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
     found = shapes_of(state)
@@ -323,7 +323,7 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
 
 
 def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
-    """Return names and shapes of a model's weights; None if the model cannot be built."""
+    """Return the names and shapes of a model's weights; None if the model cannot be built."""
     for device in "meta", "cpu":  # meta needs no memory, but some models' code needs real values
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):

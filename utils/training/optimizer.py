@@ -1,4 +1,4 @@
-"""The optimizer, and the moving average (EMA) of the weights that it updates."""
+"""The optimizer, and the exponential moving average (EMA) of the weights."""
 
 import copy
 from functools import partial
@@ -13,16 +13,16 @@ from utils.config import EMA_BUFFERS
 def build_optimizer(
     model: nn.Module, sgd: bool, lr: float, weight_decay: float, momentum: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Return AdamW, or SGD; weight decay only on `*weight` parameters of two or more dimensions."""
+    """Return AdamW or SGD; weight decay applies only to `*weight` parameters of two or more dimensions."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if name.endswith("weight") and parameter.dim() > 1 else plain).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
-    try:  # on copies, since a constructor that fails leaves its defaults in the groups
+    try:  # copies of the groups, because a constructor that fails leaves its defaults in them
         return make([dict(group) for group in groups], lr=lr, weight_decay=weight_decay, fused=True)
-    except (RuntimeError, TypeError):  # PyTorch has it from 2.4 on for SGD and on the CPU
+    except (RuntimeError, TypeError):  # fused SGD and fused optimizers on the CPU need PyTorch 2.4
         return make(groups, lr=lr, weight_decay=weight_decay)
 
 
@@ -35,14 +35,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class AveragedModel:
     """EMA of a model: ema = decay * ema + (1 - decay) * weights; it starts at the model's present weights.
 
-    Float buffers are averaged as well, unless they are live. All other buffers (integer batch counters; every buffer if
-    live) are shared with the model in training. EDC (Shao et al., 2024) evaluates averaged weights with live buffers.
+    If `buffers` is `averaged`, float buffers are averaged too, and integer ones (batch counters) are shared with the
+    model in training. If it is `live`, all buffers are shared. EDC (Shao et al., 2024) evaluates averaged weights with
+    live buffers.
 
     The values equal those of `timm.utils.ModelEmaV3`, bit for bit. That class builds two state dicts and copies every
-    other buffer at each step, which takes milliseconds of host time for a ResNet; this one makes a single call.
+    other buffer at each step, which takes milliseconds of host time for a ResNet; `update` makes a single call.
 
     Args:
-        model: on its device.
+        model: the model in training, on its device.
         decay: in (0, 1].
         buffers: one of EMA_BUFFERS.
 
@@ -52,11 +53,11 @@ class AveragedModel:
 
     def __init__(self, model: nn.Module, decay: float, buffers: str = EMA_BUFFERS[0]) -> None:
         self.live = buffers == "live"
-        # deepcopy takes the tensors in its memo as they are, so that these buffers are shared
+        # deepcopy does not copy objects in its memo, so these buffers are shared
         shared = {id(buffer): buffer for buffer in model.buffers() if self.live or not buffer.is_floating_point()}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.decay = decay
-        # collected once: the tensors stay the same ones, only their values change
+        # collected once, because only the values of these tensors change
         self.averages = self.averaged_tensors(self.model)
         self.weights = self.averaged_tensors(model)
 
@@ -69,5 +70,5 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the model's present weights into the average: a few kernels, no synchronisation with the device."""
+        """Update the average with the model's present weights: a few kernels, no synchronisation with the device."""
         torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)

@@ -13,8 +13,8 @@ from utils.system.errors import InputError
 class Precision:
     """One code path for fp32, bf16 and fp16: autocast and loss scaling are disabled if not needed.
 
-    `--precision fp32` keeps the NCHW layout of the reference, to reproduce its figures; everything else, `auto`
-    included, is channels-last, which is faster. On CUDA fp32 does not use TF32: see `configure_cuda`.
+    `--precision fp32` keeps the NCHW layout of the reference code, to reproduce the figures of the reference. All other
+    names, `auto` included, use channels-last, which is faster. On CUDA fp32 does not use TF32: see `configure_cuda`.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 on CUDA and on CPUs with native bf16.
@@ -30,7 +30,7 @@ class Precision:
         self.name = name
         self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # it moved in PyTorch 2.3
+        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # PyTorch 2.3 moved it to torch.amp
         self.scaler = scaler(enabled=name == "fp16")
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Precision:
         return f"{self.name} {'without TF32 ' if exact else ''}{layout}"
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in this memory format; return it."""
+        """Move a model to the device and to this memory format; return the model."""
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def autocast(self) -> torch.autocast:
@@ -56,7 +56,7 @@ class Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is native: on GPUs since Ampere, on AMD's, on CPUs with bf16 instructions.
+    """Return whether bf16 is native: on NVIDIA GPUs since Ampere, on AMD GPUs, on CPUs with bf16 instructions.
 
     `torch.cuda.is_bf16_supported` is also true on GPUs that emulate it slowly, such as V100 and T4.
     """
@@ -71,7 +71,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_device(name: str, world: World = ALONE) -> torch.device:
-    """Return the torch.device of --device {auto,cpu,cuda}; with several processes, each gets its own GPU."""
+    """Return the device that --device {auto,cpu,cuda} selects; each of several processes gets its own GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
     if name == "cpu" or not torch.cuda.is_available():
@@ -82,7 +82,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
 
 @contextmanager
 def without_cudnn_benchmark() -> Iterator[None]:
-    """Disable cuDNN autotuning for one-off input shapes, where it costs more than it saves."""
+    """Disable cuDNN autotuning, which costs more than it saves for input shapes that occur once."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -92,13 +92,13 @@ def without_cudnn_benchmark() -> Iterator[None]:
 
 
 def configure_cuda() -> None:
-    """Choose what PyTorch leaves open on CUDA, for this process.
+    """Set PyTorch's numerical options for CUDA in this process.
 
-    * No TF32, whose ten bits of mantissa PyTorch allows in convolutions and not in products: `--precision fp32`
-      asks for fp32, and whoever wants speed has bf16.
-    * Products in fp16, of which views are replayed, are added up in fp32.
-    * cuDNN tries its algorithms at the first batch of a shape and keeps the fastest: a run has a handful of
-      shapes, those of a micro-batch, of the short last one, and of the validation batches.
+    * TF32, which has ten bits of mantissa, is disabled. By default PyTorch allows it in convolutions, but
+      `--precision fp32` asks for fp32, and bf16 is there for speed.
+    * Matrix products in fp16, which replay the views, are accumulated in fp32.
+    * cuDNN autotuning is enabled: it tries all algorithms at the first batch of a shape and keeps the fastest. A run
+      has few shapes: those of a micro-batch, of the short last one, and of the validation batches.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

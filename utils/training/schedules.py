@@ -1,4 +1,4 @@
-"""Learning rate and temperatures of each epoch."""
+"""Learning rate and temperatures in each epoch."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from utils.training.losses import LastMicroBatch, Temperature
 def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) -> float:
     """Return the factor on the initial learning rate in `epoch`.
 
+    With e = epoch, E = epochs, s = smoothing:
+
     * linear: 1 - e/E.
-    * linear-smoothed: 1 - e/(s E), s = smoothing, at least 1; in EDC's script, which was meant to use `smoothed`.
+    * linear-smoothed: 1 - e/(s E), s >= 1; EDC's script uses it, but was meant to use `smoothed`.
     * cos: 0.5 (1 + cos(pi e / E)).
-    * smoothed: 0.5 (1 + cos(pi e / (s E))), s = smoothing; EDC (Shao et al., 2024).
-    * prism: 0.5 (1 + cos(pi e / (2.5 E))) up to 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E;
+    * smoothed: 0.5 (1 + cos(pi e / (s E))); EDC (Shao et al., 2024).
+    * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E;
       PRISM's smoothed cosine, linear at the end.
     """
     if schedule == "linear":
@@ -36,24 +38,24 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
 
 
 def half_cosine(fraction: float) -> float:
-    """0.5 (1 + cos(pi · fraction))."""
+    """Return 0.5 (1 + cos(pi · fraction))."""
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def temperature_at(
     schedule: str, epoch: int, epochs: int, start: float, step_size: int = 30, gamma: float = 0.7, low: float = 2.0
 ) -> float:
-    """Return the teacher's temperature in `epoch`; formulas count epochs from 1, s = e + 1 (LPQLD, Xiao and He, 2026).
+    """Return the teacher's temperature in `epoch` (LPQLD, Xiao and He, 2026).
 
     Args:
-        schedule: one of TEMPERATURE_SCHEDULES; T = start, n = step_size, g = gamma:
+        schedule: one of TEMPERATURE_SCHEDULES. With s = e + 1, T = start, n = step_size, g = gamma:
 
             * constant: T.
             * step: T g^(s // n), at least 2.
             * cosine: low + (T - low) / 2 (1 + cos(pi s / E)), which ends at low.
-            * step-reverse: T g^((E - 1 - min(s, E - 1)) // n): rises to T, reached n epochs before the end; no floor.
+            * step-reverse: T g^((E - 1 - min(s, E - 1)) // n), which is T in the last n + 1 epochs; no lower limit.
             * cosine-reverse: low + (T - low) / 2 (1 - cos(pi s / E)), which ends at T.
-        epoch, epochs: e and E.
+        epoch, epochs: e, from 0, and E.
     """
     step = epoch + 1
     if schedule == "constant":
@@ -73,10 +75,10 @@ CANDIDATES = [number / 100 for number in range(1, 101)]  # LPQLD's candidates fo
 
 
 class Temperatures:
-    """Teacher's and student's temperature in the current epoch.
+    """The teacher's and the student's temperature in the current epoch.
 
-    A temperature that changes during a run is a 0-dim tensor on the device that `start_epoch` fills in place, so
-    that a captured step sees the new value; a constant one is a plain number.
+    A temperature that changes during a run is a 0-dim tensor on the device. `start_epoch` fills it in place, so that a
+    captured CUDA graph reads the new value. A constant temperature is a plain number.
 
     Args:
         schedule: epoch -> the teacher's temperature; see `temperature_at`.
@@ -109,7 +111,7 @@ class Temperatures:
 
         Args:
             epoch: from 0.
-            calibrated: the student's temperature, if it is calibrated.
+            calibrated: the student's temperature if the student's kind is `calibrated`, else unused.
         """
         teacher = self.schedule(epoch)
         student = {"teacher": teacher, "calibrated": calibrated}.get(str(self.kind), self.kind)
@@ -121,7 +123,7 @@ class Temperatures:
     def calibrate(self, world: World = ALONE) -> float:
         """Return the temperature t that minimises KL(teacher || softmax(o/t)) on the last micro-batch, over all ranks.
 
-        o are the student's logits before the last update. Of equal candidates the smallest is returned.
+        o are the student's logits before the last update. A tie between candidates goes to the smallest.
         """
         assert self.last is not None, "needs student='calibrated'"
         divergences = world.all_reduce_sum(self.last.divergences(CANDIDATES)).tolist()

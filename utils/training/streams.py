@@ -1,4 +1,4 @@
-"""Let several students take the same batches: a CUDA stream and a random state for each."""
+"""Train several students on the same batches, each with its own CUDA stream and random state."""
 
 import contextlib
 from collections import deque
@@ -13,17 +13,17 @@ MAX_BATCHES_IN_FLIGHT = 2  # batches that students may be working on while the h
 
 
 class Streams:
-    """Hands each batch to all students of a run.
+    """CUDA streams on which all students of a run train on the same batches.
 
-    On a GPU the batches are made on the current stream, and the stream of each student waits for them. A batch, and
-    so its memory, is kept until every student has finished with it; this also limits how far the host runs ahead.
+    On a GPU the batches are made on the current stream, and the stream of each student waits for them. A batch stays
+    in memory until every student has finished it, which also limits how far the host runs ahead.
 
-    All captured steps share one tensor on the device for the state of the random generator. So if a student draws
-    random numbers on the device (dropout), all students use the current stream from then on, one after another.
+    All captured CUDA graphs share one tensor on the device for the random state. So once a student draws random
+    numbers on the device (dropout), all students use the current stream, one after another.
 
     Args:
         device: torch.device of the students.
-        several: there is more than one student; views are then replayed once, outside of the captured steps.
+        several: whether there is more than one student; if so, views are replayed once, outside captured steps.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
@@ -33,7 +33,7 @@ class Streams:
         self.in_flight: deque = deque()
 
     def share(self, batch: Batch) -> Batch:
-        """Return the batch as the students take it: with its views made, if there are several students."""
+        """Return the batch for the students; if there are several, its views are replayed here, once for all."""
         return batch.ready() if self.several else batch
 
     @contextlib.contextmanager
@@ -43,7 +43,7 @@ class Streams:
         A student never changes streams, because the caching allocator reuses memory per stream.
 
         Args:
-            student: hashable, with its `RandomStream` as `random`.
+            student: a hashable object whose attribute `random` is its `RandomStream`.
         """
         if not self.concurrent:
             yield
@@ -59,7 +59,7 @@ class Streams:
             self.concurrent = False
 
     def hold(self, batch: Batch) -> None:
-        """Keep the batch until all students have finished it; wait for the one that is MAX_BATCHES_IN_FLIGHT older."""
+        """Keep the batch until all students have finished it; wait for the batch MAX_BATCHES_IN_FLIGHT before it."""
         if not self.concurrent:
             return
         self.in_flight.append((batch, [stream.record_event() for stream in self.streams.values()]))
@@ -68,23 +68,23 @@ class Streams:
                 event.synchronize()
 
     def join(self) -> None:
-        """Make the current stream wait for all students, whose models may then be used on it."""
+        """Make the current stream wait for all students, so that it can use their models."""
         for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
         self.in_flight.clear()
 
 
 class RandomStream:
-    """Context in which the process's random numbers are one student's (dropout, stochastic depth).
+    """Context manager that gives a student its own sequence of random numbers (dropout, stochastic depth).
 
-    It goes on from the random state in which it was made, then from the one in which it was last left; what
-    others draw in between does not count.
+    The first entry restores the random state at construction, every later entry the state at the last exit. Numbers
+    that others draw in between change nothing.
 
     Args:
-        device: where the student draws, beside the host.
+        device: device on which the student draws numbers, in addition to the host.
 
     Attributes:
-        draws_on_device: it has drawn numbers on a CUDA device.
+        draws_on_device: whether the student has drawn numbers on a CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -92,7 +92,7 @@ class RandomStream:
         self.state = self.current()
 
     def current(self) -> list[torch.Tensor]:
-        """The random states of the host and, if it is a CUDA device, of the device."""
+        """Return the random state of the host, and of the device if it is a CUDA device."""
         on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return [torch.get_rng_state(), *on_device]
 

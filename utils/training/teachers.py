@@ -1,4 +1,4 @@
-"""One teacher or an ensemble, as one function from images to the logits that are stored."""
+"""One teacher or an ensemble as a single function from images to logits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -11,7 +11,7 @@ from utils.system.files import digest_of
 from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
 
-TEACHER_ROWS = 512  # images per forward pass on a GPU, if stored batches are smaller
+TEACHER_ROWS = 512  # images per forward pass on a GPU, made of several stored batches if they are smaller
 
 
 def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
@@ -19,10 +19,13 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
 
     Args:
         logits: float32 [n, B, C].
-        rule: `mean`; `norm-mean` (PRISM r18): the logits of each teacher are scaled so that their Frobenius
-            norm over the batch is the mean of the teachers' norms, then averaged; `main-weighted` (PRISM r50, r101):
-            weight 0.5 for the first teacher, the others share 0.5; then each row is scaled to the mean row norm of
-            the batch.
+        rule: one of
+
+            * `mean`: the mean over teachers.
+            * `norm-mean` (PRISM r18): each teacher's logits are scaled so that their Frobenius norm over the batch is
+              the mean of all teachers' norms, then averaged.
+            * `main-weighted` (PRISM r50, r101): the first teacher has weight 0.5, the others share 0.5. Then each row
+              is scaled to the mean row norm of the batch.
 
     Returns:
         float32 [B, C].
@@ -43,19 +46,19 @@ class Ensemble:
     """Several teachers that answer as one: their logits are combined.
 
     Args:
-        names: models.
-        files: for each its file of weights, or None for the library's pretrained weights.
+        names: model names.
+        files: the file of weights of each teacher, or None for the library's pretrained weights.
         rule: how logits are combined, see `combine`.
         precision: `Precision` of the forward passes.
         stem: `standard` or `small`, of every teacher.
         flag: the flag to name in errors.
-        weights: for each teacher without a file the name of its pretrained weights, see `asked` of `pretrained_name`;
+        weights: the name of the pretrained weights of each teacher without a file, see `asked` of `pretrained_name`;
             None: the default ones.
-        input_size: side of the images in pixels; each teacher is tried with one image. None: the default size of each
-            teacher, untried.
+        input_size: side of the images in pixels; each teacher is tested with one image. None: each teacher's default
+            size, without a test.
 
     Attributes:
-        described: for each teacher its `arch` and its `weights` (digest of the file, or name in the library).
+        described: `arch` and `weights` (digest of the file, or name in the library) of each teacher.
 
     Raises:
         InputError: a teacher cannot be built or cannot take images of this size, or the teachers differ in the number
@@ -90,10 +93,10 @@ class Ensemble:
 
     @torch.no_grad()
     def _check(self, names: Sequence[str], input_size: int) -> None:
-        """Try each teacher with one black image.
+        """Test each teacher with one black image.
 
         Raises:
-            InputError: it fails, does not return logits, or another teacher has another number of classes.
+            InputError: a teacher fails or does not return logits, or the teachers differ in the number of classes.
         """
         images = torch.zeros(1, 3, input_size, input_size, device=self.precision.device)
         classes = []
@@ -103,7 +106,7 @@ class Ensemble:
                     answer = teacher(images)
             except torch.cuda.OutOfMemoryError:  # the image size is not to blame
                 raise
-            except Exception as error:  # models fail in many ways if an image is too small
+            except Exception as error:  # models raise many kinds of errors if an image is too small
                 raise InputError(
                     f"{self.flag} {name} cannot answer at --input-size {input_size} ({clause(error)}); choose another "
                     "size or teacher"
@@ -119,7 +122,7 @@ class Ensemble:
             )
 
     def refuse_fewer_classes(self, folders: int, data: str, input_size: int) -> None:
-        """Raise InputError if there are more class folders than classes; `data` is their flag and path."""
+        """Raise InputError if the teachers have fewer classes than `folders`; `data` is the folders' flag and path."""
         classes = self.num_classes(input_size)
         if classes < folders:
             names = " + ".join(teacher["arch"] for teacher in self.described)
@@ -145,10 +148,10 @@ class Ensemble:
         """Compute the logits of several batches in one forward pass; the rule is applied to each batch separately.
 
         Args:
-            batches: images [B, 3, S, S] of each.
+            batches: images [B, 3, S, S] of each batch.
 
         Returns:
-            logits float32 [B, C] of each.
+            logits float32 [B, C] of each batch.
 
         Raises:
             InputError: the teachers differ in C.
@@ -170,9 +173,9 @@ class Ensemble:
     def answers_to(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
         """Yield the logits to store for each batch: float32 [B, C] on the host.
 
-        A GPU gets several batches per forward pass, and the next pass is queued before waiting for the last one.
-        On the CPU a single batch keeps the cores busy, so each batch has its own pass; its bits then do not depend on
-        the batches beside it.
+        On a GPU a forward pass takes several batches, and the next pass is queued before waiting for the last one.
+        On the CPU a single batch keeps the cores busy, so each batch has its own pass. Its logits then do not depend
+        on the batches around it, bit for bit.
 
         Raises:
             InputError: the teachers differ in C, or a logit is not finite.
@@ -190,7 +193,7 @@ class Ensemble:
 
 
 def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Start to copy logits to the host; the iterator waits for them and raises InputError if one is not finite."""
+    """Start to copy logits to the host; return the iterator of `checked`, which waits for the copies."""
     copies = [answer.to("cpu", non_blocking=True) for answer in answers]
     arrived = None
     if answers[0].is_cuda:
@@ -205,4 +208,4 @@ def checked(copies: Sequence[torch.Tensor], arrived: torch.cuda.Event | None) ->
         arrived.synchronize()
     for copy in copies:
         refuse_non_finite(copy.isfinite().all())
-        yield copy.clone() if copy.is_pinned() else copy  # frees the pinned memory for the next copy
+        yield copy.clone() if copy.is_pinned() else copy  # a clone frees the pinned memory for the next copy

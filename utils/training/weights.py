@@ -22,12 +22,12 @@ PREFIXES = (
     "model.",
     "backbone.",
 )  # from DataParallel and AveragedModel, from Lightning, from self-supervised code
-COMPILED = "_orig_mod."  # prefix from torch.compile, at the module that was compiled
+COMPILED = "_orig_mod."  # prefix that torch.compile adds to the names in the compiled module
 COUNTERS = {
     "total_ops",
     "total_params",
     "n_averaged",
-}  # buffers of thop (in every layer) and AveragedModel that are no weights
+}  # buffers of thop (in every layer) and of AveragedModel that are not weights
 
 # torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
@@ -38,12 +38,12 @@ State = Mapping[str, torch.Tensor]
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
     """Return the state dict in a checkpoint file, without running its pickle.
 
-    Reads `.safetensors` and `torch.save` files. The state dict may be nested under one of KEYS, else of AVERAGED_KEYS.
-    Prefixes that all names share are removed, repeatedly, and so are counters. Anything else in the file (optimizer,
-    random states, settings) is ignored.
+    Both `.safetensors` and `torch.save` files are read. The state dict may be nested under one of KEYS, or else of
+    AVERAGED_KEYS. COUNTERS are removed, and repeatedly any of PREFIXES that all names share. Anything else in the file
+    (optimizer, random states, settings) is ignored.
 
     Raises:
-        InputError: the file is missing, damaged, a whole pickled model, or holds no state dict.
+        InputError: the file is missing or damaged, is a whole pickled model, or holds no state dict.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; give a checkpoint file with the model's weights")
@@ -64,7 +64,7 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
 
 
 def is_state(value: Any) -> bool:
-    """Whether a value is a non-empty dict from strings to tensors."""
+    """Return whether a value is a non-empty dict from strings to tensors."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -73,7 +73,7 @@ def is_state(value: Any) -> bool:
 
 
 def unwrapped(value: Any, path: Path | str) -> Any:
-    """Return the state dict nested in a file's content, or the content if there is none; log a choice."""
+    """Return the state dict nested in a file's content, or the content if there is none; log a choice among several."""
     if is_state(value) or not isinstance(value, dict):
         return value
     nested = {key: unwrapped(value[key], path) for key in (*KEYS, *AVERAGED_KEYS) if key in value}
@@ -89,7 +89,7 @@ def unwrapped(value: Any, path: Path | str) -> Any:
 
 
 def plain_names(state: State) -> dict[str, torch.Tensor]:
-    """Remove counters, torch.compile's prefix and, repeatedly, PREFIXES that all names share; renew old names."""
+    """Remove counters, torch.compile's prefix and, repeatedly, PREFIXES that all names share; update old names."""
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
@@ -99,6 +99,6 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
 
 
 def classes_of(state: State) -> int | None:
-    """Return the number of classes: rows of the last two-dimensional weight; None if there is none."""
+    """Return the number of classes, the rows of the last two-dimensional weight; None without such a weight."""
     rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
     return rows[-1] if rows else None
