@@ -78,7 +78,7 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
 
 
 def origin_of(group: Group) -> str:
-    """Describe how the images of the baseline were drawn, or say that only their name calls them random."""
+    """Describe how the baseline's images were drawn, or state that only their name says that they are random."""
     folder = str(group.folder)
     try:
         record = json.loads(record_of(Path(folder)).read_text())
@@ -129,7 +129,7 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
 
 
 def same_but_images(one: Group, other: Group) -> bool:
-    """Whether two groups agree in student, regime, validation set and `Group.apart`."""
+    """Return whether two groups agree in student, regime, validation set and `Group.apart`."""
     if (one.student, one.regime) != (other.student, other.regime):
         return False
     return one.validation == other.validation and one.apart == other.apart

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
-MARKERS = "osD^v"  # one marker for every round through the colours
+MARKERS = "osD^v"  # the next marker is used each time all colours are used up
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
 AXIS = 0.8  # cm for the tick labels and the axis label below the lowest panel
@@ -118,7 +118,7 @@ def draw_curves(groups: list[Group]) -> Figure:
     for panel in panels.values():
         panel.set_ylabel("top-1 (%)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_xlabel("epoch")  # below the last one
+    panel.set_xlabel("epoch")  # only on the lowest panel
     looks = {name: {**look, "linestyle": "none", "markersize": 5} for name, look in series.items()}
     looks |= {regime: {"color": "0.3", "linestyle": DASHES[regime]} for regime in regimes}
     add_legend(below, looks, "mean ± standard deviation over seeds")
@@ -145,7 +145,7 @@ def draw_top1(groups: list[Group]) -> Figure:
     for panel in panels.values():
         panel.set(yticks=range(len(regimes)), yticklabels=regimes, ylim=(len(regimes) - 0.5, -0.5))
         panel.grid(visible=False, axis="y")
-    panel.set_xlabel("top-1, last epoch (%)")  # below the last one
+    panel.set_xlabel("top-1, last epoch (%)")  # only on the lowest panel
     looks = {name: {**look, "linestyle": "none", "markersize": 4} for name, look in series.items()}
     add_legend(below, looks, "mean ± standard deviation; grey: each seed")
     return figure

@@ -31,7 +31,7 @@ class Spread:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean; None for one value."""
+        """Return the standard error of the mean; None for one value."""
         return None if self.deviation is None else self.deviation / math.sqrt(self.n)
 
 
@@ -53,20 +53,20 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
 
 
 def improvement_over_random(distilled: float, random: float) -> float:
-    """IOR: top-1 with the distilled images minus top-1 with as many random real images, in the same regime."""
+    """Return IOR: top-1 with the distilled images minus top-1 with as many random real images, in the same regime."""
     return distilled - random
 
 
 def hard_label_recovery(full: float, distilled: float) -> float:
-    """HLR: top-1 with all real images minus top-1 with the distilled ones, same student, both with hard labels.
+    """Return HLR: top-1 with all real images minus top-1 with the distilled ones, same student, both with hard labels.
 
-    It is the gap that is left, so smaller is better.
+    Smaller is better: HLR is the remaining gap to real images.
     """
     return full - distilled
 
 
 def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
-    """LRS: alpha = w IOR - (1 - w) HLR, with both as fractions, then (e^alpha - 1/e) / (e - 1/e), in percent.
+    """Return LRS: alpha = w IOR - (1 - w) HLR, with both as fractions, then (e^alpha - 1/e) / (e - 1/e), in percent.
 
     It is 0 at alpha = -1 and 100 at alpha = 1. At alpha = 0 it is 26.9: the images are as good as random ones in their
     regime, and as good as all real images with hard labels.
@@ -76,8 +76,8 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
 
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
-STUDENT = "model", "stem"  # settings that have a column of their own; so have the images
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared with the groups of all regimes
+STUDENT = "model", "stem"  # settings with a column of their own in the tables, as the images have
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are compared between all groups, of whatever regime
 
 
 def regime_of(run: FinishedRun) -> str:
@@ -108,27 +108,27 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name in one line; no two groups have the same."""
+        """Return a unique name in one line."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
 
     @property
     def folder(self) -> PurePath:
-        """Folder of the training images of its first run."""
+        """Return the folder of the training images of its first run."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
     def validation(self) -> tuple[str | None, ...]:
-        """Identity of its validation set; groups with different ones are not compared."""
+        """Return the digest of the validation set; groups of different sets are not compared."""
         return tuple(self.settings.get(name) for name in VALIDATION)
 
     @property
     def accepted(self) -> str | None:
-        """Why its labels seem wrong although the user accepted them; None for other groups."""
+        """Return the fault of labels that the user accepted; None for other groups."""
         return self.settings.get("labels_accepted")
 
     @property
     def series(self) -> str:
-        """Images and the settings that tell the group apart: one colour in the figures."""
+        """Return images and distinguishing settings: groups of equal ones share a colour in figures."""
         return ", ".join([self.images, *self.apart])
 
     def by_seed(self, figure: str = "top1") -> dict[int, float]:
@@ -204,7 +204,7 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Whether a group's images have this name in the tables, or their folder's path ends with it."""
+    """Return whether a group's images have this name in the tables, or their folder's path ends with it."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
@@ -218,7 +218,7 @@ def image_names(runs: list[FinishedRun]) -> dict[str, str]:
         names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
         if len(set(names.values())) == len(names):
             return names
-        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder, but its content has changed
+        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder, whose content has changed
             return {digest: f"{name} ({digest[:8]})" for digest, name in names.items()}
     raise AssertionError("unreachable: the loop above ends by itself")
 
@@ -239,7 +239,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
         value = group.settings.get(name)
         if name in EVERYWHERE:
             rivals = everyone
-        elif name in ("labels", "train_images"):  # they differ whenever the images do
+        elif name in ("labels", "train_images"):  # these settings differ whenever the images do
             rivals = same_images
         else:
             rivals = same_regime

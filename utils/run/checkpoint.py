@@ -28,7 +28,7 @@ class Progress:
         best_top1, best_epoch: the best evaluation so far, in percent; None before the first.
         seconds: wall-clock time spent, summed over resumed pieces.
         wandb_id: W&B run to continue.
-        student_temperature, next_student_temperature: where it is calibrated, that of `epoch` and of the one after.
+        student_temperature, next_student_temperature: values for `epoch` and for the epoch after it, if calibrated.
         validation: digest of the validation images with their classes; None before the first evaluation.
     """
 
@@ -47,7 +47,7 @@ class Progress:
     validation: str | None = None
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Go on to the next epoch; `row` is the row of metrics.csv of the one that was trained."""
+        """Move on to the next epoch; `row` is the metrics.csv row of the trained one."""
         self.history.append(row)
         self.epoch, self.batch = row["epoch"] + 1, 0
         self.sums, self.samples, self.epoch_seconds = [0.0, 0.0, 0.0], 0, 0.0
@@ -79,7 +79,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` returned; CUDA states only if the number of devices is the same."""
+    """Restore the result of `rng_state`; CUDA states only if the number of devices is the same."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -97,7 +97,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; keys follow the reference's (`epoch`, `state_dict`, `best_acc1`, `optimizer`).
 
-    `average` is the model of averaged weights, where there is one; `images` are those that the student is trained on.
+    `average` is the model of averaged weights, or None; `images` are the digests of the training images.
     """
     state = {
         "epoch": progress.epoch,
@@ -154,13 +154,16 @@ def load_checkpoint(
     stored = EARLIER | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = earlier or {}
-    # digests of earlier releases, which took others, have no word before them
+    # digests of earlier releases were computed in another way and have no `v2:` in front
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    if evaluated:  # their content is compared when they are evaluated again
+    if evaluated:  # the next evaluation compares the content of the validation images
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # one process, before or now, or an earlier release
+    if None in (
+        stored.get("sync_bn"),
+        arguments["sync_bn"],
+    ):  # one process, or an earlier release
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
@@ -186,14 +189,14 @@ def load_checkpoint(
 
 
 def flag(name: str) -> str:
-    """How an error names an argument: a flag, or what one leads to."""
+    """Return the name of a setting in errors: its flag, or words if it has none."""
     digests = {"labels": "digest of the labels", "train_images": "digest of the training images' classes"}
     digests |= {"val_images": "digest of the validation images' names and sizes", "teachers": "teacher"}
     return digests.get(name) or f"--{name.replace('_', '-')}"
 
 
 def plain(value: object) -> str:
-    """A value as it comes back from a checkpoint: tuples and lists compare equal."""
+    """Convert tuples to lists, as a checkpoint returns them, so that both compare equal."""
     return repr(list(value) if isinstance(value, list | tuple) else value)
 
 

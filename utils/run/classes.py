@@ -211,7 +211,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # numbers are only taken for ImageNet's if all 1,000 are there: subsets are numbered in different ways
+        # numbers mean ImageNet's classes only if all 1,000 are there: projects number subsets in different ways
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:

@@ -24,10 +24,10 @@ RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curv
 
 
 class LogFile(logging.FileHandler):
-    """train.log, on a disk that may be full."""
+    """Handler that writes train.log, and goes on if the disk is full."""
 
     def handleError(self, _record: logging.LogRecord) -> None:
-        """Say nothing: a full disk is reported once, by what matters."""
+        """Ignore the error: the checkpoint or metrics.csv reports a full disk."""
 
 
 class RunFolder:
@@ -37,7 +37,7 @@ class RunFolder:
         path: the folder; made when `claimed` is entered.
         overwrite: replace a run that is there.
         resume: continue a run that is there.
-        writes: this process is the one that writes; no other looks at what is there.
+        writes: whether this process writes the files; other ranks ignore the folder.
 
     Raises:
         InputError: the folder holds a run, and neither was asked for.
@@ -56,11 +56,11 @@ class RunFolder:
         self.fresh = not resume
 
     def file(self, name: str) -> Path:
-        """Path of one of the run's files."""
+        """Return the path of one of the run's files."""
         return self.path / name
 
     def checkpoint_age(self) -> float:
-        """Seconds since the last checkpoint was written; infinite before the first."""
+        """Return the seconds since the last checkpoint was written; infinity before the first."""
         path = self.file(CHECKPOINT)
         return time.time() - path.stat().st_mtime if path.exists() else float("inf")
 
@@ -71,7 +71,7 @@ class RunFolder:
 
         Args:
             public_arguments: for args.json.
-            owner: name of the student; what is logged for another one is not for this train.log.
+            owner: name of the student; train.log leaves out the lines of other students.
 
         Raises:
             InputError: another process owns it, or it cannot be written.
@@ -134,7 +134,7 @@ class RunFolder:
 
 
 def is_below(path: Path | str, folder: Path | str) -> bool:
-    """Whether a path lies in or below a folder, links followed."""
+    """Return whether a path, with links resolved, lies in or below a folder."""
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
@@ -154,7 +154,7 @@ def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
     folders = [RunFolder(one.output_dir, config.overwrite, resume, world.is_main) for one in students]
     for flag, images in (("--train-dir", config.train_dir), ("--val-dir", config.val_dir)):
         inside = [folder for folder in folders if images and is_below(folder.path, images)]
-        if inside:  # the next run would take it, with its pictures, for a class
+        if inside:  # the next run would take the output folder, which holds pictures, for a class
             raise InputError(
                 f"--output-dir {inside[0].path} is in the image folder {flag} {images}; give another folder"
             )

@@ -19,7 +19,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
 
-IMPOSSIBLE = 20  # below exp(-20) we rule out coincidence
+IMPOSSIBLE = 20  # a probability below exp(-20) is no coincidence
 # A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18  # 0.46^8 = 0.2 %, 0.46^18 = 1e-6
 
@@ -42,7 +42,7 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     stated = stated_views(store) | size_from_boxes(config, store)
     found = resolve_views(config, found, stated, config.fkd_path)
     accepted = store.settings.get("labels_accepted")
-    if isinstance(accepted, str):  # the mark follows the labels
+    if isinstance(accepted, str):  # every run on accepted labels is marked as such
         log.warning("WARNING, accepted: %s", accepted)
         found = replace(found, labels_accepted=accepted)
     state_classes(config, train, store)
@@ -153,7 +153,7 @@ def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes
 
 
 def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """State C to a store that does not know it: --num-classes, else the number of class folders."""
+    """Set the number of classes of a store that does not state it: --num-classes, else the number of class folders."""
     where = f"the labels in {config.fkd_path}"
     if store.num_classes_stated:
         if config.num_classes not in (None, store.num_classes):
@@ -218,7 +218,7 @@ def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) 
 
 
 def warn_of_unfinished_labels(store: LabelStore) -> None:
-    """Warn if fewer epochs are stored than the labels state, and the run takes those for all."""
+    """Warn if fewer epochs are stored than the labels state, and the run trains on the stored ones alone."""
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         log.warning(
             "the labels in %s are unfinished: %d of %d epochs are stored, and no others are trained on; run "
@@ -228,10 +228,10 @@ def warn_of_unfinished_labels(store: LabelStore) -> None:
 
 
 def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """Labels and training folder must be about as many images, of no more classes than the labels know."""
+    """Raise InputError if the training folder has another number of images, or more classes, than the labels."""
     where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
-    knows = store.image_digests is not None and store.has_epochs  # then `identify_images` says which are missing
+    knows = store.image_digests is not None and store.has_epochs  # `identify_images` then names the missing ones
     if (
         images != store.num_images
         and not knows
@@ -255,7 +255,7 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Whether it cannot be chance that a pool of batches names none of the folder's last images.
+    """Return whether it is too unlikely for chance that a pool of batches names none of the folder's last images.
 
     n rows drawn from N images miss a given m of them with a probability of about exp(-m n / N).
     """

@@ -1,7 +1,7 @@
-"""If stored labels are not a teacher's logits for the images: find the settings under which they are.
+"""Find the replay settings that explain stored labels if they are not the teacher's logits as assumed.
 
 Each `Hypothesis` changes one replay setting (input size, normalisation, image order, …). They are tried one after
-another, and kept as long as the stored logits fit better.
+another, and each is kept if it improves the fit.
 """
 
 import itertools
@@ -36,7 +36,7 @@ SEEDS_AROUND = 10  # values that are tried below and above the given --fkd-seed
 SCREENED_ROWS = 8  # rows on which each hypothesis is tried
 MAX_CHANGES = 3  # hypotheses that may hold at once
 MIN_IMPROVEMENT = 4  # factor by which the mean squared difference must shrink for an explanation to count
-# Search for the image that a row belongs to:
+# Limits of the search for the image that a row belongs to:
 TRIED_ROWS = 8  # rows that are searched for
 TRIED_IMAGES = 2000  # whole images that are compared with each row
 NEAR_IMAGES = 32  # nearest of them, for which the row's own view is compared
@@ -87,7 +87,7 @@ class Explanation:
 
 
 def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: int | None) -> Explanation:
-    """Accept one hypothesis after another, as long as the labels fit better.
+    """Accept one hypothesis after another while each improves the fit.
 
     Args:
         inquiry: labels, images, teacher.
@@ -109,7 +109,7 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
         if distances[best] > 0.95 * distances[0]:
             break
         replay = trials[best]
-        taken = [*taken, untried[best - 1]]  # trial 0 is the one without a further change
+        taken = [*taken, untried[best - 1]]  # trial 0 has no further change
         verdict = inquiry.judge(replay)
         if verdict.tight:
             break
@@ -157,7 +157,7 @@ def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> fl
 
 
 def enough_rows(taken: Sequence[Hypothesis], verdict: Verdict) -> bool:
-    """Whether there are enough rows to trust a class order that was fitted to them."""
+    """Return whether there are enough rows to trust a class order that was fitted to them."""
     reordered = any(hypothesis.kind == "classes" for hypothesis in taken)
     return not reordered or len(verdict.own) >= CERTAIN_ROWS or verdict.typical <= verdict.limit / 5 * verdict.other
 
@@ -240,7 +240,7 @@ def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
         products += (logs * logits).nansum().item()
         squares += logs.square().nansum().item()
     best = products / squares if squares else 0.0
-    best = round(best, 1) if best > 0.5 else best  # people choose round temperatures, and rounding gives 19.97 for 20
+    best = round(best, 1) if best > 0.5 else best  # people choose round temperatures; the fit gives 19.97 for 20
     if best > 0 and abs(best / replay.temperature - 1) > 0.01:
         yield Hypothesis(
             "temperature", f"at temperature {best:g}", f"give --temperature {best:g}", {"temperature": best}

@@ -68,11 +68,11 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where things live.
+    """Places of images and labels in memory.
 
     Attributes:
         resident: decoded training images stay in memory; else workers decode them in every epoch.
-        labels_at_once: batches whose labels go up to a GPU together; None: those of an epoch.
+        labels_at_once: number of batches whose labels are uploaded together; None: a whole epoch.
         validation: where decoded validation images stay: `device`, `host`, or `files` if they fit nowhere.
     """
 
@@ -83,13 +83,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that things take on a GPU.
+    """Memory needs of a run on a GPU, in bytes.
 
     Attributes:
         images: all training images, decoded.
-        labels: those of one epoch.
+        labels: soft labels of one epoch.
         validation: all validation images, at the model's size.
-        training: gradients, optimizer, activations, and an evaluation's, beside the weights that are there already.
+        training: gradients, optimizer state and activations; the weights are on the device already.
         free: free memory of the device.
     """
 
@@ -106,7 +106,7 @@ class Budget:
         device; then workers decode the training images.
         """
         room = USABLE * self.free - self.training
-        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # one batch at a time
+        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # labels are uploaded one batch at a time
         if not resident or self.images + smallest > room:
             return Plan(False, batches_per_epoch, "device" if self.validation <= room else "host")
         room -= self.images
@@ -122,7 +122,7 @@ def plan_memory(
 
     Args:
         config, found: settings.
-        data: what is trained and evaluated on.
+        data: training and validation images, and labels.
         students: on their device.
         world: every rank must call; all take the plan of the one with the least memory.
 
@@ -154,7 +154,7 @@ def plan_memory(
 
 
 def most_modest(plans: Sequence[Plan]) -> Plan:
-    """Return the plan that all ranks can keep to."""
+    """Return the plan that fits the rank with the least memory."""
     places = ["device", "host", "files"]
     at_once = [plan.labels_at_once for plan in plans if plan.labels_at_once is not None]
     return Plan(
@@ -170,17 +170,17 @@ def plan_on_device(
     """Return the plan of --loader for a GPU, and log it; arguments as for `plan_memory`."""
     device = students[0].precision.device
     free = free_memory(device)[0]
-    hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step beside the others'
+    hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step of their own
     rows = config.micro_batch + hard_batch
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
     passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(data.val))) for one in estimates]
     source = share_of_rank(data.source, config.micro_batch, world)
-    short = source.smallest_batch() % config.batch_size  # it is not in the captured step, nor in that step's memory
+    short = source.smallest_batch() % config.batch_size  # runs eagerly, beside the memory of the captured step
     if short:
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
     phases = Phases(config.epochs, config.hard_epochs or 0)
     next_epoch = phases.soft_before(min(student.progress.epoch for student in students))
-    labels = label_bytes(source, min(next_epoch, phases.soft - 1))  # none is left if the last one is soft and trained
+    labels = label_bytes(source, min(next_epoch, phases.soft - 1))  # after the last epoch no labels are left
     budget = Budget(
         images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
         labels=labels + (label_bytes(data.hard, 0) if data.hard else 0),
@@ -238,7 +238,7 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
 
 
 def keeps_images(loader: str, images: int, device: torch.device) -> bool:
-    """Return whether decoded images stay in memory of which half is left to everything else; log it if they do.
+    """Return whether decoded images stay in memory, if half of it is left to everything else; log it if they do.
 
     Args:
         loader: --loader.
@@ -337,7 +337,7 @@ class TrainingBatches:
 
     Args:
         soft: batches of the soft epochs, which count from 0.
-        hard: likewise of the hard epochs; None if there are none.
+        hard: batches of the hard epochs, which count from 0 too; None if there are none.
         phases: which epochs of the run are which.
     """
 

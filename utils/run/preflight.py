@@ -1,4 +1,4 @@
-"""Every check that can fail before time is spent. Each failure names the flag or file and the remedy."""
+"""Checks before a run that can fail. Each error names the flag or file and the remedy."""
 
 import copy
 import os
@@ -40,12 +40,12 @@ from utils.training.precision import Precision, pick_device, without_cudnn_bench
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # images whose content is compared if not all are
-MOST_RIVALS = 2000  # validation images that are read for it at the most
-EVEN = 0.9  # share of validation classes of one size from which on the sizes of all should be one
+MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
+EVEN = 0.9  # if this share of validation classes has the same size, all should have it
 
 
 def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findings]:
-    """Join the processes of the run, start the log, pick the device; on the CPU keep the memory that is freed.
+    """Join the processes of the run, start the log, pick the device; on the CPU let PyTorch reuse freed memory.
 
     Returns:
         (`World`, `Precision` on this process's device, the first findings: device, processes, arithmetic, workers).
@@ -71,7 +71,7 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
 
 
 def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy:
-    """Return how views are drawn, as the flags say."""
+    """Return the `ViewPolicy` that the flags describe."""
     return ViewPolicy(
         seed=config.fkd_seed,
         input_size=found.input_size,
@@ -105,7 +105,7 @@ def number_classes(
     num_classes: int,
     stated: Mapping[str, int] | None = None,
 ) -> tuple[list[str], Findings]:
-    """Give every image the number of its class among those of the labels, in place; log what is not obvious.
+    """Give every image the class number of the labels, in place; log any numbering that is not by name.
 
     Args:
         config, found: settings.
@@ -168,7 +168,7 @@ def check_images(samples: Samples) -> None:
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
-    """Record which images a run is about, as far as names tell, and warn if the two folders share images.
+    """Record the names of a run's images, and warn if the two folders share images.
 
     The content of training images is compared by `identify_images`, that of validation images when they are first
     evaluated.
@@ -225,7 +225,7 @@ def identify_images(
     world: World,
     verify: bool = False,
 ) -> tuple[KnownImages | None, Findings]:
-    """Find out which images are in --train-dir and compare them with those that the labels were made for.
+    """Digest the images in --train-dir, and compare them with the images that the labels were made for.
 
     A run needs all of them, also for its summary and for --resume. A dry run compares a sample, and looks at the rest
     only if the sample differs, to say how.
@@ -264,7 +264,7 @@ def identify_images(
             f"--train-dir {config.train_dir} does not hold the images of the labels in {labels}: {how}; give "
             "the images that were labelled, as they were, or label these with relabel_FKD.py"
         )
-        if len(train) != len(stored):  # then labels have no image, or images no label
+        if len(train) != len(stored):  # some labels have no image, or some images no label
             raise InputError(fault)
         return known, accept_or_refuse(config, found, fault)
     log.info("images  %d of %d compared: they are those that were labelled", compared, len(train))
@@ -312,7 +312,7 @@ def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_fold
         return sample_labels(store, range(store.epochs), num_folders)
     epochs = soft_epochs(config)
     if len(epochs) * store.num_images < VIEWS_PER_CLASS * num_folders and epochs.stop < store.epochs:
-        epochs = range(epochs.start, store.epochs)  # too few views are trained on to tell; the others are as good
+        epochs = range(epochs.start, store.epochs)  # too few views will be trained on: sample later epochs too
     return sample_labels(store, [views.place(epoch, 0)[0] for epoch in epochs], num_folders)
 
 
@@ -384,14 +384,14 @@ def report_labels(
 
 
 def count_batches(views: TrainingViews[LabelStore]) -> str:
-    """How many batches there are, in words that end before `batches`."""
+    """Return the number of batches in words, to be followed by `batches`."""
     if views.is_pool:
         return f"{views.order}, {views.batches_per_epoch} an epoch, from {views.store.stored_batches()}"
     return f"{views.store.epochs} epochs of {views.batches_per_epoch}"
 
 
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
-    """Refuse packed labels that say that they were made for other class folders, or another order of them.
+    """Refuse packed labels that state other class folders, or another order of them.
 
     Labels that know their images need no names: the images have proved to be the same.
     """
@@ -428,13 +428,13 @@ def report_live_agreement(
     names: Sequence[str],
     world: World,
 ) -> tuple[torch.Tensor, Findings]:
-    """Have a teacher answer some views before it answers all, and compare its answers with the folders.
+    """Let a teacher answer a few views before training, and compare its answers with the class folders.
 
     Args:
         config, found: settings.
         dataset, epoch, normalise, teacher: as for `ask_teacher`.
         names: name of each of C classes.
-        world: every rank must call; the first one's views count, since time limits their number.
+        world: every rank must call; rank 0's views count, because their number depends on time.
 
     Returns:
         (its answers, float32 [R, C]; findings, in which a fault may be accepted).
@@ -457,7 +457,7 @@ def report_agreement(
     names: Sequence[str],
     who: str = "labels",
 ) -> Findings:
-    """Log how often the teacher agrees with the folders; refuse what cannot be coincidence, warn of what may be.
+    """Log how often the teacher agrees with the folders; refuse certain faults, warn of likely ones.
 
     Returns:
         findings, in which a fault may be accepted.
@@ -529,11 +529,11 @@ def check_students(
 
 
 def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
-    """Check that what students write fits on their disk."""
+    """Raise InputError if the files of the students do not fit on their disk."""
     needed = 0
     for student in students:
         size = sum(t.numel() * t.element_size() for t in student.model.state_dict().values())
-        # weights, optimizer state, best weights; twice, since a file is replaced only when the new one is complete
+        # weights, optimizer state, best weights; twice, because the old file stays until the new one is complete
         needed += 2 * size * ((3 if config.sgd else 4) + (config.ema_decay is not None))
         needed -= sum(student.folder.file(name).stat().st_size for name in student.folder.previous)
     check_disk(config.output_dir, needed, "checkpoints need")
@@ -548,7 +548,7 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
     try:
         with torch.no_grad(), without_cudnn_benchmark(), precision.autocast():
             outputs = copy.deepcopy(student.model).train()(images)
-    except torch.cuda.OutOfMemoryError:  # not the model's fault
+    except torch.cuda.OutOfMemoryError:  # `run_script` explains this one
         raise
     except Exception as error:  # models raise many kinds of errors if images are too few or too small
         hard = "--hard-batch-size, " if config.hard_epochs else ""

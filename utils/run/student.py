@@ -1,4 +1,4 @@
-"""A student in training: everything that is one student's own, in memory and on disk."""
+"""`Student`: the training state and the output folder of one student."""
 
 import contextlib
 import logging
@@ -31,15 +31,15 @@ from utils.training.precision import Precision
 from utils.training.schedules import Temperatures, lr_factor, temperature_at
 from utils.training.streams import RandomStream
 
-CHECKPOINT_SECONDS = 10  # epochs shorter than this share a checkpoint
+CHECKPOINT_SECONDS = 10  # minimum time between two checkpoints
 
 
 class Student:
-    """A student with what its steps need, the figures that they add up to, and the folder that it leaves behind.
+    """One student: its training state, its metrics so far and its output folder.
 
     Args:
-        config: settings of this student alone, see `TrainConfig.students`.
-        found: what is known beside the flags.
+        config: settings of this student, see `TrainConfig.students`.
+        found: settings that labels, folders and the machine add to the flags.
         num_classes: C, outputs of the student.
         folder: `RunFolder`; claimed by `session`.
         device: torch.device.
@@ -48,17 +48,17 @@ class Student:
 
     Attributes:
         model, optimizer: as initialised or resumed.
-        precision: its own, because fp16 adapts its loss scaling to one model.
+        precision: `Precision` of this student; fp16 adapts its loss scaling to one model.
         average: moving average of the weights, which is evaluated instead of the model; None without --ema-decay.
         random: its random state, so that students side by side draw the numbers that each would draw alone.
-        progress: how far it has come; persisted.
+        progress: `Progress`, stored in the checkpoint.
         sums: loss and hits of the epoch in training.
         loss_fn: `loss(outputs, soft_labels, targets) -> scalar` of this epoch.
-        graph: takes this epoch's steps as a CUDA graph; None where steps are eager.
+        graph: takes this epoch's steps as a CUDA graph; None if steps are eager.
         micro_batch: images of this epoch that go through the model at once, over all ranks.
-        joint_loss: this epoch's loss is no mean over rows (dist): ranks compute it of all rows.
-        joint_statistics: batch statistics are those of all ranks, so that a rank without rows takes part.
-        last_micro_batch: what a calibrated temperature compares; else None.
+        joint_loss: whether this epoch's loss is no mean over rows (dist), so that ranks compute it of all rows.
+        joint_statistics: whether batch statistics cover all ranks, so that a rank without rows must take part.
+        last_micro_batch: logits of both sides, from which a temperature is calibrated; None without calibration.
         failed: the error that ended its training; None while it trains.
 
     Raises:
@@ -98,7 +98,7 @@ class Student:
         if config.resume is not None and (found.side_by_side == 1 or folder.file(CHECKPOINT).exists()):
             self.resume(config.resume or folder.file(CHECKPOINT))
         self.seconds_before = self.progress.seconds
-        if not world.is_main:  # other dropout masks than rank 0's
+        if not world.is_main:  # each rank draws other dropout masks
             torch.manual_seed(hash((config.seed, world.rank, self.progress.epoch)) % 2**63)
         self.random = RandomStream(device)
 
@@ -131,7 +131,7 @@ class Student:
         self.start_epoch(self.progress.epoch)
 
     def resume(self, path: Any) -> None:
-        """Take everything from a checkpoint."""
+        """Restore the training state from a checkpoint."""
         settings = run_settings(self.config, self.found)
         state = load_checkpoint(path, settings, self.images, self.found.earlier)
         average = None if self.average is None else self.average.model
@@ -140,12 +140,12 @@ class Student:
 
     @property
     def position(self) -> tuple[int, int]:
-        """(epoch, batch) that it takes next."""
+        """Return the (epoch, batch) that comes next."""
         return self.progress.epoch, self.progress.batch
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated."""
+        """Return the model to evaluate: the EMA if there is one."""
         return self.model if self.average is None else self.average.model
 
     def temperature_in(self, epoch: int) -> float:
@@ -178,7 +178,7 @@ class Student:
                         metadata=run_metadata(settings),
                         run_id=self.progress.wandb_id,
                     )
-                # a piece without W&B keeps the run of the pieces before, which a later piece may go on with
+                # without W&B keep the id of the W&B run, so that a later resume with W&B can continue it
                 self.progress.wandb_id = self.tracker.run_id or self.progress.wandb_id
                 yield
             finally:
@@ -186,7 +186,7 @@ class Student:
 
     @contextlib.contextmanager
     def failing_alone(self) -> Iterator[None]:
-        """Record an InputError as this student's failure, so that the others go on."""
+        """Record an InputError as the failure of this student; the other students go on."""
         try:
             yield
         except InputError as error:
@@ -213,15 +213,15 @@ class Student:
                 self.columns = {"teacher_temperature": teacher, "student_temperature": student}
         self.model.train()
         self.sums = MetricSums(self.precision.device)
-        if self.world.is_main:  # the sums of batches before a restart are all ranks', so they count once
+        if self.world.is_main:  # the sums in a checkpoint cover all ranks: only rank 0 adds them
             self.sums = MetricSums(self.precision.device, progress.sums, progress.samples)
 
     def record_training(self, seconds: float, label_file: Callable | None = None) -> None:
-        """Record in the progress the batches that were taken in so many seconds.
+        """Add the batches since the last call to the progress.
 
         Args:
-            seconds: wall clock.
-            label_file: (epoch, batch) -> file of its soft labels, hard epochs not counted; for errors.
+            seconds: wall clock of these batches.
+            label_file: (soft epoch, batch) -> file of its soft labels, for errors.
 
         Raises:
             InputError: the training diverged; the checkpoint is as it was before that epoch.

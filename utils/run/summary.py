@@ -22,14 +22,14 @@ COLUMNS = (
 
 
 def format_value(value: object) -> str:
-    """A metrics.csv cell: empty for None, seven significant digits for floats."""
+    """Return a value as a cell of metrics.csv: empty for None, seven significant digits for floats."""
     if value is None:
         return ""
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One log line for an epoch's row of metrics."""
+    """Return the log line of an epoch's row of metrics."""
     text = (
         f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
         f"top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
@@ -40,7 +40,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 
 
 def versions(device_type: str = "auto") -> dict[str, str]:
-    """Versions that a figure should be published with, and the name of the device: `cpu`, `cuda`, or CUDA if it can."""
+    """Return the versions to publish with a figure, and the device's name."""
     on_gpu = device_type != "cpu" and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
@@ -52,7 +52,7 @@ def versions(device_type: str = "auto") -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of this program, with `-dirty` if files were changed; None outside a checkout."""
+    """Return the commit of this program, with `-dirty` if files were changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -102,7 +102,7 @@ def summarise(
 
 
 def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
-    """Which weights the figures are about."""
+    """Return, in words, the weights that were evaluated."""
     if ema_decay is None:
         return "of the last step"
     live = ", with the running statistics of the last step" if ema_buffers == "live" else ""
@@ -110,7 +110,7 @@ def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
 
 
 def evaluation_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The part of a history row that an evaluation produced."""
+    """Return the figures of the evaluation in a row of the history."""
     return {"epoch": row["epoch"], "top1": row["val_top1"], "top5": row["val_top5"], "loss": row["val_loss"]}
 
 

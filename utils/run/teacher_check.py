@@ -75,7 +75,7 @@ def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
 
 
 def states_index(store: LabelStore) -> bool:
-    """Whether labels store the image of each row; otherwise it follows from --fkd-seed."""
+    """Return whether labels store the image of each row; otherwise it follows from --fkd-seed."""
     return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
 
 
@@ -213,7 +213,7 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
     Raises:
         InputError: their logits differ from the stored ones.
     """
-    if not Path(config.fkd_path, epoch_name(0)).exists():  # another process was writing it when all were stopped
+    if not Path(config.fkd_path, epoch_name(0)).exists():  # another process was writing it at the stop
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return
     store = open_labels(config.fkd_path, config.fkd_seed)

@@ -34,14 +34,14 @@ KNOWN = 1e-5  # smaller probabilities are too coarse in half precision to be com
 # Thresholds, as a share of the difference that another image of the same class makes:
 LIMIT = 0.5  # a row above this belongs to another image or another teacher
 STRICT = 0.25  # used instead of LIMIT if classes have a single image: images of other classes differ more
-TIGHT = 0.05  # below this nothing can fit better
+TIGHT = 0.05  # below this no other settings can fit better
 BF16 = 2.0**-8  # relative error of bf16 arithmetic
 CACHE_BYTES = 1e9  # limit on decoded images in memory
 
 
 @dataclass(frozen=True, eq=False)
 class ReplaySettings:
-    """How views of stored labels are replayed and passed to the teacher; the defaults are those of training.
+    """How views of stored labels are replayed and passed to the teacher; the defaults are the settings of training.
 
     Attributes:
         size: S, side of the views in pixels.
@@ -120,27 +120,27 @@ class Verdict:
 
     @property
     def typical(self) -> float:
-        """Median of `own`."""
+        """Return the median of `own`."""
         return self.own.median().item()
 
     @property
     def other(self) -> float:
-        """Median of `others`."""
+        """Return the median of `others`."""
         return self.others.median().item()
 
     @property
     def excess(self) -> float:
-        """Mean squared difference beyond the part that rounding of the stored logits explains."""
+        """Return the mean squared difference beyond the part that rounding of the stored logits explains."""
         return max((self.own.square() - self.rounding.square()).mean().item(), 0.0)
 
     @property
     def misfits(self) -> torch.Tensor:
-        """Mask of the rows that are not this teacher's logits for their images: bool [n]."""
+        """Return the mask of the rows that are not this teacher's logits for their images: bool [n]."""
         return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, self.limit * self.other))
 
     @property
     def fits(self) -> bool:
-        """Whether the stored logits are this teacher's for these images.
+        """Return whether the stored logits are this teacher's for these images.
 
         A tenth of the rows may be misfits; none may be if the median difference, without rounding, is far below that
         of other images.
@@ -151,12 +151,12 @@ class Verdict:
 
     @property
     def tight(self) -> bool:
-        """Whether only rounding is left of the difference, so that nothing could fit better."""
+        """Return whether rounding explains the whole difference, so that no other settings could fit better."""
         return self.fits and self.excess <= (TIGHT * self.other) ** 2
 
     @property
     def blind(self) -> bool:
-        """Whether this teacher's logits for other images differ only by rounding, so that nothing can be told."""
+        """Return whether the logits for other images differ only by rounding, so that no comparison is possible."""
         return self.other <= self.noise.median().item()
 
 
@@ -179,18 +179,18 @@ class Inquiry:
     orders: dict[int, ReferenceOrder] = field(default_factory=dict)
 
     def by_batch(self, replay: ReplaySettings) -> bool:
-        """Whether the logits of a row depend on the other rows of its batch."""
+        """Return whether the logits of a row depend on the other rows of its batch."""
         return bool(replay.parts) or (replay.rule or self.teachers.rule) != "mean"
 
     @cached_property
     def questions(self) -> list[Question]:
-        """Questions about at most VIEWS rows in total."""
+        """Return questions about at most VIEWS rows in total."""
         places = self.places or pick_evenly(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
 
     @cached_property
     def full_batches(self) -> list[tuple[int, int]]:
-        """(epoch, batch) of every full batch, or of every batch if none is full."""
+        """Return the (epoch, batch) of every full batch, or of every batch if none is full."""
         store = self.store
         places = [(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch))]
         return [place for place in places if store.rows(*place) == store.batch_size] or places
@@ -203,7 +203,7 @@ class Inquiry:
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """For each image another one of its class, or any other image if it is the only one: int64 [N]."""
+        """Return for each image another one of its class, or any other image if it is the only one: int64 [N]."""
         targets = torch.tensor([target for _, target in self.samples])
         following = torch.arange(len(targets)).roll(-1)
         for target in targets.unique():
@@ -293,7 +293,7 @@ class Inquiry:
 
     @cached_property
     def in_train_mode(self) -> Ensemble:
-        """A copy of the teacher in train mode: batch normalisation uses the statistics of the batch."""
+        """Return a copy of the teacher in train mode: batch normalisation uses the statistics of the batch."""
         twin = copy.copy(self.teachers)
         twin.teachers = [copy.deepcopy(teacher).train() for teacher in self.teachers.teachers]
         return twin

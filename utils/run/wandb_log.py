@@ -42,7 +42,7 @@ class RunMetadata:
 
     Attributes:
         name: of the run.
-        group: runs that belong together: those that differ only in the seed, unless the user named a group.
+        group: name of the group; by default runs that differ only in the seed share one.
         job_type: `train` or `report`.
         tags: to filter runs by.
         several: other students of this process have W&B runs of their own at the same time.
@@ -244,7 +244,7 @@ def server() -> str:
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Whether a server answers at `url` within `seconds`; like W&B, asks through the proxy if there is one.
+    """Return whether a server answers at `url` within `seconds`; like W&B, asks through the proxy if there is one.
 
     The request is made in a thread, because a DNS lookup has no timeout.
     """
@@ -257,7 +257,7 @@ def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
         except urllib.error.HTTPError:  # the server refuses HEAD, but it is there
             answered.set()
         except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLError):  # it is there, with a certificate that Python does not trust
+            if isinstance(error.reason, ssl.SSLError):  # the server is there, but Python does not trust its certificate
                 answered.set()
         except (OSError, ValueError, http.client.HTTPException):
             pass
@@ -267,7 +267,7 @@ def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
 
 
 def has_netrc_key() -> bool:
-    """Whether the user's netrc file has a key for the W&B server."""
+    """Return whether the user's netrc file has a key for the W&B server."""
     host = urllib.parse.urlparse(server()).hostname or ""
     path = os.environ.get("NETRC", os.path.expanduser("~/.netrc"))
     try:

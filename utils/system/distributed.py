@@ -28,10 +28,10 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Parts = tuple[tuple[int, int], ...]  # (rows of this rank, rows of all ranks) of each micro-batch of a batch
 
 
-GROUP_THREADS_SECONDS = 0.2  # wait for the threads of the process group; they need about 1 % of it
+GROUP_THREADS_SECONDS = 0.2  # sleep for the threads of the process group, which need about 1 % of this time
 
 
-TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others gives up
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
 
 
 def share(rows: int, rank: int, size: int) -> range:
@@ -91,7 +91,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and the log."""
+        """Return whether this process writes the files and the log."""
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -214,7 +214,7 @@ def processes_here() -> int:
 
 
 def may_report_error() -> bool:
-    """Whether this process reports to the user why the run ends: only the first one that calls this does.
+    """Return whether this process reports the error that ends the run: only the first process that asks does.
 
     Before the processes are connected, all of them fail for the same reason, so rank 0 reports.
     """

@@ -75,7 +75,7 @@ class Interrupted(Exception):
 
 
 def met_file_limit(error: BaseException) -> bool:
-    """Whether an error comes from the limit on open files; libraries often wrap it and keep only its text."""
+    """Return whether an error comes from the limit on open files; libraries often wrap it and keep only its text."""
     number = error.errno if isinstance(error, OSError) else None
     return number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in FILE_LIMIT_TEXTS)
 
@@ -89,7 +89,7 @@ def explain_system_error(error: Exception) -> str | None:
         return OPEN_FILES
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(
         error
-    ):  # raised in a signal handler, so anywhere in the parent's code
+    ):  # PyTorch raises this in a signal handler, at any line of the parent
         return WORKER_DIED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the path {error.filename} is longer than the file system allows; give a shorter one"

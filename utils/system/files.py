@@ -102,7 +102,7 @@ def utf8_path(path: Path | str) -> Iterator[str]:
 
 
 def can_open(count: int) -> bool:
-    """Whether this process may open `count` more files, under its limit (ulimit -n)."""
+    """Return whether this process may open `count` more files, under its limit (ulimit -n)."""
     with contextlib.ExitStack() as opened:
         try:
             for _ in range(count):

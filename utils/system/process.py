@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class StillWaiting(BaseException):
-    """A signal asked for a stop, and the next batch does not come. No `except Exception` may catch this."""
+    """Raised if the next batch does not come after a signal; a BaseException, so that `except Exception` misses it."""
 
 
 class StopSignals:
@@ -113,7 +113,7 @@ def prepare_worker() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(
         signal.SIGALRM, signal.SIG_DFL
-    )  # else `StopSignals.give_up`, inherited, would keep the alarm from ending this process
+    )  # without this, the inherited `StopSignals.give_up` would handle the alarm
     signal.signal(
         signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE)
     )  # its parent may need another batch before it stops
@@ -148,10 +148,10 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     """Call `main(argv)` and return the exit code of the process.
 
     0: done; 2: bad input; 128 + signal number if a signal ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
-    With several processes only one prints why the run ends.
+    With several processes only one prints the error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack some of our characters
+        if isinstance(stream, io.TextIOWrapper):  # the encoding of the terminal may lack some characters
             stream.reconfigure(errors="backslashreplace")
     if argv is None:
         hide_key()
@@ -178,7 +178,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text = "stopped: interrupted"
         code = 130
     finally:
-        end_workers()  # if something still refers to their loader they would live on for 30 s
+        end_workers()  # workers whose loader is still referenced would live for another 30 s
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
     return code

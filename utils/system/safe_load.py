@@ -169,8 +169,8 @@ class Inert:
         """Ignore items of a list."""
 
 
-# Plain data that training scripts save beside the weights. Only the names of the classes count: whatever a file does
-# with one of them, it only gets an `Inert`.
+# Plain data that training scripts save beside the weights. Only the names of the classes count: if a file uses
+# one of them, it gets an `Inert`.
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
@@ -426,7 +426,7 @@ def load_archive(
 
 
 def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:
-    """Whether the refused name is most likely the class of a pickled model."""
+    """Return whether the refused name is most likely the class of a pickled model."""
     top = error.module.partition(".")[0]
     if not top or (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
         return False
