@@ -160,10 +160,7 @@ def load_checkpoint(
     if evaluated:  # the next evaluation compares the content of the validation images
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    if None in (
-        stored.get("sync_bn"),
-        arguments["sync_bn"],
-    ):  # one process, or an earlier release
+    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # one process, or an earlier release
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
