@@ -18,17 +18,17 @@ from utils.system.safe_load import WEIGHT_GLOBALS, load_archive, save_archive
 
 @dataclass
 class Progress:
-    """How far a run has come; persisted in full.
+    """How far a run has come; a checkpoint stores every field.
 
     Attributes:
-        epoch: epoch in training, or the next one.
-        batch: batches of it that are done.
-        sums, samples, epoch_seconds: `MetricSums` and time of those batches.
+        epoch: index of the epoch in training, or of the next epoch between two epochs.
+        batch: number of finished batches of `epoch`.
+        sums, samples, epoch_seconds: values of `MetricSums` and training time of these batches.
         history: one dict per trained epoch, with the columns of metrics.csv.
-        best_top1, best_epoch: the best evaluation so far, in percent; None before the first.
-        seconds: wall-clock time spent, summed over resumed pieces.
-        wandb_id: W&B run to continue.
-        student_temperature, next_student_temperature: values for `epoch` and for the epoch after it, if calibrated.
+        best_top1, best_epoch: top-1 (percent) and epoch of the best evaluation; None before the first evaluation.
+        seconds: wall-clock time of the run, over all interruptions.
+        wandb_id: id of the W&B run that --resume continues; None without W&B.
+        student_temperature, next_student_temperature: calibrated student temperature of `epoch` and of the next epoch.
         validation: digest of the validation images with their classes; None before the first evaluation.
     """
 
@@ -47,7 +47,7 @@ class Progress:
     validation: str | None = None
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Move on to the next epoch; `row` is the metrics.csv row of the trained one."""
+        """Append `row`, the finished epoch's row of metrics.csv, to the history, and advance to the next epoch."""
         self.history.append(row)
         self.epoch, self.batch = row["epoch"] + 1, 0
         self.sums, self.samples, self.epoch_seconds = [0.0, 0.0, 0.0], 0, 0.0
@@ -55,7 +55,7 @@ class Progress:
 
 
 def checked(progress: Progress) -> Progress:
-    """Return a `Progress` as read from a file, or raise ValueError if it is impossible."""
+    """Return `progress`, read from a file, unchanged; raise ValueError if a value is impossible."""
     counts = progress.epoch, progress.batch, progress.samples
     sound = (
         all(type(n) is int and n >= 0 for n in counts)
@@ -73,13 +73,13 @@ def checked(progress: Progress) -> Progress:
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the random states that training draws from (dropout, stochastic depth)."""
+    """Return the states of the random generators that training uses (dropout, stochastic depth)."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Restore the result of `rng_state`; CUDA states only if the number of devices is the same."""
+    """Restore the states that `rng_state` returned; CUDA states only if the number of devices is unchanged."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -95,7 +95,7 @@ def save_checkpoint(
     average: nn.Module | None = None,
     images: ImageDigests | None = None,
 ) -> None:
-    """Write a checkpoint; keys follow the reference's (`epoch`, `state_dict`, `best_acc1`, `optimizer`).
+    """Write a checkpoint; the reference code uses its keys `epoch`, `state_dict`, `best_acc1` and `optimizer` too.
 
     `average` is the model of averaged weights, or None; `images` are the digests of the training images.
     """
@@ -115,7 +115,7 @@ def save_checkpoint(
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that change the result; --sync-bn is None for a single process, which ignores it."""
+    """Return the arguments that affect the result; --sync-bn is None for a single process, which ignores it."""
     found = {name: arguments.get(name) for name in FIXED_ON_RESUME}
     if arguments.get("processes", 1) == 1:
         found["sync_bn"] = None
@@ -137,14 +137,14 @@ def load_checkpoint(
     """Read a checkpoint written by `save_checkpoint`, without running its pickle.
 
     Args:
-        path: its file.
-        arguments: settings of the run that goes on.
-        images: the training images of the run that goes on.
-        earlier: the digests that checkpoints of earlier releases have in place of those in `arguments`.
+        path: the checkpoint file.
+        arguments: settings of the resumed run.
+        images: the training images of the resumed run; None to skip their comparison.
+        earlier: argument name -> digest as earlier releases computed it, for comparison with their checkpoints.
 
     Raises:
-        InputError: missing, damaged, not ours, or made with arguments that give another result, or from other
-            `images`; the message names them.
+        InputError: the checkpoint is missing, damaged, from another program, or made with other `images` or with
+            other arguments that affect the result; the message names the differences.
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
@@ -154,13 +154,13 @@ def load_checkpoint(
     stored = EARLIER | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = earlier or {}
-    # digests of earlier releases were computed in another way and have no `v2:` in front
+    # digests of earlier releases were computed differently, and have no prefix such as `v2:`
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
     if evaluated:  # the next evaluation compares the content of the validation images
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # one process, or an earlier release
+    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # a single process ignores it; older files lack it
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
@@ -193,7 +193,7 @@ def flag(name: str) -> str:
 
 
 def plain(value: object) -> str:
-    """Convert tuples to lists, as a checkpoint returns them, so that both compare equal."""
+    """Return the repr of a value, with a tuple written as a list, so that equal tuples and lists compare equal."""
     return repr(list(value) if isinstance(value, list | tuple) else value)
 
 
@@ -204,10 +204,13 @@ def restore(
     scaler: "torch.amp.GradScaler",
     average: nn.Module | None = None,
 ) -> Progress:
-    """Put a loaded checkpoint into the model, the optimizer, the scaler, the average and the random state.
+    """Load a checkpoint's state into the model, the optimizer, the scaler, the average and the random generators.
 
     Returns:
-        `Progress`.
+        `Progress` of the checkpoint.
+
+    Raises:
+        InputError: the state does not fit these objects.
     """
     try:
         model.load_state_dict(state["state_dict"])

@@ -35,11 +35,11 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Names, for messages, of the two image folders whose classes are paired.
+    """Names that messages use for two image folders whose classes are paired.
 
     Attributes:
-        own, other: their flags; each class folder of `own` gets the class of a folder of `other`.
-        line: format of a line of --class-map.
+        own, other: flags of the two image folders; a class folder of `own` gets the class of its partner in `other`.
+        line: format of a line in the --class-map file.
     """
 
     own: str
@@ -52,9 +52,10 @@ VALIDATION = Sides("--val-dir", "--train-dir", "VALIDATION_FOLDER<tab>TRAINING_F
 
 @cache
 def imagenet_numbers() -> dict[str, int]:
-    """Map every name of an ImageNet-1K class to its number: WordNet ids and words, torchvision's category names.
+    """Return normalised class name -> class number of ImageNet-1K.
 
-    Names that two classes share (crane, maillot) are left out.
+    The names are WordNet ids, WordNet words and torchvision's category names. Names that two classes share (crane,
+    maillot) are left out.
     """
     from timm.data import ImageNetInfo
     from torchvision.models import ResNet18_Weights
@@ -70,12 +71,12 @@ def imagenet_numbers() -> dict[str, int]:
 
 
 def plain(name: str) -> str:
-    """Normalise a class name: lower case, with single spaces for spaces, underscores and hyphens."""
+    """Normalise a class name: lower case, each run of spaces, underscores and hyphens as one space."""
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
 def numbered(names: Sequence[str]) -> list[int] | None:
-    """Return the trailing numbers if names differ in nothing else (new000 … new999); None otherwise, and for wnids."""
+    """Return the trailing numbers of names that differ only in them (new000 … new999); None otherwise and for wnids."""
     parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in names]
     if not all(parts) or len({part[1] for part in parts if part}) != 1:
         return None
@@ -84,7 +85,7 @@ def numbered(names: Sequence[str]) -> list[int] | None:
 
 
 def read_names(path: str, flag: str) -> list[str]:
-    """Read a text file with one class folder per line.
+    """Return the class folders that a text file names, one per line; `flag` names the file in errors.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, or names a folder twice.
@@ -112,7 +113,7 @@ def number_train_folders(
 
     Args:
         folders: sorted folder names.
-        num_classes: C of the labels or of the teacher.
+        num_classes: C, number of classes of the labels or of the teacher.
         class_order: --class-order, a file with the folder names of class 0, 1, …, one per line.
         stated: folder name -> class number, from the labels' manifest.
 
@@ -147,17 +148,17 @@ def number_train_folders(
 def number_val_folders(
     folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
 ) -> Numbering:
-    """Return the class number of every validation folder; None for a folder whose class is not trained.
+    """Return the class number of every validation folder; None for a folder that has no training folder.
 
     Args:
         folders: sorted names of the validation folders.
         train_folders: sorted names of the training folders.
-        train: their class numbers.
+        train: class numbers of the training folders.
         class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`.
-        where: both folders, for errors.
+        where: text that names both image folders in errors.
 
     Raises:
-        InputError: the folders cannot be matched by name, or a class has no validation images.
+        InputError: the folders cannot be matched by name, or a class has no validation folder.
     """
     places, how = pair_names(folders, train_folders, class_map, where)
     lacking = [name for place, name in enumerate(train_folders) if place not in places]
@@ -172,9 +173,9 @@ def number_val_folders(
 def pair_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str, sides: Sides = VALIDATION
 ) -> tuple[list[int | None], str]:
-    """Return the index of each validation folder's training folder (None: it has none), and how it was found.
+    """Return (index of each validation folder's training folder, or None if it has none; how the pairs were found).
 
-    Arguments and errors as in `number_val_folders`; `sides` names both folders in messages.
+    See `number_val_folders` for the other arguments and the errors; `sides` names both folders in messages.
     """
     if class_map == BY_POSITION:
         if len(folders) != len(train_folders):
@@ -187,7 +188,7 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Pair folders by equal keys; None unless keys are unique and each training folder has a partner."""
+        """Pair folders with equal keys; return None if a key occurs twice, or a training folder has no partner."""
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
         known = [key for key in keys if key is not None]
@@ -211,7 +212,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # numbers mean ImageNet's classes only if all 1,000 are there: projects number subsets in different ways
+        # trailing numbers count as ImageNet classes only if all 1,000 occur: subsets are numbered in different ways
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:
@@ -233,7 +234,7 @@ def pair_names(
 def map_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str, sides: Sides = VALIDATION
 ) -> list[int | None]:
-    """Pair folders by a --class-map file; a validation folder that it does not list gets None.
+    """Return the index of each validation folder's training folder in a --class-map file; None if it is not listed.
 
     Raises:
         InputError: a line is malformed or names an unknown folder, or a folder is listed twice.

@@ -24,7 +24,7 @@ RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curv
 
 
 class LogFile(logging.FileHandler):
-    """Handler that writes train.log, and goes on if the disk is full."""
+    """Handler that writes train.log, and ignores a full disk."""
 
     def handleError(self, _record: logging.LogRecord) -> None:
         """Ignore the error: the checkpoint or metrics.csv reports a full disk."""
@@ -34,13 +34,13 @@ class RunFolder:
     """The --output-dir of one run.
 
     Args:
-        path: the folder; made when `claimed` is entered.
-        overwrite: replace a run that is there.
-        resume: continue a run that is there.
+        path: the folder, which `claimed` creates.
+        overwrite: replace a run that the folder holds.
+        resume: continue a run that the folder holds.
         writes: whether this process writes the files; other ranks ignore the folder.
 
     Raises:
-        InputError: the folder holds a run, and neither was asked for.
+        InputError: `path` is a file, or the folder holds a run and neither `overwrite` nor `resume` is set.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False, writes: bool = True) -> None:
@@ -66,15 +66,16 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, public_arguments: dict[str, Any], owner: str) -> Iterator[None]:
-        """Own the folder until the block ends: make it, lock it, remove a run that is to be overwritten,
-        open train.log, write args.json.
+        """Create the folder and lock it until the block ends.
+
+        A run that is to be overwritten is removed, train.log is opened, and args.json is written.
 
         Args:
-            public_arguments: for args.json.
+            public_arguments: content of args.json.
             owner: name of the student; train.log leaves out the lines of other students.
 
         Raises:
-            InputError: another process owns it, or it cannot be written.
+            InputError: another process owns the folder, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ class RunFolder:
             lock.release()
 
     def remove_leftovers(self) -> None:
-        """Remove a run that is to be overwritten, and temporary files of one that was killed."""
+        """Remove a run that is to be overwritten, and temporary files of a killed run."""
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         for name in self.previous if self.fresh else []:
@@ -98,7 +99,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def log_file(self, owner: str) -> Iterator[None]:
-        """Write the log to train.log as well, without the lines about students other than `owner`."""
+        """Copy the log to train.log until the block ends, without lines about students other than `owner`."""
         handler = LogFile(self.file("train.log"), encoding="utf-8", errors="backslashreplace")
         handler.addFilter(lambda record: getattr(record, "owner", owner) == owner)
         handler.setFormatter(Printable("%(asctime)s %(message)s"))
@@ -111,7 +112,7 @@ class RunFolder:
                 handler.close()
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write metrics.csv whole from the history, so that it always agrees with the checkpoint."""
+        """Rewrite all of metrics.csv from the history, so that a resumed run leaves no epoch twice in it."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -139,11 +140,12 @@ def is_below(path: Path | str, folder: Path | str) -> bool:
 
 
 def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
-    """Return the `RunFolder` of each of `config.students()`.
+    """Return the `RunFolder` of each student in `config.students()`.
 
     Raises:
-        InputError: a folder holds a run, and neither --resume nor --overwrite was given; several students and
-            several processes, or no student to resume; a folder is in an image folder.
+        InputError: a folder holds a run, and neither --resume nor --overwrite was given; a folder lies in an image
+            folder; several students were given to several processes; or none of several students has a checkpoint to
+            resume from.
     """
     resume, students = config.resume is not None, config.students()
     if len(students) > 1 and world.size > 1:

@@ -1,4 +1,4 @@
-"""Compare the labels with the flags and the training folder, before time is spent."""
+"""Compare the labels with the flags and the training folder before training starts."""
 
 from dataclasses import replace
 from itertools import islice
@@ -19,24 +19,24 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
 
-IMPOSSIBLE = 20  # a probability below exp(-20) is no coincidence
-# A box misses both far edges of the view with a probability of 0.46 (uniform centres, cutmix with alpha 1).
-SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18  # 0.46^8 = 0.2 %, 0.46^18 = 1e-6
+IMPOSSIBLE = 20  # coincidence is ruled out if its probability is below exp(-20)
+# Numbers of cutmix boxes that are read, that suggest the view size, and that prove it. A box touches neither the right
+# nor the lower edge with a probability of 0.46 (uniform centres, alpha 1), 8 boxes with 0.46^8 = 0.2 %, 18 with 1e-6.
+SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
 
 
 def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[TrainingViews[LabelStore], Findings]:
     """Open --fkd-path and compare it with the flags and the training folder.
 
-    A dry run takes no digest of the labels.
+    A dry run without --resume computes no digest of the labels.
 
     Returns:
-        (the views of the run: every batch file that it needs exists; findings with all that
-        the labels say: size and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order`
-        and `labels`).
+        (the views of the run, whose batch files all exist; findings with the settings that the labels determine: size
+        and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order` and `labels`).
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # labels that are not packed have no digests of their files, but they may know their images
+    # unpacked labels have no file digests to verify; those with image digests are verified by their images alone
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
@@ -72,19 +72,19 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
 
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
-    """Return what labels made here say of their views: `input_size`, `mean`, `std`, as far as they do."""
+    """Return the view settings that labels of relabel_FKD.py state, out of `input_size`, `mean` and `std`."""
     settings = store.settings
     return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
 
 
 def stated_classes(store: LabelStore) -> dict[str, int] | None:
-    """Return the class of each class folder that the labels were made for; None if they do not say it."""
+    """Return folder name -> class number, as the labels state it; None if the labels do not name their classes."""
     names = store.class_list
     return None if names is None else {name: number for number, name in enumerate(names)}
 
 
 def cutmix_reach(store: LabelStore) -> tuple[int, int]:
-    """Return (the farthest pixel that the first cutmix boxes of labels reach, how many boxes these are)."""
+    """Return (farthest pixel that the first SAMPLED_BOXES cutmix boxes reach, their number); zeros without cutmix."""
     if store.mix_type != "cutmix":
         return 0, 0
     places = ((epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
@@ -93,7 +93,7 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
 
 
 def likely_size(store: LabelStore) -> int | None:
-    """Return the side of the views that the cutmix boxes of labels suggest; None if there are too few boxes."""
+    """Return the side of the views in pixels, inferred from cutmix boxes; None for fewer than FEW_BOXES boxes."""
     reach, boxes = cutmix_reach(store)
     return reach if boxes >= FEW_BOXES else None
 
@@ -101,14 +101,15 @@ def likely_size(store: LabelStore) -> int | None:
 def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
     """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
 
-    The box of about every second batch is cut off by the view's right or lower edge, so that the farthest pixel of
-    many boxes is the size. Few boxes only suggest it.
+    About every second box is cut off by the view's right or lower edge, so the farthest pixel that many boxes reach is
+    the view size.
 
     Returns:
-        {"input_size": S}, or nothing if the labels state S, hold no boxes, or too few to contradict the flag.
+        {"input_size": S}; {} if the labels state S, or hold too few boxes: fewer than FEW_BOXES, or than MANY_BOXES if
+        --input-size is given.
 
     Raises:
-        InputError: a box does not fit into --input-size.
+        InputError: a box reaches beyond --input-size.
     """
     reach, boxes = cutmix_reach(store)
     if config.input_size is not None and reach > config.input_size:
@@ -125,18 +126,21 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the epochs on stored labels that are to be trained, hard ones not counted."""
+    """Return the range of soft epochs to train from --start-epoch on; hard epochs are not counted."""
     phases = Phases(config.epochs, config.hard_epochs or 0)
     return range(phases.soft_before(config.start_epoch), phases.soft)
 
 
 def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes: int) -> HardViews | None:
-    """Return the views of the hard epochs, which carry their answers; None if there are no such epochs.
+    """Return the views of the hard epochs, with their smoothed class labels; None without --hard-epochs.
 
     Args:
         config, found: settings.
         samples: list of (path, class).
-        num_classes: C, the student's.
+        num_classes: C, number of the student's outputs.
+
+    Raises:
+        InputError: there is only one image.
     """
     if not config.hard_epochs:
         return None
@@ -153,7 +157,11 @@ def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes
 
 
 def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """Set the number of classes of a store that does not state it: --num-classes, else the number of class folders."""
+    """Set C of a store whose labels do not state it: --num-classes, else the number of class folders.
+
+    Raises:
+        InputError: --num-classes contradicts the labels, or the labels name a class beyond C.
+    """
     where = f"the labels in {config.fkd_path}"
     if store.num_classes_stated:
         if config.num_classes not in (None, store.num_classes):
@@ -173,7 +181,7 @@ def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None
 
 
 def resolve_order(config: FKDConfig, store: LabelStore) -> str:
-    """Return the order in which stored batches are visited: --label-order, or the usual one of such labels."""
+    """Return the order in which stored batches are visited: --label-order, or the default order of the store."""
     order = config.label_order or store.label_order
     if order == STORED and not store.has_epochs:
         raise InputError(
@@ -183,10 +191,10 @@ def resolve_order(config: FKDConfig, store: LabelStore) -> str:
 
 
 def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) -> TrainingViews[LabelStore]:
-    """Return the views of a store in an order of training, one of `config.LABEL_ORDERS`.
+    """Return the training views that visit a store's batches in `order`, one of `config.LABEL_ORDERS`.
 
     Raises:
-        InputError: the run needs more labels than there are.
+        InputError: the run needs more labels than are stored.
     """
     where = f"the labels in {config.fkd_path}"
     epochs = Phases(config.epochs, config.hard_epochs or 0).soft
@@ -228,7 +236,7 @@ def warn_of_unfinished_labels(store: LabelStore) -> None:
 
 
 def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """Raise InputError if the training folder has another number of images, or more classes, than the labels."""
+    """Raise InputError if the numbers of images or classes in the training folder do not fit the labels."""
     where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
     knows = store.image_digests is not None and store.has_epochs  # `identify_images` then names the missing ones
@@ -255,9 +263,9 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return whether it is too unlikely for chance that a pool of batches names none of the folder's last images.
+    """Return whether chance cannot explain that no row of a pool of batches shows the folder's last images.
 
-    n rows drawn from N images miss a given m of them with a probability of about exp(-m n / N).
+    n rows drawn from N images miss m given images with a probability of about exp(-m n / N).
     """
     rows = store.stored_batches() * store.batch_size
     return (images - store.num_images) * rows / images > IMPOSSIBLE
@@ -285,7 +293,11 @@ def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
 
 
 def resolve_topk_mass(config: FKDConfig, store: LabelStore) -> str:
-    """Return `kept` or `renormalised` for --topk-mass; labels that lack the mass of other classes cannot keep it."""
+    """Resolve --topk-mass to `kept` or `renormalised`.
+
+    Raises:
+        InputError: `kept` was given, but top-k labels do not store the mass of the other classes.
+    """
     answers = store.read(0, 0).logits
     lacking = isinstance(answers, TopK) and answers.rest is None
     if config.topk_mass == "kept" and lacking:

@@ -1,7 +1,7 @@
-"""Find the replay settings that explain stored labels if they are not the teacher's logits as assumed.
+"""Find replay settings under which stored labels are a teacher's logits, if the assumed settings do not fit.
 
-Each `Hypothesis` changes one replay setting (input size, normalisation, image order, …). They are tried one after
-another, and each is kept if it improves the fit.
+Each `Hypothesis` changes one replay setting (input size, normalisation, image order, …). In each round all hypotheses
+are tried, and the best one is kept if it improves the fit.
 """
 
 import itertools
@@ -34,15 +34,15 @@ NORMALISATIONS = {
 SEEDS = range(21)  # values of --fkd-seed that are always tried
 SEEDS_AROUND = 10  # values that are tried below and above the given --fkd-seed
 SCREENED_ROWS = 8  # rows on which each hypothesis is tried
-MAX_CHANGES = 3  # hypotheses that may hold at once
+MAX_CHANGES = 3  # maximum number of hypotheses that may hold at once
 MIN_IMPROVEMENT = 4  # factor by which the mean squared difference must shrink for an explanation to count
 # Limits of the search for the image that a row belongs to:
-TRIED_ROWS = 8  # rows that are searched for
-TRIED_IMAGES = 2000  # whole images that are compared with each row
-NEAR_IMAGES = 32  # nearest of them, for which the row's own view is compared
+TRIED_ROWS = 8  # number of rows whose images are searched for
+TRIED_IMAGES = 2000  # number of whole images that are compared with each row
+NEAR_IMAGES = 32  # number of nearest images on which the row's own view is replayed
 CHUNK = 64  # images per forward pass
-SEARCHED_BATCHES = 64  # batches of which the least mixed one is searched
-MIXED = 0.3  # no search if a larger share of each view comes from its mix partner
+SEARCHED_BATCHES = 64  # number of batches from which the least mixed one is chosen
+MIXED = 0.3  # no image is searched for if mix partners fill a larger share of the views
 MANY_CLASSES = 3000  # above this, class orders are not fitted: it would take minutes
 CERTAIN_ROWS = 32  # rows needed to be sure of a fitted class order
 
@@ -52,11 +52,11 @@ class Hypothesis:
     """One setting that may differ from the assumed one.
 
     Attributes:
-        kind: the setting; of each kind at most one hypothesis is accepted.
+        kind: name of the setting; at most one hypothesis of each kind is accepted.
         words: the setting in words, continuing `they fit …`.
         remedy: what the user should do, as an imperative.
         change: the fields of `ReplaySettings` that differ.
-        harmless: if it holds, the labels still are this teacher's logits for these images.
+        harmless: whether the labels are this teacher's logits for these images even if the hypothesis holds.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Explanation:
     """The settings under which labels fit, if any were found.
 
     Attributes:
-        hypotheses: the accepted ones; empty if the labels fit as assumed, or if nothing was found.
+        hypotheses: the accepted hypotheses; empty if the labels fit as assumed, or if no hypothesis explains them.
         verdict: the comparison under these settings.
         pairs: sentences about rows that belong to other images than assumed, if no hypothesis explains them.
     """
@@ -82,7 +82,7 @@ class Explanation:
 
     @property
     def harmless(self) -> bool:
-        """Whether the labels are this teacher's logits for these images."""
+        """Return whether the labels are this teacher's logits for these images."""
         return self.verdict.fits and all(hypothesis.harmless for hypothesis in self.hypotheses)
 
 
@@ -92,7 +92,7 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
     Args:
         inquiry: labels, images, teacher.
         replay: the assumed settings.
-        verdict: the comparison under these.
+        verdict: the comparison under `replay`.
         seed: --fkd-seed, around which other seeds are tried; None if the labels state the image order.
     """
     question = hardest(inquiry, verdict)
@@ -124,7 +124,7 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
 def drop_needless(
     inquiry: Inquiry, assumed: ReplaySettings, replay: ReplaySettings, taken: list[Hypothesis], verdict: Verdict
 ) -> tuple[ReplaySettings, list[Hypothesis], Verdict]:
-    """Drop accepted hypotheses without which the labels fit as well."""
+    """Drop the accepted hypotheses that the fit does not need; return (replay settings, hypotheses, verdict)."""
     for hypothesis in taken if len(taken) > 1 else []:
         fewer = [other for other in taken if other is not hypothesis]
         changes = [other.change for other in fewer]
@@ -136,7 +136,7 @@ def drop_needless(
 
 
 def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
-    """Return the rows that fit worst, out of the batch that fits worst."""
+    """Return the SCREENED_ROWS worst-fitting rows of the worst-fitting batch."""
     starts = torch.tensor([0, *(len(question.rows) for question in inquiry.questions)]).cumsum(0).tolist()
     rows = [verdict.own[first:last] for first, last in itertools.pairwise(starts)]
     number = max(
@@ -148,7 +148,7 @@ def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
 
 
 def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> float:
-    """Return `Inquiry.distance`, or infinity if the teacher fails on such views."""
+    """Return `Inquiry.distance`, or infinity if it is NaN or the teacher fails on such views."""
     try:
         value = inquiry.distance(question, replay)
     except (RuntimeError, ValueError, AssertionError, IndexError):  # the views are too small, or of a wrong size
@@ -157,13 +157,13 @@ def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> fl
 
 
 def enough_rows(taken: Sequence[Hypothesis], verdict: Verdict) -> bool:
-    """Return whether there are enough rows to trust a class order that was fitted to them."""
+    """Return whether a fitted class order, if any, is certain: fitted to enough rows, or with a very close fit."""
     reordered = any(hypothesis.kind == "classes" for hypothesis in taken)
     return not reordered or len(verdict.own) >= CERTAIN_ROWS or verdict.typical <= verdict.limit / 5 * verdict.other
 
 
 def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that do not have to be fitted to the logits."""
+    """Yield the hypotheses that can be stated without fitting a value to the logits."""
     reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     for size in SIZES:
         if size != replay.size and size >= reach:
@@ -189,7 +189,7 @@ def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> It
 
 
 def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
-    """Yield other image orders: of other seeds, of names sorted as numbers, shifted by a few images."""
+    """Yield hypotheses about the image order: other seeds, names sorted by their numbers, shifts by a few images."""
     if seed is not None:
         for other in sorted({*SEEDS, *range(max(seed - SEEDS_AROUND, 0), seed + SEEDS_AROUND + 1)} - {seed}):
             words = f"in the image order of --fkd-seed {other}"
@@ -219,19 +219,19 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
 
 
 def as_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that compares the numbers in a name as numbers."""
+    """Return a sort key that compares the digits in a name by their numeric value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
 def fitted_hypotheses(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that are fitted to the stored logits and the teacher's."""
+    """Yield the hypotheses about temperature and class order, fitted to the stored and the teacher's logits."""
     if inquiry.store.answers == "probabilities":
         yield from temperatures(inquiry, replay, verdict)
     yield from class_orders(inquiry, replay, verdict)
 
 
 def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the temperature at which stored probabilities are nearest to the teacher's (least squares on logits)."""
+    """Yield the temperature at which stored probabilities best fit the teacher's logits (least squares on logits)."""
     products = squares = 0.0
     for question, found in zip(inquiry.questions, verdict.found, strict=True):
         values, known = inquiry.stored(question, replay)
@@ -248,7 +248,7 @@ def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 
 
 def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the permutation of the teacher's classes that brings its logits nearest to the stored ones."""
+    """Yield the permutation of the teacher's classes that best fits the stored logits (linear assignment)."""
     classes = inquiry.store.num_classes
     if classes > MANY_CLASSES:
         return
@@ -276,10 +276,10 @@ def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 
 
 def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
-    """Find the images that stored rows belong to, if these are not the assumed ones; return sentences about them.
+    """Find the images that misfitting rows belong to; return sentences about them, or [] if most are not found.
 
-    Rows of the least mixed batch are compared with the teacher's logits for whole images; then, for the nearest of
-    these images, with its logits for the row's own view.
+    First, rows of the least mixed batch are compared with the teacher's logits for whole images. Then each row's own
+    view is replayed on the nearest of these images, and the row is compared with the teacher's logits for these views.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -295,7 +295,7 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     whole = torch.cat([logits_of_whole_images(inquiry, replay, chunk) for chunk in tried.split(CHUNK)])
 
     def nearest(row: int) -> list[int]:
-        """Return the images whose logits, as whole images, are nearest to a row's."""
+        """Return the NEAR_IMAGES images whose whole-image logits are nearest to a row's stored logits."""
         one = replace(question, rows=torch.tensor([row]))
         return tried[row_size(inquiry.difference(one, whole, replay)).argsort()[:NEAR_IMAGES]].tolist()
 
@@ -314,13 +314,13 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
 
 
 def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
-    """Return the stored batch in whose views the mix partners have the smallest share."""
+    """Return the batch whose views contain the smallest share of mix partners, out of SEARCHED_BATCHES batches."""
     places = pick_evenly(inquiry.full_batches, SEARCHED_BATCHES)
     return min((inquiry.question(*place) for place in places), key=lambda q: q.other_share(replay.size))
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return up to TRIED_IMAGES images that rows may show: first images of the assumed classes; in random order."""
+    """Return up to TRIED_IMAGES random image numbers; images of the `assumed` images' classes come first."""
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
@@ -343,7 +343,7 @@ def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: to
 def closest(
     inquiry: Inquiry, replay: ReplaySettings, question: Question, row: int, pairs: Sequence[tuple[int, int]]
 ) -> tuple[int, int, float]:
-    """Return the pair (image, partner) whose mixed view is nearest to the row's stored logits, and the difference."""
+    """Return (image, partner, difference) of the pair whose mixed view best fits the row's stored logits."""
     labels = question.labels
     partners = None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
@@ -358,13 +358,13 @@ def closest(
 
 
 def sentences(inquiry: Inquiry, question: Question, found: Sequence[tuple[int, int, int]], tried: int) -> list[str]:
-    """Describe one row that belongs to another image than assumed, and what all such rows have in common.
+    """Return two sentences, about one row that belongs to another image than assumed, and about the likely cause.
 
     Args:
         inquiry: labels, images, teacher.
         question: the batch of the rows.
-        found: (row, assumed image, found image) of such rows.
-        tried: number of rows that were searched for.
+        found: (row, assumed image, found image) of each such row.
+        tried: number of rows whose images were searched for.
     """
     row, assumed, answered = found[0]
     where = f"row {row} of batch {question.batch} in epoch {question.epoch}"

@@ -1,10 +1,10 @@
-"""Decide where the images of a run live in memory, and make its batches.
+"""Decide where a run keeps its decoded images, and build its batches.
 
 The rule of `--loader auto`, which a run and its dry run share (`plan_memory`):
 
 * on the host, decoded training images stay in memory if they fit in half of what is free;
-* on a GPU, they stay in its memory if they fit beside what training needs, which is estimated first; labels go up in
-  parts if an epoch's are too many at once;
+* on a GPU, they stay in its memory if they fit beside the estimated needs of training; labels are uploaded in parts if
+  those of a whole epoch are too many;
 * decoded validation images stay on the GPU if there is room left, else on the host if they fit in a third of what is
   free there, else they are decoded again for every evaluation.
 """
@@ -35,11 +35,11 @@ from utils.system.log import log
 from utils.system.machine import free_host_memory, free_memory, readable_size
 from utils.training.memory_estimate import MemoryEstimate
 
-USABLE = 0.9  # share of the free device memory: the allocator's pieces do not fit without gaps
+USABLE = 0.9  # usable share of the free device memory; the rest is lost to gaps between allocations
 LABEL_PART = 1e9  # maximum bytes of labels per upload; pinned buffers are rounded up to a power of two
-IN_FLIGHT = 3  # label uploads at a time: in use, waiting, on their way
-GEOMETRY_BYTES = 56  # per row, of `geometry_of`
-PIL_BYTES = 4  # per pixel of a decoded RGB image in PIL
+IN_FLIGHT = 3  # number of label uploads on the device at once: in use, waiting, in transfer
+GEOMETRY_BYTES = 56  # bytes per row of the result of `geometry_of`
+PIL_BYTES = 4  # bytes per pixel of a decoded RGB image in PIL
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class TrainingData:
 
     Attributes:
         train, val: (path, class) of the training and of the validation images.
-        source: views of the soft epochs, of all ranks.
-        num_classes: C.
+        source: views of the soft epochs, with the rows of all ranks.
+        num_classes: C, number of classes.
         names: name of each of C classes.
-        images: the training images, known by their content; None in a dry run, which need not know them.
+        images: the training images with their digests; None if a dry run does not compute them.
         hard: views of the hard epochs; None if there are none.
-        teacher: answers the views of `source`, images [B, 3, S, S] -> logits [B, C]; None if nobody has to.
+        teacher: labels the views of `source`, images [B, 3, S, S] -> logits [B, C]; None without a live teacher.
     """
 
     train: Samples
@@ -71,7 +71,7 @@ class Plan:
     """Places of images and labels in memory.
 
     Attributes:
-        resident: decoded training images stay in memory; else workers decode them in every epoch.
+        resident: whether decoded training images stay in memory; otherwise workers decode them in every epoch.
         labels_at_once: number of batches whose labels are uploaded together; None: a whole epoch.
         validation: where decoded validation images stay: `device`, `host`, or `files` if they fit nowhere.
     """
@@ -88,7 +88,7 @@ class Budget:
     Attributes:
         images: all training images, decoded.
         labels: soft labels of one epoch.
-        validation: all validation images, at the model's size.
+        validation: this rank's validation images, at the input size of the model.
         training: gradients, optimizer state and activations; the weights are on the device already.
         free: free memory of the device.
     """
@@ -100,13 +100,13 @@ class Budget:
     free: int
 
     def plan(self, batches_per_epoch: int, resident: bool = True) -> Plan:
-        """Return the plan; with `resident` False workers decode the images.
+        """Return the plan for this memory; if `resident` is False, workers decode the training images.
 
-        If memory is short, first labels go up in parts, because that costs no time; then validation images stay off the
-        device; then workers decode the training images.
+        If memory is short, labels are uploaded in parts first, because that costs no time. If it is still short,
+        validation images stay off the device; finally, workers decode the training images.
         """
         room = USABLE * self.free - self.training
-        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # labels are uploaded one batch at a time
+        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # bytes of labels if they are uploaded batch by batch
         if not resident or self.images + smallest > room:
             return Plan(False, batches_per_epoch, "device" if self.validation <= room else "host")
         room -= self.images
@@ -118,13 +118,13 @@ class Budget:
 def plan_memory(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Decide where images and labels live, once for a run or its dry run, and log it with the reason.
+    """Return and log the memory plan of a run or its dry run.
 
     Args:
         config, found: settings.
         data: training and validation images, and labels.
-        students: on their device.
-        world: every rank must call; all take the plan of the one with the least memory.
+        students: students, already on their device.
+        world: every rank must call this; all ranks get the same plan.
 
     Raises:
         InputError: an image cannot be read, or --loader resident was asked for and does not fit.
@@ -154,7 +154,7 @@ def plan_memory(
 
 
 def most_modest(plans: Sequence[Plan]) -> Plan:
-    """Return the plan that fits the rank with the least memory."""
+    """Return the plan that fits every rank: for each field, the value that needs the least memory."""
     places = ["device", "host", "files"]
     at_once = [plan.labels_at_once for plan in plans if plan.labels_at_once is not None]
     return Plan(
@@ -167,7 +167,7 @@ def most_modest(plans: Sequence[Plan]) -> Plan:
 def plan_on_device(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Return the plan of --loader for a GPU, and log it; arguments as for `plan_memory`."""
+    """Return this rank's memory plan for a GPU, and log the estimates; arguments as for `plan_memory`."""
     device = students[0].precision.device
     free = free_memory(device)[0]
     hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step of their own
@@ -216,14 +216,14 @@ def plan_on_device(
 
 
 def plan_images(loader: str, samples: Samples, device: torch.device, workers: int, world: World) -> bool:
-    """Return whether images that a teacher labels stay in memory; half of the free memory is left to the teacher.
+    """Return whether decoded images stay in memory for relabelling; half of the free memory is left to the teacher.
 
     Args:
         loader: --loader.
         samples: (path, class) of every image.
-        device: where they would stay.
+        device: the device whose memory would hold the images.
         workers: number of worker processes, for the log.
-        world: every rank must call; all do the same.
+        world: every rank must call this; all ranks get the same result.
 
     Raises:
         InputError: an image cannot be read, or --loader resident was asked for and does not fit.
@@ -238,15 +238,17 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
 
 
 def keeps_images(loader: str, images: int, device: torch.device) -> bool:
-    """Return whether decoded images stay in memory, if half of it is left to everything else; log it if they do.
+    """Return whether decoded images stay in memory, and log it if so.
+
+    They stay if they fit in half of the free memory, or in all of it with --loader resident.
 
     Args:
         loader: --loader.
         images: bytes of the decoded images.
-        device: where they would stay.
+        device: the device whose memory would hold the images.
 
     Raises:
-        InputError: --loader resident, and they do not fit.
+        InputError: --loader resident was given, and the images do not fit.
     """
     free, place = free_memory(device)
     if loader == "workers":
@@ -265,7 +267,7 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
 
 
 def refuse_resident(free: float, place: str) -> None:
-    """Raise InputError if the images of --loader resident do not fit."""
+    """Raise the InputError for images that do not fit in memory with --loader resident."""
     raise InputError(
         f"--loader resident needs more than the {readable_size(free)} free in {place} memory for the decoded images; "
         "use --loader workers"
@@ -275,7 +277,7 @@ def refuse_resident(free: float, place: str) -> None:
 def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
     """Estimate the memory of all decoded images from their headers; stop counting beyond `limit`.
 
-    On the host each image has its own size; on a device all are padded to the largest.
+    On the host each image has its own size; on a GPU all images are padded to the largest height and width.
     """
     total = height = width = needed = 0
     for number, (path, _) in enumerate(samples, start=1):
@@ -289,7 +291,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
 
 
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
-    """Return the bytes of an epoch of labels on the device, judged by its first batch."""
+    """Estimate from an epoch's first batch how many bytes its labels take on the device."""
     labels = source.read(epoch, 0)
     tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -297,7 +299,7 @@ def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
 
 
 def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: World) -> TrainingViews:
-    """Return the rows of every batch that this rank works on; all of them for one process."""
+    """Return the views, reduced to this rank's rows of every batch if there are several processes."""
     views = TrainingViews.of(source)
     return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
 
@@ -305,7 +307,7 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
 def build_batches(
     config: TrainConfig, found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
 ) -> "TrainingBatches":
-    """Return the training batches of the epochs that are left; arguments as for `plan_memory`."""
+    """Return the batches of the remaining epochs, loaded as `plan` says; other arguments as for `plan_memory`."""
     precision = students[0].precision
     normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
     phases = Phases(config.epochs, config.hard_epochs or 0)
@@ -326,26 +328,26 @@ def build_batches(
 
 
 def batch_class(resident: bool, device: torch.device) -> Callable:
-    """Return the class of batches: from images on the device, in host memory, or decoded by workers."""
+    """Return the class that makes batches from images on the device, in host memory, or decoded by workers."""
     if not resident:
         return WorkerBatches
     return DeviceBatches if device.type == "cuda" else ResidentBatches
 
 
 class TrainingBatches:
-    """The batches of a run, some of whose epochs may be hard.
+    """The batches of all epochs of a run, soft and hard.
 
     Args:
-        soft: batches of the soft epochs, which count from 0.
-        hard: batches of the hard epochs, which count from 0 too; None if there are none.
-        phases: which epochs of the run are which.
+        soft: batches of the soft epochs, which are numbered from 0.
+        hard: batches of the hard epochs, which are numbered from 0 too; None if there are none.
+        phases: the order of soft and hard epochs.
     """
 
     def __init__(self, soft: Batches, hard: Batches | None, phases: Phases) -> None:
         self.soft, self.hard, self.phases = soft, hard, phases
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch of the run, from `first_batch` on; epochs are asked for in order."""
+        """Yield the batches of an epoch of the run, from `first_batch` on; ask for epochs in ascending order."""
         if self.hard is not None and self.phases.is_hard(epoch):
             return self.hard.epoch(self.phases.hard_before(epoch), first_batch)
         return self.soft.epoch(self.phases.soft_before(epoch), first_batch)

@@ -1,4 +1,4 @@
-"""Checks before a run that can fail. Each error names the flag or file and the remedy."""
+"""The checks before training or relabelling starts. Each error names the flag or file, and the remedy."""
 
 import copy
 import os
@@ -39,19 +39,20 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # images whose content is compared if not all are
+PROBES = 64  # number of images whose content is compared if not all images are
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-EVEN = 0.9  # if this share of validation classes has the same size, all should have it
+EVEN = 0.9  # if this share of validation classes has the same number of images, all should have it
 
 
 def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findings]:
     """Join the processes of the run, start the log, pick the device; on the CPU let PyTorch reuse freed memory.
 
     Returns:
-        (`World`, `Precision` on this process's device, the first findings: device, processes, arithmetic, workers).
+        (`World`; `Precision` on this process's device; findings with device, processes, arithmetic, workers).
 
     Raises:
-        InputError: the environment is half set, or the device or the precision cannot be had.
+        InputError: torchrun's environment variables are incomplete, the processes cannot connect, or the device or
+            the precision is not available.
     """
     world = distributed.start(config.device)
     start_log(world.is_main)
@@ -105,19 +106,19 @@ def number_classes(
     num_classes: int,
     stated: Mapping[str, int] | None = None,
 ) -> tuple[list[str], Findings]:
-    """Give every image the class number of the labels, in place; log any numbering that is not by name.
+    """Replace the folder number of every image by its class number in the labels, in place; log unusual pairings.
 
     Args:
         config, found: settings.
-        train, val: the image folders; validation images of classes that are not trained are left out.
+        train, val: the image folders; validation images of classes that are not trained are removed.
         num_classes: C of the labels, or of the live teacher.
-        stated: folder name -> class, as the labels state it.
+        stated: folder name -> class number, as the labels state it.
 
     Returns:
-        (a name for each of C classes, for pictures; findings with `classes`).
+        (display name of each of C classes; findings with `classes`).
 
     Raises:
-        InputError: names or files do not say which class a folder is.
+        InputError: names and files do not determine the class of a folder, or the class is not below C.
     """
     own = number_train_folders(train.classes, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
@@ -143,10 +144,10 @@ def number_classes(
 
 
 def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int) -> list[str]:
-    """Give every image of --data the number of its class among the teachers', in place, as `number_classes` does.
+    """Replace the folder number of every image of --data by the teachers' class number, in place.
 
     Returns:
-        a name for each of C classes.
+        display name of each of C classes.
     """
     own = number_train_folders(folder.classes, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
@@ -156,25 +157,27 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
 
 
 def renumber(folder: ImageSet, numbering: Numbering) -> None:
-    """Renumber the classes of a folder's images by `numbering`; images without a class are left out."""
+    """Replace each image's folder number by its class number, in place; remove images without a class."""
     numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
     folder.samples = [(path, number) for path, number in numbers if number is not None]
 
 
 def check_images(samples: Samples) -> None:
-    """Decode a few images spread over a list of (path, class)."""
+    """Decode a few images, spread over a list of (path, class), to find damaged files."""
     for path, _ in samples[:: max(1, len(samples) // SAMPLED_IMAGES)]:
         load_rgb(path)
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
-    """Record the names of a run's images, and warn if the two folders share images.
+    """Record digests of the images' classes, names and file sizes; warn if the two folders share images.
 
-    The content of training images is compared by `identify_images`, that of validation images when they are first
-    evaluated.
+    `identify_images` compares the content of the training images, the first evaluation that of the validation images.
 
     Returns:
-        findings with `train_images`, `val_images`, and what checkpoints of earlier releases have in their place.
+        findings with `train_images`, `val_images`, and in `earlier` the digests that earlier releases stored instead.
+
+    Raises:
+        InputError: a validation image is an empty file.
     """
     sizes = [os.stat(path) for path, _ in val]
     for (path, _), size in zip(val, sizes, strict=True):
@@ -196,7 +199,7 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
 
 
 def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats: Sequence[os.stat_result]) -> None:
-    """Warn if images are in both folders: all links are compared, and the content of a few files of equal sizes."""
+    """Warn if both folders hold the same images: hard or symbolic links, or copies among a sample of files."""
     stats = [os.stat(path) for path, _ in train]
     files = {(stat.st_dev, stat.st_ino) for stat in stats}
     shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
@@ -225,23 +228,24 @@ def identify_images(
     world: World,
     verify: bool = False,
 ) -> tuple[KnownImages | None, Findings]:
-    """Digest the images in --train-dir, and compare them with the images that the labels were made for.
+    """Compute the digests of the images in --train-dir, and compare them with those of the labelled images.
 
-    A run needs all of them, also for its summary and for --resume. A dry run compares a sample, and looks at the rest
-    only if the sample differs, to say how.
+    A run computes all digests, because its summary and --resume need them. A dry run compares a sample; only if the
+    sample differs, it compares the rest as well, to describe the differences.
 
     Args:
         config, found: settings.
         train: list of (path, class).
-        stored: digests of the labels' images; None if the labels do not know them.
-        world: every rank must call.
+        stored: digests of the labelled images; None if the labels do not store them.
+        world: every rank must call this.
         verify: compare all images in a dry run as well.
 
     Returns:
-        (the images of a run, None in a dry run; findings, in which a fault may be accepted).
+        (the images with all digests, None if a dry run did not compute them; findings, with the fault if it was
+        accepted).
 
     Raises:
-        InputError: they are others, or have other numbers.
+        InputError: the number of images differs; or the images or their order differ, without --accept-labels.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None
@@ -264,7 +268,7 @@ def identify_images(
             f"--train-dir {config.train_dir} does not hold the images of the labels in {labels}: {how}; give "
             "the images that were labelled, as they were, or label these with relabel_FKD.py"
         )
-        if len(train) != len(stored):  # some labels have no image, or some images no label
+        if len(train) != len(stored):  # --accept-labels cannot help: labels lack images, or images lack labels
             raise InputError(fault)
         return known, accept_or_refuse(config, found, fault)
     log.info("images  %d of %d compared: they are those that were labelled", compared, len(train))
@@ -289,7 +293,7 @@ def warn_of_folder_order(names: Sequence[str]) -> None:
 
 
 def warn_of_last_batch(images: int, batch_size: int) -> None:
-    """Warn if the last batch of an epoch is a single image: training refuses it for students with batch norm."""
+    """Warn if the last batch of an epoch is a single image, on which students with batch norm cannot train."""
     if (images - 1) % batch_size == 0:
         log.warning(
             "WARNING: the last batch of %d images in batches of %d is a single image, on which students with batch "
@@ -300,13 +304,13 @@ def warn_of_last_batch(images: int, batch_size: int) -> None:
 
 
 def trailing_number(name: str) -> tuple[str, int | None]:
-    """Split a folder name into (prefix, number at its end or None)."""
+    """Split a folder name into (prefix, number at its end, or None without one)."""
     prefix = name.rstrip("0123456789")
     return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
 def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:
-    """Return some batches of labels, spread over the epochs to train, or over a pool."""
+    """Return a sample of label batches, spread over the epochs to train, or over all stored epochs of a pool."""
     store = views.store
     if views.is_pool:
         return sample_labels(store, range(store.epochs), num_folders)
@@ -317,7 +321,7 @@ def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_fold
 
 
 def report_folders(config: TrainConfig, train: Samples, val: Samples, names: Sequence[str]) -> None:
-    """Log what is in the two image folders; warn if the validation set seems to be copied in part.
+    """Log the numbers of images and classes in both folders; warn if the validation set seems incomplete.
 
     Args:
         config: settings.
@@ -347,19 +351,20 @@ def report_labels(
     views: TrainingViews[LabelStore],
     names: Sequence[str],
 ) -> Findings:
-    """Log the findings in a few lines; refuse labels that do not fit the folders.
+    """Log a summary of folders and labels; refuse labels that do not fit the folders.
 
     Args:
         config, found: settings.
         train, val: the image folders.
-        views: of the labels, in the order of training.
+        views: views of the labels, in the order of training.
         names: name of each of C classes.
 
     Returns:
-        findings, in which faults may be accepted.
+        findings, with the faults that were accepted.
 
     Raises:
-        InputError: the labels were made for other classes, or for another order of them or of the images.
+        InputError: the labels were made for other classes, or for another order of the classes or of the images, and
+            --accept-labels was not given.
     """
     samples = sample_views(config, views, len(train.classes))
     report_folders(config, train.samples, val.samples, names)
@@ -391,9 +396,9 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 
 
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
-    """Refuse packed labels that state other class folders, or another order of them.
+    """Refuse packed labels that were made for class folders with other names or in another order.
 
-    Labels that know their images need no names: the images have proved to be the same.
+    Labels with image digests pass, because `identify_images` has compared the images; so do labels with --class-order.
     """
     stated = store.class_names
     if stated is None or stated == digest_of_names(names) or store.image_digests is not None or config.class_order:
@@ -407,10 +412,10 @@ def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, na
 
 
 def accept_or_refuse(config: TrainConfig | RelabelConfig, found: Findings, fault: str) -> Findings:
-    """Refuse labels because of a fault, or record and log it if --accept-labels says to go on.
+    """Refuse labels with a fault; with --accept-labels, log the fault and return findings that record it.
 
     Raises:
-        InputError: the fault, without --accept-labels.
+        InputError: --accept-labels was not given; the message states the fault.
     """
     if not config.accept_labels:
         raise InputError(f"{fault}, or go on knowingly with --accept-labels")
@@ -432,15 +437,15 @@ def report_live_agreement(
 
     Args:
         config, found: settings.
-        dataset, epoch, normalise, teacher: as for `ask_teacher`.
+        dataset, epoch, normalise, teacher: see `ask_teacher`.
         names: name of each of C classes.
-        world: every rank must call; rank 0's views count, because their number depends on time.
+        world: every rank must call this; all ranks get rank 0's result, because a time limit sets the number of views.
 
     Returns:
-        (its answers, float32 [R, C]; findings, in which a fault may be accepted).
+        (the teacher's answers, float32 [R, C]; findings, with the fault if it was accepted).
 
     Raises:
-        InputError: its classes are not those of the folders.
+        InputError: the teacher's classes are not those of the folders, and --accept-labels was not given.
     """
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
@@ -457,10 +462,10 @@ def report_agreement(
     names: Sequence[str],
     who: str = "labels",
 ) -> Findings:
-    """Log how often the teacher agrees with the folders; refuse certain faults, warn of likely ones.
+    """Log how often the teacher agrees with the folders; refuse a certain fault, warn of a suspected one.
 
     Returns:
-        findings, in which a fault may be accepted.
+        findings, with the fault if it was accepted.
 
     Raises:
         InputError: a fault is certain, and --accept-labels was not given.
@@ -490,7 +495,7 @@ def check_students(
     rows = smallest % config.micro_batch or config.micro_batch  # the remainder is the smallest micro-batch
     if data.hard:
         rows = min(rows, TrainingViews.of(data.hard).smallest_batch())
-    if world.size > 1 and not config.sync_bn:  # each process has its own batch statistics
+    if world.size > 1 and not config.sync_bn:  # each process computes batch statistics over its own rows only
         rows = max(rows // world.size, 1)
         at_once = min(config.micro_batch, config.hard_batch_size or config.micro_batch, data.source.num_images)
         few = at_once // world.size
@@ -540,7 +545,13 @@ def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
 
 
 def check_forward(student: Student, rows: int, num_classes: int) -> None:
-    """Run a copy of the student forward, as in training, on the smallest micro-batch; nothing else changes."""
+    """Check that the student can train on `rows` images, by a forward pass of a copy in train mode.
+
+    The student and the random state stay unchanged.
+
+    Raises:
+        InputError: the forward pass fails, or the outputs are not logits [rows, num_classes].
+    """
     config, found, precision = student.config, student.found, student.precision
     size = found.input_size
     images = torch.zeros(rows, 3, size, size, device=precision.device).to(memory_format=precision.memory_format)

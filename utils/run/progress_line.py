@@ -15,7 +15,7 @@ class ProgressLine:
     """One line on stderr for the remaining epochs of a run; hidden if stderr is no terminal.
 
     Args:
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
         enabled: False hides the line on a terminal too.
     """
 
@@ -49,7 +49,7 @@ class ProgressLine:
         self.bar.set_description_str(f"{self.name}, validation")
 
     def evaluated(self, students: Sequence[Progress]) -> None:
-        """Show the last and the best top-1; with several students, the highest of each."""
+        """Show the last and the best top-1, each the maximum over all students."""
         last = [row["val_top1"] for one in students for row in one.history[-1:] if row["val_top1"] is not None]
         best = [one.best_top1 for one in students if one.best_top1 is not None]
         if last and best:

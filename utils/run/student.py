@@ -40,29 +40,31 @@ class Student:
     Args:
         config: settings of this student, see `TrainConfig.students`.
         found: settings that labels, folders and the machine add to the flags.
-        num_classes: C, outputs of the student.
-        folder: `RunFolder`; claimed by `session`.
+        num_classes: C, number of outputs of the student.
+        folder: `RunFolder`, which `session` claims.
         device: torch.device.
-        world: `World`; its first rank alone writes and logs.
-        images: the training images, which a resumed run must find again.
+        world: `World`; only rank 0 writes files and logs.
+        images: the training images with digests, which --resume compares with the checkpoint.
 
     Attributes:
         model, optimizer: as initialised or resumed.
-        precision: `Precision` of this student; fp16 adapts its loss scaling to one model.
+        precision: `Precision` of this student alone, because fp16 adapts its loss scaling to one model.
         average: moving average of the weights, which is evaluated instead of the model; None without --ema-decay.
-        random: its random state, so that students side by side draw the numbers that each would draw alone.
+        random: random state of this student, so that it draws the same numbers beside other students as alone.
         progress: `Progress`, stored in the checkpoint.
-        sums: loss and hits of the epoch in training.
-        loss_fn: `loss(outputs, soft_labels, targets) -> scalar` of this epoch.
-        graph: takes this epoch's steps as a CUDA graph; None if steps are eager.
-        micro_batch: images of this epoch that go through the model at once, over all ranks.
-        joint_loss: whether this epoch's loss is no mean over rows (dist), so that ranks compute it of all rows.
+        sums: running sums of loss and hits of the current epoch.
+        loss_fn: `loss(outputs, soft_labels, targets) -> scalar` of the current epoch.
+        graph: runs the current epoch's steps as a CUDA graph; None if steps are eager.
+        micro_batch: number of images per forward pass in the current epoch, over all ranks.
+        joint_loss: whether this epoch's loss is no mean over rows (as `dist`), so that every rank computes it over the
+            rows of all ranks.
         joint_statistics: whether batch statistics cover all ranks, so that a rank without rows must take part.
-        last_micro_batch: logits of both sides, from which a temperature is calibrated; None without calibration.
+        last_micro_batch: student logits and teacher probabilities from which the student temperature is calibrated;
+            None without calibration.
         failed: the error that ended its training; None while it trains.
 
     Raises:
-        InputError: the model cannot be built, or --resume does not fit.
+        InputError: the model cannot be built, or the checkpoint of --resume does not fit this run.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class Student:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Own the folder and log to W&B until the block ends."""
+        """Claim the output folder and log to W&B until the block ends."""
         config, settings = self.config, run_settings(self.config, self.found)
         first = self.world.is_main
         with self.folder.claimed(settings, self.name) if first else contextlib.nullcontext():
@@ -195,7 +197,7 @@ class Student:
                 self.log.warning("FAILED: %s", error)
 
     def start_epoch(self, epoch: int) -> None:
-        """Prepare for the batches of an epoch that are left: learning rate, loss, temperatures, sums."""
+        """Set learning rate, loss, temperatures and metric sums for the remaining batches of an epoch."""
         config, progress = self.config, self.progress
         self.lr = config.base_lr * lr_factor(config.schedule or "linear", epoch, config.epochs, config.smoothing)
         set_lr(self.optimizer, self.lr)
@@ -217,14 +219,14 @@ class Student:
             self.sums = MetricSums(self.precision.device, progress.sums, progress.samples)
 
     def record_training(self, seconds: float, label_file: Callable | None = None) -> None:
-        """Add the batches since the last call to the progress.
+        """Add the batches trained since `start_epoch` to the progress, and calibrate the student temperature.
 
         Args:
             seconds: wall clock of these batches.
             label_file: (soft epoch, batch) -> file of its soft labels, for errors.
 
         Raises:
-            InputError: the training diverged; the checkpoint is as it was before that epoch.
+            InputError: the training diverged; the checkpoint on disk is from before this epoch.
         """
         sums, progress = self.sums.sum_over(self.world), self.progress
         hard = self.phases.is_hard(progress.epoch)
@@ -238,7 +240,7 @@ class Student:
         progress.epoch_seconds += seconds
 
     def refuse_divergence(self, label_file: Callable | None) -> None:
-        """Raise InputError if the loss of a batch, or a weight after the last one, is not finite."""
+        """Raise InputError if the loss of a batch, or a weight after the last batch, is not finite."""
         epoch, bad = self.progress.epoch, self.sums.first_non_finite()
         finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
         if bad is None and finite:
@@ -257,12 +259,12 @@ class Student:
         raise InputError(f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {cause}")
 
     def finish_epoch(self, evaluation: Metrics | None, seconds: float, validation: str | None) -> None:
-        """Record an epoch: progress, log, best, checkpoint, metrics.csv, W&B.
+        """Add an epoch to the progress, the log and W&B; write best weights, checkpoint and metrics.csv.
 
         Args:
-            evaluation: of this epoch; None if it was not evaluated.
-            seconds: wall clock of the evaluation.
-            validation: digest of the images that it was evaluated on, or None.
+            evaluation: metrics of the evaluation after this epoch; None if there was none.
+            seconds: wall-clock time of the evaluation.
+            validation: digest of the validation images; None without an evaluation.
 
         Raises:
             InputError: the run was evaluated on other images before it was resumed.
@@ -296,7 +298,7 @@ class Student:
         self.tracker.log(row)
 
     def record_validation(self, digest: str) -> None:
-        """Record the digest of the validation images, or compare it with that of the evaluations before.
+        """Record the digest of the validation images, or compare it with the digest of earlier evaluations.
 
         Raises:
             InputError: the run was evaluated on other images before it was resumed.
@@ -324,7 +326,7 @@ class Student:
             )
 
     def report(self, labels: dict, images: dict, validation: dict) -> None:
-        """Write summary.json and curves.png, print the headline; arguments as for `summarise`."""
+        """Write metrics.csv, summary.json and curves.png, log the final top-1; arguments as for `summarise`."""
         validation = validation | {"digest": self.progress.validation}
         summary = summarise(self.progress, run_settings(self.config, self.found), labels, images, validation)
         self.folder.write_metrics(self.progress.history)
@@ -338,12 +340,12 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits [B, C] with probabilities [B, C], as `HardViews` has them; mean over the batch."""
+    """Return the mean cross-entropy of logits [B, C] with `answers`, the probabilities [B, C] of `HardViews`."""
     return F.cross_entropy(outputs, answers)
 
 
 class NamedLog(logging.LoggerAdapter):
-    """The log of one student: `owner` on every record, and its name before the text if there are several."""
+    """The log of one student: adds `owner` to every record, and a prefix with its name if there are several."""
 
     def __init__(self, owner: str, several: bool) -> None:
         super().__init__(log, {"owner": owner})

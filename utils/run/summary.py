@@ -1,4 +1,4 @@
-"""metrics.csv, summary.json and curves.png: the figures of a run."""
+"""The results of a run, as written to metrics.csv, summary.json and curves.png."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def format_value(value: object) -> str:
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """Return the log line of an epoch's row of metrics."""
+    """Return the log line of an epoch from its row of metrics.csv; `epochs` is the number of all epochs."""
     text = (
         f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
         f"top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
@@ -40,7 +40,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 
 
 def versions(device_type: str = "auto") -> dict[str, str]:
-    """Return the versions to publish with a figure, and the device's name."""
+    """Return the versions to publish with a result, and the device name: the CPU's for `cpu`, else the GPU's if any."""
     on_gpu = device_type != "cpu" and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
@@ -60,7 +60,7 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: list[tuple[str, int]]) -> dict:
-    """Say which images a run was trained or evaluated on: folder, number, bytes of their files."""
+    """Return folder, number and total file size of the images that a run was trained or evaluated on."""
     size = sum(os.path.getsize(path) for path, _ in samples)
     return {"folder": str(folder), "number": len(samples), "bytes": size}
 
@@ -72,14 +72,16 @@ def summarise(
     images: dict[str, Any],
     validation: dict[str, Any],
 ) -> dict[str, Any]:
-    """Build summary.json: the last epoch is the headline, best is marked as picked on the validation set.
+    """Return the content of summary.json.
+
+    `last` is the result to report; `best` is marked as picked on the validation set.
 
     Args:
         progress: `Progress` of the run.
-        arguments: public arguments.
-        labels: where the soft labels came from.
-        images, validation: what `describe_images` says about the training and the validation images, and a `digest`
-            of each, by content: two sets with the same file names have different ones.
+        arguments: settings of the run, as in args.json.
+        labels: origin of the soft labels.
+        images, validation: results of `describe_images` for the training and the validation images, each with a
+            `digest` of the image content, which tells image sets with equal file names apart.
     """
     evaluated = [row for row in progress.history if row["val_top1"] is not None]
     last = evaluated[-1] if evaluated else None
@@ -114,7 +116,7 @@ def evaluation_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": row["epoch"], "top1": row["val_top1"], "top5": row["val_top5"], "loss": row["val_loss"]}
 
 
-TRAINING, VALIDATION = "#0072B2", "#D55E00"  # safe for colour-blind readers (Okabe and Ito)
+TRAINING, VALIDATION = "#0072B2", "#D55E00"  # colours that colour-blind readers can tell apart (Okabe and Ito)
 
 
 def title_of(args: dict, labels: dict) -> str:
@@ -131,8 +133,8 @@ def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str)
     Args:
         path: PNG file to write.
         history: rows of metrics.csv; validation cells are None for epochs that were not evaluated.
-        title: above all panels.
-        loss_type: --loss-type, for the title of the training loss.
+        title: title above all panels.
+        loss_type: --loss-type, for the title of the training loss panel.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

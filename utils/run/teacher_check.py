@@ -22,10 +22,11 @@ ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the t
 
 
 def run(config: VerifyConfig) -> bool:
-    """Check labels with the teacher that the flags name, and print the result; return False if they name none.
+    """Compare labels with the teacher that the flags name, and print the result; return False without --images.
 
     Raises:
-        InputError: the labels are not its logits for the images, or the flags contradict each other or the labels.
+        InputError: the labels are not the teacher's logits for the images, a flag is missing, or flags contradict the
+            labels.
     """
     if not config.images:
         if config.arch or config.checkpoint or config.preset:
@@ -58,7 +59,7 @@ def run(config: VerifyConfig) -> bool:
 
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
-    """Return the settings of relabel_FKD.py that labels state (`input_size`, `mean`, `std`, `ensemble`, …), if any."""
+    """Return the relabel_FKD.py settings that labels state (`input_size`, `mean`, `std`, `ensemble`, …), or {}."""
     return store.settings
 
 
@@ -116,7 +117,7 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
 
 
 def print_batches(verdict: Verdict) -> None:
-    """Print the differences of each batch that was compared."""
+    """Print the median and the largest difference of each compared batch."""
     for place in dict.fromkeys((epoch, batch) for epoch, batch, _ in verdict.places):
         rows = verdict.own[[n for n, (epoch, batch, _) in enumerate(verdict.places) if (epoch, batch) == place]]
         print(
@@ -129,7 +130,7 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
     """Return the sentence that confirms that labels are a teacher's logits.
 
     Raises:
-        InputError: they are not; names the settings under which they would be, if known.
+        InputError: the labels are not a teacher's logits; the message names settings under which they fit, if known.
     """
     verdict, many = explanation.verdict, len(inquiry.teachers.teachers) > 1
     whose = "these teachers'" if many else "this teacher's"
@@ -162,7 +163,7 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
 
 
 def reason(inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return what is known if no other settings make the labels fit: the end of a sentence."""
+    """Return the end of the error sentence for labels that fit under no tried settings: the likely cause."""
     if explanation.pairs:
         return ", and ".join(explanation.pairs)
     verdict = explanation.verdict
@@ -183,27 +184,27 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
 
 
 def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> str:
-    """Compare labels and teacher under given settings only, without trying others if the labels do not fit.
+    """Compare labels with a teacher under the given settings, and try no others if the labels do not fit.
 
     Args:
         inquiry: labels, images, teacher.
         replay: how views are replayed.
-        path: of the labels, for errors.
-        folder: of the images, for errors.
+        path: path of the labels, for messages.
+        folder: folder of the images, for errors.
 
     Returns:
         the sentence that confirms that the labels are the teacher's logits.
 
     Raises:
-        InputError: they are not.
+        InputError: the labels are not the teacher's logits.
     """
     return judgement(path, inquiry, Explanation([], first_verdict(inquiry, replay, path, folder)))
 
 
 def check_started(config: RelabelConfig, found: Findings, samples: Samples, teachers: Ensemble) -> None:
-    """Check the teachers of a continued relabelling on the first batch that it has stored already.
+    """Compare the teachers of a resumed relabelling with the first batch that is stored already.
 
-    Other weights in the same file, other images, or a PyTorch that computes differently would mix two label sets.
+    Changed weights or images, or a PyTorch version that computes differently, would mix two label sets.
 
     Args:
         config, found: settings of relabel_FKD.py.
@@ -211,9 +212,9 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
         teachers: `Ensemble` that will label the remaining batches.
 
     Raises:
-        InputError: their logits differ from the stored ones.
+        InputError: the teachers' logits differ from the stored ones.
     """
-    if not Path(config.fkd_path, epoch_name(0)).exists():  # another process was writing it at the stop
+    if not Path(config.fkd_path, epoch_name(0)).exists():  # the process that labels epoch 0 was stopped before its end
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return
     store = open_labels(config.fkd_path, config.fkd_seed)
@@ -231,7 +232,7 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
 
 
 def unchecked(store: LabelStore) -> list[str]:
-    """Return one sentence for each property of labels that cannot be checked without a teacher."""
+    """Return one log line for each property of the labels that cannot be checked without a teacher."""
     said = []
     if store.image_digests is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)

@@ -2,7 +2,7 @@
 
 Replayed views differ slightly from those that the teacher labelled: crops in half precision, another resize, bf16,
 quantised logits. So the difference of a row is not compared with a fixed threshold, but with the difference for the
-same view of another image of the same class: the right image is far below it, a wrong one is not.
+same view of another image of the same class. For the right image the difference is far smaller, for a wrong one not.
 
 In these modules an "answer" is the logits of a teacher for one view, and a "question" is a batch of such views.
 """
@@ -29,11 +29,11 @@ from utils.labels.types import BatchLabels, Mix, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 
-BATCHES, VIEWS = 4, 256  # upper limits of one check
-KNOWN = 1e-5  # smaller probabilities are too coarse in half precision to be compared
+BATCHES, VIEWS = 4, 256  # maximum numbers of batches and views that one check compares
+KNOWN = 1e-5  # smaller probabilities are not compared, because half precision stores them too coarsely
 # Thresholds, as a share of the difference that another image of the same class makes:
 LIMIT = 0.5  # a row above this belongs to another image or another teacher
-STRICT = 0.25  # used instead of LIMIT if classes have a single image: images of other classes differ more
+STRICT = 0.25  # replaces LIMIT if most classes have one image, because images of other classes differ more
 TIGHT = 0.05  # below this no other settings can fit better
 BF16 = 2.0**-8  # relative error of bf16 arithmetic
 CACHE_BYTES = 1e9  # limit on decoded images in memory
@@ -45,15 +45,15 @@ class ReplaySettings:
 
     Attributes:
         size: S, side of the views in pixels.
-        mean, std: of the normalisation.
+        mean, std: mean and standard deviation per channel, for the normalisation.
         order: int64 [N], maps an image number of the labels to an image of the folder; None: identity.
         fkd_seed: seed of the image order, for labels without an index; None: the seed of the store.
         flip: flip `after` the crop, `before` it, or `never`.
         swap_box: exchange rows and columns of the cutmix box.
-        antialias: of the resize.
+        antialias: whether crops are resized with antialiasing.
         parts: 0: teacher in eval mode; 1: in train mode, on the whole batch; 2: in train mode, on halves of the batch.
         classes: int64 [C], maps a class of the labels to a class of the teacher; None: identity.
-        temperature: of the stored probabilities, if the labels hold probabilities.
+        temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: the rule of the `Ensemble`.
     """
 
@@ -142,8 +142,8 @@ class Verdict:
     def fits(self) -> bool:
         """Return whether the stored logits are this teacher's for these images.
 
-        A tenth of the rows may be misfits; none may be if the median difference, without rounding, is far below that
-        of other images.
+        Up to a tenth of the rows may be misfits. If the median difference beyond rounding is far below `other`, no row
+        may be a misfit.
         """
         beyond_rounding = (self.own.square() - self.rounding.square()).median().item()
         allowed = 0.0 if beyond_rounding <= (self.limit / 5 * self.other) ** 2 else 0.1
@@ -162,7 +162,7 @@ class Verdict:
 
 @dataclass
 class Inquiry:
-    """Compares the labels of a store with a teacher's logits for images.
+    """Comparison of the labels of a store with a teacher's logits for the images of a folder.
 
     Args:
         store: `LabelStore`.
@@ -184,7 +184,7 @@ class Inquiry:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """Return questions about at most VIEWS rows in total."""
+        """Return questions about a few batches, with at most VIEWS rows in total by default."""
         places = self.places or pick_evenly(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
 
@@ -196,14 +196,14 @@ class Inquiry:
         return [place for place in places if store.rows(*place) == store.batch_size] or places
 
     def question(self, epoch: int, batch: int) -> Question:
-        """Return a question about at most VIEWS rows of a stored batch, evenly spaced."""
+        """Return a question about at most VIEWS evenly spaced rows of a stored batch."""
         labels = self.store.read(epoch, batch)
         rows = min(len(labels), VIEWS)
         return Question(epoch, batch, labels, torch.arange(rows) * len(labels) // rows)
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """Return for each image another one of its class, or any other image if it is the only one: int64 [N]."""
+        """Return for each image another image of its class, or of another class if it is the only one: int64 [N]."""
         targets = torch.tensor([target for _, target in self.samples])
         following = torch.arange(len(targets)).roll(-1)
         for target in targets.unique():
@@ -213,7 +213,7 @@ class Inquiry:
         return following
 
     def image(self, number: int) -> Image.Image:
-        """Return an image of the folder, decoded; cached up to CACHE_BYTES."""
+        """Return a decoded image of the folder, from a cache of about CACHE_BYTES."""
         if number not in self.decoded:
             if sum(3 * image.width * image.height for image in self.decoded.values()) > CACHE_BYTES:
                 self.decoded.clear()
@@ -225,7 +225,7 @@ class Inquiry:
         return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return the folder's image number of each row of the batch: int64 [B]."""
+        """Return the folder's image number for each row of the question's batch: int64 [B]."""
         index = index_of(question.labels)
         if replay.fkd_seed is not None:
             order = self.orders.setdefault(replay.fkd_seed, ReferenceOrder(self.store.num_images, replay.fkd_seed))
@@ -299,7 +299,7 @@ class Inquiry:
         return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (stored logits of a question's rows, float32 [m, C]; mask of those that are stored, bool [m, C])."""
+        """Return (stored logits of a question's rows, float32 [m, C]; mask of the stored classes, bool [m, C])."""
         answers = question.labels.logits
         rows = question.rows
         values = values_of(answers)[rows].float()
@@ -320,7 +320,7 @@ class Inquiry:
         return answers
 
     def difference(self, question: Question, answers: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
-        """Return stored minus the teacher's logits, float32 [m, C], NaN for classes that are not stored."""
+        """Return the stored logits minus the teacher's, NaN for classes that are not stored: float32 [m, C]."""
         values, known = self.stored(question, replay)
         return torch.where(known, values - self.comparable(answers, replay), torch.nan)
 

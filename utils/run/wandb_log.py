@@ -22,7 +22,7 @@ NAME_LETTERS, TAG_LETTERS = 128, 64  # maximum lengths that W&B accepts for a gr
 
 
 class NoTracker:
-    """Replaces `WandbTracker` if W&B is disabled."""
+    """Replacement of `WandbTracker` if W&B is disabled."""
 
     run_id = None
 
@@ -41,11 +41,11 @@ class RunMetadata:
     """Name, group and tags of a run at W&B.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         group: name of the group; by default runs that differ only in the seed share one.
         job_type: `train` or `report`.
-        tags: to filter runs by.
-        several: other students of this process have W&B runs of their own at the same time.
+        tags: words to filter runs by.
+        several: whether other students of this process have W&B runs at the same time.
     """
 
     name: str
@@ -73,7 +73,7 @@ def run_metadata(settings: Mapping[str, Any]) -> RunMetadata:
 
 
 class WandbTracker:
-    """Logs epochs to W&B; the first failure is logged and ends the tracking, not the run.
+    """Logger of epochs to W&B; the first failure of W&B is logged and ends the tracking, not the run.
 
     Args:
         project, mode, folder, config, run_id, metadata: see `start_tracker`; mode is online or offline.
@@ -189,7 +189,7 @@ def start_tracker(
     """Start W&B as the flags say, or return `NoTracker`; never prompts and never writes the key to disk.
 
     Args:
-        project: --wandb-project; None disables W&B unless a mode asks for it.
+        project: --wandb-project; None disables W&B in mode auto.
         mode: --wandb-mode: auto, online, offline or disabled.
         api_key: --wandb-api-key or None.
         folder: the run's folder, for W&B's files.
@@ -198,7 +198,7 @@ def start_tracker(
         run_id: id of the W&B run to continue; None starts a new one.
 
     Raises:
-        InputError: the wandb package is missing or too old, or a mode is given without a project.
+        InputError: the wandb package is missing or too old, or mode online or offline has no project.
     """
     mode = wandb_mode(project, mode, api_key)
     if mode == "disabled":
@@ -244,7 +244,7 @@ def server() -> str:
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Return whether a server answers at `url` within `seconds`; like W&B, asks through the proxy if there is one.
+    """Return whether a server answers at `url` within `seconds`; the request uses a proxy, if any, as W&B does.
 
     The request is made in a thread, because a DNS lookup has no timeout.
     """
