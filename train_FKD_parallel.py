@@ -227,14 +227,16 @@ def train_step(student: Student, batch: Batch) -> None:
                 student.last_micro_batch.clear()  # its rows are older; calibration must not use them
             if not (student.joint_statistics or student.joint_loss):
                 continue  # else this rank must take part in the collectives below
-        outputs = logits = student.precision.outputs(student.model, micro_batch.images)  # [b, C]
-        taught = micro_batch  # soft labels and classes that the loss compares with `logits`
+        outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], of this rank's rows
+        logits, labels = outputs, micro_batch
         if student.joint_loss and world.size > 1:  # this loss is no mean over rows, so it needs those of all ranks
             logits = all_rows(outputs, micro_batch.whole, world)
-            taught = gather_micro_batch(micro_batch, world)
-        # the sum of no rows is zero; its backward pass takes part in the all-reduces of the batch statistics
-        loss = student.loss_fn(logits, taught.soft_labels, taught.targets) if len(taught) else outputs.sum()
-        student.precision.scaler.scale(loss * (len(taught) / batch.whole)).backward()
+            labels = gather_micro_batch(micro_batch, world)
+        if len(labels):
+            loss = student.loss_fn(logits, labels.soft_labels, labels.targets)
+        else:  # zero, but its backward pass takes part in the all-reduces of the batch statistics
+            loss = outputs.sum()
+        student.precision.scaler.scale(loss * (len(labels) / batch.whole)).backward()
         student.sums.add(loss, outputs, micro_batch.targets)  # own rows; added up over ranks after the epoch
     sum_gradients(student.model, world)  # one all-reduce a step, after all micro-batches
     student.precision.scaler.step(student.optimizer)
