@@ -1,7 +1,7 @@
-"""The parts of the validator. Only the scripts in the top folder wire them together."""
+"""Modules of the validator; only the scripts in the top folder combine them."""
 
 import os
 
-# Compute threads that wait should sleep, not spin: on few cores, spinning takes them from the data
-# loading processes. OpenMP reads this when PyTorch loads it, hence here, before any import of torch.
+# Waiting OpenMP threads should sleep: on few cores, spinning threads take the cores from the data loading processes.
+# OpenMP reads the variable when PyTorch loads OpenMP, so it is set here, before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

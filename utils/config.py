@@ -1,13 +1,14 @@
-"""Every setting of every command: the only module in which a flag exists.
+"""Define every setting of every command; no other module defines flags.
 
-A command's config is a frozen dataclass, put together from groups of flags. Each field says how its flag is typed, what
-it means, and what a change of it means for a run. argparse is filled from the fields:
+The config of a command is a frozen dataclass that inherits its fields from groups of flags. Each field holds the name
+and the help text of a flag, and whether runs with different values may be resumed or averaged. argparse is filled from
+the fields:
 
     config = TrainConfig.parse(["--train-dir", "images", "--epochs", "300"])
     config.epochs  # 300
 
-`Findings` is the other half of a run's settings: what labels, folders and the machine add to the flags, found out
-before training starts. Flags are never written after parsing; a check that finds something returns a new `Findings`.
+`Findings` holds the other settings of a run, which are derived from labels, folders and the machine before training
+starts. Both are frozen: a check that derives a setting returns a new `Findings`.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
 
-VERSION = "2026.11.dev0"  # of the whole program; a date: see CHANGELOG.md
+VERSION = "2026.11.dev0"  # version of the whole program, named by date: see CHANGELOG.md
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
-TEMPERED_LOSSES = ("kl", "dist")  # they divide logits by a temperature
-JOINT_LOSSES = ("dist",)  # no mean over rows: with several processes each computes the loss of all rows
+TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
+JOINT_LOSSES = ("dist",)  # losses that are no mean over rows: every rank computes them over the rows of all ranks
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # the lowest temperature of --temperature-schedule step
@@ -36,9 +37,11 @@ LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAGNIFIED_FROM = 128  # pixels; no reference magnifies the validation images of smaller data sets
+# Smallest input side, in pixels, for which validation images are resized to 256/224 of the side before the centre crop.
+# No reference does so for smaller inputs.
+MAGNIFIED_FROM = 128
 
-# The teachers of PRISM's relabel code, in its order, and its ensemble rule for each student.
+# Presets of PRISM's relabel code: student -> (teachers in the order of that code, ensemble rule).
 PRESETS = {
     "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
     "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
@@ -78,7 +81,7 @@ POSITIVE_FRACTION = number(float, 0, 1, open_low=True)
 
 @dataclass(frozen=True)
 class Kind:
-    """How the value of a flag is read, and what --help calls it (its unit, if it has one)."""
+    """Parser of a flag's value, and the placeholder that --help shows for the value: its unit, for instance."""
 
     parse: Callable
     metavar: str | None
@@ -94,17 +97,17 @@ NAME, PATH, FILE, FOLDER = (Kind(str, metavar) for metavar in ("NAME", "PATH", "
 
 
 def student_temperature(text: str) -> str | float:
-    """Parse --student-temperature."""
+    """Return the value of --student-temperature: `teacher`, `calibrated` or a number above 0."""
     return text if text in ("teacher", "calibrated") else POSITIVE(text)
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """The meaning of a change of a setting.
+    """Effect of a changed setting on resumed runs and on reports.
 
     Attributes:
-        resume: a run cannot be resumed with another value.
-        report: runs of other values are other groups of a report.
+        resume: whether a run cannot be resumed with another value.
+        report: whether a report puts runs with different values into different groups.
     """
 
     resume: bool
@@ -112,23 +115,23 @@ class Meaning:
 
 
 RESULT = Meaning(resume=True, report=True)  # changes the result
-ONE_RUN = Meaning(resume=True, report=False)  # the same throughout a run, but runs of a group may differ in it
-ONE_GROUP = Meaning(resume=False, report=True)  # may change when a run goes on, but tells groups apart
-NEUTRAL = Meaning(resume=False, report=False)  # cannot change the last epoch's figure
+ONE_RUN = Meaning(resume=True, report=False)  # fixed during a run, but runs of one group may differ in it
+ONE_GROUP = Meaning(resume=False, report=True)  # may change on resume, but tells groups apart
+NEUTRAL = Meaning(resume=False, report=False)  # cannot change the metrics of the last epoch
 
 
 @dataclass(frozen=True)
 class Flag:
-    """How a setting is typed and explained.
+    """Command-line flag of a setting.
 
     Attributes:
-        help: for --help, with the unit.
-        kind: how a value is read.
-        meaning: what a change of it means.
-        names: the flags; none for `--` and the field's name. A name without dashes is a positional argument.
-        choices, nargs, const, required: as argparse's.
-        repeats: each use of the flag adds a value.
-        earlier: the value of runs that were made before the setting existed; None: it was always there.
+        help: text for --help, with the unit of the value.
+        kind: `Kind` of the value.
+        meaning: `Meaning` of a changed value.
+        names: spellings of the flag; if empty, `--` and the field's name. Without dashes: a positional argument.
+        choices, nargs, const, required: arguments of argparse's `add_argument`.
+        repeats: whether each use of the flag appends a value.
+        earlier: value that is assumed for runs from before the setting existed; None: no value is assumed.
     """
 
     help: str
@@ -162,22 +165,22 @@ class Flag:
 
 
 def typed(value: Any) -> str:
-    """Return a value as it is typed after its flag."""
+    """Return a value as text for a command line; the items of a list or tuple are separated by spaces."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def flag(default: Any, help: str, kind: Kind = TEXT, meaning: Meaning = NEUTRAL, **options: Any) -> Any:
-    """Return a dataclass field with its `Flag`; options as the attributes there."""
+    """Return a dataclass field with a `Flag` in its metadata; `options` are further attributes of the `Flag`."""
     return field(default=default, metadata={"flag": Flag(help, kind, meaning, **options)})
 
 
 def finding(default: Any, meaning: Meaning, earlier: Any = None) -> Any:
-    """Return a field of `Findings`; arguments as the attributes of `Flag`."""
+    """Return a dataclass field for `Findings`; `meaning` and `earlier` are attributes of `Flag`."""
     return flag(default, "", meaning=meaning, earlier=earlier)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one sentence, with near names for a mistyped flag."""
+    """ArgumentParser that raises InputError, and suggests the most similar flag for a mistyped one."""
 
     def __init__(self, description: str | None = None, **options: Any):
         super().__init__(description=description, allow_abbrev=False, **options)
@@ -185,12 +188,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # a W&B key after a mistyped flag
+        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # hides a W&B key after a mistyped flag
         raise InputError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see --help")
 
 
 class Group:
-    """Flags that --help shows under one title; a subclass is a frozen dataclass of them."""
+    """Group of flags that --help shows under one title; each subclass is a frozen dataclass with a field per flag."""
 
     title: ClassVar[str] = ""
 
@@ -209,10 +212,10 @@ class CommandConfig:
 
     @classmethod
     def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
-        """Return the config of a command line, `resolved`.
+        """Parse a command line (None: that of this process) and return the `resolved` config.
 
         Raises:
-            InputError: a flag is unknown, a value cannot be, or flags do not go together.
+            InputError: a flag is unknown, a value is invalid, or flags contradict each other.
         """
         parser = Parser(cls.about)
         parser.add_argument("--version", action="version", version=f"validator of dataset distillation {VERSION}")
@@ -228,15 +231,15 @@ class CommandConfig:
                 item.metadata["flag"].add_to(place, item.name, item.default)
 
     def resolved(self: Config) -> Config:
-        """Check flags against each other, and fill in defaults that depend on others.
+        """Return the config with the defaults that depend on other flags, after a check for contradictions.
 
         Raises:
-            InputError: names the flags that do not go together.
+            InputError: flags contradict each other; the message names them.
         """
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields by name, keys left out: they may be written and published."""
+        """Return field name -> value without the fields in SECRET, so that the settings can be published."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in SECRET}
 
 
@@ -249,7 +252,7 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_fields(group: type) -> list[DataclassField]:
-    """Return the fields that a group of flags declares itself."""
+    """Return the dataclass fields that a group of flags declares itself, without inherited fields."""
     return [item for item in fields(group) if item.name in vars(group).get("__annotations__", {})]
 
 
@@ -302,7 +305,7 @@ class ImageFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags(Group):
-    """Folders and batches of a training."""
+    """Image folders and batches of a training run."""
 
     title = "data"
 
@@ -328,7 +331,7 @@ class DataFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlags(Group):
-    """The label store and what to take from it."""
+    """The stored soft labels, and how a run uses them."""
 
     title = "soft labels"
 
@@ -342,7 +345,7 @@ class LabelFlags(Group):
     fkd_seed: int = flag(
         42, "seed of the image order, for labels without an index", SEED, RESULT, names=("--fkd_seed", "--fkd-seed")
     )
-    # without it a run is refused that would visit labels again; the first visit is the same either way
+    # ONE_RUN: a run that would visit labels again is refused without the flag, which does not affect first visits
     reuse_labels: bool = flag(
         False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
@@ -366,7 +369,7 @@ class LabelFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewFlags(Group):
-    """How views are drawn; names and defaults are those of the reference's relabel code."""
+    """Random crop, flip and mixing of images; names and defaults are from the reference's relabel code."""
 
     title = "views"
 
@@ -390,7 +393,7 @@ class ViewFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentFlags(Group):
-    """The students: every combination of a model and a seed."""
+    """The students to train: one for each combination of a model and a seed."""
 
     title = "student"
 
@@ -527,7 +530,7 @@ class OptimizerFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class HardFlags(Group):
-    """Epochs on hard labels among those on stored ones."""
+    """Epochs on hard labels, placed among the epochs on stored labels."""
 
     title = "hard epochs"
 
@@ -601,7 +604,7 @@ class WandbFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacherFlags(Group):
-    """The live teacher of naive KD."""
+    """The teacher that labels every batch during training (naive KD)."""
 
     title = "live teacher"
 
@@ -624,7 +627,7 @@ class LiveTeacherFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFlags(Group):
-    """The teachers whose answers are stored; names are those of the reference's relabel code."""
+    """The teachers that make the stored labels; names of flags are from the reference's relabel code."""
 
     title = "teachers"
 
@@ -660,13 +663,15 @@ class TeacherFlags(Group):
     )
 
     def teachers(self, stated_rule: str | None = None) -> tuple[list[str], list[str | None], list[str | None], str]:
-        """Return (models, their files or None, names of their pretrained weights or None, ensemble rule).
+        """Return (models, weight files, names of pretrained weights, ensemble rule); lists have an item per teacher.
+
+        An item is None if the teacher has no file, or --weights gives the teacher no name.
 
         Args:
-            stated_rule: the rule that labels state; it counts if the flags name none.
+            stated_rule: ensemble rule that the labels state; used if the flags give no rule.
 
         Raises:
-            InputError: flags that contradict each other.
+            InputError: flags contradict each other.
         """
         names, rule = list(self.arch or ["resnet18"]), self.ensemble
         if self.preset:
@@ -683,7 +688,7 @@ class TeacherFlags(Group):
         return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
 
     def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Return the --weights of each teacher, None for one that has a file."""
+        """Return the name that --weights gives each teacher; None for a teacher with a file, and without --weights."""
         asked = self.weights or [None] * files.count(None)
         if len(asked) != files.count(None):
             file = next((file for file in files if file is not None), None)
@@ -702,7 +707,7 @@ class TeacherFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecFlags(Group):
-    """How packed labels are stored."""
+    """Precision and number of the logits in packed labels."""
 
     title = "storage"
 
@@ -746,39 +751,39 @@ class TrainConfig(
     DeviceFlags,
     WandbFlags,
 ):
-    """Settings that training a student has wherever its soft labels come from."""
+    """Settings that training with stored labels and training with a live teacher have in common."""
 
-    prefix: ClassVar[str] = ""  # of the default --output-dir
+    prefix: ClassVar[str] = ""  # start of the folder's name in the default --output-dir
 
     @property
     def model(self) -> str:
-        """Name of the model; of the first one if there are several."""
+        """Return the name of the model, or of the first of several models."""
         return self.models[0]
 
     @property
     def seed(self) -> int:
-        """Seed of the initial weights; the first one if there are several."""
+        """Return the seed of the initial weights, or the first of several seeds."""
         return self.seeds[0]
 
     @property
     def student_name(self) -> str:
-        """Model and seed in one word."""
+        """Return model and seed as one word: `resnet18-seed0`."""
         return f"{self.model}-seed{self.seed}"
 
     @property
     def micro_batch(self) -> int:
-        """Images of a batch that go through a model at once, over all ranks."""
+        """Return the number of images in a micro-batch, over all ranks."""
         return self.batch_size // self.gradient_accumulation_steps
 
     @property
     def base_lr(self) -> float:
-        """Initial learning rate of the optimizer that is used."""
+        """Return the initial learning rate of the chosen optimizer."""
         return self.learning_rate if self.sgd else self.adamw_lr
 
     def students(self: "TrainConfigType") -> "list[TrainConfigType]":
-        """Return the config of each student, as if it were alone: every combination of --model and --seed.
+        """Return one config for each combination of --model and --seed, with only that model and that seed.
 
-        If there are several, each has a folder of its own in --output-dir.
+        If there are several combinations, each config has its own sub-folder of --output-dir.
         """
         pairs = list(itertools.product(self.models, self.seeds))
         alone = [replace(self, models=(model,), seeds=(seed,)) for model, seed in pairs]
@@ -787,7 +792,7 @@ class TrainConfig(
         return [replace(one, output_dir=f"{self.output_dir}/{one.student_name}") for one in alone]
 
     def settings(self) -> dict[str, Any]:
-        """See `CommandConfig.settings`; with `model` and `seed` of the one student, as in files of earlier releases."""
+        """Return `CommandConfig.settings`, but `model` and `seed` (as in earlier releases) for `models` and `seeds`."""
         found = super().settings()
         return {"model": self.model, "seed": self.seed} | {
             k: v for k, v in found.items() if k not in ("models", "seeds")
@@ -811,7 +816,7 @@ class TrainConfig(
         )
 
     def check_optimizer(self) -> None:
-        """Refuse contradictions of batches, schedule and average."""
+        """Raise InputError if flags of batch size, schedule or EMA contradict each other."""
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"--batch-size {self.batch_size} is not divisible by --gradient-accumulation-steps "
@@ -829,7 +834,7 @@ class TrainConfig(
             )
 
     def check_temperatures(self) -> None:
-        """Refuse temperatures without effect, and a schedule that would rise when it is to fall."""
+        """Raise InputError if a temperature flag has no effect, or -T is below the minimum of the schedule."""
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -843,7 +848,7 @@ class TrainConfig(
             raise InputError(f"-T {self.temperature} is less than --temperature-min {self.temperature_min}; raise it")
 
     def check_hard_epochs(self) -> None:
-        """Refuse settings of hard epochs that have no effect or do not fit."""
+        """Raise InputError if a flag of hard epochs has no effect or an impossible value."""
         if not self.hard_epochs:
             for name in ("hard_batch_size", "label_smoothing"):
                 if getattr(self, name) is not None:
@@ -861,7 +866,7 @@ class TrainConfig(
             )
 
     def check_students(self) -> None:
-        """Refuse a student that is named twice, and one checkpoint for several students."""
+        """Raise InputError if a model or seed is given twice, or one checkpoint for several students."""
         for name, values in (("--model", self.models), ("--seed", self.seeds)):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
@@ -873,7 +878,7 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Refuse contradictions of epochs and folders."""
+        """Raise InputError if an image folder is missing, or flags of epochs or resuming contradict each other."""
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
         if self.resume is not None and self.overwrite:
@@ -887,7 +892,7 @@ class TrainConfig(
                 raise InputError(f"--{name.replace('_', '-')} is missing; give a folder with one sub-folder per class")
 
     def default_output(self) -> str:
-        """Return the folder of a run that was given none; it names the models, or some of many."""
+        """Return the default of --output-dir, which names the models (only the first ones of many) and the time."""
         shown = 1
         while shown < len(self.models) and len("+".join(self.models[: shown + 1])) <= NAME_LETTERS:
             shown += 1
@@ -896,7 +901,7 @@ class TrainConfig(
 
 
 TrainConfigType = TypeVar("TrainConfigType", bound=TrainConfig)
-NAME_LETTERS = 100  # of all models in the name of a folder; file systems take 255 bytes
+NAME_LETTERS = 100  # maximum for the joined model names in a folder's name; file systems allow 255 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -965,14 +970,14 @@ def refuse_exchanged_scales(config: ViewFlags) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlag(Group):
-    """A flag of all commands of `python -m utils.labels`."""
+    """The flag that all commands of `python -m utils.labels` have."""
 
     fkd_seed: int = flag(42, "seed of the image order", SEED, names=("--fkd-seed", "--fkd_seed"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathArgument(Group):
-    """The folder that a command looks at."""
+    """The label folder that a command reads."""
 
     path: str = flag(None, "label folder", names=("path",))
 
@@ -987,7 +992,7 @@ class FoldersArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
-    """A flag of `pack`."""
+    """The further flag of `python -m utils.labels pack`."""
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -996,7 +1001,7 @@ class PackFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackFlags(Group):
-    """Flags of `unpack`."""
+    """The further flags of `python -m utils.labels unpack`."""
 
     items: int | None = flag(None, "6: SRe2L's files, 7: PRISM's (default: as packed)", INTEGER, choices=(6, 7))
     fp32: bool = flag(False, "write logits as float32 (default: as stored)")
@@ -1004,7 +1009,7 @@ class UnpackFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyFlags(Group):
-    """Flags of `verify` that say how to ask a teacher."""
+    """Flags with which `python -m utils.labels verify` compares labels with a teacher's answers."""
 
     title = "questions to a teacher"
 
@@ -1066,7 +1071,7 @@ LABEL_COMMANDS: dict[str, type[CommandConfig]] = {
 
 
 def parse_label_command(argv: Sequence[str] | None) -> Any:
-    """Return the config of a command line of `python -m utils.labels`: one of LABEL_COMMANDS."""
+    """Parse a command line of `python -m utils.labels`; return the config of the command, one of LABEL_COMMANDS."""
     parser = Parser("Look into FKD labels, pack, unpack and verify them.")
     commands = parser.add_subparsers(
         parser_class=Parser, dest="command", required=True, metavar=f"{{{','.join(LABEL_COMMANDS)}}}"
@@ -1112,7 +1117,7 @@ class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomImagesFlags(Group):
-    """Which images to draw."""
+    """Source, number and seed of the images to draw, and the output folder."""
 
     title = "draw"
 
@@ -1142,30 +1147,30 @@ class RandomImagesConfig(RandomImagesFlags, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The settings that a run has beside its flags, found out from labels, folders and the machine before it starts.
+    """Settings of a run that are derived from labels, folders and the machine before training starts.
 
-    Some have the name of a flag: they are what the flag comes to beside these labels.
+    If a finding has the name of a flag, the finding is the value that the run uses.
 
     Attributes:
         device: `cpu` or `cuda`.
         processes: number of processes.
         arithmetic: precision and memory layout, in words.
         workers: data loading processes; at most one per core.
-        side_by_side: students that share the process, and so its seconds.
+        side_by_side: number of students that train in the same process, and so share the measured seconds.
         input_size: S, side of the model's input in pixels.
-        mean, std: of the channels.
+        mean, std: mean and standard deviation of each channel of images in [0, 1].
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how class folders were numbered and paired, in words.
-        mix_type: `cutmix`, `mixup` or `none`; for a live teacher as --mix-type was typed.
-        keep_topk, topk_mass: as the flags, after a look at what the labels store.
-        answers: `logits`, or `probabilities`.
-        label_order: as the flag; None for the stored order.
-        labels: digest of all labels that the run needs; None in a dry run.
-        labels_accepted: faults of labels that --accept-labels went on with, in words.
-        teachers: the live teachers, as `Ensemble.described`.
+        mix_type: `cutmix`, `mixup` or `none`; with a live teacher the unchanged value of --mix-type.
+        keep_topk, topk_mass: values of the flags, adjusted to the stored labels.
+        answers: kind of the stored answers: `logits` or `probabilities`.
+        label_order: value of --label-order; None for the stored order.
+        labels: digest of all labels that the run needs; None in a dry run without --resume.
+        labels_accepted: faults of the labels that --accept-labels tolerates, in words; None without faults.
+        teachers: `Ensemble.described` of the live teachers.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: digests that checkpoints of earlier releases have in place of those above; not published.
+        earlier: digests as earlier releases computed them, for comparison with their checkpoints; not published.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1191,30 +1196,30 @@ class Findings:
     earlier: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Return the published findings by name."""
+        """Return name -> value of all findings that are published."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "earlier"}
 
 
 def run_settings(config: TrainConfig, found: Findings) -> dict[str, Any]:
-    """Return the settings of one student's run, as args.json, summary.json and checkpoints have them."""
+    """Return the flags and findings of one student's run, as args.json, summary.json and checkpoints store them."""
     return config.settings() | found.settings()
 
 
 def default_val_resize(input_size: int) -> int:
-    """Return the default of --val-resize for an input of S pixels: 256/224 S from 128 px on, S below."""
+    """Return the default of --val-resize in pixels: 256/224 of `input_size` from 128 px on, else `input_size`."""
     return round(input_size * 256 / 224) if input_size >= MAGNIFIED_FROM else input_size
 
 
 def resolve_views(
     config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
 ) -> Findings:
-    """Return `found` with input size, mean, std and --val-resize: from the flags, the labels, or the usual values.
+    """Return `found` with input size, mean, std and validation size, each from the flags, the labels or a default.
 
     Args:
-        config: flags; those that were not given are None.
-        found: what is known so far.
-        stated: the labels' `input_size`, `mean` and `std`, if they state them.
-        labels: the label folder, for errors.
+        config: the flags; a flag that was not given is None.
+        found: the findings so far.
+        stated: `input_size`, `mean` and `std`, if the labels state them.
+        labels: the label folder, for error messages.
 
     Raises:
         InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
@@ -1241,7 +1246,7 @@ def resolve_views(
 
 
 def comparable(value: Any) -> Any:
-    """Return numbers so that those from JSON and those from flags compare."""
+    """Return a list or tuple as a list of rounded floats, so that values from JSON and from flags compare equal."""
     return [round(float(one), 6) for one in value] if isinstance(value, list | tuple) else value
 
 
@@ -1249,21 +1254,21 @@ def comparable(value: Any) -> Any:
 
 
 def every_setting() -> dict[str, Flag]:
-    """Return the `Flag` of every setting of a run by its name in args.json; a finding outdoes a flag of its name."""
+    """Return name in args.json -> `Flag` of every setting of a run; a finding replaces a flag of the same name."""
     kinds: list[type] = [FKDConfig, KDConfig, Findings]
     found = {item.name: item.metadata["flag"] for kind in kinds for item in fields(kind) if "flag" in item.metadata}
     return {{"models": "model", "seeds": "seed"}.get(name, name): about for name, about in found.items()}
 
 
 def names_with(meaning: Callable[[Meaning], bool]) -> list[str]:
-    """Return the settings of a run whose `Meaning` is as asked."""
+    """Return the names of the settings for whose `Meaning` the predicate `meaning` is true."""
     return [name for name, about in every_setting().items() if meaning(about.meaning)]
 
 
 FIXED_ON_RESUME = names_with(lambda meaning: meaning.resume)
 NEUTRAL_IN_REPORTS = frozenset(names_with(lambda meaning: not meaning.report))
 EARLIER = {name: about.earlier for name, about in every_setting().items() if about.earlier is not None}
-# how a regime (hard labels, stored soft labels, live teacher) makes its labels and views, and what its loss reads
+# Settings of labels, views and loss, which may differ between regimes: hard labels, stored soft labels, live teacher.
 REGIME_SETTINGS = [
     *(item.name for group in (LossFlags, LabelFlags, ViewFlags, LiveTeacherFlags) for item in own_fields(group)),
     *("labels", "answers", "teachers"),

@@ -90,7 +90,7 @@ def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures
 
 
 def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored: Sequence[str]) -> str:
-    """Return report.md."""
+    """Return the text of report.md."""
     parts = ["# Report\n"]
     common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}
     shared = [

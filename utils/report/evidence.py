@@ -1,4 +1,4 @@
-"""Is it the images or the labels? Compares every image set with random real images."""
+"""Compare every image set with random real images: do the images or the labels make the result?"""
 
 import json
 from collections.abc import Sequence
@@ -22,13 +22,14 @@ RANDOM = "random"  # default folder name of the random images
 
 @dataclass(frozen=True)
 class Finding:
-    """The comparison of an image set with the random one, in one regime.
+    """Comparison of an image set with random real images, in one regime.
 
     Attributes:
         group, random: the two groups, which differ only in images and labels.
-        improvement: IOR over common seeds, in percentage points.
-        recovery: HLR over seeds, in percentage points; None without a full-data top-1 or a group of hard-label runs.
-        score: LRS over common seeds, in percent; None without `recovery` or common seeds.
+        improvement: `improvement_over_random` over common seeds, in percentage points.
+        recovery: `hard_label_recovery` over seeds, in percentage points; None without a full-data top-1 or
+            without exactly one group of hard-label runs.
+        score: `label_robust_score` over common seeds, in percent; None without `recovery` or common seeds.
     """
 
     group: Group
@@ -60,10 +61,10 @@ def parse_full_data(words: Sequence[str]) -> dict[str, float]:
 
 
 def find_baseline(groups: list[Group], name: str) -> str | None:
-    """Return the table name of the images that --random names; None if no images have the default name `random`.
+    """Return the name in tables of the image set called `name`; None if no set has the default name RANDOM.
 
     Raises:
-        InputError: several image sets of different content have that name, or none has a name that was given.
+        InputError: image sets of different content are called `name`, or no set is, and `name` is not RANDOM.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:
@@ -78,7 +79,7 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
 
 
 def origin_of(group: Group) -> str:
-    """Describe how the baseline's images were drawn, or state that only their name says that they are random."""
+    """Return a phrase that says how a group's random images were drawn, or that no record of a draw exists."""
     folder = str(group.folder)
     try:
         record = json.loads(record_of(Path(folder)).read_text())
@@ -92,8 +93,8 @@ def origin_of(group: Group) -> str:
 def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, float]) -> list[Finding]:
     """Compare every group with the random group of the same student, regime, validation set and settings.
 
-    The two need a seed in common. Hard-label recovery comes from the hard-label group of the same student, images and
-    validation set, if there is exactly one.
+    Pairs of groups without a common seed are left out. Hard-label recovery comes from the hard-label group of the same
+    student, images and validation set, if there is exactly one.
 
     Args:
         groups: all groups.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
-MARKERS = "osD^v"  # the next marker is used each time all colours are used up
+MARKERS = "osD^v"  # the marker changes each time all colours are used up
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
 AXIS = 0.8  # cm for the tick labels and the axis label below the lowest panel
@@ -40,7 +40,7 @@ STYLE: Any = {
 
 
 def draw_figures(folder: Path, groups: list[Group]) -> list[Path]:
-    """Draw curves and top-1 of all groups; return the PNG files."""
+    """Draw curves and top-1 of all groups; return the paths of the PNG files."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
@@ -50,7 +50,7 @@ def draw_figures(folder: Path, groups: list[Group]) -> list[Path]:
 def save(path: Path, figure: Figure) -> Path:
     """Write `path.png` and `path.svg`; return the PNG's path."""
     for kind in ("svg", "png"):
-        dated: Any = {"metadata": {"Date": None}} if kind == "svg" else {}  # equal runs give equal bytes
+        dated: Any = {"metadata": {"Date": None}} if kind == "svg" else {}  # so that equal runs give equal files
         with atomic_file(path.with_name(f"{path.name}.{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=300, **dated)
     return path.with_name(f"{path.name}.png")

@@ -1,8 +1,8 @@
-"""Sorts finished runs into groups that differ only in the seed, and compares groups by the formulas of a report.
+"""Sort finished runs into groups, in which runs differ only in the seed, and compare the groups.
 
 Figures are top-1 in percent, differences in percentage points. Sources: DD-Ranking (Li et al., 2025,
 arXiv 2505.13300) for `improvement_over_random`, `hard_label_recovery` and `label_robust_score`. docs/evidence.md
-says what each depends on and which conclusions it does not allow.
+says what each of these metrics depends on and which conclusions it does not allow.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from utils.system.files import digest_of_text
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of n values and their sample standard deviation (divided by n - 1), which is None for one value."""
+    """Mean and sample standard deviation (divisor n - 1) of n values; the deviation is None for one value."""
 
     mean: float
     deviation: float | None
@@ -36,17 +36,17 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the `Spread` of at least one value."""
+    """Return the `Spread` of `values`, which must not be empty."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
-    """Return the `Spread` of `ours - theirs` over common seeds; None if there are none.
+    """Return the `Spread` of `ours - theirs` over common seeds; None without common seeds.
 
     The same seed gives both students the same initial weights, so the effect of the seed cancels out.
 
     Args:
-        ours, theirs: seed -> figure.
+        ours, theirs: seed -> top-1 in percent.
     """
     common = sorted(ours.keys() & theirs.keys())
     return spread([ours[seed] - theirs[seed] for seed in common]) if common else None
@@ -66,22 +66,22 @@ def hard_label_recovery(full: float, distilled: float) -> float:
 
 
 def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
-    """Return LRS: alpha = w IOR - (1 - w) HLR, with both as fractions, then (e^alpha - 1/e) / (e - 1/e), in percent.
+    """Return LRS in percent: (e^alpha - 1/e) / (e - 1/e) with alpha = w IOR - (1 - w) HLR, IOR and HLR as fractions.
 
-    It is 0 at alpha = -1 and 100 at alpha = 1. At alpha = 0 it is 26.9: the images are as good as random ones in their
-    regime, and as good as all real images with hard labels.
+    LRS is 0 at alpha = -1 and 100 at alpha = 1. LRS is 26.9 at alpha = 0, for instance if the images are as good as
+    random images in the same regime, and as good as all real images with hard labels.
     """
     alpha = (weight * improvement - (1 - weight) * recovery) / 100
     return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
-STUDENT = "model", "stem"  # settings with a column of their own in the tables, as the images have
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are compared between all groups, of whatever regime
+STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are compared across regimes, not only within a regime
 
 
 def regime_of(run: FinishedRun) -> str:
-    """Return HL, SL or SL+KD."""
+    """Return the regime of a run: HL, SL or SL+KD, as in REGIMES."""
     if run.args.get("loss_type") == "ce":
         return "HL"
     return "SL+KD" if run.summary["labels"].get("dialect") == "live teacher" else "SL"
@@ -93,9 +93,9 @@ class Group:
 
     Attributes:
         student, regime, images: names, as the tables show them.
-        settings: setting -> value as text, equal for all its runs.
-        apart: the settings in which other groups of its regime differ, as `name=value`; validation sets are compared
-            with the groups of all regimes; `labels accepted` is listed if its labels seemed wrong.
+        settings: setting -> value as text, equal in all runs of the group.
+        apart: settings, as `name=value`, in which another group of the same regime differs; validation sets are
+            compared across regimes. `labels accepted` is added if the labels seemed wrong.
         runs: seed -> run.
     """
 
@@ -108,35 +108,35 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Return a unique name in one line."""
+        """Return a unique name of the group, in one line."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
 
     @property
     def folder(self) -> PurePath:
-        """Return the folder of the training images of its first run."""
+        """Return the folder of the training images of the first run."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
     def validation(self) -> tuple[str | None, ...]:
-        """Return the digest of the validation set; groups of different sets are not compared."""
+        """Return the digests of the validation set; groups with different validation sets are not compared."""
         return tuple(self.settings.get(name) for name in VALIDATION)
 
     @property
     def accepted(self) -> str | None:
-        """Return the fault of labels that the user accepted; None for other groups."""
+        """Return the faults of the labels that --accept-labels tolerated; None without faults."""
         return self.settings.get("labels_accepted")
 
     @property
     def series(self) -> str:
-        """Return images and distinguishing settings: groups of equal ones share a colour in figures."""
+        """Return images and distinguishing settings as text; groups with equal text share a colour in figures."""
         return ", ".join([self.images, *self.apart])
 
     def by_seed(self, figure: str = "top1") -> dict[int, float]:
-        """Return seed -> figure of the last epoch (top1 or top5, in percent)."""
+        """Return seed -> `figure` (top1 or top5, in percent) of the last epoch."""
         return {seed: run.summary["last"][figure] for seed, run in self.runs.items()}
 
     def last(self, figure: str = "top1") -> Spread:
-        """Return the `Spread` over seeds of the last epoch's figure (top1 or top5, in percent)."""
+        """Return the `Spread` over seeds of `figure` (top1 or top5, in percent) of the last epoch."""
         return spread(list(self.by_seed(figure).values()))
 
     def best(self) -> Spread:
@@ -179,8 +179,8 @@ def group_runs(
         baseline: name of the image set that comes last.
 
     Returns:
-        (groups, ordered by student as found, then regime, then images; runs that repeat a seed of their group and
-        are left out of it).
+        (groups, repeated runs). Groups are ordered by student (as found in `runs`), then regime, then images. A
+        repeated run has a seed that its group already contains, and is in no group.
     """
     found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, *(setting, value)) -> seed -> run
     repeated = []
@@ -204,13 +204,13 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Return whether a group's images have this name in the tables, or their folder's path ends with it."""
+    """Return whether a group's images are called `name` in the tables, or the path of the image folder ends with it."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
-    """Return digest -> name of every image set: the shortest ends of the folders' paths that are all different."""
+    """Return digest -> name of every image set: the last parts of the folder's path, as few as make names unique."""
     folders: dict[str, PurePath] = {}
     for run in runs:
         folders.setdefault(image_digest(run), PurePath(run.args["train_dir"]))
@@ -218,7 +218,7 @@ def image_names(runs: list[FinishedRun]) -> dict[str, str]:
         names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
         if len(set(names.values())) == len(names):
             return names
-        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder, whose content has changed
+        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder had different contents
             return {digest: f"{name} ({digest[:8]})" for digest, name in names.items()}
     raise AssertionError("unreachable: the loop above ends by itself")
 
@@ -229,7 +229,7 @@ def student_name(run: FinishedRun) -> str:
 
 
 def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
-    """Return `Group.apart` of one of the groups."""
+    """Return `Group.apart` of `group`, which is one of `groups`."""
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]
     same_regime = [other.settings for other in groups if other.regime == group.regime]
@@ -254,7 +254,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
 
 
 def text_of(name: str, value: str, run: FinishedRun) -> str:
-    """Return a setting's value as tables show it: folders of labels and validation sets, first letters of digests."""
+    """Return a setting's value as tables show it: folder names of labels and validation sets, short digests."""
     if name == "labels":
         return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
     if name in VALIDATION:
@@ -285,7 +285,7 @@ class Comparison:
         axis: images, regime, student or settings.
         ours, theirs: the groups.
         difference: `Spread` of ours - theirs over common seeds, top-1 in percentage points; None without common seeds.
-        also: other settings in which they differ, as `differences` returns them, without those that the axis implies.
+        also: other settings in which the groups differ, as from `differences`, without settings that the axis implies.
     """
 
     axis: str
@@ -298,7 +298,7 @@ class Comparison:
 def comparisons(groups: list[Group]) -> list[Comparison]:
     """Compare all pairs of groups that differ along exactly one axis and share the validation set.
 
-    Along images and student, the settings that tell groups apart must be equal as well.
+    Along the axes images and student, `Group.apart` must be equal as well.
     """
     implied = {
         "images": {"images", "train_images", "labels"},

@@ -2,10 +2,10 @@
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-It draws without replacement, from every class as many images as DISTILLED has. RANDOM gets links to the files, in
-class folders with the names of DISTILLED's, and RANDOM.txt lists them, one line `CLASS/NAME<tab>PATH` each. Classes are
-paired by the names of their folders; REAL may have more classes. RANDOM.json records how the images were drawn and
-their digest, by which a report recognises them. With --again an existing set is kept if it equals the draw.
+The command draws without replacement, from every class as many images as DISTILLED has. RANDOM gets links to the drawn
+files, in class folders named as in DISTILLED. RANDOM.txt lists the links, one line `CLASS/NAME<tab>PATH` each. Classes
+are paired by the names of their folders; REAL may have more classes. RANDOM.json records the draw and a digest of the
+images, by which a report recognises them. With --again an existing set is kept if it equals the draw.
 """
 
 import os
@@ -62,7 +62,7 @@ def draw_images(
 def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
     """Return link `CLASS/NAME` -> path of each drawn image.
 
-    NAME is the name of the file, with a number before it if two files of a class share it.
+    NAME is the name of the file, with a number in front if an earlier file of the class has the same name.
     """
     links: dict[str, str] = {}
     for path, target in drawn:

@@ -18,7 +18,7 @@ class FinishedRun:
     """A run that reached its last epoch.
 
     Attributes:
-        path: its folder.
+        path: folder of the run.
         summary: content of summary.json.
         curve: epoch -> validation top-1 in percent, for every epoch with an evaluation.
     """
@@ -29,18 +29,18 @@ class FinishedRun:
 
     @property
     def args(self) -> dict:
-        """Settings of the run."""
+        """Return the settings of the run."""
         return self.summary["args"]
 
     @property
     def seed(self) -> int:
-        """Seed of the student's initial weights."""
+        """Return the seed of the student's initial weights."""
         return self.args["seed"]
 
 
 @dataclass(frozen=True)
 class FoundRuns:
-    """All runs below some folders.
+    """All runs in and below the folders that `find_runs` searched.
 
     Attributes:
         finished: finished runs, in the order of their paths.
@@ -113,7 +113,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def percent(value: float) -> float:
-    """Return a top-k figure; raise ValueError if it is not within 0 and 100."""
+    """Return a top-k accuracy in percent; raise ValueError if it is outside 0 … 100."""
     if not 0 <= value <= 100:
         raise ValueError(f"top-k {value} is not a percentage")
     return value

@@ -1,4 +1,4 @@
-"""Finds the settings that a run's figure depends on, and no others: runs of a group agree in all of them.
+"""Find the settings that the result of a run depends on. Runs of one group agree in all these settings.
 
 A flag may have no effect because of another (momentum without --sgd), and two flags may mean the same (--cos and
 --schedule cos). Runs that differ only in such flags belong to one group. Data are identified by digests of their
@@ -13,10 +13,10 @@ from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
 from utils.training.losses import NEEDS_LOGITS
 
-LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # how labels were made
-NAMES_OF_CLASSES = "classes", "class_names"  # in `settings`: names of folders, not their content
-VALIDATION = "validation", "val_images"  # they identify the validation set: by content; in old runs, by file names
-ALPHAS = "mixup", "cutmix"  # each has an effect only with the mix type of its name
+LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # facts on how labels were made
+NAMES_OF_CLASSES = "classes", "class_names"  # ignored in `settings` of labels: names of folders, not content
+VALIDATION = "validation", "val_images"  # digests of the validation set: of content; in old runs, of names and sizes
+ALPHAS = "mixup", "cutmix"  # each has an effect only with the mix type of the same name
 SCHEDULED = {  # --temperature-schedule -> the flags that it reads
     "constant": (),
     "step": ("temperature_step_size", "temperature_gamma"),
@@ -26,7 +26,7 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return the settings that a run's figure depends on, without the seed: name -> value as text.
+    """Return name -> value as text of the settings that a run's result depends on, without the seed.
 
     Arguments that the summaries of earlier releases lack get the value that those releases used.
     """
@@ -40,18 +40,18 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     settings["git_commit"] = run.summary.get("git_commit")
 
     if "schedule" in args:
-        settings.pop("cos", None)  # it means --schedule cos
+        settings.pop("cos", None)  # the same as --schedule cos, which `schedule` records
     if "arithmetic" in args:
         settings.pop("precision", None)  # `arithmetic` says what `auto` chose
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
-        settings.pop("mix_type", None)  # the same whether `none` was given or nothing
+        settings.pop("mix_type", None)  # `none` means the same as no flag
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        settings.pop("val_images", None)  # names and sizes of the files: the digest of their content replaces it
+        settings.pop("val_images", None)  # digest of names and sizes; the content says more
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
-        settings.pop("num_classes", None)  # the labels state it
+        settings.pop("num_classes", None)  # redundant, as the labels state it
     if labels.get("policy"):
         settings["labels.policy"] = policy_of(labels["policy"], args)
     if isinstance(labels.get("settings"), dict):
@@ -61,12 +61,12 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
 
 
 def image_digest(run: FinishedRun) -> str:
-    """Return the digest of the training images' pixels, or their folder for runs of the first releases."""
+    """Return the digest of the training images' pixels, or the folder's path for runs of the first releases."""
     return run.summary.get("images", {}).get("digest") or run.args["train_dir"]
 
 
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """Return argument -> value that runs used before the argument existed."""
+    """Return argument -> value that earlier releases used, for arguments that these releases lacked."""
     known = dict(EARLIER)
     if "input_size" in args:
         known["val_resize"] = round(args["input_size"] * 256 / 224)
@@ -115,7 +115,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if loss == "ce":
         yield "keep_topk"
 
-    # stored probabilities are used as they are; --temperature then divides at most the student's logits
+    # --temperature never divides stored probabilities; it divides student logits if --student-temperature is `teacher`
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

@@ -31,10 +31,10 @@ class Table:
     Attributes:
         title: heading in Markdown, caption in LaTeX.
         columns: headings of the columns.
-        rows: one text per column.
+        rows: rows of cells, one text per column.
         note: explanation below the table; may be empty.
         left: number of left-aligned columns (names); the others are right-aligned (figures).
-        remark: the last column is a text of possibly several lines.
+        remark: whether the last column is long text, which LaTeX may wrap.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Table:
     remark: bool = False
 
     def markdown(self) -> str:
-        """Return the table under a heading."""
+        """Return the table in Markdown, under a heading."""
         marks = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
         marks[-1] = "---" if self.remark else marks[-1]
         lines = [self.columns, marks, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]

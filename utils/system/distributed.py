@@ -1,9 +1,9 @@
-"""Distributed runs: the only module that calls `torch.distributed`. A single process is a world of size one.
+"""Run on several processes; no other module calls `torch.distributed`. A single process is a `World` of size 1.
 
     torchrun --nproc_per_node 4 train_FKD_parallel.py …
 
-A stored batch stays one batch: `Share` says which of its rows a rank works on. So the sums over ranks
-(gradients, batch statistics, metrics) equal those of one process that has all the rows.
+`Share` splits the rows of every stored batch among the ranks. So the sums over ranks (gradients, batch statistics,
+metrics) equal the sums of a single process over all rows.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ Value = TypeVar("Value")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-Parts = tuple[tuple[int, int], ...]  # (rows of this rank, rows of all ranks) of each micro-batch of a batch
+Parts = tuple[tuple[int, int], ...]  # for each micro-batch of a batch: (rows of this rank, rows of all ranks)
 
 
-GROUP_THREADS_SECONDS = 0.2  # sleep for the threads of the process group, which need about 1 % of this time
+GROUP_THREADS_SECONDS = 0.2  # ample time for process-group threads to go idle; they need about 1 % of it
 
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
 
 
 def share(rows: int, rank: int, size: int) -> range:
-    """Return the contiguous rows, out of `rows`, that a rank works on; every row belongs to exactly one rank."""
+    """Return the row numbers, out of `rows`, that a rank works on; every row belongs to exactly one rank."""
     return range(rows * rank // size, rows * (rank + 1) // size)
 
 
 @dataclass(frozen=True)
 class Share:
-    """The shard of every batch that one rank works on: some rows of each of its micro-batches.
+    """The shard of every batch that one rank works on: contiguous rows of each micro-batch.
 
     Attributes:
         rank: number of this process, from 0.
@@ -54,7 +54,7 @@ class Share:
     micro_batch: int
 
     def parts(self, rows: int) -> Parts:
-        """Return ((rows of this rank, rows of all ranks), …) for the micro-batches of a batch of `rows` rows."""
+        """Return (rows of this rank, rows of all ranks) for each micro-batch of a batch of `rows` rows."""
         micro = [min(self.micro_batch, rows - start) for start in range(0, rows, self.micro_batch)]
         return tuple((len(share(n, self.rank, self.size)), n) for n in micro)
 
@@ -111,14 +111,14 @@ class World:
         return int(value)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite every tensor with that of rank 0."""
+        """Overwrite every tensor in place with the tensor of rank 0."""
         if self.size > 1:
             with others_alive():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
     def broadcast_object(self, value: Value) -> Value:
-        """Return the `value` of rank 0, any picklable object, on every rank."""
+        """Broadcast the `value` of rank 0, any picklable object, and return it."""
         if self.size == 1:
             return value
         box = [value]  # broadcast_object_list replaces the item in place
@@ -127,7 +127,7 @@ class World:
         return box[0]
 
     def all_gather_object(self, value: Value) -> list[Value]:
-        """Return the `value` of every rank, any picklable object, in the order of ranks, on every rank."""
+        """Return the values of all ranks, any picklable objects, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -136,7 +136,7 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank has called this."""
+        """Wait until every rank has called this method."""
         self.all_reduce_max(0)
 
 
@@ -145,7 +145,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def others_alive() -> Iterator[None]:
-    """Replace the error that a collective raises if another rank is gone by an InputError."""
+    """Raise InputError in place of the RuntimeError that a collective raises if another rank is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -156,13 +156,13 @@ def others_alive() -> Iterator[None]:
 
 
 def start(device_name: str) -> World:
-    """Join the processes that torchrun (or Slurm) started.
+    """Join the process group of the processes that torchrun (or Slurm) started.
 
     Args:
         device_name: --device {auto,cpu,cuda}; gloo connects CPUs, nccl connects GPUs, one per process.
 
     Returns:
-        `World`, of one process if the environment names no ranks.
+        `World`; of size 1 if the environment sets no ranks.
 
     Raises:
         InputError: only some of VARIABLES are set, there are too few GPUs, or the other processes cannot be reached.
@@ -191,7 +191,7 @@ def start(device_name: str) -> World:
 
 def from_environment() -> World:
     """Return the `World` that the environment describes, without connecting to the other processes."""
-    if not any(name in os.environ for name in VARIABLES[:3]):  # some clusters set MASTER_ADDR in every job
+    if not any(name in os.environ for name in VARIABLES[:3]):  # not MASTER_ADDR: some clusters set it in every job
         return ALONE
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing:
@@ -209,12 +209,12 @@ def from_environment() -> World:
 
 
 def processes_here() -> int:
-    """Return how many processes of this run are on this machine and share its memory."""
+    """Return how many processes of this run share the memory of this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if from_environment().size > 1 else 1
 
 
 def may_report_error() -> bool:
-    """Return whether this process reports the error that ends the run: only the first process that asks does.
+    """Return whether this process prints the error that ends the run: only the first process that calls this does.
 
     Before the processes are connected, all of them fail for the same reason, so rank 0 reports.
     """
@@ -227,10 +227,10 @@ def may_report_error() -> bool:
 
 
 def wait_for_group_threads() -> None:
-    """Sleep briefly so that process-group threads release Python's locks before we fork.
+    """Sleep briefly, so that process-group threads release Python's locks before this process is forked.
 
-    They hold such locks while they free the tensors of a collective. A process that is forked at that moment inherits a
-    lock that is never released, and hangs before its first line (CPython issue 112275, until 3.11.7).
+    The threads hold such locks while they free the tensors of a collective. A process that is forked at that moment
+    inherits a lock that is never released, and hangs before its first line (CPython issue 112275, until 3.11.7).
     """
     if dist.is_available() and dist.is_initialized():
         time.sleep(GROUP_THREADS_SECONDS)
@@ -240,8 +240,8 @@ def finish() -> None:
     """Destroy the process group, if there is one.
 
     PyTorch 2.0 aborts if the group's threads are still running when Python exits. `destroy_process_group`
-    waits for these threads while holding the GIL, which they need in order to exit: let them go idle first, or it
-    deadlocks.
+    waits for these threads while it holds the GIL, which the threads need to exit. So the threads must go idle before
+    the call, or it deadlocks.
     """
     if dist.is_available() and dist.is_initialized():
         wait_for_group_threads()

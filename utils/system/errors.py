@@ -1,4 +1,4 @@
-"""Errors that the user can act on, each one sentence, and text that every terminal can print."""
+"""Errors with a remedy for the user, one sentence each, and functions that make text printable on every terminal."""
 
 import errno
 import os
@@ -9,7 +9,8 @@ from typing import Any
 def printable(text: str) -> str:
     r"""Return `text` without surrogates, so that every encoder and every font library accepts it.
 
-    Python represents bytes of a file name that is not UTF-8 as surrogates, which cannot be encoded: they become `\xb9`.
+    Python represents each byte of a file name that is not UTF-8 as a surrogate, which cannot be encoded. Each surrogate
+    becomes an escape such as `\xb9`.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -36,7 +37,7 @@ def shorten(text: object, width: int) -> str:
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    start = line[: width - 1]  # leaves two characters for ` …`, since the cut drops at least one
+    start = line[: width - 1]  # the next line drops at least one more character, so ` …` fits
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"
 
@@ -45,7 +46,7 @@ FILE_LIMIT_TEXTS = (
     os.strerror(errno.EMFILE),
     os.strerror(errno.ENFILE),
     "received 0 items of ancdata",
-    f"exited unexpectedly with exit code {errno.EMFILE}",  # a worker of ours: see utils/data/workers.py
+    f"exited unexpectedly with exit code {errno.EMFILE}",  # of this program's workers: see utils/data/workers.py
 )
 WORKER_DIED = "a data loading worker died, most often for lack of memory or of space in /dev/shm; lower -j/--workers"
 OPEN_FILES = (
@@ -55,19 +56,19 @@ OPEN_FILES = (
 
 
 class InputError(Exception):
-    """A flag or a file that the user gave cannot be used.
+    """Error about a flag or a file that the user gave and that cannot be used.
 
     The message is one sentence that names the flag or the file and the remedy. A script prints it
     as `error: …` and exits with code 2, without a traceback.
     """
 
     def __str__(self) -> str:
-        """Return the sentence alone: an error from a DataLoader worker comes with its traceback in the message."""
+        """Return the sentence alone, without the traceback that a DataLoader worker puts into the message."""
         return super().__str__().rpartition("InputError: ")[2].strip()
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved. `exit_code` is 128 + signal number."""
+    """Error that ends a run after a signal, once the state is saved; `exit_code` is 128 + signal number."""
 
     def __init__(self, message: str, exit_code: int = 130):
         super().__init__(message)
@@ -75,13 +76,13 @@ class Interrupted(Exception):
 
 
 def met_file_limit(error: BaseException) -> bool:
-    """Return whether an error comes from the limit on open files; libraries often wrap it and keep only its text."""
+    """Return whether an error comes from the limit on open files, even if a library kept only the message."""
     number = error.errno if isinstance(error, OSError) else None
     return number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in FILE_LIMIT_TEXTS)
 
 
 def explain_system_error(error: Exception) -> str | None:
-    """Return one sentence if an error comes from a limit of the system; None for other errors.
+    """Return a sentence that explains an error caused by a limit of the system; None for other errors.
 
     The limit on open files shows in many ways: an image that cannot be decoded, a worker that cannot start.
     """
@@ -104,6 +105,6 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
 
 
 def clause(error: object, width: int = 150) -> str:
-    """Make another library's message fit into our sentence: one line, no full stops, at most `width` characters."""
+    """Return another library's message as part of a sentence: one line, no full stops, at most `width` characters."""
     words = " ".join(str(error).split()).rstrip(". ").replace(". ", "; ")
     return shorten(words, width) or type(error).__name__

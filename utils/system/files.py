@@ -1,4 +1,4 @@
-"""Atomic files, and folders that only one process may use at a time."""
+"""Write files atomically, and lock folders against other processes."""
 
 import contextlib
 import errno
@@ -53,7 +53,7 @@ def why_unwritable(error: Exception) -> str | None:
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Fsync a folder, so that a rename in it survives a power cut; do nothing if the file system cannot."""
+    """Fsync a folder, so that a rename inside survives a power cut; ignore file systems that cannot do so."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -66,7 +66,7 @@ def make_folder(path: Path | str) -> None:
     """Make a folder and its parents.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be made.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield a UTF-8 path to an existing file, for libraries that accept no other: `path`, or its /dev/fd entry.
+    """Yield `path`, or if it is not valid UTF-8, a path in /dev/fd to the same file, for libraries that need UTF-8.
 
     Raises:
         OSError: the file cannot be opened.
@@ -118,7 +118,7 @@ def folder_bytes(path: str | Path) -> int:
 
 
 def digest_of(path: Path | str) -> str:
-    """Return the digest of a file as manifests state it (BLAKE2b, 16 bytes, hex)."""
+    """Return the BLAKE2b digest of a file's content (16 bytes, as hex), as manifests store it."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -127,19 +127,19 @@ def digest_of(path: Path | str) -> str:
 
 
 def digest_of_text(text: str) -> str:
-    """Return the digest of a text: BLAKE2b, 16 bytes, hex, as `digest_of`."""
+    """Return the BLAKE2b digest of a text in UTF-8 (16 bytes, as hex)."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class FolderLock:
-    """Keeps other processes out of a folder: a file `.lock` in it, locked while this process lives.
+    """Lock that keeps other processes out of a folder: a locked file `.lock` in the folder.
 
-    The operating system releases the lock however the process ends, so a `.lock` that was left behind is stale and is
-    taken over. Worker processes do not inherit it. A file system without locks is used without one.
+    The operating system releases the lock however the process ends, so a `.lock` file that was left behind is taken
+    over. Worker processes do not inherit the lock. If the file system has no locks, the folder is used without a lock.
 
     The `filelock` package is no replacement. Up to 3.20 it truncates the file before it has the lock, which erases the
-    holder's line, and forked workers keep the lock after this process was killed. Up to 4.3 it stops with
-    an error, or falls back to a marker file that no one removes after a kill, where the file system has no locks.
+    holder's line; and forked workers keep the lock after this process was killed. Up to 4.3, if the file system has no
+    locks, it raises an error, or falls back to a marker file that no one removes after a kill.
 
     Raises:
         InputError: another process holds the folder; the message gives its pid, host and start time.

@@ -15,12 +15,12 @@ log = logging.getLogger("validator")
 
 
 def progress_bar(batches: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterable[Item]:
-    """Wrap an iterable in a tqdm bar on stderr; silent when stderr is not a terminal."""
+    """Wrap an iterable in a tqdm bar on stderr; show no bar if stderr is not a terminal, or if not `enabled`."""
     return tqdm(batches, description, total, leave=False, disable=None if enabled else True)
 
 
 class Printable(logging.Formatter):
-    """Formatter whose lines can be written in any encoding: a file name may be in none."""
+    """Formatter that makes lines `printable`: file names that are not UTF-8 contain unencodable surrogates."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, then make the text printable."""

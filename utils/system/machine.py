@@ -1,4 +1,4 @@
-"""Tell how much memory and how many cores this process may use, and use them well."""
+"""Measure the memory and cores that this process may use, and keep freed memory for reuse."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from utils.system.log import log
 
 
 def free_host_memory() -> int:
-    """Return how many bytes of memory this process may still take; a container's limit counts if it is lower.
+    """Return the bytes of host memory that this process may still allocate, within the limit of a container.
 
     The processes of a run on one machine share the free memory evenly.
     """
@@ -26,14 +26,14 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes of the memory that would hold decoded images, its name: `device` or `host`)."""
+    """Return (free bytes, `device` or `host`) of the memory that would hold decoded images."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
     return free_host_memory(), "host"
 
 
 def readable_size(count: float) -> str:
-    """Format a number of bytes with three digits, in a unit in which it is at least 1: `340 B`, `4.37 GB`."""
+    """Format a number of bytes with three digits and the largest unit that fits: `340 B`, `4.37 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -48,7 +48,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees; return whether its C library supports this (glibc does).
 
     By default glibc returns large blocks to the system, which must zero them page by page when the
-    next step allocates them again: a tenth of a training step on the CPU. See mallopt(3).
+    next step allocates them again. That takes a tenth of a training step on the CPU; see mallopt(3).
     """
     try:
         set_option = ctypes.CDLL(None).mallopt

@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class StillWaiting(BaseException):
-    """Raised if the next batch does not come after a signal; a BaseException, so that `except Exception` misses it."""
+    """Exception that ends a long wait for a batch after a signal; `except Exception` does not catch it."""
 
 
 class StopSignals:
@@ -43,8 +43,8 @@ class StopSignals:
     A second SIGINT ends the process at once.
 
     Args:
-        all_reduce_max: `World.all_reduce_max`, with which the ranks stop together, after the same batch.
-        alone: there is only one rank; after a signal it may give up waiting for the next batch.
+        all_reduce_max: `World.all_reduce_max`, by which all ranks stop after the same batch.
+        alone: whether there is only one rank, which may give up waiting for the next batch after a signal.
 
     Attributes:
         received: number of the signal, or None.
@@ -53,7 +53,7 @@ class StopSignals:
     def __init__(self, all_reduce_max: Callable[[int], int] = int, alone: bool = True):
         self.received: int | None = None
         self.waiting, self.alone = False, alone
-        self.previous: dict[int, Any] = {}  # handlers, by signal
+        self.previous: dict[int, Any] = {}  # signal number -> handler to restore on exit
         self.all_reduce_max = all_reduce_max
 
     def __enter__(self) -> "StopSignals":
@@ -69,20 +69,21 @@ class StopSignals:
             signal.signal(number, handler)
 
     def record_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: record the signal, restore the default action of SIGINT, and start the timer of `give_up`."""
+        """Record a signal, restore the default action of SIGINT, and start the timer of `give_up` (signal handler)."""
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
 
     def give_up(self, _number: int, _frame: FrameType | None) -> None:
-        """Handler of the timer that `record_signal` starts: end the wait for an item that does not come."""
+        """End the wait for an item that does not come (handler of the timer that `record_signal` starts)."""
         if self.waiting and self.alone:
             raise StillWaiting
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield from `items`; after a signal, end before the next item is fetched.
 
-        If the signal came while the next item was being fetched, wait for it; with one rank, for at most PATIENCE.
+        If the signal comes while an item is fetched, yield that item and then end. A single rank waits for the item for
+        at most PATIENCE seconds.
         """
         stream = iter(items)
         while True:
@@ -99,7 +100,7 @@ class StopSignals:
                 return
 
     def agreed(self) -> int | None:
-        """Return the signal that any rank received, or None."""
+        """Return the number of the signal that any rank received (the highest of several), or None."""
         self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
 
@@ -116,7 +117,7 @@ def prepare_worker() -> None:
     )  # without this, the inherited `StopSignals.give_up` would handle the alarm
     signal.signal(
         signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE)
-    )  # its parent may need another batch before it stops
+    )  # not at once: the parent may need another batch before it stops
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
         if not parent.is_alive():  # the parent ended before prctl was called
             os._exit(1)
@@ -131,10 +132,10 @@ def end_with(parent: BaseProcess) -> None:
 
 
 def end_workers() -> None:
-    """Kill all child processes of this one; called when nothing needs them any more."""
+    """Kill all child processes of this process; call this only when they are no longer needed."""
     if threading.current_thread() is not threading.main_thread():
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise for killed workers
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
@@ -147,8 +148,8 @@ KEY_FLAG = "--wandb-api-key"
 def run_script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> int:
     """Call `main(argv)` and return the exit code of the process.
 
-    0: done; 2: bad input; 128 + signal number if a signal ended the run: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1.
-    With several processes only one prints the error.
+    Exit codes: 0 done; 2 bad input, or a limit of the system; 128 + signal number if a signal ended the run: 130
+    SIGINT, 143 SIGTERM, 138 SIGUSR1. With several processes only one prints the error.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the encoding of the terminal may lack some characters

@@ -4,12 +4,12 @@ A `torch.save` file is a zip: `NAME/data.pkl`, a pickle that describes the objec
 the raw bytes of storage K. Before PyTorch 1.6 it was five pickles one after another (a magic number, a
 version, the byte order, the object, the list of storage names), then each storage: its length as int64
 and its raw bytes. Unpickling can run any code, and `torch.load` trusts the sizes that the pickle
-states. So this module reads files from others instead:
+states. So this module reads such files itself, with these limits:
 
-* The pickle can only call what is in an exact allow-list: small functions of this module that check
-  their arguments. Anything else is refused by name.
-* A checkpoint may hold settings of some known classes beside the weights. Each becomes an `Inert`, which
-  keeps no content and does nothing.
+* The pickle can only use names on an exact allow-list, mostly of small functions of this module that check
+  their arguments. Any other name is refused, and the error names it.
+* A checkpoint may hold settings of some known classes beside the weights. Each settings object becomes an
+  `Inert`, which keeps no content and does nothing.
 * The unpickler is Python's own implementation, without the opcodes that allocate memory before reading it.
 * A tensor must lie inside its storage, a storage must be as long as its record, records must be
   uncompressed, and no more bytes are read than the file holds.
@@ -56,14 +56,14 @@ STORAGE_DTYPES = {
 
 
 class ForbiddenPickle(pickle.UnpicklingError):
-    """The pickle asks for something outside the allow-list; `module` is its module, or empty if it has none."""
+    """Error of a pickle that asks for anything outside the allow-list; `module` is the name's module, or empty."""
 
     def __init__(self, what: str, module: str = "") -> None:
         super().__init__(what)
         self.module = module
 
 
-# The type hints below hold for valid pickles. A malicious one may pass anything.
+# The type hints below hold for valid pickles. A malicious pickle may pass values of any type.
 
 
 class _NumpyDtype:
@@ -78,7 +78,7 @@ class _NumpyDtype:
 
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
-    """Stand-in for numpy's `scalar(dtype, bytes)`; returns a plain Python number."""
+    """Return a plain Python number: stand-in for numpy's `scalar(dtype, bytes)`."""
     if dtype.code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
         raise ForbiddenPickle(f"a numpy value of type {dtype.code!r:.40}")
     array = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
@@ -88,7 +88,7 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for `_codecs.encode`, which pickle protocol 2 uses to store bytes."""
+    """Encode text as Latin-1: stand-in for `_codecs.encode`, which pickle protocol 2 uses to store bytes."""
     if encoding != "latin1":
         raise ForbiddenPickle(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
@@ -103,7 +103,7 @@ def _rebuild_tensor(
     _hooks: object = None,
     _meta: object = None,
 ) -> torch.Tensor:
-    """Stand-in for `torch._utils._rebuild_tensor_v2` that checks that the tensor lies inside its storage."""
+    """Return a tensor after a check that it lies inside its storage: stand-in for `torch._utils._rebuild_tensor_v2`."""
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError("a tensor with an impossible shape")
@@ -113,12 +113,12 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > storage.numel() or (numel and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    # as_strided counts from the start of the memory, and in an old file a storage may start later in it
+    # as_strided counts from the start of the memory, but a storage in an old file may be a part that starts later
     return storage.as_strided(size, stride, storage.storage_offset() + offset) if numel else storage.new_empty(size)
 
 
 def _rebuild_parameter(tensor: torch.Tensor, _requires_grad: object, _hooks: object) -> torch.Tensor:
-    """Stand-in for `torch._utils._rebuild_parameter`; returns the plain tensor."""
+    """Return the plain tensor: stand-in for `torch._utils._rebuild_parameter`."""
     return tensor
 
 
@@ -134,7 +134,7 @@ LABEL_GLOBALS: Globals = {
 
 
 class _Parameter:
-    """Stand-in for `torch.nn.Parameter` as PyTorch 0.3 pickled it; makes the plain tensor."""
+    """Stand-in for `torch.nn.Parameter` in pickles of PyTorch 0.3; the constructor returns the plain tensor."""
 
     def __new__(cls, tensor: torch.Tensor, *_requires_grad: object) -> Any:
         return tensor
@@ -143,7 +143,7 @@ class _Parameter:
 WEIGHT_GLOBALS: Globals = {
     **LABEL_GLOBALS,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # PyTorch 0.3
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # in pickles of PyTorch 0.3
     ("torch.nn.parameter", "Parameter"): _Parameter,
 }
 
@@ -169,8 +169,8 @@ class Inert:
         """Ignore items of a list."""
 
 
-# Plain data that training scripts save beside the weights. Only the names of the classes count: if a file uses
-# one of them, it gets an `Inert`.
+# Classes of plain data that training scripts save beside the weights: module -> names. None of the classes is used: an
+# `Inert` takes the place of each object.
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
@@ -185,7 +185,7 @@ SETTINGS = {
     "pathlib._local": _PATHS,
     "datetime": "datetime date time timedelta timezone",
     "numpy": "ndarray",
-    "numpy.core.multiarray": "_reconstruct",  # makes an array
+    "numpy.core.multiarray": "_reconstruct",  # numpy's constructor of pickled arrays
     "numpy._core.multiarray": "_reconstruct",
     "torch": f"device Size {_DTYPES}",
     "easydict": "EasyDict",
@@ -214,7 +214,7 @@ CHECKPOINT_GLOBALS: Globals = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler with an allow-list of callables, and fewer opcodes."""
+    """Python's own unpickler with an allow-list of callables, and without the opcodes in _REMOVED."""
 
     stack: list[Any]  # an attribute of the base class that its type stub lacks
 
@@ -233,7 +233,7 @@ class _Unpickler(pickle._Unpickler):
         return self.load_storage(*pid)
 
     def load_build(self) -> None:
-        """Set the byte order of a dtype; ignore a state dict's `_metadata` and the state of parameters and settings."""
+        """Set a dtype's byte order (opcode BUILD); ignore other states: of state dicts, tensors and settings."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _NumpyDtype):
@@ -295,8 +295,8 @@ class _Archive:
         return _Unpickler(io.BytesIO(self.record("data.pkl")), allowed, self.storage).load()
 
 
-MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file from before PyTorch 1.6
-VERSION = 1001  # second pickle of such a file
+MAGIC = 0x1950A86A20F9469CFC6C  # value of the first pickle in a file from before PyTorch 1.6
+VERSION = 1001  # value of the second pickle in such a file
 
 
 class _OldArchive:
@@ -375,8 +375,8 @@ class _OldArchive:
 def save_archive(path: Path | str, content: Any) -> None:
     """Write a `torch.save` file atomically.
 
-    torch.save gets an open file, not a path: it would write the name of the temporary file into the archive, and
-    PyTorch 2.0 refuses names that are not UTF-8.
+    torch.save gets an open file: with a path, it would write the name of the temporary file into the archive, and
+    PyTorch 2.0 would refuse names that are not UTF-8.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -388,12 +388,12 @@ def save_archive(path: Path | str, content: Any) -> None:
 def load_archive(
     path: Path | str, allowed: Globals = LABEL_GLOBALS, remedy: str = "get the file from its author again"
 ) -> Any:
-    """Return the object in a `torch.save` file of any PyTorch: containers, numbers and CPU tensors.
+    """Load the object in a `torch.save` file of any PyTorch version: containers, numbers and CPU tensors.
 
     Args:
         path: the file.
         allowed: allow-list of the pickle, `{(module, name): stand-in}`.
-        remedy: advice to the user, in the error for a file that asks for something else.
+        remedy: advice to the user in the error about a file that asks for anything outside `allowed`.
 
     Raises:
         InputError: the file is missing, damaged, or asks for anything outside `allowed`. No code from the file
