@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
@@ -24,6 +25,11 @@ class Phases:
 
     epochs: int
     hard: int = 0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Phases":
+        """Return the phases of a run with these settings."""
+        return cls(config.epochs, config.hard_epochs or 0)
 
     @property
     def soft(self) -> int:

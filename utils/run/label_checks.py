@@ -127,7 +127,7 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 def soft_epochs(config: TrainConfig) -> range:
     """Return the range of soft epochs to train from --start-epoch on; hard epochs are not counted."""
-    phases = Phases(config.epochs, config.hard_epochs or 0)
+    phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
 
 
@@ -197,7 +197,7 @@ def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) 
         InputError: the run needs more labels than are stored.
     """
     where = f"the labels in {config.fkd_path}"
-    epochs = Phases(config.epochs, config.hard_epochs or 0).soft
+    epochs = Phases.of(config).soft
     if order != STORED or config.reuse_labels or epochs > store.epochs:
         store.refuse_gap()
         warn_of_unfinished_labels(store)

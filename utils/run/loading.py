@@ -178,7 +178,7 @@ def plan_on_device(
     short = source.smallest_batch() % config.batch_size  # runs eagerly, beside the memory of the captured step
     if short:
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
-    phases = Phases(config.epochs, config.hard_epochs or 0)
+    phases = Phases.of(config)
     next_epoch = phases.soft_before(min(student.progress.epoch for student in students))
     labels = label_bytes(source, min(next_epoch, phases.soft - 1))  # after the last epoch no labels are left
     budget = Budget(
@@ -310,7 +310,7 @@ def build_batches(
     """Return the batches of the remaining epochs, loaded as `plan` says; other arguments as for `plan_memory`."""
     precision = students[0].precision
     normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
-    phases = Phases(config.epochs, config.hard_epochs or 0)
+    phases = Phases.of(config)
     first_epoch = min(student.progress.epoch for student in students)
     kind = batch_class(plan.resident, precision.device)
     if kind is DeviceBatches:

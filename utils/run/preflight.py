@@ -521,7 +521,7 @@ def check_students(
         config.gradient_accumulation_steps,
     )
     if data.hard:
-        phases = Phases(config.epochs, config.hard_epochs or 0)
+        phases = Phases.of(config)
         log.info(
             "phases  %d epochs on stored labels, %d hard ones of %d batches of %d, %d on stored labels",
             phases.soft // 2,

@@ -125,7 +125,7 @@ class Student:
             last=self.last_micro_batch,
         )
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
-        self.phases = Phases(config.epochs, config.hard_epochs or 0)
+        self.phases = Phases.of(config)
         # soft and hard epochs have a graph each, because a captured step has one loss and one batch size
         captured = captures(self.precision, world)
         self.soft_graph = CapturedStep() if captured else None
