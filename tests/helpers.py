@@ -8,12 +8,14 @@ import csv
 import io
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only slow tiny tensors down, most of all on a busy machine
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -147,6 +149,23 @@ def signal_in_step(patch, number, step):
         train_step(*arguments)
 
     patch.setattr(train_FKD_parallel, "train_step", signalled)  # the signal must hit a step
+
+
+def stop_and_resume(words, output, steps):
+    """Train by train_FKD_parallel.py; return the `Run`.
+
+    Args:
+        words: the command line.
+        output: its --output-dir.
+        steps: SIGTERM comes in the middle of each of these optimizer steps, counted from the last start or resume.
+    """
+    for step in steps:
+        with pytest.MonkeyPatch.context() as patch:
+            signal_in_step(patch, signal.SIGTERM, step)
+            result = run(train_FKD_parallel, *words, *(["--resume"] if output.exists() else []))
+        assert result.code == 128 + signal.SIGTERM, result.err
+    assert run(train_FKD_parallel, *words, "--resume").code == 0
+    return read_run(output)
 
 
 def losses(done):

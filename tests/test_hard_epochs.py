@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from helpers import (
     read_run,
     run,
     same_weights,
-    signal_in_step,
+    stop_and_resume,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,13 +162,7 @@ def test_resume_is_exact(stops, phased, tiny, tmp_path):
     """A run that is stopped repeatedly ends with the same weights, metrics and calibrated temperatures."""
     whole, flags = phased
     words = tiny.flags(tmp_path / "run", **flags)
-    for step in stops:
-        with pytest.MonkeyPatch.context() as patch:
-            signal_in_step(patch, signal.SIGTERM, step)
-            result = run(train_FKD_parallel, *words, *(["--resume"] if (tmp_path / "run").exists() else []))
-        assert result.code == 128 + signal.SIGTERM, result.err
-    assert run(train_FKD_parallel, *words, "--resume").code == 0
-    again = read_run(tmp_path / "run")
+    again = stop_and_resume(words, tmp_path / "run", stops)
     for column in ("train_loss", "val_loss", "student_temperature"):
         assert [row[column] for row in again.rows] == [row[column] for row in whole.rows]
     assert same_weights(again.weights(), whole.weights())

@@ -1,10 +1,8 @@
 """Teacher's and student's temperature act in the loss, in captured steps, over a run and over ranks."""
 
-import signal
-
 import pytest
 import torch
-from helpers import CPU, read_run, run, same_weights, signal_in_step
+from helpers import CPU, run, same_weights, stop_and_resume
 from small_network import BareStudent, train_epoch
 
 import train_FKD_parallel
@@ -130,13 +128,8 @@ def test_temperatures_are_reported(calibrated):
 def test_resume_in_the_middle_and_at_the_end_of_an_epoch(calibrated, tiny, tmp_path):
     """The resumed run has the same weights and temperatures."""
     words = tiny.flags(tmp_path / "run", **FLAGS)
-    for step in (2, 1, 2):  # after batch 2 of epoch 0, its last one, and batch 2 of epoch 1
-        with pytest.MonkeyPatch.context() as patch:
-            signal_in_step(patch, signal.SIGTERM, step)
-            result = run(train_FKD_parallel, *words, *(["--resume"] if (tmp_path / "run").exists() else []))
-        assert result.code == 128 + signal.SIGTERM, result.err
-    assert run(train_FKD_parallel, *words, "--resume").code == 0
-    again = read_run(tmp_path / "run")
+    steps = (2, 1, 2)  # in batch 2 of epoch 0, its last one, and batch 2 of epoch 1
+    again = stop_and_resume(words, tmp_path / "run", steps)
     assert same_weights(again.weights(), calibrated.weights())
     for column in ("teacher_temperature", "student_temperature", "train_loss"):
         assert [row[column] for row in again.rows] == [row[column] for row in calibrated.rows]
