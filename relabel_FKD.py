@@ -25,7 +25,6 @@ from utils.data.device import DeviceBatches
 from utils.data.folders import ImageSet, image_sizes, open_folder
 from utils.data.identity import KnownImages, know_images
 from utils.data.preview import Preview
-from utils.data.replay import Normalise
 from utils.data.workers import ViewDataset
 from utils.labels.packed import PackedWriter, digests_of_started
 from utils.labels.packed_codec import Codec
@@ -34,7 +33,7 @@ from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnBatch, DrawnViews
 from utils.run import preflight
-from utils.run.loading import batch_class, plan_images
+from utils.run.loading import batch_class, normalise_for, plan_images
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
 from utils.system.process import run_script
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
-    normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
+    normalise = normalise_for(found, precision)
     # a second `DrawnViews`, because a loader thread may read the dataset's while this one reads `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)

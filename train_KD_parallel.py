@@ -20,13 +20,12 @@ from dataclasses import replace
 from train_FKD_parallel import build_students, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
 from utils.data.folders import first_images
-from utils.data.replay import Normalise
 from utils.data.workers import ViewDataset
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
-from utils.run.loading import TrainingData, build_batches, build_validation, plan_memory
+from utils.run.loading import TrainingData, build_batches, build_validation, normalise_for, plan_memory
 from utils.system.log import log
 from utils.system.process import run_script
 from utils.training.precision import Precision
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     dataset = ViewDataset(samples, source, found.input_size)
-    normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
+    normalise = normalise_for(found, precision)
     if teacher:
         _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world

@@ -34,6 +34,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.machine import free_host_memory, free_memory, readable_size
 from utils.training.memory_estimate import MemoryEstimate
+from utils.training.precision import Precision
 
 USABLE = 0.9  # usable share of the free device memory; the rest is lost to gaps between allocations
 LABEL_PART = 1e9  # maximum bytes of labels per upload; pinned buffers are rounded up to a power of two
@@ -304,12 +305,17 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
     return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
 
 
+def normalise_for(found: Findings, precision: Precision) -> Normalise:
+    """Return the `Normalise` that turns views of a run into inputs of its models."""
+    return Normalise(found.mean, found.std, precision.device, precision.memory_format)
+
+
 def build_batches(
     config: TrainConfig, found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
 ) -> "TrainingBatches":
     """Return the batches of the remaining epochs, loaded as `plan` says; other arguments as for `plan_memory`."""
     precision = students[0].precision
-    normalise = Normalise(found.mean, found.std, precision.device, precision.memory_format)
+    normalise = normalise_for(found, precision)
     phases = Phases.of(config)
     first_epoch = min(student.progress.epoch for student in students)
     kind = batch_class(plan.resident, precision.device)
@@ -368,7 +374,7 @@ def build_validation(
     return ValidationBatches(
         data.val[world.rank :: world.size],
         found.input_size,
-        Normalise(found.mean, found.std, precision.device, precision.memory_format),
+        normalise_for(found, precision),
         found.workers,
         precision.device,
         keep=keep[plan.validation],
