@@ -1,16 +1,20 @@
-"""Write FKD soft labels: show teachers every view that students will be trained on, store their answers.
+"""Write FKD soft labels: compute and store teachers' logits for every view that students will train on.
+
+A view is an augmented image: a random crop that is resized, may be flipped, and may be mixed with the view of another
+image (cutmix or mixup).
 
     python relabel_FKD.py --data DISTILLED -a resnet18 --checkpoint TEACHER.pth -b 50 --epochs 300 \
         --mix-type cutmix --use-fp16 --fkd-path LABELS
 
-    python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers, its ensemble rule
+    python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers and ensemble rule
     python relabel_FKD.py … --bits 8 --keep-topk 100 --views drawn      smaller labels
     python relabel_FKD.py … --format tar                         files that SRe2L's and PRISM's code reads
-    torchrun --nproc_per_node 4 relabel_FKD.py …                 epochs distributed over processes, the same bytes
+    torchrun --nproc_per_node 4 relabel_FKD.py …                 several processes share the epochs; same label files
 
-Views are a pure function of (--fkd-seed, epoch, batch), so the number of workers does not matter. If a
-call was killed, repeat it: packed labels are resumed at the first unfinished epoch and end with the same
-bytes. Images are visited in the order of the sampler in SRe2L's and PRISM's code.
+The views depend only on the view flags, --fkd-seed, epoch and batch, not on the number of worker processes. If a
+run was killed, repeat the command: packed labels (the default format) resume at the first unfinished epoch, and the
+finished files are the same, byte for byte, as without the interruption. Images are visited in the order of the
+sampler in SRe2L's and PRISM's code.
 """
 
 import sys
@@ -41,7 +45,7 @@ from utils.training.teachers import Ensemble
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check settings, images and teachers; write the teachers' answers to every view."""
+    """Check settings, images and teachers; then write the teachers' logits for every view to the label folder."""
     config = RelabelConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
@@ -54,17 +58,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     views = DrawnViews(policy, len(folder.samples), config.batch_size)
     names, files, weights, rule = config.teachers()
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
-    torch.backends.cudnn.benchmark = False  # autotuned algorithms may differ between processes, and so the bytes
+    # no autotuning: cuDNN could choose other algorithms in another process, which would change the logits' last bits
+    torch.backends.cudnn.benchmark = False
     teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=found.input_size)
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
-    # a second `DrawnViews`, because a loader thread may read the dataset's while this one reads `views`
+    # the dataset needs its own `DrawnViews`: a loader thread may read it while the main thread reads `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
-    codec.encode(answers)  # a trial: raises if the codec cannot hold such answers
+    # encode a few logits as a trial: this raises an error if the label format cannot represent them
+    codec.encode(answers)
     if config.dry_run:
         Preview(dataset, 0, normalise, teachers).draw(Path(f"{config.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
@@ -73,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # open a new label store, or resume a started one
     resident = plan_images(config.loader, folder.samples, precision.device, found.workers, world)
     kind = batch_class(resident, precision.device)
-    replay = "on the device" if kind is DeviceBatches else None  # pixels differ in bits from PIL's
+    # recorded with the labels, because images that are resized on the device differ slightly from PIL's
+    replay = "on the device" if kind is DeviceBatches else None
     images = know_images(config.data, folder.samples, found.workers, digests_of_started(config.fkd_path), world)
     writer = open_writer(config, found, codec, folder, views, teachers, replay, images, classes, world.is_main)
     todo = world.broadcast_object(writer.missing(config.epochs))
@@ -91,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     needed = codec.bytes_per_image(num_classes) * len(folder.samples) * len(todo)
     preflight.check_disk(config.fkd_path, needed, "the labels need")
 
-    # show the teachers every view of this rank's epochs, and write their answers
+    # compute and write the teachers' logits for every view of this rank's epochs
     todo = todo[world.rank :: world.size]
     if todo:
         batches = kind(dataset, todo, normalise, found.workers, precision.device)
-        sizes = image_sizes(folder.samples).long()  # [N, 2], (H, W)
+        sizes = image_sizes(folder.samples).long()  # [N, 2], (H, W) of each image
         show_progress = not config.no_progress and world.is_main
         for epoch in todo:
             stream = progress_bar(batches.epoch(epoch), f"epoch {epoch}", views.batches_per_epoch, show_progress)
@@ -123,12 +130,23 @@ def open_writer(
     names: list[str],
     leads: bool,
 ) -> TarWriter | PackedWriter:
-    """Return the label writer for --format; resume a started packed store if its settings and images are the same.
+    """Return the object that writes labels in the format of --format; continue packed labels of an interrupted run.
 
-    The process with `leads` prepares and checks the folder. `replay` is "on the device", or None if PIL replays the
-    views. `names` are the names of the classes, in the order of the teachers' outputs.
+    Args:
+        config, found: settings.
+        codec: compression of the logits.
+        folder: images to label.
+        views: views of the images, drawn at random.
+        teachers: teachers whose logits are stored.
+        replay: where views are cropped and resized: "on the device", or None for PIL on the host.
+        images: the images with their digests.
+        names: name of each class, in the order of the teachers' outputs.
+        leads: whether this process creates and checks the label folder (True for one process of the run).
+
+    Raises:
+        InputError: the label folder holds other files, or labels with other settings or of other images.
     """
-    # a fixed text without figures, because a store is only resumed with equal settings
+    # a fixed text, without percentages that could vary, because labels are only resumed if all settings are equal
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings: dict[str, Any] = {
         **({"labels_accepted": accepted} if found.labels_accepted else {}),
@@ -144,7 +162,8 @@ def open_writer(
     }
     if config.format == "tar":
         dtype = torch.float16 if codec.bits == 16 else torch.float32
-        settings["input_size"] = found.input_size  # packed labels have it in their view policy
+        # only for tar labels, because packed labels store the input size as part of their view policy
+        settings["input_size"] = found.input_size
         return TarWriter(config.fkd_path, dtype, leads=leads, image_digests=images.digests, settings=settings)
     manifest = make_manifest(
         codec,
@@ -162,7 +181,13 @@ def open_writer(
 
 
 def labelled(drawn: DrawnBatch, logits: torch.Tensor, sizes: torch.Tensor) -> BatchLabels:
-    """Return a batch's labels, from its views, the logits [B, C] and `sizes` int64 [N, 2], (H, W) of all images."""
+    """Return the labels of one batch: the crops, flips and mixing of its views, and the teachers' logits.
+
+    Args:
+        drawn: views of the batch.
+        logits: the teachers' logits, float32 [B, C].
+        sizes: int64 [N, 2], (H, W) of every image in the folder.
+    """
     return drawn.labelled(logits, sizes[drawn.index].tolist())
 
 

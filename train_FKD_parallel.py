@@ -1,17 +1,18 @@
-"""Train a fresh student on distilled images and stored FKD soft labels; report its top-1.
+"""Train a student from scratch on distilled images and stored FKD soft labels; report its top-1.
 
 Smoke test on the demo's data (`make demo` writes it):
 
     python train_FKD_parallel.py --train-dir demo/work/distilled --val-dir demo/work/val \
         --fkd-path demo/work/labels --input-size 32 --batch-size 50 --epochs 5 --output-dir save/smoke
 
-The recipe of the launchers, ImageNet-1K at 10 images per class:
+The settings of the launch scripts (train_FKD_10_*.sh) for ImageNet-1K at 10 images per class:
 
     python train_FKD_parallel.py --train-dir DISTILLED --val-dir IMAGENET/val --fkd-path LABELS \
         --batch-size 50 --gradient-accumulation-steps 2 --cos --loss-type mse_gt --ce-weight 0.1 -T 20
 
-Every view is replayed as the teacher saw it, so no teacher runs here. The reported result is the last
-epoch's top-1. README.md lists the files that a run leaves in --output-dir and defines each figure.
+The labels determine how each image was cropped, flipped and mixed when the teacher saw it. The student trains on the
+same augmented images, so no teacher runs here. The reported result is the last epoch's top-1. README.md describes the
+files that a run writes to --output-dir and the numbers in them.
 
 Shapes: B images in a batch, b of them in a micro-batch, C classes, S x S pixels.
 """
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # run all checks before hours of training are spent; `found` collects the settings that they find out
+    # run all checks before hours of training are spent; settings that follow from labels or folders go into `found`
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
     views, found = check_labels(config, found, train_set)
@@ -92,7 +93,7 @@ def build_students(
     precision: Precision,
     world: World,
 ) -> list[Student]:
-    """Build every student, from scratch or from its checkpoint, and check that it can train and save."""
+    """Build all students, each from scratch or from its checkpoint; check that they can train and save checkpoints."""
     students = [
         Student(alone, found, data.num_classes, folder, precision.device, world, data.images)
         for alone, folder in zip(config.students(), folders, strict=True)
@@ -110,7 +111,14 @@ def draw_views(
     normalise: Normalise | None = None,
     teacher: Callable | None = None,
 ) -> None:
-    """Write a picture of the views that students will see, to end a dry run; arguments as for `Preview`."""
+    """Write a picture of the first augmented images that students would train on; this ends a dry run.
+
+    Args:
+        config: settings; the picture is written to --output-dir.
+        names: name of each class.
+        world: processes of the run; only rank 0 writes.
+        dataset, epoch, normalise, teacher: see `Preview`.
+    """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
         Preview(dataset, epoch, normalise, teacher).draw(path, names)
@@ -119,8 +127,13 @@ def draw_views(
 
 @contextlib.contextmanager
 def session(students: Sequence[Student], world: World) -> Iterator[StopSignals]:
-    """Claim the students' folders, log to W&B, and only record stop signals, until the block ends."""
-    world.barrier()  # all ranks must have read the old files before rank 0 changes them
+    """Lock the students' output folders, log to W&B and catch stop signals until the `with` block ends.
+
+    Yields:
+        the `StopSignals`, which record a signal (such as SIGTERM) instead of ending the process.
+    """
+    # rank 0 changes files of an earlier run next, so wait until all ranks have read them
+    world.barrier()
     with StopSignals(world.all_reduce_max, alone=world.size == 1) as signals, contextlib.ExitStack() as sessions:
         for student in students:
             sessions.enter_context(student.session())
@@ -136,119 +149,137 @@ def train(
     signals: StopSignals,
     label_file: Callable | None = None,
 ) -> None:
-    """Train the epochs that are left; evaluate every --eval-every epochs and after the last.
+    """Train all students for the remaining epochs; evaluate every --eval-every epochs and after the last epoch.
 
-    All students train on the same batches, and each gets the result that it would get alone. If one fails, most often
-    by divergence, the others continue, and `report` raises the error at the end.
+    All students train on the same batches, and each gets the same result as if it were the only student. If a student
+    fails, most often by divergence, the others continue, and `report` raises the error at the end.
 
     Args:
         config: settings of all students.
-        students: from scratch or resumed.
-        batches: this rank's shard of every training batch.
+        students: students to train, new or resumed.
+        batches: this rank's rows of every training batch.
         validation: this rank's batches (images, classes) of the validation set.
-        world: the processes of the run.
+        world: processes of the run.
         signals: records signals that ask the run to stop.
-        label_file: (epoch, batch) -> label file of the batch, named in errors; `epoch` counts soft epochs only.
+        label_file: function (epoch, batch) -> path of the batch's label file, for error messages. This `epoch` counts
+            only epochs with soft labels.
 
     Raises:
-        Interrupted: a signal asked for a stop; the state is saved.
+        Interrupted: a signal asked the run to stop. The checkpoints are saved.
     """
     streams = Streams(students[0].precision.device, several=len(students) > 1)
     # checkpoints of several students may be at different batches: start at the earliest one
     first_epoch, first_batch = min(student.position for student in students)
     epochs = range(first_epoch, config.epochs)
     with contextlib.closing(ProgressLine(config.epochs, not config.no_progress and world.is_main)) as line:
-        line.start(batches.steps(epochs) - first_batch)  # batches taken before a restart do not count
+        # the progress line counts only batches that are still to be trained, not those from before a restart
+        line.start(batches.steps(epochs) - first_batch)
         for epoch in epochs:
             if all(student.failed for student in students):
                 break
 
-            # train; students whose checkpoint is of a later epoch wait until the others have caught up
+            # train the students that are at this epoch; those with a later checkpoint wait for the others
             learning = [student for student in students if student.position[0] == epoch and not student.failed]
             for student in learning:
-                student.start_epoch(epoch)  # sets learning rate, loss, micro-batch size and sums
+                student.start_epoch(epoch)  # sets learning rate, loss, micro-batch size and metric sums
             started = time.time()
             # until_stop ends the stream early after a signal
             stream = line.training(epoch, signals.until_stop(batches.epoch(epoch, first_batch)))
             for number, batch in enumerate(stream, start=first_batch):
-                batch = streams.share(batch)  # replays the views once for all, if there are several students
+                # if there are several students, crop, resize and mix the images only once, for all of them
+                batch = streams.share(batch)
                 for student in learning:
-                    if number < student.progress.batch:  # this student took the batch before the restart
+                    if number < student.progress.batch:  # before a restart, this student trained on the batch already
                         continue
                     with streams.stream_of(student):
-                        with student.random:  # dropout masks as if the student trained alone
+                        with student.random:  # dropout masks that do not depend on the other students
                             if student.graph is None:
                                 train_step(student, batch)
                             else:
-                                student.graph(train_step, student, batch)  # as a CUDA graph, captured at first
+                                # runs train_step as a CUDA graph, which the first call captures
+                                student.graph(train_step, student, batch)
                         if student.average is not None:
                             student.average.update()  # EMA of the weights
-                        student.sums.end_batch()  # notes the loss, to name the first batch that diverged
-                streams.hold(batch)  # keeps the batch's memory until all students have used it
-            streams.join()  # below, the models are used on the current stream
+                        student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
+                streams.hold(batch)  # keeps the batch in memory until all students have used it
+            # the code below uses the models on the current stream, which must wait for the students' streams
+            streams.join()
             seconds = time.time() - started
             for student in learning:
-                # a diverged student stops alone; its loss is only read here, because reading waits for the device
+                # if this student diverged, only this student stops; this is checked once per epoch, because reading a
+                # loss from the device makes the host wait
                 with student.failing_alone():
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # evaluate every --eval-every epochs, record every epoch
+            # evaluate every --eval-every epochs, but add every epoch to the log and to metrics.csv
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
             digest = None
             if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
                 line.evaluating()
-                # until_stop all-reduces after each batch, but ranks may have unequally many: they stop after the last
+                # with several ranks, a signal stops the run only after the evaluation: `until_stop` all-reduces after
+                # each batch, but ranks may have different numbers of validation batches
                 evaluated = validation if world.size > 1 else signals.until_stop(validation)
                 metrics = [*evaluate(learning, evaluated, world)]
-                save_if_stopped(students, world, signals)  # an evaluation that was cut short is not recorded
-                digest = validation.digest_of_all(world)  # a resumed run must find the same images
+                # after a signal, stop here without recording the metrics: the evaluation may have been cut short
+                save_if_stopped(students, world, signals)
+                # saved in the checkpoint: a resumed run must be evaluated on the same images
+                digest = validation.digest_of_all(world)
             seconds = time.time() - started
             for student, one in zip(learning, metrics, strict=True):
                 with student.failing_alone():
                     student.finish_epoch(one, seconds, digest)
             line.evaluated([student.progress for student in learning])
-            first_batch = 0  # only the first epoch can start in its middle
+            first_batch = 0  # only the first epoch after a restart may begin at a batch above 0
 
 
 def train_step(student: Student, batch: Batch) -> None:
-    """Take one optimizer step on this rank's rows of a batch, in micro-batches.
+    """Take one optimizer step on a batch, of which this rank has some rows; accumulate gradients over micro-batches.
 
-    The loss of a micro-batch has the weight b / B, so that gradients add up to that of the mean over the batch even if
-    the last micro-batch is short. B counts the rows of all ranks: gradients are then summed over ranks, not averaged.
+    The loss of a micro-batch of b rows is weighted by b / B, where B is the number of rows of the batch on all ranks.
+    The sum of the gradients over micro-batches and ranks is then the gradient of the mean loss over the batch, even if
+    the last micro-batch is short.
     """
     world = student.world
     student.optimizer.zero_grad(set_to_none=True)
     for micro_batch in batch.split(student.micro_batch):
         if len(micro_batch) == 0:  # all rows of this micro-batch are on other ranks
             if student.last_micro_batch is not None:
-                student.last_micro_batch.clear()  # its rows are older; calibration must not use them
+                # drop rows of an earlier micro-batch: the temperature calibration must not use them
+                student.last_micro_batch.clear()
+            # with synchronised batch norm or a joint loss, even a rank without rows takes part in the all-reduces below
             if not (student.joint_statistics or student.joint_loss):
-                continue  # else this rank must take part in the collectives below
-        outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], of this rank's rows
+                continue
+        outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows
         logits, labels = outputs, micro_batch
-        if student.joint_loss and world.size > 1:  # this loss is no mean over rows, so it needs those of all ranks
+        # a joint loss (such as `dist`) is not a mean over rows, so each rank computes it over the rows of all ranks
+        if student.joint_loss and world.size > 1:
             logits = all_rows(outputs, micro_batch.whole, world)
             labels = gather_micro_batch(micro_batch, world)
         if len(labels):
             loss = student.loss_fn(logits, labels.soft_labels, labels.targets)
-        else:  # zero, but its backward pass takes part in the all-reduces of the batch statistics
+        else:
+            # without rows the loss is 0, but its backward pass takes part in the all-reduces of synchronised batch norm
             loss = outputs.sum()
         student.precision.scaler.scale(loss * (len(labels) / batch.whole)).backward()
-        student.sums.add(loss, outputs, micro_batch.targets)  # own rows; added up over ranks after the epoch
-    sum_gradients(student.model, world)  # one all-reduce a step, after all micro-batches
+        student.sums.add(loss, outputs, micro_batch.targets)  # this rank's metrics; summed over ranks later
+    sum_gradients(student.model, world)  # one all-reduce per step, after all micro-batches
     student.precision.scaler.step(student.optimizer)
     student.precision.scaler.update()
 
 
 @torch.no_grad()
 def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> list[Metrics]:
-    """Return the `Metrics` of each student on the validation batches of all ranks.
+    """Return the mean cross-entropy, top-1 and top-5 of each student on the validation images of all ranks.
 
-    Batches are pairs: images [b, 3, S, S], classes [b]. The loss is cross-entropy. All ranks use rank 0's buffers,
-    because the running statistics of batch norm may differ between ranks.
+    Rank 0's buffers are broadcast first, because the running statistics of batch norm may differ between ranks.
+
+    Args:
+        students: students to evaluate.
+        batches: this rank's validation batches, pairs (images [b, 3, S, S], classes [b]).
+        world: processes of the run; every rank must call this function.
     """
     sums = [MetricSums(student.precision.device) for student in students]
     for student in students:
@@ -263,7 +294,10 @@ def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> li
 
 
 def save_if_stopped(students: Sequence[Student], world: World, signals: StopSignals) -> None:
-    """Save all students that have not failed, and raise Interrupted, if a signal asked the run to stop."""
+    """Save checkpoints and raise Interrupted if a signal asked the run to stop; otherwise do nothing.
+
+    Only students that have not failed are saved. If all students have failed, nothing is saved or raised.
+    """
     number = signals.agreed()
     training = [student for student in students if not student.failed]
     if number is None or not training:
@@ -281,22 +315,22 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
 
 
 def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
-    """Return the entry `labels` of summary.json: provenance, digest, bytes on disk."""
+    """Return the description of the labels for summary.json: origin, digest, and size on disk in bytes."""
     return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
 
 
 def report(config: TrainConfig, data: TrainingData, students: Sequence[Student], world: World, labels: dict) -> None:
-    """Write summary.json and curves.png of every student, log its last and best top-1.
+    """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
 
     Args:
         config: settings of all students.
         data: training and validation images.
-        students: each has finished its last epoch or failed.
-        world: the processes of the run; only rank 0 writes.
-        labels: entry `labels` of summary.json.
+        students: students that have finished their last epoch or failed.
+        world: processes of the run; only rank 0 writes.
+        labels: description of the labels for summary.json, from `labels_of`.
 
     Raises:
-        InputError: at least one student failed; the others are reported before.
+        InputError: at least one student failed. The error is raised after the results of the others are written.
     """
     if world.is_main:
         images = describe_images(config.train_dir, data.train)

@@ -1,15 +1,16 @@
-"""Naive KD: train a student on distilled images with a teacher that answers live, without stored labels.
+"""Train a student on distilled images with a live teacher instead of stored soft labels (naive KD).
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --teacher-model resnet18 \
         --teacher-checkpoint TEACHER.pth --mix-type cutmix --batch-size 50 --cos --epochs 300
 
-The loop, losses and outputs are those of train_FKD_parallel.py. With the same --fkd-seed and view flags it
-draws the views that relabel_FKD.py would have stored, so both ways give the same student.
+The training loop, losses and output files are those of train_FKD_parallel.py. With the same --fkd-seed and the same
+flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would have labelled. So
+the result is the same as with stored labels.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
-The second command trains on hard labels alone, the classes of the folders: without --teacher-checkpoint, no teacher
-is loaded.
+The second command trains on hard labels only: each image's class is the folder that it is in. No teacher is loaded,
+because --teacher-checkpoint is not given.
 """
 
 import os
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
-    # a live teacher answers for all classes: no stored top-k lacks a rest, so probabilities need not be renormalised
+    # `auto` means `kept` here: a live teacher gives the logits of all classes, so the mass outside the top k is known
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
     # run all checks before hours of training are spent
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble | None:
-    """Return the live teacher; None if --loss-type is ce and there is no --teacher-checkpoint."""
+    """Return the live teacher; None for training on hard labels (--loss-type ce without --teacher-checkpoint)."""
     if config.loss_type == "ce" and not config.teacher_checkpoint:
         return None
     return Ensemble(
@@ -96,7 +97,7 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
 
 
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
-    """Return the entry `labels` of summary.json: teacher, view policy, bytes of the teacher's checkpoint."""
+    """Return the description of the labels for summary.json: teacher, view policy, size of the teacher's checkpoint."""
     size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
     return {
         "dialect": "live teacher" if found.teachers else "hard labels",

@@ -2,11 +2,13 @@
 
     python benchmarks/glyphs.py OUT [--classes 200 --train 40 --distilled 5 --val 8 --side 32 --seed 0]
 
-Classes are Latin, accented, Greek and Cyrillic letters, digits and symbols. Typefaces are those of DejaVu and STIX
-that have all of the glyphs. All glyphs are drawn at one size on one baseline, so that upper and lower case differ.
-Every image is rotated, sheared, scaled and shifted, and has its own foreground and background colour. Writes `train`,
-`val` and `distilled` (the first images of each class of `train`, in place of a distilled set) with one folder per
-class. Three of the typefaces, a wave distortion and noise occur only in `val`.
+Each class is one glyph: a letter (Latin, accented, Greek or Cyrillic), a digit or a symbol. The typefaces are from the
+DejaVu and STIX families. All glyphs are drawn at one size on one baseline, so that upper and lower case differ. Every
+image is rotated, sheared, scaled and shifted at random, and has its own foreground and background colour.
+
+The script writes the folders `train`, `val` and `distilled`, each with one subfolder per class. `distilled` holds
+copies of the first training images of each class, and stands in for a distilled set. Three of the typefaces, a wave
+distortion and noise occur only in `val`.
 """
 
 import argparse
@@ -26,26 +28,29 @@ GLYPHS = (
 )
 TRAIN_FACES = "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSansMono STIXGeneral"
 VAL_FACES = "DejaVuSerif-Italic DejaVuSansMono-Bold STIXGeneralBol"
-CANVAS = 96  # pixels on which a glyph is drawn before it is distorted
+CANVAS = 96  # side in pixels of the square image on which a glyph is drawn before it is distorted
 
 
 @cache
 def face(name):
-    """Load a font of matplotlib at a size that fills the canvas."""
+    """Return the PIL font of a typeface that matplotlib includes, at a size that fits the canvas."""
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf", round(0.62 * CANVAS))
 
 
 def draw_plain(glyph, name):
-    """Draw a glyph white on black, with fixed baseline and centre; return a PIL image, CANVAS x CANVAS."""
+    """Return a CANVAS x CANVAS grey image of a glyph in typeface `name`, white on black.
+
+    The baseline is the same for all glyphs. Each glyph is centred horizontally.
+    """
     canvas = Image.new("L", (CANVAS, CANVAS))
     ImageDraw.Draw(canvas).text((CANVAS / 2, 0.7 * CANVAS), glyph, fill=255, font=face(name), anchor="ms")
     return canvas
 
 
 def distort(canvas, rng, side):
-    """Rotate by up to 12 degrees, shear, scale and shift a canvas at random; return it at `side` x `side` pixels."""
+    """Return a grey image rotated (up to 0.2 rad), sheared, scaled and shifted at random, at `side` x `side` pixels."""
     angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     width, height = rng.uniform(0.85, 1.15, 2)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -56,10 +61,11 @@ def distort(canvas, rng, side):
 
 
 def warp(canvas, rng):
-    """Bend a canvas in waves; only validation images are warped."""
+    """Return a grey image whose rows and columns are shifted in random waves. Only validation images are warped."""
     pixels = np.asarray(canvas)
     lines = np.arange(CANVAS)
-    for _ in range(2):  # rows first, then, after the transpose, columns
+    # each pass shifts the rows and transposes the image, so that the second pass shifts columns and transposes back
+    for _ in range(2):
         wave = rng.uniform(0.01, 0.03) * CANVAS * np.sin(lines / CANVAS * rng.uniform(4, 9) + rng.uniform(0, 6.28))
         shifts = np.round(wave).astype(int)
         pixels = np.stack([np.roll(line, shift) for line, shift in zip(pixels, shifts, strict=True)]).T
@@ -67,7 +73,10 @@ def warp(canvas, rng):
 
 
 def colour(mask, rng, noise):
-    """Return a mask as an RGB image: random ink and paper colours, at least 0.4 apart in every channel, with noise."""
+    """Return an RGB image of a grey mask (white is ink), with random colours and Gaussian noise.
+
+    The colours of ink and paper differ by at least 0.4 (of 1) in every channel.
+    """
     dark, light = rng.uniform(0, 0.3, 3), rng.uniform(0.7, 1, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
     share = np.asarray(mask, np.float64)[:, :, None] / 255
@@ -76,14 +85,17 @@ def colour(mask, rng, noise):
 
 
 def make_image(glyph, names, rng, side, held_out):
-    """Draw an image of a glyph in a random one of `names`; `held_out` adds the warp and noise of validation images."""
+    """Return a distorted image of a glyph in random colours, in a typeface chosen at random from `names`.
+
+    If `held_out`, this is a validation image, which also gets a wave distortion and noise.
+    """
     canvas = draw_plain(glyph, names[rng.integers(len(names))])
     mask = distort(warp(canvas, rng) if held_out else canvas, rng, side)
     return colour(mask, rng, noise=0.05 if held_out else 0.0)
 
 
 def write_class(out, number, counts, side, seed):
-    """Write the images of one class; `counts` are (train, distilled, val)."""
+    """Write the images of class `number`, an index of GLYPHS; `counts` is their number in (train, distilled, val)."""
     train, distilled, val = counts
     parts = [("train", TRAIN_FACES, train), ("val", VAL_FACES, val)]
     for part, (name, faces, count) in enumerate(parts):
@@ -97,7 +109,7 @@ def write_class(out, number, counts, side, seed):
 
 
 def main(argv=None):
-    """Write the three image folders."""
+    """Write the image folders `train`, `distilled` and `val` as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="folder to write to")
     parser.add_argument("--classes", type=int, default=200, help=f"number of classes, of {len(GLYPHS)} glyphs")

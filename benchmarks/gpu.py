@@ -1,4 +1,7 @@
-"""Run all tests and measurements that need a GPU; gpu.sh says how to call this. Rows write logs and figures to OUT."""
+"""Run the tests and benchmarks that need a GPU, and print a table of the results.
+
+gpu.sh shows how to call this script. Each benchmark (`row`) writes its logs and results to the folder OUT.
+"""
 
 import argparse
 import csv
@@ -28,19 +31,19 @@ AIMS = {
     "5 seeds / 1 seed, time": (2, "at most"),
     "tests failed": (0, "at most"),
 }
-WHOLE_JOB = 300, 31  # epochs and evaluations of a whole run with the recipes' settings
+WHOLE_JOB = 300, 31  # number of epochs and number of evaluations in a full training run with the default recipe
 IMAGENET_VAL = 50000
 
 
 class Day:
-    """State and helpers of all rows: folders, sizes, time limits, running of commands.
+    """Folders, data sizes and time limits that all benchmarks share, and methods that run commands.
 
     Args:
         out: folder for results.
         device: cuda or cpu.
-        quick: use sizes at which every row takes seconds; the figures then say nothing about speed.
+        quick: whether to use tiny data, so that every benchmark takes seconds. Measured speeds then mean nothing.
         limit: maximum seconds of one command.
-        seconds: maximum seconds of all rows; after that no command is started.
+        seconds: maximum seconds of all benchmarks together. After that, no command is started.
     """
 
     def __init__(self, out, device, quick, limit, seconds):
@@ -56,11 +59,20 @@ class Day:
 
     @property
     def left(self):
-        """Return the seconds until all commands must have ended."""
+        """Return how many seconds are left of the total time limit."""
         return self.end - time.monotonic()
 
     def start(self, name, *words, **environment):
-        """Start a Python script of the project with its output in OUT/name.log; return the process."""
+        """Start `python WORDS` in the background and return the process. Its output goes to OUT/name.log.
+
+        Args:
+            name: name of the log file.
+            words: arguments of the Python interpreter: a script, or -m and a module, and its flags.
+            environment: environment variables to add.
+
+        Raises:
+            TimeoutError: the total time limit has been reached.
+        """
         if self.left < 1:
             raise TimeoutError(f"no time was left for {name}; give --rows with the missing rows")
         with open(self.out / f"{name}.log", "w") as log:
@@ -70,11 +82,21 @@ class Day:
             )
 
     def run(self, name, *words, accept=(0,), **environment):
-        """Run a script to its end; return its seconds. Exit codes in `accept` are no failure."""
+        """Run a command (see `start`) and return its seconds.
+
+        Raises:
+            TimeoutError, subprocess.TimeoutExpired: a time limit was reached.
+            RuntimeError: the exit code of the command is not in `accept`.
+        """
         return self.finish(name, [self.start(name, *words, **environment)], accept)
 
     def finish(self, name, processes, accept=(0,)):
-        """Wait for processes, and kill those left at the time limit; return the seconds until the last one ended."""
+        """Wait until all processes have ended, and return the seconds that this took.
+
+        Raises:
+            subprocess.TimeoutExpired: a process was still running at the time limit. All running processes were killed.
+            RuntimeError: the exit code of a process is not in `accept`.
+        """
         started = time.monotonic()
         end = min(started + self.limit, self.end)
         try:
@@ -89,16 +111,21 @@ class Day:
         return time.monotonic() - started
 
     def data(self):
-        """Make training images, validation images and labels, unless they exist; return their folder."""
+        """Return the folder of the images and labels that the benchmarks use; make it if it does not exist."""
         return once(self.out / "work" / f"job_{self.images}", self.make_data)
 
     def make_data(self, work):
-        """Make the data folder: images and labels shared with throughput.py, validation images as links to images."""
+        """Write training images, validation images, labels and a teacher checkpoint to the folder `work`.
+
+        `train` and `labels` are symbolic links to the data that the benchmark throughput.py uses too. The validation
+        images are hard links to training images.
+        """
         shared = self.out / "work"
         images = once(shared / f"images_{self.images}", make_images, self.images, min(CLASSES, self.images // 2))
         work.mkdir(parents=True)
         (work / "train").symlink_to(images)
-        files = sorted(images.glob("*/*.jpg"), key=lambda file: file.name)  # by number, so that classes alternate
+        # sort by the image number in the file name, so that consecutive images have different classes
+        files = sorted(images.glob("*/*.jpg"), key=lambda file: file.name)
         for number in range(self.val):
             file = files[number % len(files)]
             link = work / "val" / file.parent.name / f"{number:05d}.jpg"
@@ -110,7 +137,7 @@ class Day:
         torch.save(build_student("resnet18", CLASSES, 0).state_dict(), work / "teacher.pth")
 
     def train(self, name, epochs, *more, eval_every=10**6):
-        """Return the command of a training run with output in OUT/runs/name."""
+        """Return the command line of a training run that writes to OUT/runs/name; `more` are extra flags."""
         work = self.data()
         words = ["train_FKD_parallel.py", "--train-dir", work / "train", "--val-dir", work / "val"]
         words += ["--fkd-path", work / "labels", "--reuse-labels", "--model", self.model, "--epochs", epochs]
@@ -120,16 +147,17 @@ class Day:
         return [*words, "--no-progress", *more]
 
     def rows_of(self, name):
-        """Return metrics.csv of a run as dicts of numbers; None for empty cells."""
+        """Return one dict per epoch from metrics.csv of a run: column -> number, or None if the cell is empty."""
         with open(self.out / "runs" / name / "metrics.csv") as file:
             return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# The rows: generators of {figure: value}. They yield a few figures at a time: a failure only loses the later ones.
+# Each function below is one benchmark, and yields dicts {name of a result: value}. Results that were yielded before a
+# failure are kept.
 
 
 def tests(day):
-    """Run the tests that are marked gpu."""
+    """Run the pytest tests marked `gpu`; yield how many ran, how many failed, and the seconds."""
     report = day.out / "tests.xml"
     words = "-m pytest -q -m gpu -p no:cacheprovider --continue-on-collection-errors".split()
     seconds = day.run("tests", *words, f"--junitxml={report}", accept=(0, 1))
@@ -140,12 +168,16 @@ def tests(day):
 
 
 def throughput(day):
-    """Measure all rows of throughput.py, with the student and batch size that AIMS are set for."""
+    """Run the benchmark throughput.py with the student and batch size to which AIMS refers; yield its results."""
     yield from rates(day, day.model, "4/2" if day.quick else "50/2", 100, ())
 
 
 def models(day):
-    """Measure larger students and batches, with the rows `resident`, `resident, eager` and `ceiling` only."""
+    """Run the benchmark throughput.py for ResNet-50, ResNet-101 and batch size 1024, and yield its results.
+
+    Only this project's fastest loader (`resident`, on a GPU also without a CUDA graph) and the upper bound (`ceiling`)
+    are measured.
+    """
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:
             model, setting = day.model, "4/1"
@@ -156,7 +188,16 @@ def models(day):
 
 
 def rates(day, model, setting, steps, names, before=""):
-    """Yield the figures of throughput.py for one student and setting: its rows `names`, or all if that is empty."""
+    """Run the benchmark throughput.py for one student and yield its results.
+
+    Args:
+        day: the `Day`.
+        model: the student.
+        setting: "batch size/gradient accumulation steps".
+        steps: optimizer steps of each timed turn; ignored with --quick.
+        names: rows of throughput.py to measure; if empty, all rows.
+        before: prefix of the names of the results.
+    """
     name = f"throughput-{model}-{setting.replace('/', '-')}"
     json_file = day.out / f"{name}.json"
     words = ["--data", day.out / "work", "--models", model, "--settings", setting, "--device", day.device]
@@ -175,7 +216,7 @@ def rates(day, model, setting, steps, names, before=""):
 
 
 def profile(day):
-    """Profile a training step."""
+    """Run the benchmark profile_step.py; yield milliseconds per kind of operator and the number of kernel launches."""
     for model in [day.model] if day.quick else ["resnet18", "resnet50"]:
         file = day.out / f"profile-{model}.json"
         more = ["--setting", "4/2", "--images", 8, "--steps", 1] if day.quick else ["--setting", "50/2"]
@@ -188,7 +229,7 @@ def profile(day):
 
 
 def job(day):
-    """Time a run of 10 epochs and 2 evaluations, and extrapolate to WHOLE_JOB."""
+    """Time a run of 10 epochs and 2 evaluations; yield its times, and an estimate of the time of a full run."""
     epochs = 2 if day.quick else 10
     day.data()
     seconds = day.run("job", *day.train("job", epochs, eval_every=epochs - 1))
@@ -202,7 +243,11 @@ def job(day):
 
 
 def seeds(day):
-    """Time 1, 3 and 5 students in one process, and in one process each, with and without MPS."""
+    """Time epochs of 1, 3 and 5 students, and yield the seconds per epoch.
+
+    Several students train first in one process, then in one process per student. On a GPU the latter is repeated under
+    NVIDIA's multi-process service (MPS) if that is installed.
+    """
     day.data()
     alone = None
     epochs = 2 if day.quick else 4
@@ -221,7 +266,10 @@ def seeds(day):
 
 
 def processes(day, name, number, epochs, mps):
-    """Return seconds per epoch if `number` processes train one student each: the median of the slowest process."""
+    """Train one student in each of `number` processes at the same time; return the seconds per epoch.
+
+    The time of a process is the median over its epochs, without the first epoch. The slowest process counts.
+    """
     with mps_daemon(day) if mps else no_daemon() as environment:
         names = [f"{name}-{seed}" for seed in range(number)]
         words = [day.train(one, epochs, "--seed", seed) for seed, one in enumerate(names)]
@@ -231,13 +279,16 @@ def processes(day, name, number, epochs, mps):
 
 @contextmanager
 def no_daemon():
-    """Yield no environment variables: stands in for `mps_daemon` if MPS is not used."""
+    """Yield an empty dict of environment variables; this context replaces `mps_daemon` in runs without MPS."""
     yield {}
 
 
 @contextmanager
 def mps_daemon(day):
-    """Run CUDA's multi-process service (MPS) for this row only; yield its environment variables."""
+    """Run the daemon of NVIDIA's multi-process service (MPS) while the context is open.
+
+    The context yields the environment variables that make a process use this daemon.
+    """
     variables = {"CUDA_MPS_PIPE_DIRECTORY": str(day.out / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(day.out / "mps")}
     (day.out / "mps").mkdir(exist_ok=True)
     environment = {**os.environ, **variables}
@@ -249,7 +300,11 @@ def mps_daemon(day):
 
 
 def relabel(day):
-    """Measure labelled views per second with each loader; the difference of two calls cancels the start-up time."""
+    """Time relabel_FKD.py with each of its two image loaders; yield the labelled views per second.
+
+    Each loader relabels twice, with different numbers of epochs. The rate is computed from the difference in time,
+    which does not contain the start-up.
+    """
     work = day.data()
     found = {}
     epochs = (1, 2) if day.quick else (1, 4)
@@ -271,7 +326,13 @@ ROWS = {function.__name__: function for function in (tests, throughput, job, see
 
 @contextmanager
 def peak_memory(cuda):
-    """Sample the device memory of all processes; the yielded list holds the peak in GB after the context."""
+    """Measure the GPU memory in use, by all processes together, twice per second while the context is open.
+
+    The context yields a list that is empty at first. Each sample updates its only item, the peak in GB (10^9 bytes).
+
+    Args:
+        cuda: whether there is a GPU. If not, the list remains empty.
+    """
     peak = []
     done = threading.Event()
 
@@ -292,7 +353,7 @@ def peak_memory(cuda):
 
 
 def table(out):
-    """Return the lines of the table, for every row whose figures are in OUT."""
+    """Return the table as lines of text; it shows the results of all benchmarks that are stored in the folder `out`."""
     lines = [f"{'row':<12}{'figure':<46}{'value':>12}   aim"]
     for name in ROWS:
         file = Path(out) / f"{name}.json"
@@ -307,7 +368,13 @@ def table(out):
 
 
 def judged(figure, value, quick):
-    """Return the aim of a figure and whether the figure meets it; an empty text if there is no aim."""
+    """Return text for the table: the aim of a result and whether `value` meets this aim.
+
+    Args:
+        figure: name of the result. If AIMS does not contain this name, the text is empty.
+        value: the measured value.
+        quick: whether the benchmark ran with --quick. Its results are not compared with the aim.
+    """
     if figure not in AIMS:
         return ""
     aim, sense = AIMS[figure]
@@ -316,7 +383,7 @@ def judged(figure, value, quick):
 
 
 def main(argv=None):
-    """Run the rows and print the table; return 1 if a row failed."""
+    """Run the benchmarks, write their results and print the table; return 1 if a benchmark failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", help="folder for all results")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="run only these rows")
@@ -334,7 +401,7 @@ def main(argv=None):
             try:
                 for figures in ROWS[name](day):
                     result["figures"] |= figures
-            except Exception as error:  # go on with the other rows
+            except Exception as error:  # continue with the next benchmark
                 result["error"] = f"{type(error).__name__}: {error}"[:300]
                 failed = True
         result["figures"] |= {"peak of all on the device, GB": peak[0]} if peak else {}

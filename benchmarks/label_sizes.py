@@ -1,10 +1,10 @@
-"""Measure the size of labels against the student's accuracy, on the demo's data.
+"""Compare the size of stored labels with the accuracy of students trained on them, on the demo's data.
 
     make demo && .venv/bin/python benchmarks/label_sizes.py --json sizes.json
 
-Each row relabels the demo's distilled images with other storage flags, then trains --seeds students for
---epochs epochs on these labels (with --reuse-labels, since some rows store fewer epochs of labels), and prints bytes on
-disk and the mean and standard deviation of the last epoch's top-1.
+For each variant of storage flags, the script relabels the demo's distilled images and trains --seeds students for
+--epochs epochs on these labels. Some variants store fewer epochs of labels, so training reuses labels (--reuse-labels).
+The table shows the bytes on disk and the mean and standard deviation of the last epoch's top-1 accuracy.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import relabel_FKD
 import train_FKD_parallel
 
 EPOCHS, SIDE, BATCH_SIZE = 100, 32, 50
-# name, storage flags of relabel_FKD.py, label epochs
+# (name in the table, storage flags of relabel_FKD.py, number of epochs of labels that are stored)
 VARIANTS = [
     ("full: f16, stored views", "--bits 16", 100),
     ("1/4: 8 bits, drawn views", "--bits 8 --views drawn", 98),
@@ -30,7 +30,7 @@ VARIANTS = [
 
 
 def relabel(work, flags, epochs, target):
-    """Write labels with the demo's settings; return their size on disk in bytes."""
+    """Relabel the demo's distilled images into the folder `target`; return the size of the labels on disk in bytes."""
     command = f"--data {work}/distilled --checkpoint {work}/teacher.pth -b {BATCH_SIZE} --epochs {epochs}"
     command += (
         f" --input-size {SIDE} --min-scale-crops 0.5 --hflip 0 --mix-type cutmix -j 0 --fkd-path {target} {flags}"
@@ -40,7 +40,7 @@ def relabel(work, flags, epochs, target):
 
 
 def train(work, labels, seed, epochs, output):
-    """Train a student with the launchers' recipe, without gradient accumulation; return the last epoch's top-1 (%)."""
+    """Train a student on `labels`, without gradient accumulation; return the last epoch's top-1 accuracy in percent."""
     command = f"--train-dir {work}/distilled --val-dir {work}/val --fkd-path {labels} --epochs {epochs}"
     command += f" --batch-size {BATCH_SIZE} --input-size {SIDE} --cos -j 0 --seed {seed}"
     command += f" --loss-type mse_gt --ce-weight 0.1 --reuse-labels --eval-every 1000 --output-dir {output} --overwrite"
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     rows = []
-    full = None  # bytes of the first variant, with which all are compared
+    full = None  # bytes of the full labels (the first variant); the table divides this by the size of each variant
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, flags, epochs) in enumerate(VARIANTS):
             if number and args.only not in name:

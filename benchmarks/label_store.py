@@ -1,15 +1,21 @@
-"""Measure speed and size of packed labels, compared with `torch.load` of .tar files and with LPQLD's folders.
+"""Compare this project's packed label format with .tar files and with LPQLD's folders in reading speed and size.
 
     python benchmarks/label_store.py [--json OUT]
 
-Generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints medians. For the .tar files it
-times the reference's work for every batch: `torch.load` of one file that is in the page cache.
+The script generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints median times. The
+reference code reads one .tar file per batch with `torch.load`; this is timed with the file in the page cache.
 
-Then it writes a folder as LPQLD's code does (the 50 largest of 1,000 logits, batch 128), and packs it at 8 and 4 bits.
-`lpqld_bytes_*` is the size on disk of the packed labels divided by that of LPQLD's, views and image order included.
-`lpqld_read_speedup` compares reading batches in random order, after all packed epochs have been opened. `lpqld_open_ms`
-is the time to open and check an epoch, divided by its batches. `lpqld_speedup_with_opening` adds that time to each
-read, as if each batch were read once. `torch.load` is called with weights_only=False, which is faster.
+Then the script writes a folder in LPQLD's format (the 50 largest of 1,000 logits, batch size 128), and packs the folder
+at 8 and at 4 bits. It prints, among others:
+
+* `lpqld_bytes_*`: size of the packed labels divided by the size of LPQLD's folder. Both include views and image order.
+* `lpqld_read_speedup`: time to read a batch with `torch.load` divided by the time to read a packed batch, for batches
+  in random order. All packed epochs have been opened before.
+* `lpqld_open_ms`: time to open and check a packed epoch, divided by the number of batches in the epoch.
+* `lpqld_speedup_with_opening`: the same as `lpqld_read_speedup`, but with `lpqld_open_ms` added to each packed read, as
+  if each batch were read only once.
+
+`torch.load` is called with weights_only=False, which is faster than weights_only=True.
 """
 
 import argparse
@@ -38,7 +44,13 @@ KEPT, POOL_BATCH = 50, 128  # logits per row and batch size of LPQLD
 
 
 def make_epoch(views, epoch, sizes):
-    """Draw one epoch of cutmix labels with random logits; `sizes` is (H, W), the same for all images."""
+    """Return the labels of each batch of an epoch: the views that `views` draws, with random logits.
+
+    Args:
+        views: `DrawnViews`.
+        epoch: number of the epoch, also the seed of the logits.
+        sizes: (height, width) in pixels, the same for all images.
+    """
     generator = torch.Generator().manual_seed(epoch)
     batches = []
     for batch in range(views.batches_per_epoch):
@@ -59,7 +71,7 @@ def median_ms(call, repeats):
 
 
 def main():
-    """Generate, measure, print."""
+    """Generate labels in a temporary folder, measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=300, help="number of epoch files in the packed store")
@@ -87,7 +99,14 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Complete a store: its later epochs become hard links to the first epoch's file, which take little space."""
+    """Add hard links to the first epoch's file until the packed labels have `epochs` epochs, and finish the folder.
+
+    Hard links take little disk space. Epochs 0 and 1 must have been written.
+
+    Args:
+        packed: `PackedWriter` of the labels.
+        epochs: number of epochs to reach.
+    """
     first = packed.path / epoch_name(0)
     for epoch in range(2, epochs):
         (packed.path / epoch_name(epoch)).hardlink_to(first)
@@ -95,7 +114,17 @@ def fill_up(packed, epochs):
 
 
 def measure(tar, packed, batches):
-    """Return milliseconds per batch, seconds to open a store, and the speedup."""
+    """Measure how fast the same labels are read from .tar files and from the packed format.
+
+    Args:
+        tar: folder of the .tar files.
+        packed: folder of the packed labels.
+        batches: number of batches per epoch.
+
+    Returns:
+        dict of medians: milliseconds per batch of each way to read, milliseconds to open a packed epoch, seconds to
+        open the packed folder, and `read_speedup`, the time of `torch.load` divided by the time of a packed read.
+    """
     tar_store, packed_store = open_labels(tar), open_labels(packed)
     packed_store.read(0, 0)
     ours, theirs = packed_store.read(0, 1), tar_store.read(0, 1)
@@ -115,9 +144,11 @@ def measure(tar, packed, batches):
 
 
 def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
-    """Return float32 [rows, CLASSES] like a teacher's logits of mixed views: high for two classes and similar ones.
+    """Return random logits float32 [rows, CLASSES] that resemble a teacher's logits of cutmix images.
 
-    Classes are random directions in 64 dimensions, so that no order of class ids helps to compress them.
+    In each row, two random classes and the classes similar to them have high logits. Each class is a random direction
+    in 64 dimensions, so similar classes do not have neighbouring ids. Compression of the class ids can thus gain
+    nothing from their order.
     """
     directions = torch.randn(CLASSES, 64, generator=torch.Generator().manual_seed(0)) / 8
     first, second = directions[torch.randint(CLASSES, (2, rows), generator=generator)]
@@ -127,9 +158,13 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def write_lpqld(folder: Path, pool: int) -> None:
-    """Write `pool` batch files and the list of their images, with the items and dtypes of LPQLD's code."""
+    """Write labels in LPQLD's format: `pool` batch files and the JSON list of the images of each batch.
+
+    Each file has the same contents and dtypes as a file that LPQLD's code writes.
+    """
     folder.mkdir()
-    images_of_set = POOL_BATCH * min(pool, 78)  # 78 batches visit all but 16 of 10,000 images
+    # an epoch has at most 78 batches of 128 images, which are nearly 10,000 images
+    images_of_set = POOL_BATCH * min(pool, 78)
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)
     generator = torch.Generator().manual_seed(1)
     images = {}
@@ -145,7 +180,15 @@ def write_lpqld(folder: Path, pool: int) -> None:
 
 
 def measure_lpqld(scratch: Path, pool: int) -> dict[str, float]:
-    """Return sizes and reading times of an LPQLD folder and of its packed versions."""
+    """Compare an LPQLD folder with packed versions of the same labels.
+
+    Args:
+        scratch: folder to write to.
+        pool: number of batches of the LPQLD folder.
+
+    Returns:
+        dict of the results `lpqld_*`, which the docstring of this module explains.
+    """
     theirs = scratch / "lpqld"
     figures = {}
     write_lpqld(theirs, pool)

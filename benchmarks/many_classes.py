@@ -1,12 +1,15 @@
-"""Measure the size of labels against the student's top-1 with many classes: 200 glyphs (benchmarks/glyphs.py).
+"""Compare the size of stored labels with the top-1 of students trained on them, for 200 classes (glyphs.py).
 
     python benchmarks/many_classes.py WORK [--json OUT] [--csv OUT] [--figure OUT.png]
 
-Makes images, a teacher and its labels, and packs the labels in every way: all classes, or the 100, 50 and 10 largest
-logits of a row, each at 16, 8 and 4 bits per value. Trains --seeds students on each, with --topk-mass kept; on top-k
-labels with the most bits, trains as many again with --topk-mass renormalised. Prints bytes on disk, and mean and
-standard deviation of the last epoch's top-1. Finished parts in WORK are reused, so a call can be stopped at any time
-and repeated; a call whose settings differ from those of WORK is refused.
+The script makes images, trains a teacher and stores the teacher's labels. It then packs these labels in several ways:
+with all logits or only the 100, 50 or 10 largest of a row, and at 16, 8 or 4 bits per value. For each way it trains
+--seeds students with --topk-mass kept, which takes the probability of the dropped classes into account. Top-k labels
+with the most bits are also used with --topk-mass renormalised, which ignores that probability. The table shows the
+bytes on disk, and the mean and standard deviation of the last epoch's top-1.
+
+The script can be stopped at any time. If it is called again with the same WORK folder, it reuses finished results, and
+exits with an error if settings of the data or the training differ from those of the first call.
 """
 
 import argparse
@@ -53,14 +56,15 @@ def parse(argv):
 
 
 def call(main, words):
-    """Run one of this project's commands; exit if it fails."""
+    """Call the main function of a command with `words` as its command line; exit with its code if it fails."""
     if code := run_script(main, [str(word) for word in words]):
         sys.exit(code)
 
 
 def refuse_other_settings(args):
-    """Store the settings in WORK; exit if WORK was made with other settings."""
-    chosen = "seeds", "json", "csv", "figure", "topk", "bits"  # these may differ between calls on one WORK
+    """Write the settings to WORK/settings.json; if that file exists with other settings, exit with an error."""
+    # flags that may change from call to call with the same WORK folder
+    chosen = "seeds", "json", "csv", "figure", "topk", "bits"
     settings = {name: value for name, value in vars(args).items() if name not in ("work", *chosen)}
     path = args.work / "settings.json"
     if not path.exists():
@@ -73,7 +77,7 @@ def refuse_other_settings(args):
 
 
 def once(product, make):
-    """Call `make(temporary)` and rename the result to `product`, unless that folder exists already."""
+    """Create the folder `product` if it does not exist: call `make` with a temporary path, then rename the result."""
     if product.exists():
         return
     temporary = product.with_name(f".{product.name}.part")
@@ -83,7 +87,7 @@ def once(product, make):
 
 
 def prepare(args):
-    """Make images, teacher and full labels, unless they exist."""
+    """Make the images, the teacher and labels with all logits, except those that exist in WORK already."""
     images = args.work / "images"
     teacher = images / "teacher.pth"
     once(images, lambda path: glyphs.main([str(path), "--side", str(SIDE), *args.glyphs.split()]))
@@ -96,7 +100,10 @@ def prepare(args):
 
 
 def pack(args, kept, bits):
-    """Pack the full labels, unless that is done; return the folder."""
+    """Return the folder of the labels in packed format; pack the labels first if the folder does not exist.
+
+    Packed labels hold the `kept` largest logits of each row, or all logits if `kept` is None, at `bits` bits per value.
+    """
     target = args.work / f"labels_{kept or 'all'}_{bits}"
     words = ["pack", args.work / "labels", None, "--bits", bits, *(["--keep-topk", kept] if kept else [])]
     once(target, lambda path: call(command.main, [path if word is None else word for word in words]))
@@ -104,7 +111,10 @@ def pack(args, kept, bits):
 
 
 def train(args, labels, mass, seed):
-    """Train one student, unless that is done; return the last epoch's top-1 in percent."""
+    """Return the last epoch's top-1 (%) of the student with this seed; train the student unless WORK has its result.
+
+    `mass` is the value of --topk-mass, or "all" for labels with all logits, which do not need the flag.
+    """
     output = args.work / "runs" / f"{labels.name}_{mass}_{seed}"
     summary = output / "summary.json"
     if not summary.exists():
@@ -118,13 +128,17 @@ def train(args, labels, mass, seed):
 
 
 def ways_of(args):
-    """Return a tuple for each row of the table: (kept logits or None for all, bits, --topk-mass or `all`)."""
+    """Return the variants of labels to compare: a list of tuples (kept, bits, mass), one for each row of the table.
+
+    `kept` is the number of logits per row, or None if all logits are stored. `mass` is the value of --topk-mass, or
+    "all" if all logits are stored.
+    """
     ways = [(k, bits, "kept" if k else "all") for k, bits in product((None, *args.topk), args.bits)]
     return ways + [(k, max(args.bits), "renormalised") for k in args.topk]
 
 
 def measure(args):
-    """Train every student, seed by seed; return the rows of the table as dicts with the keys COLUMNS."""
+    """Train all students on all variants of labels; return one dict per row of the table, with the keys COLUMNS."""
     ways = ways_of(args)
     top1 = {way: [] for way in ways}
     for seed, (kept, bits, mass) in product(range(args.seeds), ways):
@@ -133,7 +147,13 @@ def measure(args):
 
 
 def describe(labels, way, top1):
-    """Return one row of the table as a dict with the keys COLUMNS; `way` is a tuple of `ways_of`."""
+    """Return one row of the table as a dict with the keys COLUMNS.
+
+    Args:
+        labels: folder of the labels, whose size is reported.
+        way: tuple (kept, bits, mass), see `ways_of`.
+        top1: top-1 of every student, in percent.
+    """
     deviation = statistics.stdev(top1) if len(top1) > 1 else 0.0
     size = sum(file.stat().st_size for file in labels.iterdir())
     return dict(zip(COLUMNS, (*way, size, statistics.mean(top1), deviation, top1), strict=True))
@@ -151,7 +171,10 @@ def show(rows):
 
 
 def draw(rows, path):
-    """Draw bytes against top-1, one line for each (bits, mass); legible at 8 cm, colours of Okabe and Ito."""
+    """Plot top-1 over the bytes of the labels, with one line for each pair (bits, mass), and save the plot in `path`.
+
+    The figure is legible at a width of 8 cm, and uses the colour-blind-safe colours of Okabe and Ito.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -188,7 +211,7 @@ def draw(rows, path):
 
 
 def main(argv=None):
-    """Make missing parts, train, print the table, write and draw it."""
+    """Prepare data and labels, train all students, print the table, and write it to the files given by flags."""
     args = parse(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     refuse_other_settings(args)

@@ -2,10 +2,12 @@
 
     python benchmarks/profile_step.py --model resnet18 --setting 50/2 --json OUT.json
 
-The step is eager, because the profiler sees a captured one as a single launch. Views are replayed from images in
-memory. The time of an operator excludes that of the operators it calls; on CUDA it is device time, on the CPU host
-time. Gaps are the wall-clock time of an unprofiled step minus the times of all operators. During gaps a GPU waits for
-the host; a CUDA graph removes them.
+The step runs without a CUDA graph, because the profiler sees a graph as a single kernel launch. The step includes
+cropping, flipping and mixing the images (`replay`), which are already in memory. The time of an operator does not
+include the operators that it calls. It is device time on CUDA, and host time on the CPU.
+
+Gaps are the wall-clock time of a step without the profiler minus the times of all operators. During a gap, a GPU waits
+for the host. A CUDA graph removes the gaps.
 """
 
 import argparse
@@ -24,7 +26,8 @@ from utils.data.replay import Normalise
 from utils.run.summary import versions
 from utils.training.precision import pick_device
 
-KINDS = {  # kind -> parts of operator names; the first match counts
+# kind of operator -> substrings of operator names; an operator has the first kind with a matching substring
+KINDS = {
     "convolution": ("conv",),
     "batch norm": ("batch_norm",),
     "optimizer": ("adam", "sgd", "foreach"),
@@ -36,7 +39,10 @@ REPLAY = "replay"
 
 
 def make_batch(batch_size, images, precision):
-    """Return a batch of noise images on the device; the first access to its `images` replays the views."""
+    """Return a batch of `batch_size` views of random images; `images` is the number of images in device memory.
+
+    The views are cropped, flipped and mixed only when the attribute `images` of the batch is read for the first time.
+    """
     device = precision.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
     pixels = torch.randint(0, 256, (images, SIDE, 3, SIDE), dtype=torch.uint8, device=device)
@@ -49,7 +55,10 @@ def make_batch(batch_size, images, precision):
 
 
 def replay_and_step(student, batch):
-    """Replay the views, then take one step; the replay is profiled under the name REPLAY."""
+    """Crop, flip and mix the images of the batch (`replay`), then take one training step.
+
+    The profiler shows the first part under the name REPLAY.
+    """
     fresh = batch.like(batch.tensors())
     with record_function(REPLAY):
         fresh.images  # noqa: B018  the access replays the views
@@ -72,22 +81,26 @@ def timed(action, device, times):
 
 
 def kind_of(name):
-    """Return the kind of an operator, from its name."""
+    """Return the kind of an operator from its name: a key of KINDS, or "other"."""
     low = name.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in low for part in parts)), "other")
 
 
 def own_time(event, cuda):
-    """Return the milliseconds of an operator without those that it calls: device time if `cuda`, else host time."""
+    """Return the milliseconds that an operator took, without the operators that it calls.
+
+    The result is device time if `cuda`, else host time.
+    """
     names = ("self_device_time_total", "self_cuda_time_total") if cuda else ("self_cpu_time_total",)
     return next(getattr(event, name) for name in names if hasattr(event, name)) / 1000
 
 
 def shares_of(profiler, steps, cuda):
-    """Return a dict: kind of operator -> milliseconds per step."""
+    """Return how many milliseconds of a step each kind of operator takes: a dict kind -> milliseconds."""
     result = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiler.key_averages():
-        if cuda and event.device_type != DeviceType.CPU:  # a kernel; its operator already counts its time
+        # skip CUDA kernels: the operator that launched a kernel already includes the kernel's time
+        if cuda and event.device_type != DeviceType.CPU:
             continue
         if event.key != REPLAY and not event.key.startswith(("Profiler", "cuda", "Optimizer", "Activity")):
             result[kind_of(event.key)] += own_time(event, cuda) / steps
@@ -95,7 +108,7 @@ def shares_of(profiler, steps, cuda):
 
 
 def main(argv=None):
-    """Profile the step; print the times, and write them to --json."""
+    """Profile a training step, print the times, and write them to the file given by --json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="resnet18", help="student")
     parser.add_argument("--setting", default="50/2", help="batch size/accumulation")
@@ -108,7 +121,7 @@ def main(argv=None):
     cuda = device.type == "cuda"
     batch_size, accumulation = map(int, args.setting.split("/"))
     student = make_student(args.model, batch_size, accumulation, device)
-    student.graph = None  # eager: the profiler would see a CUDA graph as one launch
+    student.graph = None  # train without a CUDA graph, which the profiler would show as a single launch
     precision = student.precision
     batch = make_batch(batch_size, args.images, precision)
     for _ in range(min(args.steps, 5)):

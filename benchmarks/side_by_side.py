@@ -4,10 +4,10 @@
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
-All train on the resident loader, in the default precision. Rates are images per second, summed over students: 5
-students that share a batch count it five times. `time` is the wall-clock time relative to that of one student alone;
-`of the cores` is the CPU time relative to that of one student alone, which depends less on other load of the machine.
-Images and labels are made as in throughput.py.
+All students use the `resident` loader, which keeps the decoded images in memory, and the default precision. Rates are
+images per second, summed over students: if 5 students share a batch of 50 images, this counts as 250 images. `time` is
+the wall-clock time divided by the time of one student alone. `of the cores` is the CPU time divided by the CPU time of
+one student alone, and depends less on other programs on the machine. Images and labels are random, as in throughput.py.
 """
 
 import argparse
@@ -34,12 +34,22 @@ from utils.training.precision import pick_device
 from utils.training.streams import Streams
 
 WAYS = ("side-by-side", "processes")
-QUICK = {"steps": 3, "warm_up": 1, "images": 100}  # defaults of flags with --quick
+# default values of some flags: QUICK with --quick, FULL without
+QUICK = {"steps": 3, "warm_up": 1, "images": 100}
 FULL = {"steps": 200, "warm_up": 20, "images": 10000}
 
 
 def serve(count: int, setting: dict, pipe: Connection) -> None:
-    """Run a child process: train `count` students for each number of steps that the pipe sends, until it sends None."""
+    """Train `count` students in a child process, as the parent process commands through `pipe`.
+
+    For each number received, every student takes that many training steps. The reply is (CPU seconds of this process,
+    peak bytes of reserved GPU memory). The function returns when it receives None.
+
+    Args:
+        count: number of students.
+        setting: model, batch size, data folders and so on; `main` fills this dict.
+        pipe: connection to the parent process.
+    """
     device = pick_device(setting["device"])
     if device.type == "cpu":
         keep_freed_memory()
@@ -61,7 +71,7 @@ def serve(count: int, setting: dict, pipe: Connection) -> None:
 
 
 def take_steps(students: Sequence[Student], batches: Iterable[Batch], streams: Streams) -> None:
-    """Have every student take a step on every batch, as the loop of train_FKD_parallel.py does."""
+    """Train every student on every batch, one step per batch, in the same way as train_FKD_parallel.py."""
     for batch in batches:
         shared = streams.share(batch)
         for student in students:
@@ -72,11 +82,11 @@ def take_steps(students: Sequence[Student], batches: Iterable[Batch], streams: S
 
 
 class Together:
-    """Processes that start each turn at the same time.
+    """Child processes that train students at the same time.
 
     Args:
-        counts: number of students of each process.
-        setting: passed to `serve`.
+        counts: number of students in each process; there are as many processes as numbers.
+        setting: passed to `serve`, the function that each process runs.
     """
 
     def __init__(self, counts: list[int], setting: dict) -> None:
@@ -86,14 +96,15 @@ class Together:
             pipe, theirs = context.Pipe()
             process = context.Process(target=serve, args=(count, setting, theirs))
             process.start()
-            theirs.close()  # so that reading fails if the process dies
+            # close this end in the parent, so that `recv` raises EOFError if the child process dies
+            theirs.close()
             self.members.append((process, pipe))
 
     def run(self, steps: int) -> tuple[float, float, int]:
-        """Run `steps` steps of every student.
+        """Train every student for `steps` steps, in all processes at the same time.
 
         Returns:
-            (wall-clock seconds, CPU seconds of all processes, reserved bytes of GPU memory).
+            (wall-clock seconds, CPU seconds of all processes, peak bytes of GPU memory reserved by all processes).
         """
         started = time.perf_counter()
         for _, pipe in self.members:
@@ -102,15 +113,25 @@ class Together:
         return time.perf_counter() - started, sum(cores), sum(memory)
 
     def close(self) -> None:
-        """End the processes."""
+        """Tell the child processes to end, and wait until they have ended."""
         for process, pipe in self.members:
-            with contextlib.suppress(OSError):  # the process died; its error has been printed
+            # a child process that died has printed its error; sending to it raises OSError
+            with contextlib.suppress(OSError):
                 pipe.send(None)
             process.join()
 
 
 def measure(way: str, students: int, setting: dict, rounds: int, steps: int, warm_up: int) -> dict:
-    """Measure one row of the table; return medians over the rounds."""
+    """Measure the speed and memory of students that train at the same time; return one row of the table.
+
+    Args:
+        way: `side-by-side` for all students in one process, or `processes` for one process per student.
+        students: number of students.
+        setting: passed to `serve`.
+        rounds: number of repetitions, of which the row holds the medians (for memory, the maximum).
+        steps: training steps of each repetition.
+        warm_up: training steps before the first repetition.
+    """
     together = Together([students] if way == WAYS[0] else [1] * students, setting)
     try:
         together.run(warm_up)
@@ -131,7 +152,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print one row, with times relative to one student alone."""
+    """Print a row of the table; if `alone`, the row of a single student, is given, also print times relative to it."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""
@@ -142,7 +163,7 @@ def show(row: dict, alone: dict | None) -> None:
 
 
 def parse(argv: list[str] | None):
-    """Parse the command line; --quick changes the defaults."""
+    """Parse the command line. The defaults of some flags are in QUICK if --quick is given, else in FULL."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few images, few steps: for a CPU")
     parser.add_argument(
@@ -169,7 +190,7 @@ def parse(argv: list[str] | None):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the data, measure every row, print, write."""
+    """Make the data, measure and print every row of the table, and write the rows to the file given by --json."""
     args = parse(argv)
     device = pick_device(args.device).type
     batch_size, accumulation = map(int, args.setting.split("/"))

@@ -1,16 +1,21 @@
-"""Measure training speed in images per second: reference-like, this project's loaders, and the ceiling.
+"""Compare the training speed (images per second) of this project, of code like the reference's, and an upper bound.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model
     python benchmarks/throughput.py -j 16 --json OUT.json     on a GPU: 10,000 images, three students
 
-Rows: `reference-like` does what the reference code does (worker processes decode and normalise one
-float image at a time, `torch.load` of batch files, fp32 NCHW, unfused AdamW, `.item()` after every
-micro-batch); `workers` and `resident` are the loaders of this project; `ceiling` is this project's step
-on one batch that stays on the device. Each row is a process. On the CPU all processes are alive at
-once and take turns, so that other load of the machine affects all of them; figures are medians
-over --rounds. Images (noisy JPEG files) and labels (cutmix, random logits) are made in a temporary
-folder, or in --data, from which later calls reuse them.
+The rows of the table are:
+
+* `reference-like`: trains like the reference code. Worker processes decode and normalise one float image at a time and
+  read batch files with `torch.load`. Training uses fp32 NCHW, unfused AdamW, and `.item()` after every micro-batch.
+* `workers`: this project's loader that decodes images in worker processes.
+* `resident`: this project's loader that keeps decoded images in memory.
+* `resident, eager`: the same without a CUDA graph, on a GPU only.
+* `ceiling`: this project's training step, repeated on one batch that stays on the device. This is the upper bound.
+
+Each row is measured in its own process, and the table shows medians over --rounds. On the CPU, all these processes run
+and take turns, so that other programs on the machine slow down all rows alike. Images (noisy JPEG files) and labels
+(cutmix, random logits) are made in a temporary folder, or in the folder --data, where later calls find them again.
 """
 
 import argparse
@@ -54,9 +59,10 @@ from utils.training.models import build_student
 from utils.training.precision import Precision, pick_device
 
 CLASSES, SIDE, ENDLESS = 1000, 224, 10**6
-SETTLE = 1.0  # seconds between turns, in which the previous row's workers refill their queues
+SETTLE = 1.0  # seconds to wait before each turn, while the previous row's worker processes finish prefetching
 TRAINING = ("reference-like", "workers", "resident", "ceiling")
-QUICK = {"steps": 3, "warm_up": 1, "images": 300, "models": ["resnet18"], "settings": ["50/2"]}  # defaults with --quick
+# default values of some flags: QUICK with --quick, FULL without
+QUICK = {"steps": 3, "warm_up": 1, "images": 300, "models": ["resnet18"], "settings": ["50/2"]}
 FULL = {
     "steps": 200,
     "warm_up": 20,
@@ -64,14 +70,18 @@ FULL = {
     "models": ["resnet18", "resnet50", "resnet101"],
     "settings": ["50/2", "1024/1"],
 }
-GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}  # extra row: without a CUDA graph, to show the gain of one
+# device -> extra rows that train without a CUDA graph, to show how much a graph gains
+GRAPHS = {"cuda": ("resident, eager",), "cpu": ()}
 
 
-# Data made for the measurement
+# Functions that make random images and labels
 
 
 def make_images(folder, count, classes=CLASSES):
-    """Write `count` JPEG files of SIDE x SIDE pixels, as large in bytes as photos, in `classes` class folders."""
+    """Write `count` random JPEG files of SIDE x SIDE pixels, spread over `classes` class folders.
+
+    The pixels are smooth with added noise, so that the files have about as many bytes as photos.
+    """
     for number in range(classes):
         (folder / f"new{number:03d}").mkdir(parents=True)
 
@@ -87,7 +97,10 @@ def make_images(folder, count, classes=CLASSES):
 
 
 def once(folder, make, *arguments):
-    """Call `make(folder, *arguments)`, unless an earlier call has finished the folder; return the folder."""
+    """Create `folder` with `make(path, *arguments)` if it does not exist, and return it.
+
+    `path` is a temporary name, so that an interrupted call does not leave an incomplete folder under the final name.
+    """
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -97,7 +110,10 @@ def once(folder, make, *arguments):
 
 
 class EveryClass(Dataset):
-    """An image folder; class folders may be empty."""
+    """Image folder, as (path, class) pairs in `samples`.
+
+    The number in a folder's name is its class, so classes without images are possible.
+    """
 
     def __init__(self, folder):
         paths = sorted(folder.glob("*/*.jpg"))
@@ -105,7 +121,7 @@ class EveryClass(Dataset):
 
 
 def make_labels(folder, count, batch_size, epochs):
-    """Write `epochs` epochs of cutmix labels with random logits."""
+    """Write soft labels for `count` images to `folder`: `epochs` epochs of cutmix views with random logits."""
     views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, "cutmix", 0.8, 1.0), count, batch_size)
     writer = TarWriter(folder)
     for epoch in range(epochs):
@@ -114,7 +130,7 @@ def make_labels(folder, count, batch_size, epochs):
         writer.write(epoch, [a.labelled(b, [(SIDE, SIDE)] * len(b)) for a, b in zip(drawn, answers, strict=True)])
 
 
-# The reference-like row
+# Classes and functions of the row `reference-like`
 
 
 class ReferenceDataset(Dataset):
@@ -139,13 +155,16 @@ class ReferenceDataset(Dataset):
         return TF.normalize(TF.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD), target
 
     def collate(self, rows):
-        """Collate images and classes, and add mix parameters and logits of the batch file."""
+        """Return (images, classes, cutmix partners, lambda, box, logits); the last four come from the batch file."""
         images, targets = torch.utils.data.default_collate(rows)
         return images, targets, *self.batch[2:6]
 
 
 class Positions:
-    """Batch sampler that yields the positions of each batch, and repeats the stored epochs without end."""
+    """Endless batch sampler over the stored epochs of labels, repeated in order.
+
+    Each batch is a list of consecutive positions. Position p is row p % count of the labels of epoch p // count.
+    """
 
     def __init__(self, count, batch_size, epochs):
         self.count, self.batch_size, self.epochs = count, batch_size, epochs
@@ -158,7 +177,10 @@ class Positions:
 
 
 def reference_batches(samples, setting):
-    """Return endless batches of a plain DataLoader; unlike the reference's, its workers survive the end of an epoch."""
+    """Return an endless iterator over the batches of a plain DataLoader.
+
+    The reference code starts new worker processes in every epoch. Here the workers are started only once.
+    """
     dataset = ReferenceDataset(samples, setting["labels"], setting["batch_size"])
     positions = Positions(len(samples), setting["batch_size"], setting["epochs"])
     workers, pin = setting["reference_workers"], setting["device"] == "cuda"
@@ -169,7 +191,7 @@ def reference_batches(samples, setting):
 
 
 def reference_cutmix(images, mix_index, box):
-    """Apply cutmix to a float batch."""
+    """Return a copy of the images in which `box`, a rectangle, shows the partner image instead (cutmix)."""
     y1, x1, y2, x2 = box
     mixed = images.clone()
     mixed[:, :, y1:y2, x1:x2] = images[mix_index.to(images.device), :, y1:y2, x1:x2]
@@ -205,11 +227,11 @@ class ReferenceStep:
         return len(images)
 
 
-# The rows of this project
+# Classes and functions of the rows that use this project's code
 
 
 def make_student(model, batch_size, accumulation, device):
-    """Return a new student with AdamW and the recipes' loss, which writes no files."""
+    """Return a new student with AdamW and the loss `mse_gt`. The student writes no files."""
     config = FKDConfig(
         models=(model,), batch_size=batch_size, gradient_accumulation_steps=accumulation, loss_type="mse_gt"
     )
@@ -217,7 +239,7 @@ def make_student(model, batch_size, accumulation, device):
 
 
 def take_step(student, batch):
-    """Take one step as the loop of train_FKD_parallel.py does."""
+    """Train the student on one batch in the same way as train_FKD_parallel.py, with the CUDA graph if there is one."""
     with student.random:
         if student.graph is None:
             train_step(student, batch)
@@ -227,7 +249,10 @@ def take_step(student, batch):
 
 
 class OwnStep:
-    """The training step of a `Student`, captured as a CUDA graph on CUDA unless `eager`."""
+    """Callable that trains a new `Student` on a batch and returns the number of images.
+
+    On CUDA, the step is captured as a CUDA graph, except if `eager` is True.
+    """
 
     def __init__(self, setting, device, eager):
         if device.type == "cpu":
@@ -242,23 +267,24 @@ class OwnStep:
 
 
 class Repeated:
-    """A label store that repeats its epochs, so that any number of steps can be run."""
+    """Wrapper of a label store that repeats the stored epochs without end. It forwards all other attributes."""
 
     def __init__(self, store):
         self.store = store
 
     def __getattr__(self, name):
-        if name == "store":  # not set yet while a worker unpickles this object
+        # while a worker process unpickles this object, `store` is not set yet, and `getattr` below would recurse
+        if name == "store":
             raise AttributeError(name)
         return getattr(self.store, name)
 
     def read(self, epoch, batch):
-        """Read a batch of the stored epoch `epoch` modulo the number of stored epochs."""
+        """Return the labels of a batch; `epoch` may be any number, and is taken modulo the number of stored epochs."""
         return self.store.read(epoch % self.store.epochs, batch)
 
 
 def own_batches(loader, samples, setting, precision):
-    """Yield endless batches of one of this project's loaders."""
+    """Yield training batches without end from this project's loader `workers` or `resident` (argument `loader`)."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
@@ -270,7 +296,7 @@ def own_batches(loader, samples, setting, precision):
 
 
 def one_batch(batch_size, precision):
-    """Return an endless iterator that repeats one batch on the device."""
+    """Return an endless iterator that yields the same random batch, which stays on the device."""
     images = torch.randn(batch_size, 3, SIDE, SIDE, device=precision.device)
     logits = torch.randn(batch_size, CLASSES, device=precision.device)
     targets = torch.randint(CLASSES, (batch_size,), device=precision.device)
@@ -278,7 +304,10 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Make a batch ready for the model and return its number of rows: replaces the step if only loading is measured."""
+    """Return the number of images in a batch, after the crops and cutmix that the loader leaves to the training step.
+
+    With --data-only this function replaces the training step, so that only data loading is measured.
+    """
     if isinstance(batch, Batch):
         return len(batch.images)
     images, _, mix_index, _, box, _ = batch
@@ -286,12 +315,15 @@ def count_rows(batch):
 
 
 def build_row(name, setting):
-    """Return (endless batches, step function) of one row."""
+    """Return (iterator, function) for a row of the table.
+
+    The iterator yields batches without end. The function trains on one batch and returns the number of images.
+    """
     device = pick_device(setting["device"])
     precision = Precision("auto", device)
     samples = EveryClass(Path(setting["images"])).samples
     if name == "reference-like":
-        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
+        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which `pick_device` changes on a GPU
         micro_batch = setting["batch_size"] // setting["accumulation"]
         step = ReferenceStep(setting["model"], device, micro_batch) if setting["model"] else count_rows
         return reference_batches(samples, setting), step
@@ -305,12 +337,18 @@ def build_row(name, setting):
 
 
 def serve(name, setting, pipe):
-    """Run a child process: build a row, and run each number of steps that the pipe sends, until it sends None."""
-    set_start_method(None, force=True)  # this process was spawned; its workers start as in a script
+    """Measure a row of the table in a child process, as the parent process commands through `pipe`.
+
+    For each number received, take that many training steps. The reply is (images per second, peak bytes of device
+    memory or None on the CPU). The function returns when it receives None.
+    """
+    # this process was spawned, and would also spawn its data workers; let them start by Python's default method
+    set_start_method(None, force=True)
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"
     while (steps := pipe.recv()) is not None:
-        if not setting["model"]:  # discard batches that were prefetched during other rows' turns
+        # if only loading is measured, first discard the batches that were prefetched while other rows were measured
+        if not setting["model"]:
             for _ in islice(batches, 2 * max(setting["workers"], setting["reference_workers"])):
                 pass
         if cuda:
@@ -331,7 +369,9 @@ class Row:
         self.rates = []
         self.host = 0  # peak bytes of host memory
         self.device = None  # peak bytes of device memory
-        spins = "300000" if name == "reference-like" else "0"  # libgomp's default; that of OMP_WAIT_POLICY=passive
+        # how long idle OpenMP threads wait in a busy loop. The reference code uses libgomp's default, 300000. This
+        # project sets OMP_WAIT_POLICY=passive, which means 0.
+        spins = "300000" if name == "reference-like" else "0"
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         os.environ["GOMP_SPINCOUNT"] = spins
@@ -339,7 +379,15 @@ class Row:
         self.process.start()
 
     def run(self, steps, measured=True):
-        """Run `steps` steps; keep their rate and the peak of memory."""
+        """Have the child process take `steps` steps, and record its peak memory.
+
+        Args:
+            steps: number of training steps.
+            measured: whether to record the speed as well; False for the warm-up.
+
+        Raises:
+            RuntimeError: the child process has died.
+        """
         self.pipe.send(steps)
         while not self.pipe.poll(0.5):
             if not self.process.is_alive():
@@ -350,13 +398,14 @@ class Row:
             self.rates.append(rate)
 
     def close(self):
-        """End the process."""
-        with suppress(OSError):  # the process died
+        """Tell the child process to end, and wait until it has ended."""
+        # sending to a process that has died raises OSError
+        with suppress(OSError):
             self.pipe.send(None)
         self.process.join()
 
     def figures(self):
-        """Return the row as it is printed and written."""
+        """Return the results of the row as a dict: median speed, speed of each round, and peak memory."""
         return {
             "name": self.name,
             "images_per_second": statistics.median(self.rates),
@@ -367,30 +416,37 @@ class Row:
 
 
 def tree_memory(pid):
-    """Return the memory of a process and its children in bytes; shared memory counts once (Linux's PSS)."""
+    """Return the bytes of host memory that a process and its child processes use together, or 0 if this is unknown.
+
+    Memory that the processes share is counted once (PSS, Linux only).
+    """
     try:
         pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
         rollups = [Path(f"/proc/{p}/smaps_rollup").read_text() for p in pids]
-    except OSError:  # a worker has just ended, or this is not Linux
+    except OSError:  # a child process has just ended, or the operating system is not Linux
         return 0
     return sum(1024 * int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
 
 
 def measure(names, setting, rounds, steps, warm_up):
-    """Run all rows; return their figures."""
-    if setting["device"] == "cuda":  # one row at a time, since each may need all of the device memory
+    """Measure the rows `names` of the table; return one dict per row, see `Row.figures`."""
+    # on a GPU, run the process of only one row at a time, because a row may need all of the device memory
+    if setting["device"] == "cuda":
         return [one for name in names for one in take_turns([name], setting, rounds, steps, warm_up)]
     return take_turns(names, setting, rounds, steps, warm_up)
 
 
 def take_turns(names, setting, rounds, steps, warm_up):
-    """Run the rows in turns, with all processes alive; return their figures."""
+    """Start the processes of all rows `names`, and measure the rows in turns; return one dict per row.
+
+    In each of `rounds` rounds, every row takes `steps` steps while the others wait.
+    """
     rows = [Row(name, setting) for name in names]
     try:
         for row in rows:
             row.run(warm_up, measured=False)
         for turn in range(rounds):
-            first = turn % len(rows)  # so that no row always follows the same other row
+            first = turn % len(rows)  # each round begins with a different row
             for row in rows[first:] + rows[:first]:
                 time.sleep(SETTLE)
                 row.run(steps)
@@ -401,7 +457,10 @@ def take_turns(names, setting, rounds, steps, warm_up):
 
 
 def measure_evaluation(setting, images):
-    """Measure images per second of a first evaluation, which decodes the images, and of a second, from memory."""
+    """Evaluate a student twice on `images` images, and return the speeds as two rows of the table.
+
+    The first evaluation decodes the images. The second one uses the decoded images, which stay in memory.
+    """
     device = pick_device(setting["device"])
     student = make_student(setting["model"], setting["batch_size"], setting["accumulation"], device)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, student.precision.memory_format)
@@ -419,7 +478,10 @@ def measure_evaluation(setting, images):
 
 
 def ratios_of(rows):
-    """Return the ratios of the speeds of rows; `loader` in a ratio's name is the row `workers`."""
+    """Return a dict name -> speed of one row divided by the speed of another; pairs that were not measured are missing.
+
+    The name `loader_vs_reference_like` compares the row `workers` with the row `reference-like`.
+    """
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {
         "resident_vs_reference_like": ("resident", "reference-like"),
@@ -431,7 +493,7 @@ def ratios_of(rows):
 
 
 def show(title, rows, ratios):
-    """Print one table."""
+    """Print a table: its title, the speed and memory of each row, and the ratios of the speeds."""
     print(f"\n{title}")
     for row in rows:
         memory = [
@@ -447,7 +509,11 @@ def show(title, rows, ratios):
 
 
 def parse(argv):
-    """Parse the command line; --quick and --data-only change the defaults."""
+    """Parse the command line.
+
+    The defaults of some flags are in QUICK if --quick is given, else in FULL. --data-only changes the defaults of
+    --settings and --steps.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few images, resnet18 at 50/2, few steps: for a CPU")
     parser.add_argument("--data-only", action="store_true", help="compare the loaders without a model")
@@ -472,7 +538,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Make the data, measure every setting, print, write."""
+    """Make the data, measure and print a table for each model and setting, and write the results to --json."""
     args = parse(argv)
     device = pick_device(args.device).type
     result = {
@@ -509,7 +575,8 @@ def main(argv=None):
                 case = f"{model or 'data only'} {pair}"
                 show(f"{case} on {device}, medians of {args.rounds}", rows, ratios)
                 result["rows"] += [row | {"case": case} for row in rows]
-                result["ratios"] = result["ratios"] or ratios  # those of the first case, which are reported
+                # `ratios` holds the ratios of the first model and setting only; `ratios_by_case` holds all ratios
+                result["ratios"] = result["ratios"] or ratios
                 result.setdefault("ratios_by_case", {})[case] = ratios
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

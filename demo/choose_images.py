@@ -2,9 +2,10 @@
 
     python demo/choose_images.py demo/work
 
-Copies ten training images per class to `distilled`. They are real images, not distilled ones. Herding picks them one
-by one, so that the mean of their features stays close to the class mean (Welling, 2009, "Herding dynamical weights to
-learn"; for choosing images: iCaRL, Rebuffi et al., 2017, arXiv 1611.07725).
+Copies ten training images per class to the folder `demo/work/distilled`. They are real images, not distilled ones.
+Herding picks the images of a class one by one, so that the mean of their features stays close to the class mean
+(Welling, 2009, "Herding dynamical weights to learn"; for choosing images: iCaRL, Rebuffi et al., 2017, arXiv
+1611.07725).
 """
 
 import shutil
@@ -24,7 +25,7 @@ IMAGES_PER_CLASS, SIDE = 10, 32
 
 
 def herd(features: torch.Tensor, number: int) -> list[int]:
-    """Pick rows of `features` [N, F] greedily, so that their mean stays closest to the mean of all rows.
+    """Pick rows of `features` [N, F] greedily, so that the mean of the picked rows is close to the mean of all rows.
 
     Returns:
         `number` distinct row numbers, in the order of picking.
@@ -42,7 +43,7 @@ def herd(features: torch.Tensor, number: int) -> list[int]:
 
 @torch.no_grad()
 def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's penultimate features [N, 512] of all images, scaled to unit length, and the classes [N]."""
+    """Return (penultimate features of the teacher [N, 512], scaled to unit length; classes [N]) of all images."""
     device = pick_device("auto")
     precision = Precision("fp32", device)
     teacher = build_teacher("resnet18", checkpoint).to(device)
@@ -54,7 +55,7 @@ def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.
 
 
 def main(work: str) -> None:
-    """Compute features, choose images, copy them."""
+    """Choose images of `work`/train by herding, and copy them to `work`/distilled."""
     train = open_folder(f"{work}/train", "work folder")
     features, targets = features_of(train.samples, f"{work}/teacher.pth")
     for number, name in enumerate(train.classes):

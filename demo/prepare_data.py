@@ -2,7 +2,8 @@
 
     python demo/prepare_data.py demo/work
 
-Writes 32 px PNG files to `train` (1,000 images) and `val` (797 images).
+Writes 32 x 32 px PNG files to the folders `train` (1,000 images) and `val` (797 images) in `demo/work`, with one
+sub-folder per digit.
 """
 
 import sys
@@ -17,7 +18,7 @@ SIDE = 32
 
 
 def save(folder, number, pixels, digit):
-    """Write one digit (values 0 to 16) as an RGB PNG file."""
+    """Write `pixels` (values 0 to 16), an image of the class `digit`, as RGB PNG file `number` below `folder`."""
     image = Image.fromarray(np.uint8(pixels * 255 / 16)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     path = Path(folder) / f"digit_{digit}" / f"{number:04d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,7 @@ def save(folder, number, pixels, digit):
 
 
 def main(work):
-    """Write the two image folders below `work`."""
+    """Split the digits into training and validation images, and write them to `work`/train and `work`/val."""
     digits = load_digits()
     numbers = np.arange(len(digits.target))
     train, val = train_test_split(numbers, train_size=1000, stratify=digits.target, random_state=0)

@@ -1,4 +1,4 @@
-"""Print the demo's table from the results of its runs.
+"""Print a table of the demo's results: top-1 of the teacher and of two students.
 
 python demo/table.py demo/work
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(work):
-    """Print one line each for the teacher, the student on FKD labels and the student on hard labels."""
+    """Print the top-1 of the teacher, the student trained on FKD labels and the student trained on hard labels."""
     work = Path(work)
     teacher = json.loads((work / "teacher.json").read_text())["top1"]
     fkd, hard = (json.loads((work / run / "summary.json").read_text()) for run in ("student_fkd", "student_hard"))

@@ -2,7 +2,8 @@
 
     python demo/train_teacher.py demo/work
 
-Writes `teacher.pth`; prints its top-1 on the validation split and writes it to `teacher.json`.
+Writes the weights to `demo/work/teacher.pth`. Prints the top-1 on the validation split, and writes it to
+`demo/work/teacher.json`.
 """
 
 import json
@@ -29,7 +30,7 @@ EPOCHS, BATCH_SIZE, SIDE, LR = 12, 100, 32, 1e-3
 
 
 def main(work: str, model_name: str = "resnet18", epochs: int = EPOCHS) -> None:
-    """Train on `work`/train, evaluate on `work`/val, and save the weights."""
+    """Train a teacher on `work`/train, evaluate it on `work`/val, and save its weights and top-1 in `work`."""
     device = pick_device("auto")
     precision = Precision("auto", device)
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)
@@ -63,7 +64,7 @@ def main(work: str, model_name: str = "resnet18", epochs: int = EPOCHS) -> None:
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, validation: ValidationBatches, precision: Precision) -> Metrics:
-    """Return cross-entropy and top-1 on the validation images."""
+    """Return the model's mean cross-entropy, top-1 and top-5 on the validation images."""
     model.eval()
     sums = MetricSums(precision.device)
     for images, targets in validation:

@@ -1,16 +1,16 @@
 """Patch PyTorch's map-style fetcher so that it loads the labels of a batch before its images.
 
 The reference code (SRe2L, PRISM) asks users to edit `torch/utils/data/_utils/fetch.py` by hand.
-This module patches it at run time instead. For a dataset that has `load_batch_config`, the fetcher
-calls `dataset.load_batch_config(first_position)` once per batch, in the worker, then fetches the
-images as usual, and returns `(collated images, mix_index, mix_lam, mix_bbox, soft_label)`. All
-other datasets are fetched as before.
+This module patches the fetcher at run time instead. If a dataset has a method `load_batch_config`, the
+patched fetcher first calls `dataset.load_batch_config(first_position)`, once per batch, in the worker
+process. Then it fetches the images as usual, and returns
+`(collated images, mix_index, mix_lam, mix_bbox, soft_label)`. For other datasets nothing changes.
 
-    python -m patches.fetch_patch      prints whether this PyTorch is supported
+    python -m patches.fetch_patch      prints whether the installed PyTorch is supported
 
-`apply()` can be called any number of times, `revert()` undoes it. With spawn and forkserver, worker
-processes import an unpatched PyTorch, so a DataLoader needs a `worker_init_fn` that calls
-`apply()`. If the user's PyTorch has been edited by hand, `apply()` does nothing: the edited
+`apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. With spawn and
+forkserver, worker processes import an unpatched PyTorch, so a DataLoader needs a `worker_init_fn` that
+calls `apply()`. If the user's PyTorch has been edited by hand, `apply()` does nothing: the edited
 fetcher returns the same tuple for a dataset whose `mode` is `fkd_load`.
 """
 
@@ -23,25 +23,30 @@ from typing import Any
 import torch
 from torch.utils.data._utils import fetch
 
-ORIGINAL = "original"  # attribute of the patched fetch method that holds PyTorch's own
+# attribute in which the patched fetch method keeps PyTorch's original fetch method
+ORIGINAL = "original"
 
 
 class UnsupportedPyTorch(RuntimeError):
-    """The fetcher of this PyTorch differs from the one that the patch supports."""
+    """Error that is raised if the patch does not support the fetcher of the installed PyTorch."""
 
 
 def is_applied() -> bool:
-    """Return whether the run-time patch is active in this process."""
+    """Return whether `apply` has patched PyTorch's fetcher in this process."""
     return hasattr(fetch._MapDatasetFetcher.fetch, ORIGINAL)
 
 
 def is_hand_edited() -> bool:
-    """Return whether PyTorch's source was edited to load label batches, as the reference's README asks."""
+    """Return whether the user edited PyTorch's fetcher by hand, as the README of the reference code asks."""
     return not is_applied() and "load_batch_config" in inspect.getsource(_fetch_method())
 
 
 def _fetch_method() -> Callable[..., Any]:
-    """Return PyTorch's fetch method, or raise UnsupportedPyTorch."""
+    """Return the method with which PyTorch fetches a batch: the original, the hand-edited or the patched one.
+
+    Raises:
+        UnsupportedPyTorch: the method does not exist or has other parameters than the patch expects.
+    """
     method = getattr(getattr(fetch, "_MapDatasetFetcher", None), "fetch", None)
     if method is None or list(inspect.signature(method).parameters) != ["self", "possibly_batched_index"]:
         raise UnsupportedPyTorch(
@@ -52,10 +57,10 @@ def _fetch_method() -> Callable[..., Any]:
 
 
 def apply() -> None:
-    """Patch the fetcher of this process; do nothing if it is patched already or was edited by hand.
+    """Patch PyTorch's fetcher in this process; do nothing if it is patched already or was edited by hand.
 
     Raises:
-        UnsupportedPyTorch: the patch does not support the fetcher of this PyTorch.
+        UnsupportedPyTorch: the patch does not support the fetcher of the installed PyTorch.
     """
     original = _fetch_method()
     if is_applied() or is_hand_edited():
@@ -66,18 +71,19 @@ def apply() -> None:
         load = getattr(self.dataset, "load_batch_config", None)
         if load is None:
             return original(self, possibly_batched_index)
-        config = load(possibly_batched_index[0])  # first, because the labels hold the crops of the images
+        # load the labels first, because the labels say how the images are cropped
+        config = load(possibly_batched_index[0])
         return original(self, possibly_batched_index), *config
 
     setattr(fetch_with_labels, ORIGINAL, original)
-    fetch._MapDatasetFetcher.fetch = fetch_with_labels  # type: ignore[method-assign]  # the patch
+    fetch._MapDatasetFetcher.fetch = fetch_with_labels  # type: ignore[method-assign]
 
 
 def revert() -> None:
-    """Restore PyTorch's own fetcher; do nothing if the patch is not applied."""
+    """Restore PyTorch's original fetcher in this process; do nothing if it is not patched."""
     if is_applied():
         original = getattr(fetch._MapDatasetFetcher.fetch, ORIGINAL)
-        fetch._MapDatasetFetcher.fetch = original  # type: ignore[method-assign]  # as in apply()
+        fetch._MapDatasetFetcher.fetch = original  # type: ignore[method-assign]
 
 
 def main() -> int:

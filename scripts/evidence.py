@@ -1,18 +1,20 @@
-"""Measure what images and labels each contribute: train students on every image set in three regimes.
+"""Measure how much images and labels each contribute to a result: train students on image sets in three regimes.
 
-    HL      hard labels alone (the folder's class), on ordinary random views
-    SL      stored soft labels: LABEL_EPOCHS epochs of views, visited again when they run out
-    SL+KD   the teacher answers live, on views that are never repeated
+    HL      hard labels only (the class of the image's folder), on ordinary random crops and flips
+    SL      soft labels, stored for LABEL_EPOCHS epochs; if training takes more epochs, they are replayed again
+    SL+KD   soft labels that a live teacher computes during training, on new random views in every epoch
 
     IMAGE_SETS="data/distilled" REAL_DIR=data/train VAL_DIR=data/val \\
         TEACHER=resnet18 TEACHER_CHECKPOINT=teacher.pth MODELS="resnet18 resnet50" SEEDS="0 1 2" GPUS="0 1" \\
         WORK=save/evidence python scripts/evidence.py [flags of both training scripts]
 
-The script makes the baseline: WORK/images/random, drawn from REAL_DIR with RANDOM_SEED, has as many images per class as
-the first image set. The same teacher labels every set in the same way. Repeat the command to resume; it skips finished
-runs. It is refused if its settings or data differ from those that WORK was made with. docs/evidence.md says how to read
-the report. GPUS, SIDE_BY_SIDE and the exit codes are those of scripts/runs.py. All settings come from the
-environment; --help lists them.
+The script also trains on a baseline of random real images. It draws them from REAL_DIR with the seed RANDOM_SEED, as
+many per class as the first image set has, and puts links to them into WORK/images/random. One teacher labels all image
+sets, with the same flags.
+
+Repeat the command to resume: the script skips finished runs. It refuses to go on if WORK holds results of other
+settings or data. docs/evidence.md explains the report, which is written to WORK/report. GPUS, SIDE_BY_SIDE and the exit
+codes have the same meaning as in scripts/runs.py. All settings come from environment variables; --help lists them.
 """
 
 import os
@@ -36,7 +38,10 @@ def setting(default: str, description: str = "") -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings, read from environment variables of the same names in capitals. Numbers stay text: they become flags."""
+    """Settings of the script; each is read from the environment variable with the same name in capitals.
+
+    Numbers are stored as text, because the script only passes them on as flags of other commands.
+    """
 
     image_sets: str = setting("data/distilled", "folders; the random set is drawn like the first one")
     real_dir: str = setting("data/train", "real training images, from which the random set is drawn")
@@ -70,7 +75,7 @@ class Settings:
 
     @classmethod
     def described(cls) -> str:
-        """Return a line for each setting, with its default."""
+        """Return the part of --help with one line per setting: name, default and description."""
         rows = [(f"{one.name.upper()}={one.default}", one.metadata["description"]) for one in fields(cls)]
         return "\n".join(f"    {default:<32}{description}".rstrip() for default, description in rows)
 
@@ -79,7 +84,7 @@ class Settings:
         return f"{self.work}/images/random"
 
     def labels_of(self, images: str) -> str:
-        """Return the label folder of an image set."""
+        """Return the path of the folder for the soft labels of the image folder `images`."""
         return f"{self.work}/labels/{last_name(images)}"
 
 
@@ -103,13 +108,17 @@ def check(settings: Settings) -> None:
 
 
 def cksum(data: bytes) -> str:
-    """Return "CRC-length", from the tool cksum, so that texts noted by earlier releases stay comparable."""
+    """Return the checksum of `data` by the tool cksum, as text "CRC-length".
+
+    The commands of finished runs contain these checksums. When a command is repeated, it is compared with them as text.
+    Therefore the format must not change.
+    """
     done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
     return done.stdout.decode().strip().replace(" ", "-")
 
 
 def state_of(folder: str) -> str:
-    """Return a checksum of the names and sizes of the files in a folder; hidden files do not count."""
+    """Return a checksum of the paths and sizes of all files in a folder and its subfolders, except hidden files."""
     top = os.fsencode(folder)
     lines = []
     for place, _, names in os.walk(top, followlinks=True):
@@ -120,7 +129,7 @@ def state_of(folder: str) -> str:
 
 
 def draw_random_set(settings: Settings, python: str) -> list[str]:
-    """Return the command that draws the random baseline set, or checks an existing one."""
+    """Return the command that draws the random baseline images, or checks them if they were drawn before."""
     like = folders_of(settings.image_sets)[0]
     command = [python, "-m", "utils.report.random_images", settings.real_dir, "--like", like]
     command += ["--seed", settings.random_seed, "--output", settings.random_set, "--again"]
@@ -128,7 +137,7 @@ def draw_random_set(settings: Settings, python: str) -> list[str]:
 
 
 def relabel(settings: Settings, images: str, python: str) -> list[str]:
-    """Return the command that relabels an image set, or resumes an interrupted relabelling."""
+    """Return the command that writes soft labels for the image folder `images`, or continues an interrupted attempt."""
     command = [python, f"{ROOT}/relabel_FKD.py", "--data", images]
     command += ["-a", settings.teacher, "--checkpoint", settings.teacher_checkpoint]
     command += ["-b", settings.batch_size, "--epochs", settings.label_epochs or settings.epochs]
@@ -138,10 +147,11 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
 
 
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
-    """Return the plan for scripts/runs.py: a line for each regime, image set and student, with all seeds.
+    """Return the plan for scripts/runs.py: one line for each kind of labels, image set and student, with all seeds.
 
-    Each command begins with DATA=…, a text with checksums of its data: if data change, the command differs from that
-    of a finished run. Commands name the variables PYTHON and WORKERS, not their values, which change no figure.
+    Each command begins with DATA=…, which contains checksums of the run's data. If data change, the command changes
+    too, and scripts/runs.py refuses to mix new runs with finished ones. The values of PYTHON and WORKERS do not change
+    results. Commands therefore contain only the names of these two variables, and the values may change between calls.
     """
     s = settings
     common = (
@@ -179,11 +189,11 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
 
 
 def main(flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> int:
-    """Draw the baseline, label all sets, train all students, report; return the exit code.
+    """Draw the baseline, label all image sets, train all students and write the report; return the exit code.
 
     Raises:
         RunsError: a setting cannot be used.
-        Stopped: a signal came.
+        Stopped: a signal stopped the script.
     """
     settings = Settings.read(environment)
     check(settings)
@@ -193,7 +203,8 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
     work = Path(settings.work)
     for name in ("images", "labels", "runs"):
         (work / name).mkdir(parents=True, exist_ok=True)
-    if not Path(f"{settings.random_set}.txt").is_file():  # written last: without this list the set is incomplete
+    # The list of the random images is written last: if it is missing, drawing the images was interrupted.
+    if not Path(f"{settings.random_set}.txt").is_file():
         shutil.rmtree(settings.random_set, ignore_errors=True)
 
     image_sets = [*folders_of(settings.image_sets), settings.random_set]

@@ -1,27 +1,35 @@
-"""Make many runs on one machine: students x seeds x label sets, or a plan; each GPU has one process at a time.
+"""Make many training runs on one machine. Each GPU runs one process at a time.
 
     MODELS="resnet18 resnet50" SEEDS="0 1 2" LABELS="data/labels_a data/labels_b" GPUS="0 1 2 3" \\
         TRAIN_DIR=… VAL_DIR=… python scripts/runs.py [flags of train_FKD_parallel.py]
 
-All other settings are those of train.sh. The folder of a run is RUNS_DIR/LABELS/MODEL-seedSEED (RUNS_DIR: save/runs),
-with its output (.log) and command (.command) beside it. A run that fails is named and does not stop the others. Repeat
-the command to resume stopped runs and repeat failed ones; it skips finished runs, and is refused if another command
-made one of them. If a GPU is named twice in GPUS (default: 0), two runs share it. Ctrl-C, SIGTERM and SIGUSR1 are
-passed on to all runs, which save their state.
+This form trains every model with every seed on every label folder. All other settings are those of train.sh. The
+results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label folder's path
+(default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and a file with
+the suffix .command has its command.
+
+If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
+runs and to repeat failed ones. The script skips finished runs; if another command made one of them, it exits with an
+error. If GPUS (default: 0) names a GPU twice, two processes share this GPU. The script passes Ctrl-C, SIGTERM and
+SIGUSR1 on to all running processes, which save their state and exit.
 
     PLAN=plan.txt RUNS_DIR=… GPUS=… python scripts/runs.py [flags]
 
-A plan has one run per line: a name, a tab, a command. sh runs the command, with OUTPUT_DIR set to RUNS_DIR/NAME; the
-flags and --no-progress, --resume or --overwrite are appended to it (scripts/evidence.py writes such a plan). After
-another tab a line may list seeds. Its runs are then called NAME-seedSEED, and NAME must end in the model's name.
+This form reads the runs from a plan, for example from that of scripts/evidence.py. Each line of a plan has a name, a
+tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
+--no-progress, --resume or --overwrite, and [flags] to the command. After another tab, a line may list seeds. It then
+describes one run per seed, called NAME-seedSEED. For several seeds in one process, OUTPUT_DIR is the folder above
+RUNS_DIR/NAME. There the training script makes the folders MODEL-seedSEED, so NAME must end in the model's name.
 
-If there are more runs than GPUs, up to SIDE_BY_SIDE seeds (default: 8) of one line share a process, so that small
-batches fill the GPU and views are replayed once; each run gets the figures that it would get alone. If seeds do not
-fit into memory together, they run one after the other.
+If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
+fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same
+results as alone. The runs share a log, whose name ends in their seeds. If the seeds do not fit into memory together,
+they are trained one after the other.
 
-All settings come from the environment. --help prints this text.
+All settings come from environment variables. --help prints this text.
 
-Exit codes: 0 all done; 2 refused, with one sentence; 123 some runs failed; 128 + the signal's number if stopped.
+Exit codes: 0 if all runs are finished; 2 if a setting or the plan cannot be used (the error is one sentence); 123 if
+some runs failed; 128 + the signal's number if a signal stopped the script.
 """
 
 import glob
@@ -39,22 +47,25 @@ from queue import SimpleQueue
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-# Settings of train.sh that change results; commands of the default plan therefore contain them.
+# Settings of train.sh that change results. Commands of the default plan contain their values, so that a run with other
+# values has another command.
 SETTINGS = (
     "TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE".split()
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
-PATIENCE = 0.5  # seconds of one wait; an endless wait would sleep through a signal that comes just as it begins
-SOME_FAILED = 123  # exit code if some runs failed: that of xargs, which earlier releases used
+# Seconds after which a wait for a process or thread is repeated. Without this limit, a signal that arrives just before
+# the wait begins would be handled only after the process or thread has ended.
+PATIENCE = 0.5
+SOME_FAILED = 123  # exit code if some runs failed; xargs, which earlier releases used, exits with the same code
 
 
 class RunsError(Exception):
-    """The plan or a setting cannot be used; the message is one sentence."""
+    """Raised if the plan or a setting cannot be used; the message is one sentence."""
 
 
 class Stopped(Exception):
-    """A signal asked the runs to stop; `number` is the signal's number."""
+    """Raised after a signal has asked the runs to stop; `number` is the signal's number."""
 
     def __init__(self, number: int):
         super().__init__("the runs were asked to save their state; the same command goes on with them")
@@ -63,7 +74,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plan: a run called `name`, or, if there are seeds, the runs `name`-seedSEED."""
+    """One line of a plan.
+
+    A line without seeds describes one run, called `name`. A line with seeds describes one run per seed, called
+    `name`-seedSEED.
+    """
 
     name: str
     command: str
@@ -75,22 +90,29 @@ class Line:
 
 
 def quoted(text: str) -> str:
-    """Quote a word for sh, always in the same style, because the commands of finished runs are compared as text."""
+    """Return `text` in quotes for sh.
+
+    The style of the quotes must not change, because commands are compared as text with those of finished runs.
+    """
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def folders_of(text: str) -> list[str]:
-    """Split `text` at white space into folders, and expand patterns such as data/labels_* as a shell does."""
+    """Split `text` at white space into folders, and expand patterns like data/labels_* as a shell does."""
     return [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
 
 
 def last_name(folder: str) -> str:
-    """Return the last component of a path, after which labels, image sets and their runs are named."""
+    """Return the last component of a folder's path, which serves as the folder's name in names of runs."""
     return os.path.basename(folder.rstrip("/"))
 
 
 def read_plan(path: str) -> list[Line]:
-    """Read a plan: each line has a name, a command and optionally seeds, separated by tabs."""
+    """Read a plan: each line has a name, a command and optionally seeds, separated by tabs.
+
+    Raises:
+        RunsError: the file cannot be read, or a line has no tab.
+    """
     try:
         text = Path(path).read_text(errors="surrogateescape")
     except OSError as error:
@@ -106,7 +128,10 @@ def read_plan(path: str) -> list[Line]:
 
 
 def default_plan(environment: Mapping[str, str]) -> list[Line]:
-    """Return a plan that runs train.sh: one line, with all SEEDS, for each of MODELS on each of LABELS."""
+    """Return the plan that is used if PLAN is not set.
+
+    It has one line for each label folder in LABELS and each model in MODELS. The line runs train.sh with all SEEDS.
+    """
     given = "".join(f"{name}={quoted(environment[name])} " for name in SETTINGS if environment.get(name))
     labels_of_train_sh = environment.get("FKD_PATH") or "data/labels"
     seeds = tuple((environment.get("SEEDS") or "0").split())
@@ -130,15 +155,16 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split the seeds of each line into groups that share a process; return a line for each group.
+    """Split the seeds of each line into groups; return one line per group, which one process will train.
 
     Args:
         plan: lines of the plan.
-        jobs: number of processes at a time. A group has at most runs / jobs seeds, so that no process is left idle.
+        jobs: number of processes that run at the same time. A group has at most (number of runs) / jobs seeds, rounded
+            up, so that there is work for every process.
         most: maximum number of seeds in a group.
     """
     runs = sum(len(line.runs) for line in plan)
-    size = max(1, min(-(-runs // jobs), most))  # runs / jobs, rounded up
+    size = max(1, min(-(-runs // jobs), most))
     shared: list[Line] = []
     for line in plan:
         if line.seeds is None:
@@ -152,8 +178,9 @@ def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
 class Processes:
     """Starts child processes and passes stop signals on to them.
 
-    Each child has its own session, so that a Ctrl-C at the terminal reaches this process alone, which passes it on
-    once. A second SIGINT would end a training script at once, before it saves its state.
+    Each child has its own session, so that a Ctrl-C at the terminal reaches only this process, which passes it on to
+    each child. Otherwise a child would get SIGINT twice: from the terminal and from this process. A second SIGINT ends
+    a training script at once, before it saves its state.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -163,7 +190,16 @@ class Processes:
         self.running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> int:
-        """Run a command to its end, with output to `log`; return its exit code. Raises Stopped after a signal."""
+        """Run a command, wait for its end, and return its exit code.
+
+        Args:
+            command: the program and its arguments.
+            environment: environment variables of the command.
+            log: file for the command's output; if None, the output goes to the terminal.
+
+        Raises:
+            Stopped: a signal came before the command was started, or before it ended with an exit code other than 0.
+        """
         self.check()
         with open(log or os.devnull, "wb") as file:
             output = file if log else None
@@ -176,29 +212,31 @@ class Processes:
                 start_new_session=True,
             )
         self.running.add(process)
-        if self.stopped_by:  # the signal came while the process was being started, so `stop` did not pass it on
+        # If a signal came while the process was being started, `stop` did not know the process yet.
+        if self.stopped_by:
             self.pass_on(self.stopped_by, process)
         while (code := self.code_of(process)) is None:
             pass
         self.running.discard(process)
-        if code != 0:  # a process that exits with 0 has finished in spite of a signal
+        # A process that exits with 0 has finished its work, even if a signal came.
+        if code != 0:
             self.check()
         return code
 
     @staticmethod
     def code_of(process: subprocess.Popen[bytes]) -> int | None:
-        """Wait at most PATIENCE for a process; return its exit code, or None if it still runs."""
+        """Wait up to PATIENCE seconds for a process to end; return its exit code, or None if it still runs."""
         with suppress(subprocess.TimeoutExpired):
             return process.wait(PATIENCE)
         return None
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
+        """Raise Stopped if a signal has asked the processes to stop."""
         if self.stopped_by:
             raise Stopped(self.stopped_by)
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handle a signal: pass it on to all running processes, and start no further ones."""
+        """Handle a signal: pass it on to all running processes, and let `run` start no further process."""
         self.stopped_by = self.stopped_by or number
         for process in list(self.running):
             self.pass_on(number, process)
@@ -206,14 +244,18 @@ class Processes:
     @staticmethod
     def pass_on(number: int, process: subprocess.Popen[bytes]) -> None:
         """Send a signal to a process and its children."""
-        if number == signal.SIGHUP:  # it would end a training script at once; on SIGTERM the script saves its state
+        # SIGHUP would end a training script at once. After SIGTERM the script saves its state first.
+        if number == signal.SIGHUP:
             number = signal.SIGTERM
-        with suppress(ProcessLookupError):  # it has just ended
+        with suppress(ProcessLookupError):  # the process has just ended
             os.killpg(process.pid, number)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Handle SIGNALS with `stop` until the block ends; signals that were ignored before (by nohup) stay ignored."""
+        """Call `stop` for every signal in SIGNALS that arrives while the `with` block runs.
+
+        If this process already ignores a signal, as it ignores SIGHUP under nohup, the block ignores the signal too.
+        """
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self.stop) for number in handled}
         try:
@@ -224,17 +266,18 @@ class Processes:
 
 
 class Runs:
-    """The runs of a plan in one folder.
+    """Trains the runs of a plan and writes the results of all runs to one folder.
 
     Args:
-        folder: RUNS_DIR.
-        flags: appended to every command.
+        folder: RUNS_DIR, the folder for the results.
+        flags: flags that are appended to every command.
         environment: environment variables of the commands.
         processes: starts the commands and passes signals on to them.
     """
 
-    # Without a trap a signal would end sh at once, and leave its command running. With one, sh waits for the command,
-    # which does not inherit the trap.
+    # Command with which sh prepares for signals before it starts the training script. A signal reaches both of them.
+    # Without the trap, sh would exit at once, while the training script is still saving its state. With the trap, sh
+    # waits until the training script has ended. The script does not inherit the trap and handles signals itself.
     TRAP = "trap : INT TERM USR1; "
 
     def __init__(self, folder: str, flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> None:
@@ -246,23 +289,26 @@ class Runs:
         self.print_lock = threading.Lock()
 
     def say(self, text: str) -> None:
-        """Print one line; lines of two threads are not mixed."""
+        """Print one line; a lock prevents two threads from printing at the same time."""
         with self.print_lock:
             print(text, flush=True)
 
     def beside(self, name: str, suffix: str) -> Path:
-        """Return RUNS_DIR/NAME.SUFFIX; `with_suffix` would cut a name that has a dot."""
+        """Return the path RUNS_DIR/NAME.SUFFIX.
+
+        `Path.with_suffix` does not do this: if a name has a dot, it would replace the end of the name.
+        """
         return self.folder / f"{name}.{suffix}"
 
     def is_finished(self, name: str) -> bool:
         return (self.folder / name / "summary.json").is_file()
 
     def described(self, command: str) -> str:
-        """Return the text of a run's .command file: the command and the flags, a line each."""
+        """Return the content of a run's .command file: `command` on the first line, then one line per flag."""
         return "\n".join([command, *self.flags, ""])
 
     def refuse_other_commands(self, plan: Sequence[Line]) -> None:
-        """Raise RunsError if a finished run was made by another command than that of its line in the plan."""
+        """Raise RunsError if a finished run was made by a command other than the one in the plan."""
         for line in plan:
             for name in line.runs:
                 noted = self.beside(name, "command")
@@ -275,17 +321,22 @@ class Runs:
                     )
 
     def run(self, plan: Sequence[Line], gpus: Sequence[str]) -> bool:
-        """Run the lines, one at a time on each of `gpus`; return whether all runs succeeded. Raises Stopped."""
+        """Run all lines of a plan, one line at a time on each GPU; return whether all runs succeeded.
+
+        Raises:
+            Stopped: a signal stopped the runs.
+        """
         for gpu in gpus:
             self.free_gpus.put(gpu)
         with ThreadPoolExecutor(len(gpus)) as pool:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        return all(future.result() for future in futures)  # re-raises an exception of a thread
+        # if a thread raised an exception, for example Stopped, `result` raises it here
+        return all(future.result() for future in futures)
 
     def run_line(self, line: Line) -> bool:
-        """Run the unfinished runs of a line on a free GPU; return whether all succeeded."""
+        """Train the unfinished runs of a line on a free GPU; return whether all of them succeeded."""
         self.processes.check()
         left = [name for name in line.runs if not self.is_finished(name)]
         for name in line.runs:
@@ -295,7 +346,7 @@ class Runs:
         if not left:
             return True
         seeds = [seed for seed in line.seeds or () if f"{line.name}-seed{seed}" in left]
-        gpu = self.free_gpus.get()  # one is free, since there are as many threads as GPUs
+        gpu = self.free_gpus.get()  # never blocks, since there are no more threads than GPUs
         try:
             if len(left) > 1:
                 return self.run_side_by_side(line, seeds, gpu)
@@ -304,7 +355,10 @@ class Runs:
             self.free_gpus.put(gpu)
 
     def run_alone(self, name: str, command: str, seed: list[str], gpu: str) -> bool:
-        """Run a line without seeds, or one seed of a line; return whether the run succeeded."""
+        """Train one run in its own process; return whether it succeeded.
+
+        `seed` has the run's seed as its only item; it is empty for a line without seeds.
+        """
         log = self.beside(name, "log")
         flags = ["--seed", *seed] if seed else []
         done = self.train([name], command, flags, output=self.folder / name, log=log, gpu=gpu)
@@ -312,7 +366,10 @@ class Runs:
         return done
 
     def run_side_by_side(self, line: Line, seeds: list[str], gpu: str) -> bool:
-        """Run several seeds in one process, or one by one if memory is too small; return whether all succeeded."""
+        """Train several seeds of a line in one process; return whether all runs succeeded.
+
+        If the seeds do not fit into memory together, train them one by one.
+        """
         names = [f"{line.name}-seed{seed}" for seed in seeds]
         output = self.folder / Path(line.name).parent
         log = self.beside(f"{line.name}-seeds{'-'.join(seeds)}", "log")
@@ -325,7 +382,10 @@ class Runs:
         return done
 
     def train(self, names: list[str], command: str, flags: list[str], output: Path, log: Path, gpu: str) -> bool:
-        """Run the one command that makes the runs `names`; return whether its exit code is 0."""
+        """Train the runs `names` by one command; return whether its exit code is 0.
+
+        If one of the runs has a checkpoint, the command resumes; otherwise it overwrites the runs' folders.
+        """
         has_checkpoint = any((self.folder / name / "checkpoint.pth.tar").is_file() for name in names)
         for folder in (output, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -337,14 +397,14 @@ class Runs:
         return self.processes.run(shell, environment, log) == 0
 
     def failure(self, name: str, log: Path) -> str:
-        """Return the message that a run failed, with the first error of its log."""
+        """Return the message that the run `name` failed, with the first error in its log file."""
         lines = log.read_text(errors="replace").splitlines()
         reason = next((f": {line}" for line in lines if line.startswith("error: ")), "")
         return f"FAILED: {name} ({log}{reason})"
 
 
 def positive(environment: Mapping[str, str], name: str, default: int) -> int:
-    """Return a setting as an integer, at least 1; raise RunsError if it is none."""
+    """Return the environment variable `name` as an integer; raise RunsError if it is not an integer of at least 1."""
     text = environment.get(name) or str(default)
     if not text.isdecimal() or int(text) < 1:
         raise RunsError(f"{name} {text} is not a number from 1 on")
@@ -352,14 +412,19 @@ def positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def main(flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> int:
-    """Run the plan, or students x seeds x label sets; return the exit code. Raises RunsError or Stopped."""
+    """Train all runs of the plan in PLAN, or of the default plan if PLAN is not set; return the exit code.
+
+    Raises:
+        RunsError: a setting or the plan cannot be used.
+        Stopped: a signal stopped the runs.
+    """
     environment = {**environment, "PYTHON": environment.get("PYTHON") or sys.executable}
     gpus = (environment.get("GPUS") or "0").split()
     if not gpus:
         raise RunsError('GPUS names no GPU; give numbers such as GPUS="0 1"')
     most = positive(environment, "SIDE_BY_SIDE", 8)
     if positive(environment, "NPROC", 1) > 1:
-        most = 1  # several processes that share a student do not train another one beside it
+        most = 1  # a run with several processes cannot train several seeds side by side
     plan = read_plan(environment["PLAN"]) if environment.get("PLAN") else default_plan(environment)
     runs = Runs(environment.get("RUNS_DIR") or "save/runs", flags, environment, processes)
     refuse_equal_names(plan)
@@ -371,7 +436,10 @@ Main = Callable[[Sequence[str], Mapping[str, str], Processes], int]
 
 
 def run_script(main: Main, description: str) -> int:
-    """Call `main` with the command line; return its exit code. An error is printed as one sentence."""
+    """Call a script's `main` with the flags of the command line; return the exit code.
+
+    An error is printed as one sentence. With --help, only `description` is printed.
+    """
     flags = sys.argv[1:]
     if flags in (["--help"], ["-h"]):
         print(description)

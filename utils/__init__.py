@@ -1,7 +1,10 @@
-"""Modules of the validator; only the scripts in the top folder combine them."""
+"""Library code for training students on distilled images with soft labels, and for making these soft labels.
+
+The programs train_FKD_parallel.py, train_KD_parallel.py and relabel_FKD.py in the top folder use this package.
+"""
 
 import os
 
-# Waiting OpenMP threads should sleep: on few cores, spinning threads take the cores from the data loading processes.
-# OpenMP reads the variable when PyTorch loads OpenMP, so it is set here, before torch is imported.
+# Let idle OpenMP threads sleep. By default, they first wait in a busy loop, which slows down the data-loading processes
+# on a machine with few cores. OpenMP reads this variable when PyTorch loads OpenMP: set it before importing torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

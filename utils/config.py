@@ -1,14 +1,14 @@
-"""Define every setting of every command; no other module defines flags.
+"""Define the command-line flags and the other settings of training, relabelling, the label tools and the reports.
 
-The config of a command is a frozen dataclass that inherits its fields from groups of flags. Each field holds the name
-and the help text of a flag, and whether runs with different values may be resumed or averaged. argparse is filled from
-the fields:
+The config of a command is a frozen dataclass that inherits its fields from groups of flags. Each field describes one
+flag: its name, its help text, whether a changed value prevents resuming a run, and whether reports compare the value.
+The argparse parser is built from these fields:
 
-    config = TrainConfig.parse(["--train-dir", "images", "--epochs", "300"])
+    config = FKDConfig.parse(["--train-dir", "images", "--val-dir", "val", "--epochs", "300"])
     config.epochs  # 300
 
-`Findings` holds the other settings of a run, which are derived from labels, folders and the machine before training
-starts. Both are frozen: a check that derives a setting returns a new `Findings`.
+`Findings` holds the settings of a run that are not flags. Before training starts, they are derived from labels, folders
+and the machine. `Findings` is a frozen dataclass too, so a function that derives a setting returns a new `Findings`.
 """
 
 import argparse
@@ -24,24 +24,27 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
 
-VERSION = "2026.11.dev0"  # version of the whole program, named by date: see CHANGELOG.md
+VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
-JOINT_LOSSES = ("dist",)  # losses that are no mean over rows: every rank computes them over the rows of all ranks
+# Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
+# of all ranks.
+JOINT_LOSSES = ("dist",)
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
-STEP_FLOOR = 2.0  # the lowest temperature of --temperature-schedule step
+STEP_FLOOR = 2.0  # --temperature-schedule step never goes below this temperature
 EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Smallest input side, in pixels, for which validation images are resized to 256/224 of the side before the centre crop.
-# No reference does so for smaller inputs.
+# Smallest input side S, in pixels, for which validation images are resized to 256/224 · S before the centre crop. For a
+# smaller S, they are resized to S itself, because the published code of other projects does not magnify small images.
 MAGNIFIED_FROM = 128
 
-# Presets of PRISM's relabel code: student -> (teachers in the order of that code, ensemble rule).
+# Teacher ensembles of PRISM's relabel code: student -> (teachers in the order of that code, rule that combines their
+# logits).
 PRESETS = {
     "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
     "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
@@ -55,7 +58,15 @@ Number = TypeVar("Number", int, float)
 def number(
     kind: type[Number], low: float = -math.inf, high: float = math.inf, open_low: bool = False
 ) -> Callable[[str], Number]:
-    """Return an argparse type: an int or float in [low, high], or in (low, high] with `open_low`."""
+    """Return a function that argparse can use as `type`: it converts text to a finite number in a given interval.
+
+    The returned function raises `argparse.ArgumentTypeError` if the text is not a number in the interval.
+
+    Args:
+        kind: int or float, the type of the number.
+        low, high: bounds of the interval [low, high].
+        open_low: whether `low` itself is excluded.
+    """
 
     def parse(text: str) -> Number:
         try:
@@ -81,7 +92,12 @@ POSITIVE_FRACTION = number(float, 0, 1, open_low=True)
 
 @dataclass(frozen=True)
 class Kind:
-    """Parser of a flag's value, and the placeholder that --help shows for the value: its unit, for instance."""
+    """Type of a flag's value: how it is parsed, and how --help abbreviates it.
+
+    Attributes:
+        parse: function text -> value.
+        metavar: placeholder that --help shows for the value, for instance `PX` for pixels; None: argparse's default.
+    """
 
     parse: Callable
     metavar: str | None
@@ -97,16 +113,20 @@ NAME, PATH, FILE, FOLDER = (Kind(str, metavar) for metavar in ("NAME", "PATH", "
 
 
 def student_temperature(text: str) -> str | float:
-    """Return the value of --student-temperature: `teacher`, `calibrated` or a number above 0."""
+    """Convert the text of --student-temperature to a value: `teacher`, `calibrated` or a number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none of these.
+    """
     return text if text in ("teacher", "calibrated") else POSITIVE(text)
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """Effect of a changed setting on resumed runs and on reports.
+    """Consequences of a changed setting: for resuming a run, and for grouping runs in a report.
 
     Attributes:
-        resume: whether a run cannot be resumed with another value.
+        resume: whether a changed value prevents resuming a run.
         report: whether a report puts runs with different values into different groups.
     """
 
@@ -114,24 +134,31 @@ class Meaning:
     report: bool
 
 
-RESULT = Meaning(resume=True, report=True)  # changes the result
-ONE_RUN = Meaning(resume=True, report=False)  # fixed during a run, but runs of one group may differ in it
-ONE_GROUP = Meaning(resume=False, report=True)  # may change on resume, but tells groups apart
-NEUTRAL = Meaning(resume=False, report=False)  # cannot change the metrics of the last epoch
+# for settings that may change the result of a run
+RESULT = Meaning(resume=True, report=True)
+# for settings that must not change within a run, but may differ between the runs of one group in a report
+ONE_RUN = Meaning(resume=True, report=False)
+# for settings that may change when a run is resumed, but must agree between the runs of one group in a report
+ONE_GROUP = Meaning(resume=False, report=True)
+# for settings that are never compared, because the metrics of the last epoch do not depend on the setting, or because
+# another setting records its effect
+NEUTRAL = Meaning(resume=False, report=False)
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Command-line flag of a setting.
+    """Description of a command-line flag, stored in the metadata of a dataclass field.
 
     Attributes:
         help: text for --help, with the unit of the value.
-        kind: `Kind` of the value.
-        meaning: `Meaning` of a changed value.
-        names: spellings of the flag; if empty, `--` and the field's name. Without dashes: a positional argument.
+        kind: how the value is parsed and shown in --help.
+        meaning: whether a changed value prevents resuming a run, and whether reports compare the value.
+        names: spellings of the flag. If empty, the only spelling is made from the field's name: `--batch-size` for
+            `batch_size`. A name without leading dashes makes a positional argument.
         choices, nargs, const, required: arguments of argparse's `add_argument`.
-        repeats: whether each use of the flag appends a value.
-        earlier: value that is assumed for runs from before the setting existed; None: no value is assumed.
+        repeats: whether the flag may be given several times, so that its value is the list of all given values.
+        earlier: value that runs of older releases, which lacked the setting, are assumed to have; None if no value is
+            assumed.
     """
 
     help: str
@@ -146,7 +173,13 @@ class Flag:
     earlier: Any = None
 
     def add_to(self, parser: Any, name: str, default: Any) -> None:
-        """Add the flag of field `name` to an argparse parser or group."""
+        """Add this flag to an argparse parser or argument group.
+
+        Args:
+            parser: the argparse parser, or one of its argument groups.
+            name: name of the dataclass field, under which argparse stores the value.
+            default: value without the flag. If it is False, the flag takes no value and sets the field to True.
+        """
         names = self.names or (f"--{name.replace('_', '-')}",)
         help_text = self.help.replace("%", "%%")
         if default is False:
@@ -165,22 +198,33 @@ class Flag:
 
 
 def typed(value: Any) -> str:
-    """Return a value as text for a command line; the items of a list or tuple are separated by spaces."""
+    """Return a flag's value as the text that a user would type; separate the items of a list or tuple by spaces."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def flag(default: Any, help: str, kind: Kind = TEXT, meaning: Meaning = NEUTRAL, **options: Any) -> Any:
-    """Return a dataclass field with a `Flag` in its metadata; `options` are further attributes of the `Flag`."""
+    """Return a dataclass field for a setting that is a command-line flag.
+
+    The field's metadata holds a `Flag` with `help`, `kind`, `meaning` and `options`, which are further attributes of
+    `Flag`.
+    """
     return field(default=default, metadata={"flag": Flag(help, kind, meaning, **options)})
 
 
 def finding(default: Any, meaning: Meaning, earlier: Any = None) -> Any:
-    """Return a dataclass field for `Findings`; `meaning` and `earlier` are attributes of `Flag`."""
+    """Return a dataclass field of `Findings`, for a setting that is derived before training and is not a flag.
+
+    Args:
+        default: default of the field.
+        meaning: whether a changed value prevents resuming a run, and whether reports compare the value.
+        earlier: value that runs of older releases, which lacked the setting, are assumed to have; None if no value is
+            assumed.
+    """
     return flag(default, "", meaning=meaning, earlier=earlier)
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that raises InputError, and suggests the most similar flag for a mistyped one."""
+    """ArgumentParser that raises InputError instead of exiting, and suggests a similar flag for a mistyped flag."""
 
     def __init__(self, description: str | None = None, **options: Any):
         super().__init__(description=description, allow_abbrev=False, **options)
@@ -188,23 +232,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        message = re.sub(r"\b\w{40,}\b", "<key>", message)  # hides a W&B key after a mistyped flag
+        # the message repeats unknown arguments; one of them may be a secret W&B key that followed a mistyped flag
+        message = re.sub(r"\b\w{40,}\b", "<key>", message)
         raise InputError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see --help")
 
 
 class Group:
-    """Group of flags that --help shows under one title; each subclass is a frozen dataclass with a field per flag."""
+    """Base class of groups of flags. Each group is a frozen dataclass with one field per flag.
+
+    Attributes:
+        title: heading of the group in --help; empty: argparse's own headings are used.
+    """
 
     title: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandConfig:
-    """The settings of one command; a subclass names its groups of flags in the order of --help.
+    """Base class of the configs. A config holds the settings of one command, and can be parsed from a command line.
 
     Attributes:
-        about: one sentence for --help.
-        groups: base classes whose flags the command has, each with a `title`.
+        about: description of the command for --help.
+        groups: the command's groups of flags, in the order of --help. The config also inherits from each group.
     """
 
     about: ClassVar[str] = ""
@@ -212,7 +261,10 @@ class CommandConfig:
 
     @classmethod
     def parse(cls: type[Config], argv: Sequence[str] | None = None) -> Config:
-        """Parse a command line (None: that of this process) and return the `resolved` config.
+        """Parse a command line; return the config with all defaults filled in.
+
+        Args:
+            argv: the words of the command line, without the program's name; None: the command line of this process.
 
         Raises:
             InputError: a flag is unknown, a value is invalid, or flags contradict each other.
@@ -224,22 +276,24 @@ class CommandConfig:
 
     @classmethod
     def fill(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the flags of all groups to a parser."""
+        """Add all flags of the command to a parser, group by group."""
         for group in cls.groups:
             place = parser.add_argument_group(group.title) if group.title else parser
             for item in own_fields(group):
                 item.metadata["flag"].add_to(place, item.name, item.default)
 
     def resolved(self: Config) -> Config:
-        """Return the config with the defaults that depend on other flags, after a check for contradictions.
+        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+
+        A subclass overrides this method if its command needs checks or has defaults of this kind.
 
         Raises:
-            InputError: flags contradict each other; the message names them.
+            InputError: flags contradict each other; the message names these flags.
         """
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Return field name -> value without the fields in SECRET, so that the settings can be published."""
+        """Return a dict of field name -> value, without secret API keys, so that the dict may be published."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in SECRET}
 
 
@@ -247,12 +301,12 @@ SECRET = {"wandb_api_key"}
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parsed values with tuples in place of lists, so that a config cannot change."""
+    """Return the parsed values of all flags, with each list replaced by a tuple, so that a config is immutable."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def own_fields(group: type) -> list[DataclassField]:
-    """Return the dataclass fields that a group of flags declares itself, without inherited fields."""
+    """Return the dataclass fields that are declared in the class `group` itself, not in its base classes."""
     return [item for item in fields(group) if item.name in vars(group).get("__annotations__", {})]
 
 
@@ -261,7 +315,7 @@ def own_fields(group: type) -> list[DataclassField]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(Group):
-    """Settings of every script that decodes images."""
+    """Flags of training and relabelling: how images are loaded and normalised, and how class folders are numbered."""
 
     title = "images"
 
@@ -305,7 +359,7 @@ class ImageFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags(Group):
-    """Image folders and batches of a training run."""
+    """Flags for the training and validation images: their folders, the batch size and the resizing in validation."""
 
     title = "data"
 
@@ -331,7 +385,7 @@ class DataFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlags(Group):
-    """The stored soft labels, and how a run uses them."""
+    """Flags for training on stored soft labels: where they are, and in which order a run visits their batches."""
 
     title = "soft labels"
 
@@ -345,7 +399,8 @@ class LabelFlags(Group):
     fkd_seed: int = flag(
         42, "seed of the image order, for labels without an index", SEED, RESULT, names=("--fkd_seed", "--fkd-seed")
     )
-    # ONE_RUN: a run that would visit labels again is refused without the flag, which does not affect first visits
+    # Reports need not compare this flag. A run that needs more labels than are stored is refused without the flag. If
+    # enough labels are stored, the flag does not change which batches the run visits.
     reuse_labels: bool = flag(
         False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
@@ -369,7 +424,7 @@ class LabelFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewFlags(Group):
-    """Random crop, flip and mixing of images; names and defaults are from the reference's relabel code."""
+    """Flags for random crop, flip, cutmix and mixup; names and defaults follow SRe2L's and PRISM's relabel code."""
 
     title = "views"
 
@@ -393,7 +448,7 @@ class ViewFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentFlags(Group):
-    """The students to train: one for each combination of a model and a seed."""
+    """Flags for the students. A run trains one student for each combination of a model and a seed."""
 
     title = "student"
 
@@ -429,7 +484,7 @@ class StudentFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LossFlags(Group):
-    """The loss and its temperatures."""
+    """Flags for the loss and for the temperatures that divide the logits of teacher and student."""
 
     title = "loss"
 
@@ -484,7 +539,7 @@ class LossFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFlags(Group):
-    """Optimizer and learning-rate schedule."""
+    """Flags for number of epochs, gradient accumulation, optimizer, learning-rate schedule and EMA of the weights."""
 
     title = "optimizer"
 
@@ -530,7 +585,7 @@ class OptimizerFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class HardFlags(Group):
-    """Epochs on hard labels, placed among the epochs on stored labels."""
+    """Flags for epochs on hard labels, which a run inserts in the middle of its epochs on soft labels (HALD)."""
 
     title = "hard epochs"
 
@@ -554,7 +609,7 @@ class HardFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(Group):
-    """Output, evaluation, resuming."""
+    """Flags for the output folder, the evaluation interval, resuming a run, and a dry run without training."""
 
     title = "run"
 
@@ -569,7 +624,7 @@ class RunFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFlags(Group):
-    """Device, arithmetic, progress bars."""
+    """Flags for the device, the floating-point precision and the progress bars."""
 
     title = "device"
 
@@ -585,7 +640,7 @@ class DeviceFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class WandbFlags(Group):
-    """Weights & Biases."""
+    """Flags for logging to Weights & Biases: project, key, mode, group and tags."""
 
     title = "Weights & Biases"
 
@@ -604,7 +659,7 @@ class WandbFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTeacherFlags(Group):
-    """The teacher that labels every batch during training (naive KD)."""
+    """Flags for a live teacher, which computes the soft labels of every batch during training (naive KD)."""
 
     title = "live teacher"
 
@@ -627,7 +682,7 @@ class LiveTeacherFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFlags(Group):
-    """The teachers that make the stored labels; names of flags are from the reference's relabel code."""
+    """Flags for the teachers whose logits are stored as soft labels, and for the rule that combines these logits."""
 
     title = "teachers"
 
@@ -663,12 +718,15 @@ class TeacherFlags(Group):
     )
 
     def teachers(self, stated_rule: str | None = None) -> tuple[list[str], list[str | None], list[str | None], str]:
-        """Return (models, weight files, names of pretrained weights, ensemble rule); lists have an item per teacher.
-
-        An item is None if the teacher has no file, or --weights gives the teacher no name.
+        """Return the teachers and the ensemble rule that the flags select.
 
         Args:
             stated_rule: ensemble rule that the labels state; used if the flags give no rule.
+
+        Returns:
+            (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
+            per teacher. A weight file is None if the teacher uses pretrained weights. The name of pretrained weights is
+            None if the teacher has a weight file, or if --weights was not given.
 
         Raises:
             InputError: flags contradict each other.
@@ -688,7 +746,19 @@ class TeacherFlags(Group):
         return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
 
     def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Return the name that --weights gives each teacher; None for a teacher with a file, and without --weights."""
+        """Assign the values of --weights, which name pretrained weights, to the teachers without a weight file.
+
+        Args:
+            names: models of the teachers.
+            files: weight file of each teacher; None for pretrained weights.
+
+        Returns:
+            one item per teacher: the name of its pretrained weights. None if the teacher has a weight file, or if
+            --weights was not given.
+
+        Raises:
+            InputError: --weights was given, but not once for each teacher without a weight file.
+        """
         asked = self.weights or [None] * files.count(None)
         if len(asked) != files.count(None):
             file = next((file for file in files if file is not None), None)
@@ -707,7 +777,7 @@ class TeacherFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecFlags(Group):
-    """Precision and number of the logits in packed labels."""
+    """Flags for the size of packed labels: bits per logit, and number of logits stored per image."""
 
     title = "storage"
 
@@ -719,7 +789,7 @@ class CodecFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags(Group):
-    """The labels that relabelling writes."""
+    """Flags of relabelling: the images to label, the label folder to write, its batch size, epochs and file format."""
 
     title = "labels"
 
@@ -751,23 +821,24 @@ class TrainConfig(
     DeviceFlags,
     WandbFlags,
 ):
-    """Settings that training with stored labels and training with a live teacher have in common."""
+    """Settings that are common to training with stored labels and training with a live teacher."""
 
-    prefix: ClassVar[str] = ""  # start of the folder's name in the default --output-dir
+    # start of the folder's name in the default --output-dir, which is ./save/{prefix}{model}-{time}
+    prefix: ClassVar[str] = ""
 
     @property
     def model(self) -> str:
-        """Return the name of the model, or of the first of several models."""
+        """Return the name of the student's model; if --model names several models, the first name."""
         return self.models[0]
 
     @property
     def seed(self) -> int:
-        """Return the seed of the initial weights, or the first of several seeds."""
+        """Return the seed of the student's initial weights; if --seed gives several seeds, the first one."""
         return self.seeds[0]
 
     @property
     def student_name(self) -> str:
-        """Return model and seed as one word: `resnet18-seed0`."""
+        """Return a name made of the student's model and seed, for instance `resnet18-seed0`."""
         return f"{self.model}-seed{self.seed}"
 
     @property
@@ -781,9 +852,10 @@ class TrainConfig(
         return self.learning_rate if self.sgd else self.adamw_lr
 
     def students(self: "TrainConfigType") -> "list[TrainConfigType]":
-        """Return one config for each combination of --model and --seed, with only that model and that seed.
+        """Return one config per student, that is, per combination of a model in --model and a seed in --seed.
 
-        If there are several combinations, each config has its own sub-folder of --output-dir.
+        Each config names only the model and the seed of its student. If there are several students, the `output_dir` of
+        each is a sub-folder of --output-dir.
         """
         pairs = list(itertools.product(self.models, self.seeds))
         alone = [replace(self, models=(model,), seeds=(seed,)) for model, seed in pairs]
@@ -792,14 +864,21 @@ class TrainConfig(
         return [replace(one, output_dir=f"{self.output_dir}/{one.student_name}") for one in alone]
 
     def settings(self) -> dict[str, Any]:
-        """Return `CommandConfig.settings`, but `model` and `seed` (as in earlier releases) for `models` and `seeds`."""
+        """Return a dict of setting name -> value for one student, without secret API keys.
+
+        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`.
+        """
         found = super().settings()
         return {"model": self.model, "seed": self.seed} | {
             k: v for k, v in found.items() if k not in ("models", "seeds")
         }
 
     def resolved(self: "TrainConfigType") -> "TrainConfigType":
-        """See `CommandConfig.resolved`."""
+        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+
+        Raises:
+            InputError: flags contradict each other; the message names these flags.
+        """
         self.check_optimizer()
         self.check_temperatures()
         self.check_hard_epochs()
@@ -816,7 +895,7 @@ class TrainConfig(
         )
 
     def check_optimizer(self) -> None:
-        """Raise InputError if flags of batch size, schedule or EMA contradict each other."""
+        """Raise InputError if the flags for batch size, learning-rate schedule or EMA contradict each other."""
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"--batch-size {self.batch_size} is not divisible by --gradient-accumulation-steps "
@@ -834,7 +913,7 @@ class TrainConfig(
             )
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or -T is below the minimum of the schedule."""
+        """Raise InputError if a temperature flag has no effect, or if -T is below the minimum of its schedule."""
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -848,7 +927,7 @@ class TrainConfig(
             raise InputError(f"-T {self.temperature} is less than --temperature-min {self.temperature_min}; raise it")
 
     def check_hard_epochs(self) -> None:
-        """Raise InputError if a flag of hard epochs has no effect or an impossible value."""
+        """Raise InputError if a flag for epochs on hard labels has no effect or an impossible value."""
         if not self.hard_epochs:
             for name in ("hard_batch_size", "label_smoothing"):
                 if getattr(self, name) is not None:
@@ -866,7 +945,7 @@ class TrainConfig(
             )
 
     def check_students(self) -> None:
-        """Raise InputError if a model or seed is given twice, or one checkpoint for several students."""
+        """Raise InputError if a model or seed is given twice, or --resume names one checkpoint for several students."""
         for name, values in (("--model", self.models), ("--seed", self.seeds)):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
@@ -878,7 +957,12 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Raise InputError if an image folder is missing, or flags of epochs or resuming contradict each other."""
+        """Raise InputError if --start-epoch, --resume, --train-dir or --val-dir cannot be used.
+
+        * --start-epoch must be below --epochs.
+        * --resume excludes --overwrite, and needs --output-dir or the path of a checkpoint.
+        * --train-dir and --val-dir must be given.
+        """
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
         if self.resume is not None and self.overwrite:
@@ -892,7 +976,10 @@ class TrainConfig(
                 raise InputError(f"--{name.replace('_', '-')} is missing; give a folder with one sub-folder per class")
 
     def default_output(self) -> str:
-        """Return the default of --output-dir, which names the models (only the first ones of many) and the time."""
+        """Return the default of --output-dir: a sub-folder of ./save, named by the models and the current time.
+
+        If the joined model names are longer than NAME_LETTERS, only the first models are named.
+        """
         shown = 1
         while shown < len(self.models) and len("+".join(self.models[: shown + 1])) <= NAME_LETTERS:
             shown += 1
@@ -901,12 +988,13 @@ class TrainConfig(
 
 
 TrainConfigType = TypeVar("TrainConfigType", bound=TrainConfig)
-NAME_LETTERS = 100  # maximum for the joined model names in a folder's name; file systems allow 255 bytes
+# maximum length of the joined model names in the name of an output folder; file systems allow names of 255 bytes
+NAME_LETTERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class FKDConfig(LabelFlags, TrainConfig):
-    """Settings of train_FKD_parallel.py."""
+    """Settings of train_FKD_parallel.py, which trains students with stored soft labels."""
 
     about = "Train a student on distilled images with stored FKD soft labels."
     groups = (
@@ -917,7 +1005,7 @@ class FKDConfig(LabelFlags, TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
-    """Settings of train_KD_parallel.py."""
+    """Settings of train_KD_parallel.py, which trains students with a live teacher or with hard labels."""
 
     about = "Train a student on distilled images with a live teacher, or with hard labels alone."
     groups = (
@@ -927,7 +1015,11 @@ class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
     prefix = "kd-"
 
     def resolved(self) -> "KDConfig":
-        """See `TrainConfig.resolved`."""
+        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+
+        Raises:
+            InputError: flags contradict each other; the message names these flags.
+        """
         if self.teacher_weights and self.teacher_checkpoint:
             raise InputError(
                 f"--teacher-weights {self.teacher_weights} contradicts --teacher-checkpoint {self.teacher_checkpoint}; "
@@ -941,13 +1033,17 @@ class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags, DeviceFlags, CommandConfig):
-    """Settings of relabel_FKD.py, named as in the reference's relabel code."""
+    """Settings of relabel_FKD.py, which writes the logits of one teacher or several as soft labels."""
 
     about = "Write FKD soft labels with one teacher or several."
     groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
-        """See `CommandConfig.resolved`."""
+        """Check that the flags fit together; return a config whose `bits` is set: bits per stored logit.
+
+        Raises:
+            InputError: flags contradict each other; the message names these flags.
+        """
         if self.use_fp16 and self.bits not in (None, 16):
             raise InputError(f"--use-fp16 contradicts --bits {self.bits}; give one of them")
         bits = self.bits or (16 if self.use_fp16 else 32)
@@ -960,7 +1056,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
 
 
 def refuse_exchanged_scales(config: ViewFlags) -> None:
-    """Raise InputError if the smallest crop is larger than the largest."""
+    """Raise InputError if --min-scale-crops is larger than --max-scale-crops."""
     if config.min_scale_crops > config.max_scale_crops:
         raise InputError(
             f"--min-scale-crops {config.min_scale_crops} is more than --max-scale-crops {config.max_scale_crops}; swap "
@@ -970,21 +1066,21 @@ def refuse_exchanged_scales(config: ViewFlags) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlag(Group):
-    """The flag that all commands of `python -m utils.labels` have."""
+    """Flag for the seed of the image order, which all commands of `python -m utils.labels` have."""
 
     fkd_seed: int = flag(42, "seed of the image order", SEED, names=("--fkd-seed", "--fkd_seed"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathArgument(Group):
-    """The label folder that a command reads."""
+    """Positional argument of `python -m utils.labels info` and `verify`: the label folder to read."""
 
     path: str = flag(None, "label folder", names=("path",))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldersArguments(Group):
-    """The folders that a command reads and writes."""
+    """Positional arguments of `python -m utils.labels pack` and `unpack`: the folders to read and to write."""
 
     source: str = flag(None, "label folder to read", names=("source",))
     target: str = flag(None, "folder to write", names=("target",))
@@ -992,7 +1088,7 @@ class FoldersArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
-    """The further flag of `python -m utils.labels pack`."""
+    """Flag for the number of classes, which `python -m utils.labels pack` needs if top-k labels do not state it."""
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -1001,7 +1097,7 @@ class PackFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackFlags(Group):
-    """The further flags of `python -m utils.labels unpack`."""
+    """Flags for the file format and the precision that `python -m utils.labels unpack` writes."""
 
     items: int | None = flag(None, "6: SRe2L's files, 7: PRISM's (default: as packed)", INTEGER, choices=(6, 7))
     fp32: bool = flag(False, "write logits as float32 (default: as stored)")
@@ -1009,7 +1105,7 @@ class UnpackFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyFlags(Group):
-    """Flags with which `python -m utils.labels verify` compares labels with a teacher's answers."""
+    """Flags with which `python -m utils.labels verify` compares stored soft labels with the logits of a teacher."""
 
     title = "questions to a teacher"
 
@@ -1031,7 +1127,7 @@ class VerifyFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig(PathArgument, SeedFlag, CommandConfig):
-    """Settings of `python -m utils.labels info`."""
+    """Settings of `python -m utils.labels info`, which describes the content of a label folder."""
 
     about = "what is in a label folder"
     groups = (PathArgument, SeedFlag)
@@ -1039,7 +1135,7 @@ class InfoConfig(PathArgument, SeedFlag, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfig):
-    """Settings of `python -m utils.labels pack`."""
+    """Settings of `python -m utils.labels pack`, which converts label files to the packed format."""
 
     about = "label files of any project to packed"
     groups = (FoldersArguments, CodecFlags, PackFlags, SeedFlag)
@@ -1047,7 +1143,7 @@ class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfi
 
 @dataclass(frozen=True, kw_only=True)
 class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
-    """Settings of `python -m utils.labels unpack`."""
+    """Settings of `python -m utils.labels unpack`, which converts packed labels to .tar files."""
 
     about = "packed to .tar files"
     groups = (FoldersArguments, UnpackFlags, SeedFlag)
@@ -1055,7 +1151,7 @@ class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(PathArgument, VerifyFlags, TeacherFlags, SeedFlag, CommandConfig):
-    """Settings of `python -m utils.labels verify`."""
+    """Settings of `python -m utils.labels verify`, which checks label files or compares labels with a teacher."""
 
     about = "read and check everything, or ask the teacher"
     groups = (PathArgument, VerifyFlags, TeacherFlags, SeedFlag)
@@ -1071,7 +1167,14 @@ LABEL_COMMANDS: dict[str, type[CommandConfig]] = {
 
 
 def parse_label_command(argv: Sequence[str] | None) -> Any:
-    """Parse a command line of `python -m utils.labels`; return the config of the command, one of LABEL_COMMANDS."""
+    """Parse a command line of `python -m utils.labels`; return the config of the command that it names.
+
+    Args:
+        argv: the words of the command line, starting with a key of LABEL_COMMANDS; None: the process's command line.
+
+    Raises:
+        InputError: the command is unknown, or its flags are invalid.
+    """
     parser = Parser("Look into FKD labels, pack, unpack and verify them.")
     commands = parser.add_subparsers(
         parser_class=Parser, dest="command", required=True, metavar=f"{{{','.join(LABEL_COMMANDS)}}}"
@@ -1084,7 +1187,7 @@ def parse_label_command(argv: Sequence[str] | None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(Group):
-    """Which runs to compare, and how."""
+    """Flags of reports: the runs to compare, the output folder, and how runs are grouped and rated."""
 
     title = "report"
 
@@ -1109,7 +1212,7 @@ class ReportFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
-    """Settings of `python -m utils.report`."""
+    """Settings of `python -m utils.report`, which compares finished runs."""
 
     about = "Compare finished runs: one table, one figure."
     groups = (ReportFlags, WandbFlags)
@@ -1117,7 +1220,7 @@ class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomImagesFlags(Group):
-    """Source, number and seed of the images to draw, and the output folder."""
+    """Flags for choosing random real images: their source, their number per class, the seed and the output folder."""
 
     title = "draw"
 
@@ -1136,41 +1239,47 @@ class RandomImagesFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomImagesConfig(RandomImagesFlags, CommandConfig):
-    """Settings of `python -m utils.report.random_images`."""
+    """Settings of `python -m utils.report.random_images`, which chooses a random subset of real images."""
 
     about = "Draw a random subset of real images, with as many images per class as another set."
     groups = (RandomImagesFlags,)
 
 
-# Findings: settings that are known before a run starts, but are not flags
+# Settings that are derived before training starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """Settings of a run that are derived from labels, folders and the machine before training starts.
 
-    If a finding has the name of a flag, the finding is the value that the run uses.
+    Some settings have the same name as a flag. The config then holds the value from the command line, and `Findings`
+    holds the value that the run uses.
 
     Attributes:
         device: `cpu` or `cuda`.
-        processes: number of processes.
-        arithmetic: precision and memory layout, in words.
-        workers: data loading processes; at most one per core.
-        side_by_side: number of students that train in the same process, and so share the measured seconds.
+        processes: number of processes of the run, one per rank.
+        arithmetic: floating-point precision and memory layout, in words.
+        workers: number of data loading processes; at most one per CPU core.
+        side_by_side: number of students that one command trains at the same time.
         input_size: S, side of the model's input in pixels.
         mean, std: mean and standard deviation of each channel of images in [0, 1].
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
-        classes: how class folders were numbered and paired, in words.
-        mix_type: `cutmix`, `mixup` or `none`; with a live teacher the unchanged value of --mix-type.
-        keep_topk, topk_mass: values of the flags, adjusted to the stored labels.
-        answers: kind of the stored answers: `logits` or `probabilities`.
-        label_order: value of --label-order; None for the stored order.
-        labels: digest of all labels that the run needs; None in a dry run without --resume.
-        labels_accepted: faults of the labels that --accept-labels tolerates, in words; None without faults.
-        teachers: `Ensemble.described` of the live teachers.
+        classes: a text that tells how classes were numbered, and how validation folders were paired with training
+            folders.
+        mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
+            --mix-type as typed, and None if the flag was not given.
+        keep_topk: number of classes per image that the loss uses; None: all classes.
+        topk_mass: `kept` or `renormalised`: how the loss treats the probabilities of the top-k classes.
+        answers: whether the stored soft labels are `logits` or `probabilities`.
+        label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
+        labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
+        labels_accepted: faults of the labels or the teacher that --accept-labels tolerates, in words; None if there are
+            none.
+        teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: digests as earlier releases computed them, for comparison with their checkpoints; not published.
+        earlier: setting name -> digest, computed in the way of earlier releases, to compare with checkpoints of these
+            releases. It is not published.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1196,30 +1305,44 @@ class Findings:
     earlier: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Return name -> value of all findings that are published."""
+        """Return a dict of name -> value of all these settings, except `earlier`, which is not published."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "earlier"}
 
 
 def run_settings(config: TrainConfig, found: Findings) -> dict[str, Any]:
-    """Return the flags and findings of one student's run, as args.json, summary.json and checkpoints store them."""
+    """Return a dict of all settings of one student's run, without secret API keys.
+
+    If a flag and a derived setting have the same name, the dict has the derived value. args.json, summary.json and
+    checkpoints store these settings.
+    """
     return config.settings() | found.settings()
 
 
 def default_val_resize(input_size: int) -> int:
-    """Return the default of --val-resize in pixels: 256/224 of `input_size` from 128 px on, else `input_size`."""
+    """Return the default of --val-resize in pixels.
+
+    It is 256/224 of `input_size` if `input_size` is at least MAGNIFIED_FROM (128 px), otherwise `input_size` itself.
+    """
     return round(input_size * 256 / 224) if input_size >= MAGNIFIED_FROM else input_size
 
 
 def resolve_views(
     config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
 ) -> Findings:
-    """Return `found` with input size, mean, std and validation size, each from the flags, the labels or a default.
+    """Choose input size, mean and standard deviation of the images; for training, also the size of validation images.
+
+    Input size, mean and standard deviation are each taken from their flag if it was given, otherwise from the labels if
+    the labels state a value, otherwise from a default. Validation images are resized to --val-resize, or to
+    `default_val_resize` if the flag was not given.
 
     Args:
         config: the flags; a flag that was not given is None.
-        found: the findings so far.
-        stated: `input_size`, `mean` and `std`, if the labels state them.
+        found: the settings that were derived before.
+        stated: name -> value of the settings that the labels state, out of `input_size`, `mean` and `std`.
         labels: the label folder, for error messages.
+
+    Returns:
+        a copy of `found` with the chosen values in `input_size`, `mean`, `std` and, for training, `val_resize`.
 
     Raises:
         InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
@@ -1234,7 +1357,8 @@ def resolve_views(
             )
         value: Any = next(value for value in (asked, known, usual) if value is not None)
         values[name] = value if name == "input_size" else tuple(value)
-    if not isinstance(config, TrainConfig):  # relabelling evaluates nothing
+    # relabelling has no validation images, and so no --val-resize
+    if not isinstance(config, TrainConfig):
         return replace(found, **values)
     resize = config.val_resize or default_val_resize(values["input_size"])
     if resize < values["input_size"]:
@@ -1246,29 +1370,40 @@ def resolve_views(
 
 
 def comparable(value: Any) -> Any:
-    """Return a list or tuple as a list of rounded floats, so that values from JSON and from flags compare equal."""
+    """Return a value in a form that can be compared: a list or tuple as a list of rounded floats, else unchanged.
+
+    A list that was read from JSON then equals the tuple of a flag, if the numbers agree to 6 decimals.
+    """
     return [round(float(one), 6) for one in value] if isinstance(value, list | tuple) else value
 
 
-# Lists of settings by meaning, derived from the fields
+# Lists of the settings that are compared on resuming and in reports
 
 
 def every_setting() -> dict[str, Flag]:
-    """Return name in args.json -> `Flag` of every setting of a run; a finding replaces a flag of the same name."""
+    """Return a dict of name -> `Flag` with every setting of a training run, named as in args.json.
+
+    If a field of `Findings` has the same name as a flag, the dict has the `Flag` of the field of `Findings`.
+    """
     kinds: list[type] = [FKDConfig, KDConfig, Findings]
     found = {item.name: item.metadata["flag"] for kind in kinds for item in fields(kind) if "flag" in item.metadata}
     return {{"models": "model", "seeds": "seed"}.get(name, name): about for name, about in found.items()}
 
 
 def names_with(meaning: Callable[[Meaning], bool]) -> list[str]:
-    """Return the names of the settings for whose `Meaning` the predicate `meaning` is true."""
+    """Return the names of all settings of a training run whose `Meaning` satisfies a predicate.
+
+    Args:
+        meaning: the predicate, a function `Meaning` -> bool.
+    """
     return [name for name, about in every_setting().items() if meaning(about.meaning)]
 
 
 FIXED_ON_RESUME = names_with(lambda meaning: meaning.resume)
 NEUTRAL_IN_REPORTS = frozenset(names_with(lambda meaning: not meaning.report))
 EARLIER = {name: about.earlier for name, about in every_setting().items() if about.earlier is not None}
-# Settings of labels, views and loss, which may differ between regimes: hard labels, stored soft labels, live teacher.
+# A report compares runs with hard labels, with stored soft labels and with a live teacher. Between these three kinds of
+# runs, the following settings of labels, views and loss may differ.
 REGIME_SETTINGS = [
     *(item.name for group in (LossFlags, LabelFlags, ViewFlags, LiveTeacherFlags) for item in own_fields(group)),
     *("labels", "answers", "teachers"),

@@ -1,1 +1,1 @@
-"""Data: from labels and image files to a `Batch` on the device."""
+"""Load labels and image files, and turn them into training batches on the device."""

@@ -1,4 +1,4 @@
-"""`Batch`: images, soft labels and classes for one optimizer step; a live teacher may add the soft labels."""
+"""Define `Batch`, the data of one optimizer step, and `LiveTeacher`, which adds a teacher's logits to batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ from utils.labels.types import Answers, answers_of, each, tensors_of
 from utils.system.distributed import Parts
 from utils.system.errors import InputError
 
-StepTensors = Sequence[Any]  # tensors; None if the teacher has not answered
+StepTensors = Sequence[Any]  # tensors, with None in place of missing soft labels
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step's worth of data, mixed and on its device.
+    """The images and labels of one optimizer step, on the device; cutmix or mixup has been applied already.
 
     Attributes:
         images: float [B, 3, S, S], normalised.
-        soft_labels: the teacher's logits, float [B, C] or `TopK`; None if no teacher has answered.
-        targets: int64 [B], folder classes.
+        soft_labels: the teacher's logits, float [B, C] or `TopK` (the k largest of each row); None without soft labels.
+            In epochs with hard labels: the smoothed class probabilities, float [B, C].
+        targets: int64 [B], class of each image, from the folder that the image is in.
         parts: (rows of this rank, rows of all ranks) of each micro-batch; None if this process has all rows.
     """
 
@@ -35,11 +36,15 @@ class Batch:
 
     @property
     def whole(self) -> int:
-        """Return the number of rows of the batch over all ranks."""
+        """Return the number of rows of the batch, added up over all ranks."""
         return len(self) if self.parts is None else sum(rows for _, rows in self.parts)
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Yield micro-batches of at most `size` rows, or of the sizes in `parts` if given; no row is dropped."""
+        """Yield the micro-batches of this batch, which hold all its rows.
+
+        If the attribute `parts` is set, it gives the sizes of the micro-batches; otherwise they have `size` rows, and
+        the last one may have fewer.
+        """
         sizes = (min(size, len(self) - start) for start in range(0, len(self), size))
         parts = self.parts or tuple((n, n) for n in sizes)
         start = 0
@@ -50,7 +55,13 @@ class Batch:
             start += here
 
     def own(self, parts: Parts | None) -> "Batch":
-        """Return this rank's rows, which come first; the rows after them served only as mix partners."""
+        """Return a batch of only this rank's rows; if `parts` is None, return the batch itself.
+
+        This rank's rows come first. The rows after them were loaded only as cutmix or mixup partners.
+
+        Args:
+            parts: (rows of this rank, rows of all ranks) of each micro-batch.
+        """
         if parts is None:
             return self
         here = sum(own for own, _ in parts)
@@ -58,34 +69,37 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return the batch with its images already computed, so that several students can share it."""
+        """Return a batch whose images are already computed, so that several students can use them."""
         return self
 
     def tensors(self) -> StepTensors:
-        """Return the inputs of a step, to be copied into a captured CUDA graph; an item may be None."""
+        """Return the tensors that a training step reads; they are copied into the inputs of a captured CUDA graph.
+
+        None stands for missing soft labels.
+        """
         return self.images, self.targets, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "Batch":
-        """Return a batch of this type made from `tensors`, the `tensors()` of a batch of the same shapes."""
+        """Return a batch of the same class, made of `tensors`: the result of `tensors()` of a batch of equal shapes."""
         images, targets, *soft_labels = tensors
         return Batch(images, answers_of(soft_labels), targets)
 
 
 class Batches(Protocol):
-    """Source of a run's training batches: workers, resident images, or either with a live teacher."""
+    """Interface of every source of training batches: worker processes, images in memory, or a live teacher."""
 
     batches_per_epoch: int
 
     def epoch(self, epoch: int, first_batch: int = 0, /) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from `first_batch` on; epochs must be requested in order."""
+        """Yield the training batches of an epoch, from `first_batch` on; epochs must be requested in order."""
 
 
 class LiveTeacher:
     """Source of training batches that adds a teacher's logits to each batch of another source.
 
     Args:
-        batches: batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
-        teacher: images [B, 3, S, S] -> logits float32 [B, C].
+        batches: source of batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
+        teacher: function from images [B, 3, S, S] to logits float32 [B, C].
     """
 
     def __init__(self, batches: Batches, teacher: Callable[[torch.Tensor], torch.Tensor]):
@@ -93,10 +107,11 @@ class LiveTeacher:
         self.batches_per_epoch = batches.batches_per_epoch
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch with the teacher's logits.
+        """Yield the batches of an epoch, from `first_batch` on, with the teacher's logits as soft labels.
 
         Raises:
-            InputError: a logit is not finite. The check runs once per epoch, because it synchronises with the device.
+            InputError: a logit is not finite. All logits are checked at the end of the epoch, because a check
+                synchronises with the device.
         """
         finite = []
         for batch in self.batches.epoch(epoch, first_batch):
@@ -108,6 +123,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if `finite`, a tensor of one bool, is false."""
+    """Raise InputError if `finite` (one bool: whether all of a teacher's logits are finite) is false."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

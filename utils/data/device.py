@@ -1,4 +1,4 @@
-"""Training images that stay on the device, where the views are replayed one batch at a time."""
+"""Keep all training images in device memory, and crop, resize, flip and mix them there, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -22,10 +22,10 @@ from utils.system.distributed import Parts
 
 
 class DeviceBatches:
-    """Training batches replayed on the device from uint8 images that stay there.
+    """Source of training batches that keeps all images on the device (uint8), and crops, resizes and mixes them there.
 
-    While one part of the labels is in use, the next part is uploaded in the background. The class also works on the
-    CPU, but more slowly than `ResidentBatches`.
+    Labels are uploaded to the device in the background, `at_once` batches together, while earlier batches are in use.
+    The class also works on the CPU, but more slowly than `ResidentBatches`.
 
     Args:
         dataset, epochs, normalise, workers, device: see `WorkerBatches`.
@@ -46,20 +46,38 @@ class DeviceBatches:
         self.show(dataset.source, epochs, at_once)
 
     def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
-        """Switch to the batches of another label source; the decoded images stay."""
+        """Use the labels of `source` from now on, and start to upload them; the images on the device do not change.
+
+        Args:
+            source: views and labels.
+            epochs: epochs that will be requested, in this order.
+            at_once: number of batches whose labels are uploaded together; None: all batches of an epoch.
+        """
         self.source, self.batches_per_epoch = source, source.batches_per_epoch
         starts = range(0, self.batches_per_epoch, at_once or self.batches_per_epoch)
         self.parts = [range(start, min(start + starts.step, self.batches_per_epoch)) for start in starts]
         self.uploads = BackgroundGenerator(starmap(self.upload, product(epochs, self.parts)), max_prefetch=1)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
-        """Return the batches of another `ViewDataset` of the same images, with about as many uploads per epoch."""
+        """Return a `DeviceBatches` for other views and labels, which shares the images that are on the device.
+
+        It uploads the labels of an epoch in about as many steps as this object.
+
+        Args:
+            dataset: `ViewDataset` of the same images.
+            epochs: epochs that will be requested, in this order.
+        """
         other = copy(self)
         other.show(dataset.source, epochs, -(-dataset.source.batches_per_epoch // len(self.parts)))
         return other
 
     def upload(self, epoch: int, batches: range) -> list[tuple[torch.Tensor, torch.Tensor, Answers | None]]:
-        """Read the labels of `batches` and copy them to the device; return (geometry, mixing, logits) per batch."""
+        """Read the labels of some batches of an epoch, and copy them to the device.
+
+        Returns:
+            for each batch a tuple of the geometry, int64 [B, 7], see `geometry_of`; the mixing, float32 [5], see
+            `mixing_of`; and the teacher's logits, or None without soft labels.
+        """
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
         mixing = torch.stack([mixing_of(one.mix) for one in labels])
@@ -69,21 +87,26 @@ class DeviceBatches:
         return list(zip(by_batch, self.put(mixing), logits, strict=True))
 
     def put_answers(self, batches: Sequence[Answers]) -> list[Answers | None]:
-        """Copy the answers of several batches to the device, one copy per kind of tensor; return them per batch."""
+        """Copy the logits of several batches to the device; return the logits of each batch, now on the device.
+
+        Only one copy is made for each kind of tensor (for `TopK`: values, classes and rest), because the tensors of all
+        batches are concatenated before the copy.
+        """
         kinds = []
-        for tensors in zip(*map(tensors_of, batches), strict=True):  # the same kind of tensor from all batches
+        # `tensors`: one tensor from each batch, all of the same kind, for example the values of `TopK`
+        for tensors in zip(*map(tensors_of, batches), strict=True):
             missing = tensors[0] is None
             kinds.append(tensors if missing else self.put(torch.cat(tensors)).split([len(one) for one in tensors]))
         return [answers_of(tensors) for tensors in zip(*kinds, strict=True)]
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Copy a tensor to the device without waiting for it."""
+        """Start to copy a tensor to the GPU, and return the copy without waiting; on the CPU, return the tensor."""
         if self.device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch`, from `first_batch` on; epochs must be requested in order."""
+        """Yield the training batches of `epoch`, from `first_batch` on; epochs must be requested in order."""
         for batches in self.parts:
             for batch, (geometry, mixing, logits) in zip(batches, next(self.uploads), strict=True):
                 if batch >= first_batch:
@@ -94,11 +117,11 @@ class Gallery:
     """All training images in device memory.
 
     Args:
-        images: uint8 [N, H, 3, W], padded with zeros. In this layout both matrix products of a replay are plain
+        images: uint8 [N, H, 3, W], padded with zeros. In this layout, both matrix products of `resize_views` are plain
             batched products.
-        sizes: int64 [N, 2] on the host, (height, width) of each image.
-        targets: int64 [N] on the device, folder classes.
-        input_size: S.
+        sizes: int64 [N, 2] on the host, (height, width) of each image before padding.
+        targets: int64 [N] on the device, class of each image.
+        input_size: S, side of the model's input in pixels.
         normalise: `Normalise` on the device.
     """
 
@@ -112,7 +135,7 @@ class Gallery:
     def decoded(
         cls, samples: list[tuple[str, int]], input_size: int, normalise: Normalise, workers: int, device: torch.device
     ) -> "Gallery":
-        """Return the gallery of a list of (path, class); each decoded image is copied to the device on its own."""
+        """Decode the images of `samples`, a list of (path, class), onto the device; return them as a `Gallery`."""
         targets = torch.tensor([target for _, target in samples], device=device)
         sizes = image_sizes(samples).long()
         height, width = sizes.amax(dim=0).tolist()
@@ -123,11 +146,14 @@ class Gallery:
         return cls(images, sizes, targets, input_size, normalise)
 
     def replay(self, geometry: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
-        """Replay and mix the views of a batch: float32 [B, 3, S, S], normalised.
+        """Return the augmented images of a batch: cropped, resized, flipped, normalised and mixed.
 
         Args:
-            geometry: int64 [B, 7], see `geometry_of`.
-            mixing: float32 [5], see `mixing_of`.
+            geometry: int64 [B, 7], images, crops, flips and mix partners, see `geometry_of`.
+            mixing: float32 [5], mixing weight and cutmix box, see `mixing_of`.
+
+        Returns:
+            float32 [B, 3, S, S].
         """
         index, top, left, height, width, flip, partner = geometry.unbind(dim=1)
         views = resize_views(self.images[index], top, left, height, width, flip, self.input_size)
@@ -135,9 +161,10 @@ class Gallery:
 
 
 class DeviceBatch(Batch):
-    """A `Batch` that replays its images on the device at the first access to `images`.
+    """A `Batch` whose images are cropped, resized, flipped and mixed on the device when `images` is first read.
 
-    `tensors()` returns the inputs of a step before view replay, so that a captured CUDA graph contains the replay too.
+    `tensors()` returns the crops and flips instead of the finished images, so that a captured CUDA graph of the
+    training step also computes the images.
     """
 
     gallery: Gallery
@@ -155,15 +182,15 @@ class DeviceBatch(Batch):
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
 
     def ready(self) -> Batch:
-        """Return a plain batch with its views replayed, so that the students' steps do not repeat the replay."""
+        """Return a plain `Batch` with the finished images, so that several students do not each compute the images."""
         return Batch(self.images, self.soft_labels, self.targets, self.parts)
 
     def tensors(self) -> StepTensors:
-        """See `Batch.tensors`."""
+        """Return crops and flips, mixing and soft labels, to be copied into the inputs of a captured CUDA graph."""
         return self.geometry, self.mixing, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
-        """See `Batch.like`."""
+        """Return a batch of the same gallery, made of `tensors`: the result of `tensors()` of an equal-sized batch."""
         geometry, mixing, *soft_labels = tensors
         return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
 
@@ -172,12 +199,12 @@ class DeviceBatch(Batch):
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """Return the views, normalised and mixed: float32 [B, 3, S, S]."""
+        """Return this rank's augmented images, normalised and mixed: float32 [B, 3, S, S]."""
         return self.gallery.replay(self.geometry, self.mixing)[: len(self)]
 
     @cached_property
     def targets(self) -> torch.Tensor:
-        """Return the folder classes: int64 [B]."""
+        """Return the class of each of this rank's images: int64 [B]."""
         return self.gallery.targets[self.geometry[: len(self), 0]]
 
 
@@ -185,11 +212,12 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
     """Return image indices, crops, flips and mix partners of several batches in one tensor, for `Gallery.replay`.
 
     Args:
-        batches: `BatchLabels` or `DrawnBatch`es, for example all batches of an epoch.
+        batches: crops, flips and mixing of each batch, as `BatchLabels` or `DrawnBatch`.
         sizes: int64 [N, 2], (height, width) of every image.
 
     Returns:
-        int64 [R, 7] on the host: image index, top, left, height, width (pixels), flip, partner row in its batch.
+        int64 [R, 7] on the host, R rows of all batches: image index; top, left, height, width of the crop in pixels;
+        flip (0 or 1); row of the mix partner within the batch.
     """
     rows = []
     for one in batches:
@@ -201,10 +229,11 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
 
 
 def mixing_of(mix: Mix) -> torch.Tensor:
-    """Return a `Mix` of any type, except for the partners, as one tensor: float32 [5].
+    """Return the mixing weight and the cutmix box of a batch as one tensor: float32 [5].
 
-    The items are the partner's weight outside the box, then y1, x1, y2, x2 of the box. Inside the box every pixel is
-    the partner's.
+    The first item is the weight of the partner image outside the box: 0 for cutmix, 1 - lam for mixup. The other items
+    are y1, x1, y2, x2 of the box, in pixels; all pixels in the box come from the partner image. Without cutmix, the box
+    is empty.
     """
     if mix.box is not None:
         return torch.tensor([0.0, *mix.box])

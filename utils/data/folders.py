@@ -1,4 +1,4 @@
-"""Image folders: scan classes and files, decode images."""
+"""Scan image folders for classes and image files, and decode the images."""
 
 import os
 from collections import Counter
@@ -15,16 +15,16 @@ from utils.system.log import log
 
 Samples = list[tuple[str, int]]  # (path, class) of every image
 
-# the suffixes of torchvision's ImageFolder, and two more for JPEG
+# suffixes of the image files that are read: those of torchvision's ImageFolder, and two more for JPEG
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# image types that torchvision skips, so that labels do not number them; they may still belong to the set: warn
+# suffixes of other image types, which are skipped as by torchvision's ImageFolder, but with a warning
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
 @dataclass
 class ImageSet:
-    """An image folder with one sub-folder per class, in the order of torchvision's ImageFolder.
+    """Classes and files of an image folder with one sub-folder per class, in the order of torchvision's ImageFolder.
 
     Attributes:
         root: the folder.
@@ -43,10 +43,15 @@ class ImageSet:
 
 
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
-    """Scan an image folder with one sub-folder per class; classes are sorted by name.
+    """Scan an image folder with one sub-folder per class; return its classes (sorted by name) and image files.
 
-    Symbolic links are followed, except to a folder that contains the link. Hidden files and folders (`._0001.png`,
-    `.ipynb_checkpoints`), files of Windows and macOS, and files that are not images are skipped and named in the log.
+    Symbolic links are followed, except links to a folder that contains the link. Files that are not images, hidden
+    files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS are skipped, which the
+    log reports.
+
+    Args:
+        path: the folder.
+        flag: the command-line flag that gave the path, for error messages.
 
     Raises:
         InputError: `path` is not a folder, cannot be read, has no sub-folders, or has a sub-folder without images. The
@@ -90,11 +95,12 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
         return status.st_dev, status.st_ino
 
     found: list[tuple[str, list[str]]] = []
-    waiting = [(folder, frozenset([identity_of(root)]))]  # (folder, identities of its parents)
+    # folders that are still to be scanned: (path, device and inode numbers of all its parent folders)
+    waiting = [(folder, frozenset([identity_of(root)]))]
     while waiting:
         folder, parents = waiting.pop()
         identity = identity_of(folder)
-        if identity in parents:  # a symbolic link to one of its own parents: following it would never end
+        if identity in parents:  # a symbolic link to one of its own parent folders: following it would never end
             skipped.append(folder)
             continue
         names = []
@@ -118,7 +124,10 @@ def is_debris(name: str) -> bool:
 
 
 def is_file(entry: os.DirEntry) -> bool:
-    """Return whether a folder's entry is a file or a dead link; decoding a dead link then raises an error."""
+    """Return whether a folder's entry counts as a file.
+
+    A dead link counts as a file, so that decoding it raises an error. Otherwise the image would be missing unnoticed.
+    """
     return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or is_dead_link(entry)
 
 
@@ -128,7 +137,7 @@ def is_dead_link(entry: os.DirEntry) -> bool:
 
 
 def report_skipped(paths: list[str], root: str, flag: str) -> None:
-    """Log the skipped files of an image folder; warn about images of unsupported types."""
+    """Log how many files of an image folder were skipped, with examples; warn about images of unsupported types."""
     names = sorted(os.path.relpath(path, root) for path in paths)
     images = [name for name in names if name.lower().endswith(OTHER_IMAGES) and not is_debris(Path(name).name)]
     others = [name for name in names if name not in set(images)]
@@ -147,7 +156,7 @@ def report_skipped(paths: list[str], root: str, flag: str) -> None:
 
 
 def first_images(samples: Samples, per_class: int | None) -> Samples:
-    """Keep the first `per_class` (IPC) images of each class in a list of (path, class); None keeps all."""
+    """Return the first `per_class` images of each class, from a list of (path, class); all images if it is None."""
     seen: Counter[int] = Counter()
     kept = []
     for path, target in samples:
@@ -177,7 +186,7 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
 
 
 def why_undecodable(error: Exception) -> str:
-    """Return the reason why PIL could not decode a file, without a file name or the address of a file object."""
+    """Return the reason why PIL could not decode a file, for an error message that already names the file."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or of a type that PIL does not know"
     if isinstance(error, OSError) and error.strerror:
@@ -188,11 +197,12 @@ def why_undecodable(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
-    This keeps the high byte of 16-bit grey values, which PIL would clip at 255. PIL keeps the high byte of 16-bit
-    colours too. The high byte restores an 8-bit value v that was saved as v * 257 or v * 256.
+    16-bit grey values are reduced to their high byte; PIL would clip these values at 255. (PIL already reduces 16-bit
+    colours to the high byte.) If an 8-bit value v was saved as v * 257 or v * 256, its high byte is v again.
 
     Raises:
-        ValueError: the range of the grey values is unknown, so that they cannot be scaled to 8 bits.
+        ValueError: the pixels are 32-bit integers or floats of unknown range, or 16-bit grey values that are all below
+            256 and would become black.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))

@@ -1,4 +1,4 @@
-"""Digests of the images in a folder, which identify them under any file name."""
+"""Compute digests of the images in a folder, which identify the images even if files are renamed."""
 
 import hashlib
 import io
@@ -18,16 +18,16 @@ from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
 from utils.system.machine import cores
 
-AHEAD = 256  # images submitted to the threads at a time
+AHEAD = 256  # number of images that are submitted to the thread pool at a time
 
 
 def file_digest(data: bytes) -> bytes:
-    """Return the digest of a file's content."""
+    """Return the digest (8-byte blake2b) of a file's content."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Return the digest of the size and the pixels, in row-major order, of an RGB image."""
+    """Return the digest (8-byte blake2b) of an RGB image: of its size and its pixels in row-major order."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
     digest.update(image.tobytes())
     return digest.digest()
@@ -35,31 +35,36 @@ def pixel_digest(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The images of a folder with their digests.
+    """The names and digests of all images of a folder.
 
     Attributes:
         names: path of each image, relative to the folder.
-        digests: `ImageDigests` of all images, in the same order.
+        digests: `ImageDigests` of all images, in the order of `names`.
     """
 
     names: list[str]
     digests: ImageDigests
 
     def differences(self, stored: ImageDigests, of: str = "labels") -> str | None:
-        """Return a clause that says how these images differ from the `stored` ones; None if they are equal."""
+        """Return a clause that describes how the images of the folder differ from other images; None if they are equal.
+
+        Args:
+            stored: digests of the images to compare with.
+            of: whose digests `stored` are, for the text of the clause: `labels` or `run`.
+        """
         return find_differences(stored, self.digests, self.names, of)
 
 
 def know_images(
     root: str, samples: Samples, workers: int, known: ImageDigests | None = None, world: World = ALONE
 ) -> KnownImages:
-    """Compute the digests of all images of a folder; several processes share the work.
+    """Return the names and digests of all images of a folder; several processes share the work.
 
     Args:
         root: the folder.
         samples: list of (path, class).
         workers, known: see `identify`.
-        world: `World`; every rank must call this.
+        world: processes of the run. Every rank must call this function; all ranks get the same result.
     """
     own = identify(samples[world.rank :: world.size], workers, known) if world.rank < len(samples) else None
     shares = world.all_gather_object(own)
@@ -73,19 +78,19 @@ def know_images(
 
 
 def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the path of every image relative to the folder in which `open_folder` found it."""
+    """Return the path of every image in `samples`, a list of (path, class), relative to the image folder `root`."""
     folder = os.path.join(root, "")
     return [path.removeprefix(folder) for path, _ in samples]
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
-    """Return the digests of images, computed by a pool of threads.
+    """Return two digests of each image, of its file and of its pixels; a pool of threads computes them.
 
     Args:
         samples: list of (path, class).
         workers: number of threads; at least one per core is started.
-        known: digests of other images, such as those stored with labels. A file whose digest is among them is not
-            decoded, so that a comparison with labels is as fast as reading the files.
+        known: digests computed earlier, such as those stored with labels. If `known` contains the digest of a file, the
+            digest of its pixels is taken from `known` too, so that the image need not be decoded.
 
     Raises:
         InputError: a file cannot be read or decoded.
@@ -113,5 +118,5 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
 
 
 def as_rows(digests: bytes) -> torch.Tensor:
-    """Reshape the concatenated digests of N images to uint8 [N, 8]."""
+    """Return the concatenated 8-byte digests of N images as a tensor, uint8 [N, 8]."""
     return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)

@@ -1,4 +1,4 @@
-"""Preview of the views that a student will see, with their classes, before training."""
+"""Look at the first augmented images before training: draw them as a picture, or let a live teacher label them."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from utils.labels.views import index_of
 from utils.system.errors import printable
 from utils.system.files import atomic_file
 
-SHOWN = 16  # number of views in a preview, four per row
-ASK_SECONDS = 3  # time limit of a teacher's labelling before training
-ASK_EPOCHS = 30  # largest number of epochs whose views a teacher labels before training
-NAME_WIDTH = 16  # maximal length of a class name, so that two names fit above a view
+SHOWN = 16  # number of augmented images in a preview picture, four per row
+ASK_SECONDS = 3  # time limit for a live teacher that labels some images before training, as a check
+ASK_EPOCHS = 30  # largest number of epochs from which a live teacher labels images before training
+NAME_WIDTH = 16  # longest class name in characters, so that two names fit above an image of the preview
 
 
 def ask_teacher(
@@ -30,20 +30,21 @@ def ask_teacher(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     num_folders: int,
 ) -> list[BatchLabels]:
-    """Return a teacher's labels of the first views, to check the order of its classes against the folders.
+    """Let a live teacher label the first augmented images (views) of a run, and return the labels.
 
-    Labelling stops at 30 views per class folder (on average) that one image dominates, after ASK_SECONDS, or after
-    ASK_EPOCHS.
+    The caller compares the labels with the class folders, to check the order of the teacher's classes. Labelling ends
+    after 30 usable views per class folder on average, after ASK_SECONDS, or after ASK_EPOCHS epochs. A view is usable
+    if one image fills most of it, which cutmix and mixup may prevent.
 
     Args:
-        dataset: views without soft labels; any epoch can be read.
+        dataset: `ViewDataset` whose views are drawn at random and have no soft labels.
         epoch: the first epoch to label; the following epochs are used if that epoch has too few views.
-        normalise: applied to the views.
-        teacher: images float [B, 3, S, S] -> logits [B, C].
+        normalise: normalisation of the teacher's input.
+        teacher: function from images, float [B, 3, S, S], to logits [B, C].
         num_folders: number of class folders.
 
     Returns:
-        labels of each batch; their crops are zeros.
+        the labels of each batch. The crops in them are zeros.
 
     Raises:
         InputError: a logit is not finite.
@@ -60,26 +61,27 @@ def ask_teacher(
         flips = torch.zeros(len(views), dtype=torch.bool)
         index = index_of(dataset.labels)
         answered.append(BatchLabels(crops, flips, dataset.labels.mix, logits.float().cpu(), index))
-        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())  # an even mix of two images says little
+        # count only views that one image dominates: an even mix of two images does not show which one the teacher sees
+        rows += int(dominating(answered[-1], dataset.input_size)[1].sum())
         if rows >= 30 * num_folders or time.monotonic() - started > ASK_SECONDS:
             break
     return answered
 
 
 class Preview:
-    """The first views of an epoch, replayed and mixed, with the teacher's logits.
+    """The first augmented images (views) of an epoch, with their classes and the teacher's logits, for a picture.
 
     Attributes (n = up to 16 views):
-        images: uint8 [n, S, S, 3].
-        targets: int64 [n], folder class of each view.
-        partners: int64 [n], folder class of the view mixed into it.
+        images: uint8 [n, S, S, 3], the views, mixed.
+        targets: int64 [n], class of each view.
+        partners: int64 [n], class of the image that is mixed into each view.
         logits: float32 [n, C]; None if there are neither soft labels nor a teacher.
 
     Args:
         dataset: `ViewDataset`.
         epoch: epoch whose first batch is shown.
-        normalise: applied to the views before the teacher gets them.
-        teacher: images float [B, 3, S, S] -> logits [B, C]; used if the dataset has no soft labels.
+        normalise: normalisation of the teacher's input.
+        teacher: function from images, float [B, 3, S, S], to logits [B, C]; used if the dataset has no soft labels.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class Preview:
         views, classes = zip(*(dataset[positions[slot]][:2] for slot in slots + partners), strict=True)
         views = torch.stack(views)
         n = len(slots)
-        mix = mix._replace(partner=torch.arange(2 * n).roll(n))  # row i is mixed with row n + i
+        # `views` holds n views and then their n mix partners: row i is mixed with row n + i
+        mix = mix._replace(partner=torch.arange(2 * n).roll(n))
         mixed = mix_images(views.permute(0, 3, 1, 2).float(), mix)[:n]
         if logits is None and teacher is not None and normalise is not None:
             logits = teacher(mix_images(normalise(views.to(normalise.mean.device)), mix)[:n])
@@ -106,16 +109,16 @@ class Preview:
         self.images = mixed.round().byte().permute(0, 2, 3, 1)
         self.targets, self.partners = torch.tensor(classes).split(n)
         if isinstance(logits, TopK):
-            store = cast(LabelStore, dataset.source.store)  # only label stores hold `TopK`
+            store = cast(LabelStore, dataset.source.store)  # `TopK` logits come only from a label store
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)
         self.logits = None if logits is None else logits[:n].float().cpu()
 
     def draw(self, path: Path, names: list[str]) -> None:
-        """Write a picture of the views; above each view are its folder classes and the teacher's top 3 classes.
+        """Write a picture of the augmented images, each below its classes and the teacher's top 3 classes.
 
         Args:
             path: PNG file to write; its folder is created.
-            names: class folder names, in order.
+            names: name of each class.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -136,7 +139,14 @@ class Preview:
 
 
 def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[str]) -> str:
-    """Return the text above a view: its folder classes, and the teacher's top 3 classes with probabilities."""
+    """Return the text above an image of the preview: its classes, and the teacher's top 3 classes with probabilities.
+
+    Args:
+        target: class of the image.
+        partner: class of the image that is mixed into it.
+        logits: the teacher's logits, float [C]; None without a teacher.
+        names: name of each class.
+    """
     folders = short(names[target]) if target == partner else f"{short(names[target])} + {short(names[partner])}"
     if logits is None:
         return folders
@@ -149,6 +159,6 @@ def caption(target: int, partner: int, logits: torch.Tensor | None, names: list[
 
 
 def short(name: str) -> str:
-    """Return a class name, cut to NAME_WIDTH characters."""
+    """Return a class name that is cut to at most NAME_WIDTH characters, to fit above an image of the preview."""
     name = printable(name)
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""Replay views: crop, resize, flip, normalise and mix, one image on the host or a whole batch on the device."""
+"""Compute augmented images from given crops, flips and mixing: one image with PIL, or a batch on the device."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,13 @@ def replay_view(image: Image.Image, box: Crop, flip: bool, size: int) -> torch.T
 
 
 class Normalise:
-    """Map uint8 [B, S, S, 3] to (x / 255 - mean) / std per channel: float32 [B, 3, S, S] in `memory_format`."""
+    """Callable that normalises images: uint8 x [B, S, S, 3] becomes (x / 255 - mean) / std, float32 [B, 3, S, S].
+
+    Args:
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
+        device: device of the images.
+        memory_format: memory format of the result.
+    """
 
     def __init__(
         self,
@@ -44,7 +50,8 @@ class Normalise:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = images.shape
-        # whole rows of interleaved channels, because operations on three numbers at a time are slow on a CPU
+        # repeat mean and std for a whole row of RGB pixels: on a CPU, operations on long rows are faster than on the
+        # three channels of each pixel
         mean, std = self.mean.repeat(width), self.std.repeat(width)
         rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
         rows.div_(255).sub_(mean).div_(std)
@@ -53,9 +60,9 @@ class Normalise:
 
 
 def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.Tensor:
-    """Normalise and mix the views of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
+    """Normalise and mix the cropped images of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
 
-    Cutmix only copies pixels, so it runs before the normalisation, on uint8, which needs a quarter of the memory.
+    Cutmix only copies pixels, so it runs before the normalisation: uint8 needs a quarter of the memory of float32.
     """
     if mix.box is None:
         return mix_images(normalise(views), mix)
@@ -64,7 +71,10 @@ def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.T
 
 
 def mix_images(images: torch.Tensor, mix: Mix) -> torch.Tensor:
-    """Mix the images [B, 3, S, S] of a whole batch; a partner may belong to another micro-batch."""
+    """Return the images [B, 3, S, S] of a batch, each mixed with its partner by cutmix or mixup, as `mix` says.
+
+    Mix the whole batch before it is split into micro-batches, because a partner may be in another micro-batch.
+    """
     if mix.partner is None:
         return images
     partner = mix.partner.to(images.device, non_blocking=True)
@@ -79,12 +89,14 @@ def mix_images(images: torch.Tensor, mix: Mix) -> torch.Tensor:
 
 
 def mix_by_mask(images: torch.Tensor, partner: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
-    """Mix as `mix_images` does, but with tensor shapes that do not depend on the box, as a CUDA graph requires.
+    """Return the images of a batch, each mixed with its partner by cutmix or mixup, as `mix_images` does.
+
+    Here the tensor shapes do not depend on the cutmix box, so that a CUDA graph can capture the computation.
 
     Args:
         images: float [B, 3, S, S].
         partner: int64 [B], the row that each row is mixed with.
-        mixing: float32 [5], see `mixing_of`.
+        mixing: float32 [5], mixing weight and cutmix box, see `mixing_of`.
     """
     other, y1, x1, y2, x2 = mixing.unbind()
     pixels = torch.arange(images.shape[-1], device=images.device)
@@ -104,16 +116,16 @@ def resize_views(
     size: int,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Crop every image of a batch, resize it with an antialiased bilinear filter (as PIL's), and flip it.
+    """Crop every image of a batch, resize it with PIL's antialiased bilinear filter, and flip it if `flip` is 1.
 
     Args:
         images: uint8 [B, H, 3, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
-        flip: int64 [B], 1 to mirror left to right.
-        size: S.
-        dtype: type of the arithmetic; default: float16 on CUDA, for its matrix units, else float32. float16 represents
-            every pixel value exactly and results to 1/16 of a level. So the rounded result is within one level of
-            PIL's, which is rounded after each axis.
+        flip: int64 [B], 1 to mirror left to right, else 0.
+        size: S, side of the result in pixels.
+        dtype: dtype of the computation. The default is float16 on CUDA, where its matrix products are fast, else
+            float32. float16 holds all pixel values from 0 to 255 exactly, and results with an error of at most 1/16.
+            After rounding, each value differs by at most 1 from PIL's, because PIL also rounds between the two axes.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.
@@ -130,16 +142,16 @@ def resize_views(
 def resize_weights(
     start: torch.Tensor, length: torch.Tensor, reverse: torch.Tensor, size: int, pixels: int
 ) -> torch.Tensor:
-    """Return the weights that crop, resize (antialiased bilinear) and flip along one axis.
+    """Return matrices that crop, resize (antialiased bilinear) and flip images along one axis.
 
-    The filter is a triangle around half-pixel centres with a support of max(scale, 1) pixels. Taps outside the crop
-    box are dropped and the others renormalised (Pillow's `Resample.c`).
+    The filter is a triangle around the centre of each output pixel. Its half-width is max(length / S, 1) input pixels.
+    As in Pillow's `Resample.c`, pixels outside the crop have weight 0, and the other weights are scaled to a sum of 1.
 
     Args:
-        start, length: int64 [B], the crop along this axis, in pixels.
-        reverse: int64 [B], 1 for outputs in reversed order.
-        size: S, the number of outputs.
-        pixels: the number of pixels along this axis.
+        start, length: int64 [B], first pixel and number of pixels of the crop along this axis.
+        reverse: int64 [B], 1 to reverse the order of the outputs (flip), else 0.
+        size: S, number of output pixels.
+        pixels: number of input pixels along this axis.
 
     Returns:
         float32 [B, S, pixels]; each row sums to 1.
@@ -150,8 +162,10 @@ def resize_weights(
     output = torch.arange(size, device=start.device)
     output = torch.where(reverse[:, None] == 1, size - 1 - output, output)  # [B, S]
     centre = (output + 0.5) * scale / support
-    place = torch.arange(pixels, device=start.device) + 0.5 - start[:, None]  # [B, pixels], from the crop's edge
+    # [B, pixels], position of each pixel's centre, measured from the edge of the crop
+    place = torch.arange(pixels, device=start.device) + 0.5 - start[:, None]
     inside = (place > 0) & (place < length)
-    place = torch.where(inside, place / support, float("inf"))  # infinitely far, so that the weight is 0
+    # pixels outside the crop are moved to infinity, so that their weight becomes 0
+    place = torch.where(inside, place / support, float("inf"))
     weights = (1 - (place[:, None, :] - centre[:, :, None]).abs_()).clamp_(min=0)
     return weights.div_(weights.sum(dim=2, keepdim=True))

@@ -1,11 +1,11 @@
-"""The fast path: a distilled set is small, so its images are decoded once and stay in memory.
+"""Decode training images only once and keep them in memory, because distilled sets are small.
 
-* On the CPU (`ResidentBatches`) the decoded images stay in host memory. Each view is replayed by the
-  function that worker processes use, so the resulting tensors are equal.
-* On a GPU (`DeviceBatches`) the images stay in device memory as uint8, and the views of a batch are
-  replayed together: antialiased crop + resize + flip is separable, so it is two matrix products per
-  image. No value differs from PIL's by more than 1/255. Tensor shapes depend only on the batch size,
-  so the replay can be part of a CUDA graph.
+* On the CPU, `ResidentBatches` (this module) keeps the decoded images in host memory. It crops, resizes
+  and flips each image with the function that worker processes use, so the tensors are equal to theirs.
+* On a GPU, `DeviceBatches` (device.py) keeps the images in device memory as uint8, and crops, resizes and
+  flips all images of a batch together. Antialiased resizing is separable, so two matrix products per image
+  are enough. With pixels in [0, 1], no value differs from PIL's by more than 1/255. Tensor shapes depend
+  only on the batch size, so a CUDA graph can capture this computation together with the training step.
 
 Shapes: N images, B images in a batch, H and W the largest height and width, S the --input-size,
 C classes.
@@ -29,11 +29,11 @@ from utils.labels.types import each
 from utils.labels.views import Views, index_of
 from utils.system.machine import cores
 
-DECODED_AHEAD = 256  # images submitted to the decoding threads at a time
+DECODED_AHEAD = 256  # number of images that are submitted to the decoding threads at a time
 
 
 def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
-    """Yield every image as PIL RGB, in order, decoded by threads (PIL releases the GIL)."""
+    """Yield every image as a PIL RGB image, in order; threads decode the images, because PIL releases the GIL."""
     paths = iter([path for path, _ in samples])
     with ThreadPoolExecutor(max(workers, cores())) as pool:
         while ahead := list(islice(paths, DECODED_AHEAD)):
@@ -41,9 +41,9 @@ def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
 
 
 class ResidentBatches:
-    """Training batches from images that are decoded once and kept in host memory; equal to `WorkerBatches`.
+    """Source of training batches that decodes all images once and keeps them in host memory.
 
-    Args: see `WorkerBatches`.
+    The batches are equal to those of `WorkerBatches`, where the arguments are explained.
     """
 
     def __init__(
@@ -54,23 +54,24 @@ class ResidentBatches:
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
         self.images = list(decode_all(dataset.samples, workers))
-        self.pool = ThreadPoolExecutor(torch.get_num_threads())  # replays views between steps, when the cores are idle
+        # threads that crop and resize images between optimizer steps, while PyTorch does not use the cores
+        self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":
-        """Return the batches of another `ViewDataset` of the same images, which are not decoded again."""
+        """Return a `ResidentBatches` for a `ViewDataset` of the same images with other labels; do not decode again."""
         other = copy(self)
         other.source, other.batches_per_epoch = dataset.source, dataset.source.batches_per_epoch
         return other
 
     def views(self, labels: Views) -> torch.Tensor:
-        """Replay the views of a batch: uint8 [B, S, S, 3]."""
+        """Return the images of a batch, cropped, resized and flipped, but not yet mixed: uint8 [B, S, S, 3]."""
         images = [self.images[number] for number in index_of(labels).tolist()]
         crops = labels.crops(np.array([(image.height, image.width) for image in images]))
         boxes, flips = crops[:, :4].tolist(), (crops[:, 4] == 1).tolist()
         return torch.stack(list(self.pool.map(partial(replay_view, size=self.size), images, boxes, flips)))
 
     def read(self, epoch: int, batch: int) -> Batch:
-        """Return a batch of `epoch` on the device."""
+        """Return one training batch of `epoch`, mixed, normalised and on the device."""
         labels = self.source.read(epoch, batch)
         images = finish_views(self.views(labels).to(self.device), self.normalise, labels.mix)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))
@@ -78,5 +79,5 @@ class ResidentBatches:
         return Batch(images, soft_labels, self.targets[index_of(labels)].to(self.device)).own(parts)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch`, from `first_batch` on."""
+        """Yield the training batches of `epoch`, from `first_batch` on."""
         return (self.read(epoch, batch) for batch in range(first_batch, self.batches_per_epoch))

@@ -1,4 +1,4 @@
-"""Validation images, decoded once and kept in memory if they fit."""
+"""Load the validation images; decode them only once and keep them in memory if they fit."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ HOST = torch.device("cpu")
 
 
 class CentreCrops(Dataset):
-    """Validation images: the shorter side is resized to `resize`, then the centre S x S is cropped.
+    """Dataset of validation images: the shorter side is resized to `resize` pixels, then the centre S x S is cropped.
 
-    An item is (image uint8 [S, S, 3], class, digest). If `digesting`, the digest is an int64 hash of the decoded pixels
-    and the class, else 0.
+    An item is (image uint8 [S, S, 3], class, digest). While the attribute `digesting` is True, the digest is an int64
+    hash of the decoded pixels and the class; otherwise it is 0.
     """
 
     def __init__(self, samples: Samples, input_size: int, resize: int):
@@ -44,23 +44,23 @@ class CentreCrops(Dataset):
 
 
 class ValidationBatches:
-    """Validation batches in file order; images are decoded once and kept in memory if they fit.
+    """Validation batches in file order; by default, images are decoded only once and kept in memory.
 
-    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is independent of
-    --batch-size, because it does not affect the result.
+    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size does not affect the
+    result of an evaluation, so it is independent of --batch-size.
 
     Attributes:
-        digest: sum of the digests of all images, modulo 2^64, which identifies images and classes in any order. It is
-            computed during the first pass; None before that.
+        digest: sum of the digests of all images, modulo 2^64. The sum identifies the images and their classes,
+            regardless of the order. It is None until the first pass is complete.
 
     Args:
         samples: list of (path, class).
         input_size: S, in pixels.
         normalise: `Normalise`, applied on the device.
-        workers: number of worker processes that decode.
+        workers: number of worker processes that decode images.
         device: torch.device.
         batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
-        keep: device that keeps the decoded images after the first pass; None: every pass decodes them again.
+        keep: device on which the decoded images are kept after the first pass. If None, every pass decodes the images.
         resize: pixels of the shorter side before the centre is cropped (default: `default_val_resize`).
     """
 
@@ -93,12 +93,15 @@ class ValidationBatches:
         return len(self.loader)
 
     def digest_of_all(self, world: World) -> str | None:
-        """Return the digest of the images of all ranks, 16 hex digits; None if a rank has not completed a pass."""
+        """Return one digest of the validation images of all ranks, 16 hex digits.
+
+        Returns None if a rank has not yet completed a pass over its images.
+        """
         digests = [digest for digest in world.all_gather_object(self.digest) if digest is not None]
         return f"{sum(digests) % 2**64:016x}" if len(digests) == world.size else None
 
     def decoded(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (images uint8 [B, S, S, 3], targets int64 [B]); kept images are not decoded again."""
+        """Yield batches (images uint8 [B, S, S, 3], targets int64 [B]); decode only if no images are kept in memory."""
         if self.kept:
             yield from self.kept
             return
@@ -106,7 +109,8 @@ class ValidationBatches:
         total = 0
         for images, targets, digests in guarded(self.loader):
             total += sum(digests.tolist())
-            if self.keep is not None:  # a copy, because workers' tensors occupy shared memory, which is scarce
+            # keep copies of the tensors, because the workers' tensors are in shared memory, which is scarce
+            if self.keep is not None:
                 images, targets = images.to(self.keep, copy=True), targets.to(self.keep, copy=True)
                 kept.append((images, targets))
             yield images, targets

@@ -1,8 +1,9 @@
-"""Training batches from worker processes, which decode images and replay their views.
+"""Load training batches with worker processes, which decode, crop, resize and flip the images.
 
-The sampler of the DataLoader yields *positions*, which count through all epochs: position p is slot `p % batch_size`
-of batch `p // batch_size`. Batches are counted from the first of epoch 0; a short batch leaves some positions unused.
-So one iterator serves the whole run: workers stay alive and prefetch across epochs.
+The sampler of the DataLoader yields *positions*. A position numbers the augmented images (views) of all epochs:
+position p is row (slot) `p % batch_size` of batch `p // batch_size`, and batches are numbered through all epochs. If a
+batch is short, the positions of its missing rows are unused. Thus one DataLoader iterator serves the whole run: its
+workers stay alive and prefetch across epochs.
 """
 
 import contextlib
@@ -35,31 +36,36 @@ from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_sys
 from utils.system.files import can_open
 from utils.system.process import prepare_worker
 
-View = tuple[torch.Tensor, int, torch.Tensor, bool, int]  # uint8 [S, S, 3], class, coords [4], flip, image index
+# pixels uint8 [S, S, 3], class, crop float32 [4] as fractions of height and width, flip, image index
+View = tuple[torch.Tensor, int, torch.Tensor, bool, int]
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
 
-FILES_PER_WORKER, SPARE_FILES = 4, 16  # files that a DataLoader opens: per worker, and in addition
-DYING_SECONDS = 2  # time limit of the wait for a dying worker's exit code
+FILES_PER_WORKER, SPARE_FILES = 4, 16  # a DataLoader may open 4 files per worker process and 16 more
+DYING_SECONDS = 2  # longest time to wait for the exit code of a worker process that is about to end
 
 
 class ViewDataset(Dataset):
-    """Views of a training folder, one per position; the patched fetcher loads each batch's labels first.
+    """Dataset of the augmented images (views) of a run, with one item for each position (see the module).
+
+    PyTorch's fetcher, patched by patches/fetch_patch.py, loads the labels of a batch before its views.
 
     Args:
         samples: list of (path, class).
-        source: `TrainingViews`; or a label store or `DrawnViews`, to show all of its batches in their own order.
-        input_size: S.
+        source: `TrainingViews`, the crops, flips and labels of every batch of the run. A label store or `DrawnViews` is
+            accepted too; its batches are then used in their own order.
+        input_size: S, side of a view in pixels.
     """
 
-    mode = "fkd_load"  # read by a PyTorch that was edited by hand for the reference code
+    # for users who edited PyTorch by hand for the reference code: the edited fetcher reads this attribute
+    mode = "fkd_load"
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
         self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
         self.labels: Views  # labels of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """Return (epoch, batch, slot) of a position."""
+        """Return (epoch, batch in the epoch, row in the batch) of a position, which counts through all epochs."""
         number, slot = divmod(position, self.source.batch_size)
         return *divmod(number, self.source.batches_per_epoch), slot
 
@@ -68,24 +74,33 @@ class ViewDataset(Dataset):
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
         """Load the labels of the batch that starts at `position`; return (mix partner, lam, box, logits).
 
-        A PyTorch that was edited by hand for the reference code unpacks these four items.
+        These must be four items in this order, because a PyTorch that was edited by hand for the reference code
+        unpacks them.
         """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)
         return *labels.mix, labels.logits
 
     def __getitems__(self, _positions: list[int]) -> list[View]:
-        """Return every view of the batch whose labels are loaded."""
+        """Return all augmented images of the batch whose labels `load_batch_config` has loaded."""
         return [self.view(slot) for slot in range(len(self.labels))]
 
     def __getitem__(self, position: int) -> View:
-        """Return one view; only a PyTorch that was edited by hand calls this."""
+        """Return one augmented image of the loaded batch; `Preview` and a hand-edited PyTorch call this.
+
+        Raises:
+            InputError: several processes share every batch, which a hand-edited PyTorch does not support.
+        """
         if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
         return self.view(self.locate(position)[2])
 
     def view(self, slot: int) -> View:
-        """Return row `slot` of the loaded batch: (uint8 [S, S, 3], class, coords float32 [4], flip, image index)."""
+        """Return row `slot` of the loaded batch, cropped, resized and flipped, but not mixed.
+
+        Returns:
+            (pixels uint8 [S, S, 3], class, crop float32 [4] as fractions of height and width, flip, image index).
+        """
         index = int(index_of(self.labels)[slot])
         path, target = self.samples[index]
         image = load_rgb(path)
@@ -95,7 +110,7 @@ class ViewDataset(Dataset):
 
 
 class Positions:
-    """Batch sampler that yields the list of positions of each batch of `epochs`.
+    """Batch sampler that yields, for each batch of `epochs`, the list of its positions (row numbers of the whole run).
 
     The first `first_batch` batches of the first epoch are skipped.
     """
@@ -116,17 +131,18 @@ class Positions:
 
 
 def start_worker(_worker_id: int) -> None:
-    """Prepare a worker process: patch its PyTorch, leave signals to the parent, and end if the parent ends."""
-    gc.freeze()  # garbage collection of the parent's objects would copy their memory pages
+    """Prepare a worker process: patch its PyTorch, ignore signals that the parent handles, exit with the parent."""
+    gc.freeze()  # leave the parent's objects alone: garbage collection would copy their memory pages
     fetch_patch.apply()
     prepare_worker()
-    # if a thread cannot send a batch, Python drops it or retries for ever, and the parent waits: end the worker instead
+    # end the worker if its queue thread cannot send a batch; Python would drop the batch or retry for ever, while the
+    # parent waits for it
     Queue._on_queue_feeder_error = staticmethod(lambda error, _item: end_worker(error))  # type: ignore[attr-defined]
     sys.excepthook = lambda _type, error, _traceback: end_worker(error)
 
 
 def end_worker(error: BaseException) -> None:
-    """End this worker process after an error; the exit code EMFILE tells the parent about the limit on open files."""
+    """Exit this worker process after an error, with code EMFILE if too many files were open, else with code 1."""
     limit = met_file_limit(error)
     if not limit and not isinstance(error, (OSError, RuntimeError)):
         sys.__excepthook__(type(error), error, error.__traceback__)
@@ -143,7 +159,8 @@ def view_loader(
 ) -> DataLoader:
     """Return a DataLoader over the batches of `epochs`; the first `first_batch` batches of the first epoch are skipped.
 
-    Each item is `((views, targets, coords, flips, index), mix partner, lam, box, logits)`.
+    Each item is one batch, `((views, targets, crops, flips, image indices), mix partner, lam, box, logits)`; the views
+    are not mixed yet.
     """
     fetch_patch.apply()
     return DataLoader(
@@ -158,11 +175,17 @@ def view_loader(
 
 
 def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
-    """Iterate over a DataLoader; raise InputError with a remedy if a worker dies or too few files can be opened."""
+    """Yield the items of a DataLoader.
+
+    Raises:
+        InputError: a worker process died, or the limit on open files is too low. The message gives a remedy.
+    """
     workers = getattr(loader, "num_workers", 0)
-    if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):  # a half-started loader cannot be shut down
+    # check the limit on open files in advance, because a DataLoader that fails while it starts cannot be shut down
+    if workers and not can_open(FILES_PER_WORKER * workers + SPARE_FILES):
         raise InputError(OPEN_FILES)
-    wait_for_group_threads()  # because the next line forks the workers
+    # the next line forks worker processes, which may hang if threads of the process group hold locks at that moment
+    wait_for_group_threads()
     iterator = iter(loader)
     try:
         yield from iterator
@@ -177,19 +200,22 @@ def guarded(loader: Iterable[Loaded]) -> Iterator[Loaded]:
 
 
 def exit_codes(iterator: object) -> set[int | None]:
-    """Return the exit codes of a DataLoader's workers, after a short wait for the one that is dying."""
+    """Return the exit codes of the workers of a DataLoader's iterator; None stands for a worker that is still running.
+
+    Wait until at least one worker has ended, but at most DYING_SECONDS.
+    """
     workers: list[BaseProcess] = getattr(iterator, "_workers", [])
     codes: set[int | None] = set()
     end = time.monotonic() + DYING_SECONDS
     while codes <= {None} and time.monotonic() < end:
-        with contextlib.suppress(RuntimeError):  # raised by PyTorch's signal handler when a worker ends
+        with contextlib.suppress(RuntimeError):  # PyTorch's signal handler raises this when a worker ends
             time.sleep(0.05)
             codes = {worker.exitcode for worker in workers}
     return codes
 
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
-    """Copy one loader item to the device, normalise and mix it, and return this rank's rows as a `Batch`."""
+    """Copy an item of `view_loader` to the device, normalise and mix it, and return this rank's rows as a `Batch`."""
     (views, targets, *_), partner, lam, box, logits = item
     images = finish_views(views.to(device, non_blocking=True), normalise, Mix(partner, lam, box))
     soft_labels = each(logits, lambda tensor: tensor.to(device, non_blocking=True))
@@ -197,15 +223,15 @@ def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts:
 
 
 class WorkerBatches:
-    """Training batches from worker processes, copied to the device one step ahead of the model.
+    """Source of training batches that worker processes load; a GPU gets each batch one step in advance.
 
     Args:
         dataset: `ViewDataset`.
         epochs: epochs that will be requested, in this order.
         normalise: `Normalise` on the device.
-        workers: number of processes; 0 decodes in this process.
+        workers: number of worker processes; with 0, this process decodes the images.
         device: torch.device.
-        context: multiprocessing start method; None takes Python's default.
+        context: multiprocessing start method; None for Python's default.
     """
 
     def __init__(
@@ -219,7 +245,8 @@ class WorkerBatches:
     ) -> None:
         self.source, self.device = dataset.source, device
         self.batches_per_epoch = self.source.batches_per_epoch
-        # a stream that refers to this object would be a cycle: freed late, and its workers would take 10 s to end
+        # partial functions, not methods: if `self.stream` referred to this object, the reference cycle would be freed
+        # late, and the workers would take 10 s to end
         self.prepare = partial(prepare_batch, normalise, device)
         self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
         self.epochs = epochs
@@ -227,21 +254,33 @@ class WorkerBatches:
         self.again = partial(WorkerBatches, normalise=normalise, workers=workers, device=device, context=context)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "WorkerBatches":
-        """Return the batches of another `ViewDataset` of the same images, for other epochs."""
+        """Return a `WorkerBatches` with the same settings for a `ViewDataset` of the same images with other labels.
+
+        Args:
+            dataset: the `ViewDataset`.
+            epochs: epochs that will be requested, in this order.
+        """
         return self.again(dataset, epochs)
 
     def start(self, epoch: int, first_batch: int) -> Iterator[Batch]:
-        """Start the workers at a batch of an epoch; return the stream of batches up to the end of the last epoch."""
+        """Return an iterator over all batches from `first_batch` of `epoch` to the end of the last epoch.
+
+        The worker processes start when the first batch is fetched.
+        """
         loader = self.loader(self.epochs[self.epochs.index(epoch) :], first_batch=first_batch)
         source, per_epoch = self.source, self.batches_per_epoch
         parts = (source.parts(epoch + n // per_epoch, n % per_epoch) for n in count(first_batch))
         stream = map(self.prepare, guarded(loader), parts)
-        if self.device.type == "cuda":  # prefetch one batch; on the CPU that would slow the step down
+        # on a GPU, a thread prefetches one batch; on the CPU, the thread would slow down the training step
+        if self.device.type == "cuda":
             stream = BackgroundGenerator(stream, max_prefetch=1)
         return stream
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of the next epoch; `first_batch` may exceed 0 only in the first epoch that is requested."""
+        """Yield the training batches of `epoch`, from `first_batch` on; epochs must be requested in order.
+
+        `first_batch` may be greater than 0 only in the first epoch that is requested.
+        """
         self.stream = self.stream or self.start(epoch, first_batch)
         for _ in range(first_batch, self.batches_per_epoch):
             yield next(self.stream)

@@ -1,1 +1,5 @@
-"""FKD soft labels on disk: formats, drawn views, and the order in which training visits them."""
+"""Soft labels on disk: read, write, pack and verify label files, and choose the order of training batches.
+
+A view is an augmented image: it is cropped, and may be flipped and mixed with another image. Label files
+state the views, or the views are drawn at random from a seed.
+"""

@@ -1,7 +1,7 @@
-"""Read and check the contents of label files: the items of a batch, and lists of the images of batches.
+"""Read and check label files: the items that make up a batch, and the lists that say which images a batch holds.
 
-All projects store a batch as a list of 6 to 8 items, which docs/label-formats.md describes one by one. LPLD, LPQLD and
-HALD list the images of their batches in a separate file.
+All projects store a batch as a list of 6 to 8 items; docs/label-formats.md describes each item. LPLD, LPQLD and HALD
+list the images of their batches in a separate file.
 """
 
 import json
@@ -19,20 +19,24 @@ from utils.system.safe_load import load_archive
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]
-SLACK = 1e-3  # tolerance for crop edges beyond 1, which rounding to half precision causes
+# how far a crop may reach beyond its image, as a fraction of the image: rounding to half precision can cause this
+SLACK = 1e-3
 MAX_JSON_BYTES = 256 * 2**20
 MAX_IMAGES = 2**31
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
-SUM_SLACK = 0.02  # tolerance for the sum of a row of probabilities in half precision
+SUM_SLACK = 0.02  # how far a row of probabilities in half precision may sum to more or less than 1
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether every value is finite, computed by numpy because waking PyTorch's threads costs more."""
+    """Return whether all values are finite. numpy is faster here than PyTorch, which would wake its threads."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
 def requirement(source: object) -> Require:
-    """Return `require(condition, problem)`, which raises InputError about the file `source` if `condition` is false."""
+    """Return a function `require(condition, problem)` that raises InputError if `condition` is false.
+
+    The error message names the label file `source` and the `problem`.
+    """
 
     def require(condition: Any, problem: str) -> None:
         if not condition:
@@ -45,15 +49,15 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
     """Check every item of a stored batch and return its `BatchLabels`.
 
     Args:
-        items: [coords, flip, mix_index, mix_lam, mix_bbox, answers]. A 7th item is the image index [B], or the classes
-            [B, k] of the answers. An 8th item is EDC's permutation of each image's patches [B, 2, 2], which must be
-            all zero.
-        source: the file, for error messages.
-        answers: kind of the answers: `logits`, or `probabilities`, which are converted to natural logs.
+        items: [coords, flip, mix_index, mix_lam, mix_bbox, logits]. If there is a 7th item, it holds the image numbers
+            [B] or, for top-k logits, the class ids [B, k]. If there is an 8th item, it is EDC's permutation of each
+            image's patches [B, 2, 2], and all its values must be zero.
+        source: the label file, for error messages.
+        answers: the kind of the 6th item: `logits`, or `probabilities`, which are converted to natural logs.
 
     Raises:
-        InputError: an item is missing, of the wrong type or shape, or out of range, or the file belongs to a project
-            whose labels cannot be replayed; the message names `source`.
+        InputError: an item is missing, has a wrong type or shape, or is out of range; or the labels come from a project
+            that is not supported. The message names `source`.
     """
     require = requirement(source)
     refuse_other_projects(items, source)
@@ -80,9 +84,10 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
 
 def small_items(labels: BatchLabels) -> list[Any]:
-    """Return the first five items of a batch in the small dtypes of LPLD."""
+    """Return a batch's first five items, coords to mix_bbox, in the small dtypes in which LPLD stores them."""
     partner, lam, box = labels.mix
-    coords, flip = labels.coords.half(), labels.flip.clone()  # torch.save would store a slice's whole storage
+    # clone `flip`: it may be a slice of a longer tensor, and torch.save would store that tensor completely
+    coords, flip = labels.coords.half(), labels.flip.clone()
     return [
         coords,
         flip,
@@ -93,7 +98,7 @@ def small_items(labels: BatchLabels) -> list[Any]:
 
 
 def refuse_other_projects(items: Any, source: object) -> None:
-    """Raise InputError if a batch has items of a project that this program cannot replay."""
+    """Raise InputError if the items have the form of a project whose labels are not supported."""
     if not isinstance(items, list):
         return
     shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else () for item in items]
@@ -117,7 +122,10 @@ def refuse_other_projects(items: Any, source: object) -> None:
 
 
 def check_patches(require: Require, status: Any, rows: int, source: object) -> None:
-    """Require that EDC's 8th item, the permutation of patches, is zero: shuffled images cannot be replayed."""
+    """Raise InputError unless EDC's 8th item, the permutation of each image's patches, is all zero.
+
+    Other values mean that the teacher saw images with shuffled patches, and training cannot shuffle images in this way.
+    """
     require_tensor(require, "indices_status", status, [torch.int32, torch.int64], rows, 2, 2)
     if status.any():
         raise InputError(
@@ -129,7 +137,7 @@ def check_patches(require: Require, status: Any, rows: int, source: object) -> N
 def require_tensor(
     require: Require, name: str, value: Any, dtypes: Collection[torch.dtype], *shape: int | None
 ) -> None:
-    """Require that `value` is a tensor of one of `dtypes` and of `shape`; None in `shape` allows any length."""
+    """Require that `value` is a tensor with `shape` and with one of `dtypes`; None in `shape` allows any length."""
     require(isinstance(value, torch.Tensor), f"{name} is not a tensor")
     require(value.dtype in dtypes, f"{name} has dtype {value.dtype}")
     fits = value.dim() == len(shape) and all(
@@ -139,16 +147,16 @@ def require_tensor(
 
 
 def check_coords(require: Require, coords: Any, rows: int) -> None:
-    """Require that crops [B, 4] are fractions of an image, and inside it."""
+    """Require that crops [B, 4] are given as fractions of the image's height and width and lie inside the image."""
     require_tensor(require, "coords", coords, FLOATS, rows, 4)
     coords = coords.float()
-    inside = (coords >= 0) & (coords <= 1 + 1e-4)  # NaN is never inside
+    inside = (coords >= 0) & (coords <= 1 + 1e-4)  # false for NaN
     require(inside.all() and (coords[:, 2:] > 0).all(), "its crop coords are not fractions of an image")
     require((coords[:, :2] + coords[:, 2:] <= 1 + SLACK).all(), "a crop reaches outside its image")
 
 
 def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
-    """Require that logits [B, C] are finite numbers; return them."""
+    """Require that `logits` is a floating-point tensor [B, C] of finite numbers, and return it unchanged."""
     require_tensor(require, "logits", logits, FLOATS, rows, None)
     require(logits.shape[1] > 0, "logits have no classes")
     require(all_finite(logits), "its logits are not all finite")
@@ -156,7 +164,7 @@ def check_logits(require: Require, logits: Any, rows: int) -> torch.Tensor:
 
 
 def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tensor:
-    """Require that rows of probabilities [B, C] sum to 1; return their natural logs, float32."""
+    """Require that each row of `values` [B, C] is a probability distribution; return the natural logs in float32."""
     check_logits(require, values, rows)
     values = values.float()
     sums = values.sum(dim=1)
@@ -166,7 +174,7 @@ def check_probabilities(require: Require, values: Any, rows: int) -> torch.Tenso
 
 
 def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor | None) -> Answers:
-    """Return the logits if `classes` is None, else the `TopK` of logits and classes [B, k]."""
+    """Return `logits` unchanged if `classes` is None; otherwise check the class ids [B, k] and return a `TopK`."""
     if classes is None:
         return logits
     require_tensor(require, "classes", classes, [torch.int16, torch.int32, torch.int64], *logits.shape)
@@ -177,7 +185,10 @@ def with_classes(require: Require, logits: torch.Tensor, classes: torch.Tensor |
 
 
 def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, rows: int) -> Mix:
-    """Require partners inside the batch, a ratio in [0, 1] and a valid box; return the `Mix`."""
+    """Check how a batch is mixed and return its `Mix`.
+
+    Partners must be rows of the batch, the mixing ratio must be in [0, 1], and the box must be valid.
+    """
     if mix_index is not None:
         require_tensor(require, "mix_index", mix_index, [torch.int64, torch.uint8], rows)
         mix_index = mix_index.long()
@@ -191,7 +202,10 @@ def check_mix(require: Require, mix_index: Any, mix_lam: Any, mix_bbox: Any, row
 
 
 def check_box(require: Require, box: Any) -> tuple[int, int, int, int]:
-    """Require that `box` is (y1, x1, y2, x2), integers or scalar tensors, corners in order; return plain integers."""
+    """Require that `box` is (y1, x1, y2, x2) with 0 <= y1 <= y2 and 0 <= x1 <= x2; return it as plain integers.
+
+    The four numbers may be integers or scalar integer tensors.
+    """
     require(isinstance(box, list | tuple) and len(box) == 4, "mix_bbox is not four integers")
     box = tuple(plain_integer(number) for number in box)
     require(None not in box, "mix_bbox is not four integers")
@@ -208,10 +222,13 @@ def plain_integer(number: Any) -> int | None:
 
 
 def read_json_indices(file: Path) -> dict[int, list[int]]:
-    """Read and check the images of each batch (or epoch) from a JSON file `{"NUMBER": [image, …]}`.
+    """Read and check a JSON file `{"NUMBER": [image, …]}`, which lists the images of each batch or of each epoch.
+
+    Returns:
+        the list of image numbers of each batch (or epoch), sorted by batch (or epoch) number.
 
     Raises:
-        InputError: the file is missing, unreadable or of another form.
+        InputError: the file is missing, cannot be read, or has another structure.
     """
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
@@ -227,16 +244,28 @@ def read_json_indices(file: Path) -> dict[int, list[int]]:
 
 
 def read_saved_indices(file: Path) -> dict[int, list[int]]:
-    """Read and check the images of each epoch from a `torch.save` file `{"EPOCH": [image, …]}`.
+    """Read and check a `torch.save` file `{"EPOCH": [image, …]}`, which lists the images of each epoch.
+
+    Code that a manipulated file may contain is never run.
+
+    Returns:
+        the list of image numbers of each epoch, sorted by epoch number.
 
     Raises:
-        InputError: the file is missing, unreadable or of another form; no code in the file has run.
+        InputError: the file is missing, cannot be read, or has another structure.
     """
     return checked_indices(load_archive(file), file)
 
 
 def checked_indices(content: Any, file: Path) -> dict[int, list[int]]:
-    """Check that `content` maps numbers (as text) to lists of image numbers; return it with sorted integer keys."""
+    """Check that `content` maps numbers, written as text, to lists of image numbers.
+
+    Returns:
+        the same lists, with integers as keys in ascending order.
+
+    Raises:
+        InputError: `content` has another structure.
+    """
     sound = (
         isinstance(content, dict)
         and content

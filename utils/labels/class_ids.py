@@ -1,38 +1,43 @@
-"""Encode the class ids of top-k labels: the k ids of a row, ascending, in little more than their entropy.
+"""Compress the class ids of top-k labels to little more than their entropy.
 
-The code is Elias-Fano (P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). An id below C, the number of
-classes, is split into l = floor(log2(C / k)) low bits and a high part. A row of ids x_0 < x_1 < … is
+A row of top-k labels has k different class ids x_0 < x_1 < … below C, the number of classes. The code is Elias-Fano
+(P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). It splits each id into its l = floor(log2(C / k)) lowest
+bits and the remaining high part x_i >> l. One row is stored as two blocks of bytes:
 
-    ceil(k l / 8) bytes                     bit j k + i is bit j of x_i
-    ceil((k + (C - 1 >> l)) / 8) bytes      bit (x_i >> l) + i is set, for every i; the others are zero
+    low bits      ceil(k l / 8) bytes                    bit j k + i is bit j of x_i
+    high parts    ceil((k + (C - 1 >> l)) / 8) bytes     bit (x_i >> l) + i is 1 for each i; all other bits are 0
 
-Bits are numbered from the lowest: bit b is bit b % 8 of byte b // 8. A set of 50 of 1,000 ids takes 39 bytes (log2 of
-the number of such sets is 35.3 bytes). All rows have the same size, so that they need no offsets.
+Bit b of a block is bit b % 8 of byte b // 8, counted from the lowest bit. For example, 50 of 1,000 ids take 39 bytes.
+The lower bound is 35.3 bytes, the log2 of the number of possible sets of 50 ids. All rows take the same number of
+bytes, which is why no offsets are stored.
 """
 
 import numpy as np
 
 
 def code_bytes(count: int, classes: int) -> tuple[int, int]:
-    """Return the numbers of bytes of a row's low bits and of its high parts, for `count` ids below `classes`."""
+    """Return (bytes for the low bits, bytes for the high parts) of one encoded row of `count` ids below `classes`."""
     low = low_bits(count, classes)
     return -(-count * low // 8), -(-(count + (classes - 1 >> low)) // 8)
 
 
 def low_bits(count: int, classes: int) -> int:
-    """Return l, the number of low bits of each of `count` ids below `classes`; 1 <= count <= classes."""
+    """Return l, the number of bits of each id that are stored as low bits.
+
+    A row has `count` ids below `classes`, and `count` must be from 1 to `classes`.
+    """
     return (classes // count).bit_length() - 1
 
 
 def encode_ids(ids: np.ndarray, classes: int) -> np.ndarray:
-    """Encode sets of class ids.
+    """Encode the class ids of N rows with the code that this module's docstring describes.
 
     Args:
-        ids: integers [N, k], each row ascending without repeats, all in [0, classes).
-        classes: C.
+        ids: integers [N, k]. Each row is in ascending order, without repeats, and in [0, classes).
+        classes: C, the number of classes.
 
     Returns:
-        uint8 [N, sum of `code_bytes`].
+        uint8 [N, M], where M is the sum of the two numbers from `code_bytes`.
     """
     rows, count = ids.shape
     low, high_bytes = low_bits(count, classes), code_bytes(count, classes)[1]
@@ -44,18 +49,18 @@ def encode_ids(ids: np.ndarray, classes: int) -> np.ndarray:
 
 
 def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Undo `encode_ids`.
+    """Decode class ids that `encode_ids` has encoded.
 
     Args:
-        code: uint8 [N, sum of `code_bytes`].
-        count: k.
-        classes: C.
+        code: uint8 [N, M], where M is the sum of the two numbers from `code_bytes`.
+        count: k, the number of ids in a row.
+        classes: C, the number of classes.
 
     Returns:
-        int64 [N, k], each row ascending.
+        int64 [N, k], each row in ascending order.
 
     Raises:
-        ValueError: the code is invalid: no set of ids has it.
+        ValueError: the code is invalid: `encode_ids` cannot have returned it.
     """
     rows, low = len(code), low_bits(count, classes)
     low_bytes, high_bytes = code_bytes(count, classes)
@@ -65,7 +70,8 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         raise ValueError("not as many as the rows need")
     ids = places.reshape(rows, count)
     ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)  # `ids` now holds the high parts
-    inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()  # false if a row lacks any of its k
+    # if not exactly k bits are set in a row's second block, a high part comes out too small or too large
+    inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()
     planes = np.unpackbits(code[:, :low_bytes], axis=1, count=count * low, bitorder="little").reshape(rows, low, count)
     for plane in range(low)[::-1]:
         ids <<= 1

@@ -1,4 +1,4 @@
-"""`python -m utils.labels`: look into a label folder, pack it, unpack it, verify it."""
+"""`python -m utils.labels`: describe, pack, unpack or verify a folder of soft labels."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from utils.system.process import run_script
 
 
 def info(config: InfoConfig) -> None:
-    """Print a description of a label folder."""
+    """Print facts about a label folder: its format, size, digests, number of epochs, and missing epochs."""
     store = open_labels(config.path, config.fkd_seed)
     size = sum(entry.stat().st_size for entry in walk(config.path))
     known = store.image_digests
@@ -41,7 +41,7 @@ def info(config: InfoConfig) -> None:
 
 
 def walk(path: str) -> Iterator[os.DirEntry[str]]:
-    """Yield every file below a folder."""
+    """Yield every file in a folder and in its subfolders."""
     for entry in os.scandir(path):
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path)
@@ -50,13 +50,13 @@ def walk(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def read_epochs(store: LabelStore, epochs: Sequence[int], description: str) -> Iterator[tuple[int, list[BatchLabels]]]:
-    """Yield (epoch, list of its `BatchLabels`) with a progress bar."""
+    """Yield (epoch, list of the `BatchLabels` of its batches) for each of `epochs`, and show a progress bar."""
     for epoch in progress_bar(epochs, description, len(epochs)):
         yield epoch, [store.read(epoch, batch) for batch in range(store.batches(epoch))]
 
 
 def pack(config: PackConfig) -> None:
-    """Pack a folder of .tar labels."""
+    """Convert a folder of .tar labels to the packed format, which takes less space."""
     store = open_labels(config.source, config.fkd_seed)
     if store.dialect == "packed":
         raise InputError(f"{config.source} is packed already; unpack it first to pack it in another way")
@@ -69,7 +69,11 @@ def pack(config: PackConfig) -> None:
 
 
 def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
-    """Return the manifest with which a store will be packed."""
+    """Return the manifest of the packed folder into which `store` will be converted.
+
+    Raises:
+        InputError: the labels cannot be packed with the options in `config`.
+    """
     state_classes(store, config)
     if not store.has_epochs and TrainingViews(store, SAMPLED).smallest_batch() < store.batch_size:
         raise InputError(f"{config.source} holds batches of different sizes and cannot be packed; train on it as it is")
@@ -87,7 +91,7 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
         "batches": None if store.has_epochs else store.stored_batches(),
     }
     settings = {"packed_from": store.dialect, **store.settings}
-    # whether --fkd-seed alone determines the image order, so that no index is stored
+    # True if --fkd-seed alone determines the order of images; image numbers are then not stored
     drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None
     return make_manifest(
         codec,
@@ -104,7 +108,14 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
 
 
 def state_classes(store: LabelStore, config: PackConfig) -> None:
-    """Set the number of classes of top-k labels that do not state it: --num-classes, or the highest class + 1."""
+    """Set the number of classes of `store` if it has top-k labels that do not state this number.
+
+    The number is --num-classes. Without this flag, it is the lowest number that exceeds both the highest class id in
+    the labels and the number of logits kept per image.
+
+    Raises:
+        InputError: --num-classes is too low for the class ids in the labels.
+    """
     if store.num_classes_stated:
         return
     highest = max(highest_class(store.read(e, b).logits) for e in range(store.epochs) for b in range(store.batches(e)))
@@ -114,19 +125,22 @@ def state_classes(store: LabelStore, config: PackConfig) -> None:
 
 
 def amount(store: LabelStore) -> str:
-    """Return the amount of labels in a store, in words."""
+    """Return how many labels `store` holds, as text: `300 epochs of 500 images`, or `40 batches` without epochs."""
     count = store.stored_batches()
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
 
 def ratio(config: PackConfig | UnpackConfig) -> str:
-    """Return the sizes of source and target, in words."""
+    """Return the sizes of the source folder and of the target folder, and their ratio, as text for a message."""
     before, after = (sum(entry.stat().st_size for entry in walk(path)) for path in (config.source, config.target))
     return f"{readable_size(before)} to {readable_size(after)} ({after / before:.2f} of it)"
 
 
 def unpack(config: UnpackConfig) -> None:
-    """Unpack a packed folder into .tar files of 6 or 7 items, or into the format of LPLD, LPQLD or HALD."""
+    """Convert a packed folder back to .tar files.
+
+    Each batch then has 6 or 7 items. Labels that were packed from LPLD, LPQLD or HALD return to that project's format.
+    """
     store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
         raise InputError(f"{config.source} is not packed; there is nothing to unpack")
@@ -157,7 +171,7 @@ def unpack(config: UnpackConfig) -> None:
 
 
 def unpack_as_packed(store: PackedStore, config: UnpackConfig) -> None:
-    """Unpack a store that was packed from LPLD, LPQLD or HALD into that project's own format."""
+    """Convert packed labels of LPLD, LPQLD or HALD back to the format of the project that made them."""
     if config.items or config.fp32:
         raise InputError(f"--items and --fp32 are for labels of SRe2L and PRISM; {config.source} is of another project")
     if store.codec.keep_topk and store.answers == "probabilities":
@@ -172,7 +186,7 @@ def unpack_as_packed(store: PackedStore, config: UnpackConfig) -> None:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Read every batch; check digests, shapes, counts and values."""
+    """Check digests, shapes, counts and values of all batches in a label folder; raise InputError if a check fails."""
     verify_digests = os.path.exists(os.path.join(config.path, "manifest.json"))
     store = open_labels(config.path, config.fkd_seed, verify=verify_digests)
     store.refuse_gap()
@@ -195,12 +209,13 @@ def verify(config: VerifyConfig) -> None:
 
 
 def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bool] | None = None) -> int:
-    """Run one command; return the exit code.
+    """Run one command of `python -m utils.labels` and return its exit code.
 
     Args:
-        argv: command-line arguments; None for those of the process.
-        ask_teacher: function of a higher layer that runs `verify` with a teacher; it returns False if the flags name
-            no teacher.
+        argv: command-line arguments (default: the arguments of this process).
+        ask_teacher: function that verifies labels with a teacher. It returns False if the flags name no teacher, and
+            then `verify` checks the labels without one. The caller passes the function, because this package must not
+            import teachers.
     """
 
     def run(words: list[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""Open a label folder of any format; the files in it tell the format."""
+"""Open a label folder of any format. The format is recognised by the files in the folder."""
 
 import os
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from utils.system.errors import InputError
 
 
 class Format(NamedTuple):
-    """A test that recognises a format, and the class that reads it."""
+    """One label format: a test that recognises a folder of this format, and the class that reads the folder."""
 
     fits: Callable[[Path], bool]
     open: Callable[..., LabelStore]  # called with (path, fkd_seed, verify)
 
 
-# The first format that fits is taken; the last one always fits, and its reader reports missing files.
+# A folder is opened with the first format whose test it passes. Every folder passes the last test; if the folder holds
+# no labels, TarStore reports the missing files.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),
@@ -31,15 +32,16 @@ FORMATS = [
 
 
 def open_labels(path: str | Path, fkd_seed: int = 42, verify: bool = False) -> LabelStore:
-    """Open a label folder of any format.
+    """Open a label folder of any format and return the `LabelStore` that reads it.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order of labels without an index.
-        verify: compare packed files with their digests when they are opened.
+        fkd_seed: seed that determines the order of images if the labels do not state image numbers.
+        verify: whether packed files are compared with their digests when they are opened.
 
     Raises:
-        InputError: the folder does not exist, or holds no labels.
+        InputError: the folder does not exist or holds no usable labels, or `verify` is True and the labels are not
+            packed.
     """
     if not os.path.isdir(path):
         raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds the labels")

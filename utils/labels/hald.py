@@ -1,6 +1,7 @@
-"""Format `hald`: `epoch_{e}.tar`, each the list of an epoch's batches, and `sampler_indices_dict.pt`.
+"""Format `hald`: files `epoch_{e}.tar`, each with all batches of one epoch, and `sampler_indices_dict.pt`.
 
-HALD (2025) stores probabilities, softmax(logits / T) in half precision, not logits; the files do not state T.
+The files hold probabilities, softmax(logits / T) in half precision, instead of logits. They do not state the
+temperature T. `sampler_indices_dict.pt` lists the images of every epoch. HALD: arXiv 2512.15647.
 """
 
 import os
@@ -29,17 +30,18 @@ def is_hald(path: Path) -> bool:
 
 
 class HaldStore(LabelStore):
-    """A folder of HALD's epoch files, which hold probabilities.
+    """A label folder in HALD's format, which holds probabilities.
 
-    Epochs that were read stay in memory if batches are drawn from all of them.
+    If training draws batches from all epochs, every epoch that was read stays in memory.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the random batch order of training, which `provenance` states.
-        verify: refused if True, since the files have no digests.
+        fkd_seed: seed of the random batch order of training; this class only reports it, in `provenance`.
+        verify: must be False, because the files have no digests.
 
     Raises:
-        InputError: files and list of images disagree, or the first epoch cannot be used.
+        InputError: the epoch files do not match the list of images, the first epoch cannot be used, or `verify` is
+            True.
     """
 
     dialect, answers, logits_dtype, label_order = "hald", "probabilities", torch.float16, SHUFFLED
@@ -86,7 +88,12 @@ class HaldStore(LabelStore):
         return parse_items(items, f"{self.file(epoch)} (batch {batch})", self.answers)
 
     def _open(self, epoch: int) -> list[BatchLabels]:
-        """Read all batches of an epoch and check that their shapes agree with the first epoch's."""
+        """Read an epoch and return its batches, with the image numbers filled in.
+
+        Raises:
+            InputError: the batches have other numbers of rows or classes, or another type of mixing, than expected from
+                the first epoch and the list of images.
+        """
         if epoch in self.opened:
             return self.opened[epoch]
         batches = [self._parse(items, epoch, batch) for batch, items in enumerate(self._items(epoch))]
@@ -102,19 +109,20 @@ class HaldStore(LabelStore):
         return self.keep_open(epoch, indexed)
 
     def name(self, epoch: int, _batch: int) -> str:
-        """See `LabelStore.name`."""
+        """Return the name of the file that holds an epoch."""
         return f"epoch_{epoch}.tar"
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """See `LabelStore.read`."""
+        """Return one batch, with log probabilities in place of logits; raise InputError if its file is damaged."""
         return self._open(epoch)[batch]
 
 
 class HaldWriter:
-    """Writes a folder in HALD's format, from batches whose `logits` are logs of probabilities.
+    """Writer of a label folder in HALD's format. The batches to write hold log probabilities in place of logits.
 
     Args:
-        path, image_digests: as for `FlatWriter`.
+        path: the folder; it is created if it does not exist.
+        image_digests: digests of the images, written to a file beside the labels; None if they are unknown.
 
     Raises:
         InputError: the folder is not empty.
@@ -125,7 +133,7 @@ class HaldWriter:
         self.images: dict[str, list[int]] = {}
 
     def write(self, epoch: int, batches: list[BatchLabels]) -> None:
-        """Write one epoch."""
+        """Write all batches of one epoch to `epoch_{epoch}.tar`."""
         items = []
         for labels in batches:
             coords, flip, *_ = small_items(labels)
@@ -136,5 +144,5 @@ class HaldWriter:
         self.images[str(epoch)] = [image for labels in batches for image in index_of(labels).tolist()]
 
     def finish(self) -> None:
-        """Write the list of images."""
+        """Write `sampler_indices_dict.pt`, the list of each epoch's images. Call this after the last epoch."""
         save_archive(self.path / INDICES, self.images)

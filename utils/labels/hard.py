@@ -1,4 +1,4 @@
-"""Hard-label epochs between soft-label epochs (HALD, arXiv 2512.15647): their place in the run, and their views."""
+"""Training on hard labels in the middle of a run (HALD, arXiv 2512.15647): the order of epochs, and the views."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,20 @@ from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-SEED_APART = 104_729  # added to the seed, so that hard epochs do not repeat the views of labels made with that seed
+# added to the seed, so that epochs with hard labels see other crops than soft labels that were made with the same seed
+SEED_APART = 104_729
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The order of a run's epochs: half of the soft ones (rounded down), all hard ones, then the other soft ones.
+    """The order of a run's epochs with soft labels and with hard labels.
+
+    Half of the soft-label epochs (rounded down) come first, then all hard-label epochs, then the other soft-label
+    epochs.
 
     Attributes:
-        epochs: number of epochs of the whole run.
-        hard: number of hard epochs among them; 0 for none.
+        epochs: number of all epochs of the run.
+        hard: number of epochs with hard labels; may be 0.
     """
 
     epochs: int
@@ -28,40 +32,48 @@ class Phases:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Phases":
-        """Return the phases of a run with these settings."""
+        """Return the order of epochs that a run's settings `epochs` and `hard_epochs` imply."""
         return cls(config.epochs, config.hard_epochs or 0)
 
     @property
     def soft(self) -> int:
-        """Return the number of soft epochs."""
+        """Return the number of epochs that train on soft labels."""
         return self.epochs - self.hard
 
     def is_hard(self, epoch: int) -> bool:
-        """Return whether an epoch of the run is hard."""
+        """Return whether the run trains on hard labels in this epoch."""
         return self.soft // 2 <= epoch < self.soft // 2 + self.hard
 
     def hard_before(self, epoch: int) -> int:
-        """Return the number of hard epochs before `epoch`, the index of a hard epoch among the hard ones."""
+        """Return how many of the epochs before `epoch` train on hard labels.
+
+        If `epoch` itself trains on hard labels, this is its index among the hard-label epochs, counted from 0.
+        """
         return min(max(epoch - self.soft // 2, 0), self.hard)
 
     def soft_before(self, epoch: int) -> int:
-        """Return the number of soft epochs before `epoch`, the index of a soft epoch among the soft ones."""
+        """Return how many of the epochs before `epoch` train on soft labels.
+
+        If `epoch` itself trains on soft labels, this is its index among the soft-label epochs, counted from 0.
+        """
         return epoch - self.hard_before(epoch)
 
 
 class HardViews(DrawnViews):
-    """The views of hard epochs, numbered from 0; mixed and smoothed class labels replace a teacher's answers.
+    """Batches of random views with hard labels: mixed and smoothed class labels replace a teacher's soft labels.
 
-    The mixing is that of timm's Mixup in batch mode with cutmix only: row i is mixed with row B - 1 - i, and each class
-    is weighted by the area of its image. Batches have an even number of rows, so an odd image is left out of an epoch.
+    Epochs are counted from the first epoch with hard labels, which is epoch 0. Views are mixed as by timm's Mixup in
+    batch mode with cutmix only. Row i is mixed with row B - 1 - i, and its label weights both classes by the area that
+    each image covers. All batches have an even number of rows. If the number of images is odd, each epoch leaves one
+    image out.
 
     Args:
-        targets: folder class of each of the N images.
-        num_classes: C, the student's.
-        input_size: S, side of the views in pixels.
-        batch_size: B, even.
+        targets: class of each of the N images.
+        num_classes: C, the number of the student's classes.
+        input_size: S, height and width of a view in pixels.
+        batch_size: B, an even number.
         smoothing: probability mass that is spread evenly over all classes, in [0, 1].
-        seed: seed of crops, flips, boxes and image order.
+        seed: seed of crops, flips, cutmix boxes and image order.
     """
 
     def __init__(
@@ -73,11 +85,11 @@ class HardViews(DrawnViews):
         self.targets, self.num_classes, self.smoothing = torch.tensor(targets), num_classes, smoothing
 
     def rows(self, _epoch: int, batch: int) -> int:
-        """See `DrawnViews.rows`."""
+        """Return the number of rows of a batch, which is even; the last batch of an epoch may be smaller."""
         return min(self.batch_size, self.num_images - self.num_images % 2 - batch * self.batch_size)
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
-        """Return the `DrawnBatch` of a hard epoch's batch; its `logits` are probabilities, float32 [B, C]."""
+        """Return one batch of views. Its `logits` are the hard labels as class probabilities, float32 [B, C]."""
         drawn = super().read(epoch, batch)
         own = drawn.mix.own_share(self.policy.input_size)
         classes = F.one_hot(self.targets[drawn.index], self.num_classes).float()

@@ -1,7 +1,8 @@
-"""Formats `lpld` and `lpqld`: a flat folder of `batch_{n}.tar`, and `sampler_indices_batch.json`.
+"""Formats `lpld` and `lpqld`: one file `batch_{n}.tar` per batch in one folder, and `sampler_indices_batch.json`.
 
-LPLD (Xiao and He, NeurIPS 2024) prunes labels: it keeps fewer batches than the epochs of training need. LPQLD
-also keeps only the k largest logits of each row. The batches belong to no epoch: each epoch of training draws from all.
+LPLD (Xiao and He, NeurIPS 2024) prunes labels: it stores fewer batches than training needs, and training uses each
+batch several times. LPQLD also drops all but the k largest logits of each row. The stored batches are not grouped into
+epochs; each epoch of training draws its batches from all of them. The JSON file lists the images of each batch.
 """
 
 import json
@@ -33,27 +34,29 @@ def is_flat(path: Path) -> bool:
 
 
 def kind_of(answers: Answers) -> str:
-    """Return the name of the format of a batch with these answers."""
+    """Return the format of a batch: `lpqld` if only the k largest logits of a row are stored, else `lpld`."""
     return "lpqld" if isinstance(answers, TopK) else "lpld"
 
 
 def highest_class(answers: Answers) -> int:
-    """Return the highest class that the answers cover."""
+    """Return the highest class that has a logit in `answers`: C - 1, or the highest class id of a `TopK`."""
     return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
 
 
 class FlatStore(LabelStore):
-    """A flat folder of batch files, without epochs of its own.
+    """A label folder in the format of LPLD or LPQLD: batch files that are not grouped into epochs.
 
-    A stored epoch is a run of num_images // batch_size (at least 1) consecutive batches; the last run may be shorter.
+    The interface of a `LabelStore` needs epochs. A stored epoch is therefore defined as num_images // batch_size (at
+    least 1) consecutive batches; the last stored epoch may have fewer.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the random batch order of training, which `provenance` states.
-        verify: refused if True, since the files have no digests.
+        fkd_seed: seed of the random batch order of training; this class only reports it, in `provenance`.
+        verify: must be False, because the files have no digests.
 
     Raises:
-        InputError: files and list of images disagree, or the first batch cannot be used.
+        InputError: the batch files do not match the list of images, the first batch cannot be used, or `verify` is
+            True.
     """
 
     label_order, has_epochs = SAMPLED, False
@@ -81,7 +84,7 @@ class FlatStore(LabelStore):
             raise InputError(f"{self.file(0, 0)} keeps {self.keep_topk} logits of fewer classes; copy the labels again")
 
     def _compare_files(self, listed: set[int]) -> None:
-        """Raise InputError unless the numbers of the batch files are the numbers in `listed`."""
+        """Raise InputError unless the folder holds exactly the batch files whose numbers are in `listed`."""
         stored = {int(m[1]) for m in map(BATCH_FILE.fullmatch, os.listdir(self.path)) if m}
         missing, unknown = listed - stored, stored - listed
         if missing:
@@ -99,15 +102,15 @@ class FlatStore(LabelStore):
         return epoch * self.batches_per_epoch + batch
 
     def batches(self, epoch: int) -> int:
-        """See `LabelStore.batches`."""
+        """Return the number of batches of a stored epoch; the last stored epoch may have fewer than the others."""
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """See `LabelStore.rows`."""
+        """Return the number of rows of a batch, one for each image that the JSON file lists."""
         return len(self.images[self._place(epoch, batch)])
 
     def name(self, epoch: int, batch: int) -> str:
-        """See `LabelStore.name`."""
+        """Return the name of the file that holds a batch."""
         return f"batch_{self.numbers[self._place(epoch, batch)]}.tar"
 
     def _load(self, place: int) -> BatchLabels:
@@ -115,7 +118,11 @@ class FlatStore(LabelStore):
         return parse_items(load_archive(path), path)
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """See `LabelStore.read`."""
+        """Return one batch with its image numbers.
+
+        Raises:
+            InputError: the batch file is missing or damaged, or disagrees with the rest of the labels.
+        """
         labels = self._load(self._place(epoch, batch))
         kind, width = kind_of(labels.logits), values_of(labels.logits).shape[1]
         found = (len(labels), width, kind, labels.mix.type)
@@ -133,7 +140,7 @@ class FlatStore(LabelStore):
         return replace(labels, index=torch.tensor(self.images[self._place(epoch, batch)]))
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; in addition, a batch must not hold an image twice."""
+        """Read all batches of a stored epoch; raise InputError if a batch is faulty or holds an image twice."""
         for batch in range(self.batches(epoch)):
             self.read(epoch, batch)
             images = self.images[self._place(epoch, batch)]
@@ -141,16 +148,16 @@ class FlatStore(LabelStore):
                 raise InputError(f"{self.path / INDICES} names an image twice in {self.file(epoch, batch).name}")
 
     def provenance(self) -> dict[str, Any]:
-        """See `LabelStore.provenance`."""
+        """Return a description of these labels for summary.json, including the number of stored batches."""
         return {"path": str(self.path), "batches": len(self.images)} | super().provenance()
 
 
 class FlatWriter:
-    """Writes the flat folder of LPLD, or of LPQLD if only the k largest logits are kept.
+    """Writer of a label folder in LPLD's format, or in LPQLD's if the batches hold only the k largest logits.
 
     Args:
-        path: the folder; made if it does not exist.
-        image_digests: digests of the images, written beside the labels; other programs ignore that file.
+        path: the folder; it is created if it does not exist.
+        image_digests: digests of the images, written to a file beside the labels; None if they are unknown.
 
     Raises:
         InputError: the folder is not empty.
@@ -161,7 +168,11 @@ class FlatWriter:
         self.images: list[list[int]] = []
 
     def write(self, _epoch: int, batches: list[BatchLabels]) -> None:
-        """Append batches."""
+        """Write each batch to the next file `batch_{n}.tar`.
+
+        Raises:
+            InputError: a logit does not fit in half precision.
+        """
         for labels in batches:
             refuse_beyond_half(values_of(labels.logits), "logit", "train on the packed labels as they are")
             items = small_items(labels)
@@ -174,6 +185,6 @@ class FlatWriter:
             self.images.append(index_of(labels).tolist())
 
     def finish(self) -> None:
-        """Write the list of images."""
+        """Write `sampler_indices_batch.json`, the list of each batch's images. Call this after the last batch."""
         with atomic_file(self.path / INDICES) as temporary:
             Path(temporary).write_text(json.dumps({str(n): images for n, images in enumerate(self.images)}))

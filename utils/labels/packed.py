@@ -1,17 +1,19 @@
-"""Packed labels: one safetensors file per epoch and one `manifest.json`; no pickle anywhere.
+"""Packed labels: one safetensors file per epoch and one `manifest.json`. Nothing is pickled.
 
-Layout of a folder (N images, C classes, k columns stored per image, n batches per epoch):
+Layout of a folder with the labels of N images:
 
-    manifest.json             description of the labels, and a digest of every epoch file
+    manifest.json             description of the labels, and the digest of every epoch file
     images.safetensors        digests of the images: pixel_digests u8 [N, 8], file_digests u8 [N, 8];
                               if views are drawn, also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
-    epoch_0000.safetensors    one file per epoch, rows in the order of training: see utils/labels/packed_tensors.py
+    epoch_0000.safetensors    one file per epoch, with rows in the order of training;
+                              utils/labels/packed_tensors.py describes the tensors
 
-Three independent options (`Codec`) save space: fewer bits per value, the k largest logits only, and *drawn* views.
-The views of relabel_FKD.py are a pure function of (seed, epoch, batch), so that crops, flips and mixes can be drawn
-again; only the image sizes are stored, once. A digest of sample draws guards against a library that draws differently.
+Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. Drawn
+views are not stored. Crops, flips and mixes are drawn again when labels are read, since they depend only on the seed,
+the epoch and the batch; only the image sizes must be stored, once. If another version of numpy draws other random
+numbers, a digest of some sample draws in the manifest reveals this.
 
-Every file is written to a temporary name, fsynced and renamed: an epoch exists whole or not at all.
+Every file is written under a temporary name, fsynced and renamed, so that a killed process leaves no partial file.
 """
 
 import json
@@ -59,7 +61,14 @@ from utils.system.log import log
 
 
 def unpack_small(tensors: Tensors) -> dict[str, Any]:
-    """Convert an epoch's small tensors to the types that `read` returns: int64 indices, plain numbers, tuples."""
+    """Convert the small tensors of an epoch to the types that `read` returns.
+
+    Image numbers and mix partners become int64, mixing ratios floats, and boxes tuples of integers. Other tensors do
+    not change.
+
+    Returns:
+        all tensors and converted values by name.
+    """
     ready: dict[str, Any] = dict(tensors)
     for name in ("index", "mix_index"):
         if name in ready:
@@ -72,23 +81,26 @@ def unpack_small(tensors: Tensors) -> dict[str, Any]:
 
 
 def boxes_are_sound(boxes: torch.Tensor) -> bool:
-    """Return whether all boxes (y1, x1, y2, x2), int32 [n, 4], have their corners in order and none is negative."""
+    """Return whether every box (y1, x1, y2, x2), int32 [n, 4], satisfies 0 <= y1 <= y2 and 0 <= x1 <= x2."""
     return bool(((boxes[:, :2] >= 0) & (boxes[:, 2:] >= boxes[:, :2])).all())
 
 
 def last_slots(form: Shape) -> torch.Tensor:
-    """Return the highest valid mix partner of each row, the last row of its batch: int64 [N]."""
+    """Return the highest valid mix partner of each row: int64 [N].
+
+    A mix partner is a position in the row's batch, so the highest valid one is the last position of that batch.
+    """
     starts = torch.arange(form.rows) // form.batch_size * form.batch_size
     return (form.rows - starts).clamp_max(form.batch_size) - 1
 
 
 class PackedStore(LabelStore):
-    """A folder of packed labels.
+    """A folder of packed labels, opened for reading.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order of labels without an index.
-        verify: compare each epoch file with its digest when it is opened.
+        fkd_seed: seed that determines the order of images if the labels do not state image numbers.
+        verify: whether each epoch file is compared with its digest when it is opened.
 
     Raises:
         InputError: the manifest or a needed file cannot be used.
@@ -119,7 +131,8 @@ class PackedStore(LabelStore):
         self.answers, self.label_order = kind["answers"], kind["label_order"]
         self.has_epochs, self.num_classes_stated = kind["batches"] is None, kind["num_classes_stated"]
         self.batches_per_epoch, self.keep_topk = batches_per_epoch(manifest), shape_of(manifest).kept
-        self.settings = {**manifest["settings"], **(manifest["policy"] or {})}  # the policy states the input size
+        # the policy, from which views were drawn, adds settings of its own, for example input_size
+        self.settings = {**manifest["settings"], **(manifest["policy"] or {})}
         self.class_list, self.class_names = manifest["settings"].get("classes"), manifest["settings"].get("class_names")
         stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(path)) if m}
         self.set_epochs(stored, [int(m[1]) for m in map(EPOCH_FILE.fullmatch, manifest["digests"]) if m])
@@ -143,11 +156,12 @@ class PackedStore(LabelStore):
         sizes = read_tensors(self.path / IMAGES, images_tensors(self.manifest))["sizes"]
         if sizes.dtype != torch.int32 or sizes.shape not in ((self.num_images, 2), (1, 2)) or (sizes < 1).any():
             raise InputError(f"{self.path / IMAGES} does not hold {self.num_images} image sizes; copy it again")
-        sizes = sizes.expand(self.num_images, 2)  # one stored size applies to every image; `expand` copies nothing
+        # if all images have the same size, it is stored once; `expand` repeats it without copying
+        sizes = sizes.expand(self.num_images, 2)
         return DrawnViews(policy, self.num_images, self.batch_size), sizes
 
     def _read_image_digests(self) -> ImageDigests | None:
-        """Read the digests of the images; return None if the manifest states that there are none."""
+        """Return the stored digests of the images, or None if the manifest states that no digests are stored."""
         stated = images_tensors(self.manifest)
         if not self.manifest.get("has_image_digests"):
             return None
@@ -157,19 +171,25 @@ class PackedStore(LabelStore):
         return digests
 
     def name(self, epoch: int, _batch: int) -> str:
-        """See `LabelStore.name`."""
+        """Return the name of the file that holds an epoch."""
         return epoch_name(epoch)
 
     def batches(self, epoch: int) -> int:
-        """See `LabelStore.batches`."""
+        """Return the number of batches of a stored epoch.
+
+        The last epoch may have fewer than the others if the labels are not grouped into epochs.
+        """
         return math.ceil(rows_of(self.manifest, epoch) / self.batch_size)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """See `LabelStore.rows`."""
+        """Return the number of rows of a batch; the last batch of an epoch may be smaller."""
         return min(self.batch_size, rows_of(self.manifest, epoch) - batch * self.batch_size)
 
     def open(self, epoch: int) -> dict[str, Any]:
-        """Memory-map and check the file of an epoch, keep the epoch open (see `keep_open`) and return the tensors."""
+        """Memory-map and check the file of an epoch, and return its tensors by name.
+
+        The tensors are cached (see `keep_open`): opening the same epoch again does not read the file again.
+        """
         if epoch in self.opened:
             return self.opened[epoch]
         form = shape_of(self.manifest, epoch)
@@ -190,7 +210,7 @@ class PackedStore(LabelStore):
         return self.keep_open(epoch, unpack_small(tensors))
 
     def _check_values(self, path: Path, tensors: Tensors, form: Shape) -> None:
-        """Raise InputError if an epoch's values are impossible."""
+        """Raise InputError if values of an epoch are not finite or not in their valid range."""
 
         def within(name: str, low: float, high: float | torch.Tensor) -> bool:
             return name not in tensors or bool(((tensors[name] >= low) & (tensors[name] <= high)).all())
@@ -209,7 +229,11 @@ class PackedStore(LabelStore):
             raise InputError(f"{path} holds impossible {' and '.join(wrong)}; copy the labels again")
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """See `LabelStore.read`."""
+        """Return one batch with its image numbers; views that are not stored are drawn again.
+
+        Raises:
+            InputError: the epoch file is missing or damaged, or disagrees with the manifest.
+        """
         tensors = self.open(epoch)
         start = batch * self.batch_size
         rows = slice(start, start + self.rows(epoch, batch))
@@ -228,7 +252,11 @@ class PackedStore(LabelStore):
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; every batch must pass `parse_items`, as a label file of another project must."""
+        """Read all batches of an epoch and check each with `parse_items`, like label files of other projects.
+
+        Raises:
+            InputError: a batch is faulty.
+        """
         for batch in range(self.batches(epoch)):
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
@@ -236,7 +264,11 @@ class PackedStore(LabelStore):
             parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """See `LabelStore.digest`; it covers the manifest and the digests of the epoch files."""
+        """Return a digest that identifies the labels: it covers the manifest and the digests of the epoch files.
+
+        Args:
+            epochs: epochs whose files the digest covers (default: all stored epochs).
+        """
         entered = self.manifest["digests"]
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         names = map(epoch_name, range(self.epochs) if epochs is None else epochs)
@@ -244,17 +276,20 @@ class PackedStore(LabelStore):
         return digest_of_labels(self.path, [], json.dumps([stated, files], sort_keys=True))
 
     def legacy_digest(self) -> str:
-        """See `LabelStore.legacy_digest`; it covers the manifest and the digest of the first epoch file."""
+        """Return the digest that earlier releases computed from the manifest and the first epoch file's digest."""
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 
     def provenance(self) -> dict[str, Any]:
-        """See `LabelStore.provenance`."""
+        """Return a description of these labels for summary.json, with the manifest's codec, policy and settings."""
         return super().provenance() | {key: self.manifest[key] for key in ("codec", "policy", "settings")}
 
 
 def digests_of_started(path: str | Path) -> ImageDigests | None:
-    """Return the image digests of a partly written store, to save decoding images again; None if there are none."""
+    """Return the image digests that a partly written folder of packed labels holds; None if it holds none.
+
+    A relabelling run that resumes uses these digests, so that it need not decode the images again.
+    """
     if not (Path(path) / MANIFEST).exists():
         return None
     manifest = read_manifest(path)
@@ -264,20 +299,20 @@ def digests_of_started(path: str | Path) -> ImageDigests | None:
 
 
 class PackedWriter:
-    """Writes a packed store epoch by epoch, or resumes an interrupted store.
+    """Writer of packed labels, one epoch at a time. It also resumes a folder that was written only in part.
 
     Args:
-        path: the folder; made if it does not exist.
-        manifest: from `make_manifest`.
-        sizes: image sizes (H, W) for drawn views, int32 [N, 2].
-        leads: whether this process makes and checks the folder and writes the manifest (the first process only);
-            other processes write epoch files only.
-        image_digests: digests of the images; None if they are unknown, as for labels of other projects.
-        names: path of each image relative to its folder, for errors (default: its number).
+        path: the folder; it is created if it does not exist.
+        manifest: the manifest that `make_manifest` returns.
+        sizes: (H, W) of every image, int32 [N, 2]; needed only if views are drawn.
+        leads: whether this process is the first one. The first process creates and checks the folder and writes the
+            manifest; the others write only epoch files.
+        image_digests: digests of the images; None if they are unknown, for example for labels of other projects.
+        names: path of each image relative to the image folder, for error messages (default: `image 0`, `image 1`, …).
 
     Raises:
-        InputError: the folder holds something else, or a store with other settings or of other images; the message
-            names the differences.
+        InputError: the folder holds other files, or labels that were made with other settings or from other images. The
+            message names the differences.
     """
 
     def __init__(
@@ -302,7 +337,9 @@ class PackedWriter:
             self._refuse_other_images(sizes, image_digests, names)
         elif any(not name.startswith(".") and name != IMAGES for name in os.listdir(self.path)):
             raise InputError(f"{path} is not empty; give a new folder, or delete what is in it")
-        else:  # a writer that was killed before it wrote the manifest leaves only images.safetensors
+        else:
+            # The folder is new, or it holds only images.safetensors because a writer was killed before it wrote the
+            # manifest.
             tensors = {"sizes": shortest(sizes)} if sizes is not None else {}
             tensors |= image_digests.tensors() if image_digests is not None else {}
             if tensors:
@@ -314,7 +351,7 @@ class PackedWriter:
     def _refuse_other_images(
         self, sizes: torch.Tensor | None, found: ImageDigests | None, names: Sequence[str] | None
     ) -> None:
-        """Raise InputError if the store to be resumed was started with other images."""
+        """Raise InputError if the labels already in the folder were made from other images than those given now."""
         where = f"{self.path} holds labels of other images"
         remedy = "give the images that they were started with, or another folder"
         tensors = images_tensors(self.manifest)
@@ -338,7 +375,10 @@ class PackedWriter:
             raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
-        """Add the epoch files that other processes, or a killed one, left out of the manifest, and write it."""
+        """Add the digests of epoch files that the manifest does not list yet, and write the manifest.
+
+        A file is not listed yet if another process wrote it, or if a process was killed before it could list the file.
+        """
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
             if name not in self.manifest["digests"] and (self.path / name).exists():
@@ -354,11 +394,14 @@ class PackedWriter:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return the epochs below `epochs` that are still to be written, in order."""
+        """Return the epochs below `epochs` that the manifest does not list yet, in ascending order."""
         return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
-        """Write one epoch: a list of `BatchLabels`, one per batch in order."""
+        """Write the file of one epoch. `batches` holds the `BatchLabels` of each batch, in the order of training.
+
+        The first process also lists the file's digest in the manifest.
+        """
         logs = self.manifest["answers"] == "probabilities"
         tensors = (self.codec.encode_logs if logs else self.codec.encode)(join([labels.logits for labels in batches]))
         if self.codec.views == "stored":
@@ -386,12 +429,12 @@ class PackedWriter:
 
 
 def shortest(sizes: torch.Tensor) -> torch.Tensor:
-    """Return image sizes in the stored form: int32 [N, 2], or [1, 2] if all are equal."""
+    """Return image sizes in the form to be stored: int32 [N, 2], or [1, 2] if all images have the same size."""
     return (sizes[:1] if bool((sizes == sizes[:1]).all()) else sizes).int()
 
 
 def join(answers: list[Answers]) -> Answers:
-    """Concatenate the answers of batches."""
+    """Concatenate the logits of several batches into one tensor [N, C], or into one `TopK` of N rows."""
     kept = [one for one in answers if isinstance(one, TopK)]
     if not kept:
         return torch.cat([one for one in answers if isinstance(one, torch.Tensor)])

@@ -1,4 +1,4 @@
-"""Encode and decode the values of packed labels: bits per value, the k largest logits."""
+"""Encode and decode the logits of packed labels, with fewer bits per value or only the k largest logits of a row."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from utils.labels.types import Answers, TopK, values_of
 from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max
-LOG_FLOOR = -17.0  # stored as the log of a probability of 0; below the log of the smallest positive float16
+# replaces the log of a probability of 0; it is lower than the log of any positive float16
+LOG_FLOOR = -17.0
 HALF_TINY = 2.0**-24  # the smallest positive float16
 
 
@@ -19,10 +20,11 @@ class Codec:
     """The encoding of labels.
 
     Attributes:
-        bits: bits per value: 32 or 16 (floats), 8 or 4 (levels between the lowest and the highest value of a row if
-            only the k largest are kept, else of a column).
-        keep_topk: logits kept per image, or None for all.
-        views: `stored`, or `drawn` (redrawn from the manifest's policy).
+        bits: bits per value. 32 and 16 bits hold floats. 8 and 4 bits hold integer levels between a minimum and a
+            maximum. These are taken over a row if only the k largest logits are kept, and over a column otherwise.
+        keep_topk: number of logits kept per image, or None to keep all.
+        views: `stored` if the files hold crops, flips and mixes, or `drawn` if these are drawn again from the
+            manifest's policy.
     """
 
     bits: int = 16
@@ -36,21 +38,24 @@ class Codec:
         return kept * self.bits / 8 + set_of_classes + (21 if self.views == "stored" else 0)
 
     def encode_logs(self, answers: Answers) -> Tensors:
-        """Encode logs of probabilities [N, C]: as probabilities if `holds_probabilities`, else as logs."""
+        """Encode log probabilities [N, C]; return the tensors to store.
+
+        The tensors hold probabilities if `holds_probabilities` is true, and logs of probabilities otherwise.
+        """
         logs = values_of(answers)
         if self.holds_probabilities(logs.shape[1]):
             return {"logits": logs.exp().to(torch.float16 if self.bits == 16 else torch.float32)}
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Return whether probabilities are stored directly instead of their logs."""
+        """Return whether labels made of probabilities are stored as probabilities, rather than as logs."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:
-        """Turn answers, float [N, C] or the `TopK` of them, into the tensors that `shrink` takes.
+        """Encode logits, float [N, C] or a `TopK`, as the tensors that `shrink` takes.
 
         Raises:
-            InputError: a number does not fit in the half precision in which it is stored.
+            InputError: a number is too large for half precision, in which it would be stored.
         """
         if isinstance(answers, TopK):
             answers = keep_fewer(answers, self.keep_topk)
@@ -67,7 +72,7 @@ class Codec:
         return tensors | {"rest": answers.rest}
 
     def _encode_columns(self, values: torch.Tensor) -> Tensors:
-        """Encode values [N, C] as floats, or as levels between the minimum and the maximum of each column."""
+        """Encode values [N, C] as floats, or as integer levels between the minimum and the maximum of each column."""
         if self.bits >= 16:
             return self._encode_floats(values)
         low, high = values.amin(dim=0), values.amax(dim=0)
@@ -77,13 +82,17 @@ class Codec:
         return {"levels": ((values - low) / step).round().to(torch.uint8), "range": torch.stack([low, step])}
 
     def _encode_floats(self, values: torch.Tensor) -> Tensors:
-        """Encode values of any shape in single or half precision."""
+        """Convert values of any shape to float16 if `bits` is 16, else to float32; return {"logits": values}."""
         if self.bits == 16:
             refuse_beyond_half(values, "logit")
         return {"logits": values.to(torch.float16 if self.bits == 16 else torch.float32)}
 
     def _encode_rows(self, values: torch.Tensor) -> Tensors:
-        """Encode values [N, k] as floats, or as levels between the minimum and maximum of each row, rounded to half."""
+        """Encode values [N, k] as floats, or as integer levels between the minimum and the maximum of each row.
+
+        The minimum of a row and the step between two levels are rounded to half precision before the levels are
+        computed.
+        """
         if self.bits >= 16:
             return self._encode_floats(values)
         top = 2**self.bits - 1
@@ -96,11 +105,16 @@ class Codec:
         return {"levels": levels, "spans": torch.cat([low, step], dim=1)}
 
     def decode(self, tensors: Tensors, rows: slice) -> Answers:
-        """Return the answers of `rows`, logits [B, C] or a `TopK`, from the tensors that `expand` returns."""
+        """Decode the logits of some rows: return a tensor [B, C], or a `TopK` if only the k largest logits are stored.
+
+        Args:
+            tensors: tensors of an epoch, from `expand`.
+            rows: slice that selects B rows.
+        """
         if self.bits >= 16:
             values = tensors["logits"][rows]
         elif "spans" in tensors:
-            low, step = tensors["spans"][rows].split(1, dim=1)  # [B, 1] each
+            low, step = tensors["spans"][rows].split(1, dim=1)  # both have shape [B, 1]
             values = torch.addcmul(low, tensors["levels"][rows].float(), step)
         else:
             low, step = tensors["range"]
@@ -112,7 +126,13 @@ class Codec:
 
 
 def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bits 32, without --use-fp16") -> None:
-    """Raise InputError if a number would become infinite in half precision."""
+    """Raise InputError if a number would become infinite in half precision.
+
+    Args:
+        values: numbers that will be stored in half precision.
+        what: name of one of these numbers in the error message, for example `logit`.
+        remedy: advice at the end of the error message.
+    """
     if values.half().isinf().any():
         largest = values.abs().max().item()
         raise InputError(
@@ -122,16 +142,22 @@ def refuse_beyond_half(values: torch.Tensor, what: str, remedy: str = "use --bit
 
 
 def keep_largest(logits: torch.Tensor, k: int) -> TopK:
-    """Return the k largest of each row of `logits`, float32 [N, C], with mean and variance of the others."""
+    """Return the `TopK` of the k largest logits in each row of `logits`, float32 [N, C].
+
+    The `TopK` also holds mean and variance of the other logits of each row.
+    """
     values, classes = logits.topk(k, dim=1)
-    others = logits.scatter(1, classes, float("nan"))  # [N, C], NaN at the kept logits
+    others = logits.scatter(1, classes, float("nan"))  # [N, C], with NaN in place of the k largest logits
     mean = others.nanmean(dim=1)
     variance = (others - mean[:, None]).square().nanmean(dim=1)
     return TopK(values, classes, torch.stack([mean, variance], dim=1))
 
 
 def keep_fewer(answers: TopK, k: int | None) -> TopK:
-    """Return the k largest of a `TopK` without mean and variance of the others, or `answers` if k is not less."""
+    """Reduce a `TopK` to its k largest logits; return it unchanged if k is None or if it has no more than k.
+
+    A reduced `TopK` no longer holds mean and variance of the other logits.
+    """
     if k is None or k >= answers.values.shape[1]:
         return answers
     values, places = answers.values.float().topk(k, dim=1)

@@ -1,4 +1,4 @@
-"""`manifest.json` of packed labels: their description, their teachers, the digest of every file."""
+"""Make, read and check `manifest.json`, which describes packed labels and lists the digest of every epoch file."""
 
 import json
 import re
@@ -19,19 +19,22 @@ from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
 
 FORMAT, VERSION = "fkd-packed", 4
-OLDEST = 2  # the oldest version that is read
-CONTINUED = 3  # the oldest version that a writer resumes; its epoch files have the present layout
+OLDEST = 2  # the oldest version of the packed format that can be read
+CONTINUED = 3  # the oldest version that a writer can resume, because the layout of epoch files has not changed since
 
 
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
-# Entries that older manifests lack, with the values that apply to such manifests.
+# Entries that older manifests lack. A manifest without an entry is read as if it had the value given here.
 KIND = {
-    "answers": "logits",  # or probabilities
-    "label_order": STORED,  # order in which the project that made the labels visits batches
-    "batches": None,  # number of batches of a pool (labels without epochs), all full and with an index
-    "num_classes_stated": True,  # if False, num_classes is only one more than the highest class kept
+    "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
+    "label_order": STORED,  # order of batches in the training code of the project that made the labels
+    # number of stored batches if batches are not grouped into epochs (LPLD, LPQLD), otherwise None; without epochs, all
+    # batches must be full and must state their image numbers
+    "batches": None,
+    # whether the labels state their number of classes; otherwise num_classes is a lower bound from the class ids
+    "num_classes_stated": True,
 }
 
 
@@ -42,12 +45,16 @@ EPOCH_FILE = re.compile(r"epoch_(\d{4,})\.safetensors")
 
 
 def digest_of_names(names: Sequence[str]) -> str:
-    """Return the digest of class folder names in order."""
+    """Return a digest of the names of the class folders, which changes if the order of the names changes."""
     return digest_of_text("\n".join(names))
 
 
 def digest_of_draws(policy: ViewPolicy) -> str:
-    """Return a digest of sample draws of a policy, which reveals a numpy version that draws other views."""
+    """Return a digest of sample views that are drawn from `policy`.
+
+    If the digest differs from the one in a manifest, the installed numpy draws other views than the numpy that made the
+    labels.
+    """
     partner, lam, mix_box = policy.draw_mix(1, 2, 16)
     crops = policy.crops(policy.draw_crops(1, 2, 16), np.array([[97, 131]] * 16)).tolist()
     boxes = [((top, left, height, width), bool(flip)) for top, left, height, width, flip in crops]
@@ -68,10 +75,16 @@ def make_manifest(
     has_rest: bool = True,
     **kind: Any,
 ) -> dict[str, Any]:
-    """Return the manifest of a new store; `settings` states the teachers, and how the labels were made.
+    """Return the manifest of new packed labels, which lists no epoch files yet.
 
-    `has_rest` states whether mean and variance of the logits beyond the k largest are stored. `kind` overrides values
-    of KIND. The writer sets `has_image_digests`.
+    Args:
+        codec: the encoding of the labels.
+        num_images, num_classes, batch_size, epochs, mix_type: see `LabelStore`.
+        has_index: whether the labels state image numbers.
+        settings: names of the teachers, and other settings with which the labels were made.
+        policy: distribution of the views; None if unknown, as for labels of other projects.
+        has_rest: whether mean and variance of the dropped logits are stored, if only the k largest are kept.
+        kind: values for entries of KIND that differ from the values in KIND.
     """
     drawn = codec.views == "drawn"
     return {
@@ -96,18 +109,24 @@ def make_manifest(
 
 
 def kind_of(manifest: dict) -> dict:
-    """Return the entries of a manifest that KIND names, with the values of KIND for missing ones."""
+    """Return the manifest's values of all entries in KIND; an entry that is missing has the value given in KIND."""
     return {name: manifest.get(name, usual) for name, usual in KIND.items()}
 
 
 def batches_per_epoch(manifest: dict) -> int:
-    """Return the number of batches of an epoch file; the last file of a pool (labels without epochs) may hold fewer."""
+    """Return the number of batches in an epoch file.
+
+    If the labels are not grouped into epochs, the last epoch file may hold fewer.
+    """
     images, size, pooled = manifest["num_images"], manifest["batch_size"], manifest.get("batches")
     return -(-images // size) if pooled is None else max(1, min(images // size, pooled))
 
 
 def rows_of(manifest: dict, epoch: int) -> int:
-    """Return the number of rows of an epoch file: one per image, or in a pool the rows of the file's full batches."""
+    """Return the number of rows in the file of an epoch.
+
+    There is one row per image. If the labels are not grouped into epochs, the file holds full batches instead.
+    """
     per_epoch, pooled = batches_per_epoch(manifest), manifest.get("batches")
     if pooled is None:
         return manifest["num_images"]
@@ -115,7 +134,7 @@ def rows_of(manifest: dict, epoch: int) -> int:
 
 
 def shape_of(manifest: dict, epoch: int = 0) -> Shape:
-    """Return the `Shape` of the tensors of an epoch file."""
+    """Return the `Shape` of an epoch file, from which the shapes and dtypes of its tensors follow."""
     codec, classes = manifest["codec"], manifest["num_classes"]
     return Shape(
         rows=rows_of(manifest, epoch),
@@ -138,17 +157,17 @@ def epoch_name(epoch: int) -> str:
 
 
 def images_tensors(manifest: dict) -> set[str]:
-    """Return the names of the tensors in images.safetensors; none if there is no such file."""
+    """Return the names of the tensors in images.safetensors; empty if the labels need no such file."""
     drawn = manifest["codec"]["views"] == "drawn"
     return ({"sizes"} if drawn else set()) | (set(NAMES) if manifest.get("has_image_digests") else set())
 
 
 def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError, which names all differing settings, if two manifests differ in more than digests.
+    """Raise InputError if two manifests differ in a setting; the message names all settings that differ.
 
-    Settings that an older version did not state are ignored.
+    Digests are not compared. If the stored manifest has an older version, its missing settings are not compared either.
     """
-    own = {"digests", "has_image_digests"}  # left to the writer
+    own = {"digests", "has_image_digests"}  # entries that are not compared, because the writer sets them
     older = CONTINUED <= stored["version"] < wanted["version"]
     if older:
         own.add("version")
@@ -174,26 +193,27 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
 
 
 def in_words(key: str, value: Any) -> str:
-    """Return the value of a setting as text for an error message: teachers by name, long lists shortened."""
+    """Return the value of a setting as text for an error message. Teachers are named, and long lists are shortened."""
     if key == "teachers":
         return teachers_in_words(value)
     return f"[{listing(value)}]" if isinstance(value, list) and len(value) > 5 else str(value)
 
 
 def teachers_in_words(teachers: Any) -> str:
-    """Return the teachers of labels as text: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+    """Return teachers and their weights as text: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
 
-    Older stores state `pretrained` for the weights that were the library's newest at that time.
+    Old manifests state `pretrained` if a teacher had the newest weights of its library at that time, without their
+    name.
     """
     try:
         weights = {"pretrained": "pretrained, without a name"}
         return " + ".join(f"{one['arch']} ({weights.get(one['weights'], one['weights'])})" for one in teachers)
-    except (TypeError, KeyError):  # damaged, or written by another program
+    except (TypeError, KeyError):  # the manifest is damaged, or was written by another program
         return str(teachers)
 
 
 def kind_is_sound(manifest: dict) -> bool:
-    """Return whether the values of KIND in a manifest are possible."""
+    """Return whether a manifest has valid values for all entries in KIND."""
     kind = kind_of(manifest)
     batches, pooled = kind["batches"], kind["batches"] is not None
     return (
@@ -206,15 +226,15 @@ def kind_is_sound(manifest: dict) -> bool:
 
 
 def classes_are_sound(classes: Any) -> bool:
-    """Return whether `classes`, the class folders in the settings, is a list of names or None."""
+    """Return whether `classes`, the setting that names the class folders, is None or a list of strings."""
     return classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read and check manifest.json.
+    """Read and check the manifest.json in the folder `path`, and return its content.
 
     Raises:
-        InputError: the file is unreadable, of another format or an unknown version, or states impossible figures.
+        InputError: the file cannot be read, is not a manifest of a known version, or has invalid values.
     """
     file = Path(path) / MANIFEST
     try:

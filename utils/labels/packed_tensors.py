@@ -1,24 +1,25 @@
-"""The tensors of a packed epoch file in memory and on disk; the conversion is lossless.
+"""The tensors of a packed epoch file. `shrink` converts them for the file; `expand` converts them back exactly.
 
-The tensors of N rows in n batches of B, with k of C answers kept per row, in memory and in files of versions 3 and 4:
+The table lists each tensor in memory and in files of versions 3 and 4, and the condition for having this tensor. An
+epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. Numbers are little-endian.
 
-| in memory | stored | if |
+| in memory | in the file | condition |
 |---|---|---|
-| coords f32 [N, 4] | f16 if exact (as for LPLD's), else f32 | views are stored |
-| flip bool [N] | u8 [ceil(N / 8)], the first row in the lowest bit | views are stored |
-| index i32 [N] | u8 [N, b], little-endian, in the b bytes that the last image's number needs | the labels state it |
-| mix_index u8 or i32 [N] | the same: u8 if B <= 256 | mixed views |
-| mix_lam f64 [n] | the same | mixed views |
-| mix_bbox i32 [n, 4] | the same | cutmix |
-| logits f16 or f32 [N, k] | the same | 32 or 16 bits |
-| levels u8 [N, k] | u8 [N, ceil(k bits / 8)], the first of two in the high half | 8 or 4 bits |
-| range f32 [2, C] | the same: low and step of each column; value = low + step * level | 8 or 4 bits, k = C |
-| spans f32 [N, 2] | f16: low and step of each row | 8 or 4 bits, k < C |
-| classes i16 or i32 [N, k], ascending | ids u8 [N, …] (utils/labels/class_ids.py) | k < C |
-| rest f32 [N, 2] | f16, or f32 with 32 bits: mean and variance of the answers not kept | k < C, and known |
+| coords f32 [N, 4] | f16 if exact (as for labels of LPLD), else f32 | views are stored |
+| flip bool [N] | u8 [ceil(N / 8)], one bit per row, the first row in the lowest bit | views are stored |
+| index i32 [N] | u8 [N, b], the b lowest bytes; b bytes suffice for the last image's number | the labels state it |
+| mix_index u8 or i32 [N] | the same; u8 if B <= 256 | views are stored and mixed |
+| mix_lam f64 [n] | the same | views are stored and mixed |
+| mix_bbox i32 [n, 4] | the same | views are stored and mixed by cutmix |
+| logits f16 or f32 [N, k] | the same | 16 or 32 bits |
+| levels u8 [N, k] | u8 [N, ceil(k bits / 8)]; with 4 bits, two per byte, the first in the high half | 4 or 8 bits |
+| range f32 [2, C] | the same: low and step of each column; value = low + step * level | 4 or 8 bits, k = C |
+| spans f32 [N, 2] | f16: low and step of each row; value = low + step * level | 4 or 8 bits, k < C |
+| classes i16 or i32 [N, k], ascending | ids u8 [N, M], encoded by utils/labels/class_ids.py | k < C |
+| rest f32 [N, 2]: mean and variance of the dropped logits | f32 with 32 bits, else f16 | k < C, if known |
 
-Version 2 stored flip as bool, and index, mix_index and classes as i32. If k < C, it stored the k answers in descending
-order, range as f32 [2, k] and rest as f32.
+Version 2 stored flip as bool, and index, mix_index and classes as i32. If k < C, it stored the k logits of a row in
+descending order, range as f32 [2, k], and rest as f32.
 """
 
 from collections.abc import Collection
@@ -41,7 +42,21 @@ SINGLES = (torch.float32,)
 
 
 class Shape(NamedTuple):
-    """The facts that determine the shapes and dtypes of a store's tensors."""
+    """The facts about an epoch file that determine the shapes and dtypes of its tensors.
+
+    Attributes:
+        rows: number of rows in the file.
+        images: number of images that the labels refer to.
+        classes: C, the number of classes.
+        kept: k, the number of logits kept per row; C if all are kept.
+        batch_size: number of rows of a full batch.
+        bits: bits per stored value: 4, 8, 16 or 32.
+        mix_type: `cutmix`, `mixup` or `none`.
+        has_views: whether the file holds crops, flips and mixes.
+        has_index: whether the file holds image numbers.
+        has_rest: whether mean and variance of the dropped logits are stored, if k < C.
+        version: version of the packed format.
+    """
 
     rows: int
     images: int
@@ -57,12 +72,15 @@ class Shape(NamedTuple):
 
     @property
     def index_bytes(self) -> int:
-        """Return the number of bytes that any image number fits in."""
+        """Return the number of bytes needed to store the highest image number."""
         return max(1, -(-(self.images - 1).bit_length() // 8))
 
     @property
     def mix_dtype(self) -> torch.dtype:
-        """Return the dtype of mix_index."""
+        """Return the dtype in which mix_index is stored: uint8 if batches have at most 256 rows, else int32.
+
+        Version 2 always stored int32.
+        """
         return torch.uint8 if self.version > 2 and self.batch_size <= 256 else torch.int32
 
 
@@ -72,7 +90,7 @@ def expected_tensors(shape: Shape) -> Expected:
 
 
 def expected_answers(shape: Shape) -> Expected:
-    """Return the part of `expected_tensors` that describes the teacher's answers."""
+    """Return the entries of `expected_tensors` that hold the teacher's logits and their class ids."""
     rows, kept, old, some = shape.rows, shape.kept, shape.version == 2, shape.kept < shape.classes
     expected: Expected = {}
     if shape.bits >= 16:
@@ -90,7 +108,7 @@ def expected_answers(shape: Shape) -> Expected:
 
 
 def expected_views(shape: Shape) -> Expected:
-    """Return the part of `expected_tensors` that describes the views."""
+    """Return the entries of `expected_tensors` that hold crops, flips, image numbers and mixes."""
     rows, old = shape.rows, shape.version == 2
     batches = -(-rows // shape.batch_size)
     expected: Expected = {"coords": (SINGLES if old else (torch.float16, torch.float32), (rows, 4))}
@@ -105,7 +123,7 @@ def expected_views(shape: Shape) -> Expected:
 
 
 def shrink(tensors: Tensors, shape: Shape) -> Tensors:
-    """Convert tensors from the form in memory to the file form of the newest version."""
+    """Convert an epoch's tensors from the form in memory to the smaller form in files of the newest version."""
     small = dict(tensors)
     if "coords" in small:
         halves = small["coords"].half()
@@ -128,10 +146,10 @@ def shrink(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def expand(tensors: Tensors, shape: Shape) -> Tensors:
-    """Undo `shrink`: convert tensors of a file of any version to the form in memory.
+    """Convert the tensors of an epoch file of any version to the form in memory; this undoes `shrink`.
 
     Raises:
-        ValueError: the class ids are impossible.
+        ValueError: the encoded class ids are invalid.
     """
     whole = dict(tensors)
     if whole.get("flip", torch.empty(0)).dtype == torch.uint8:
@@ -149,26 +167,30 @@ def expand(tensors: Tensors, shape: Shape) -> Tensors:
 
 
 def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
-    """Read the tensors of a safetensors file, whose names must be exactly `expected`.
+    """Return the tensors of a safetensors file by name; their names must be exactly `expected`.
 
     Raises:
-        InputError: the file is missing or damaged, or holds other tensors.
+        InputError: the file is missing or damaged, or has tensors with other names.
     """
     try:
         with utf8_path(path) as name, safe_open(name, "pt") as file:
             if set(file.keys()) != set(expected):
                 raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
             return {key: file.get_tensor(key) for key in expected}
-    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # Attribute: a dtype that torch lacks
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:
+        # safetensors raises AttributeError if a tensor has a dtype that this PyTorch version lacks
         raise InputError(f"{path} is damaged or not readable ({error}); copy the labels again") from None
 
 
 def pack_nibbles(levels: torch.Tensor) -> torch.Tensor:
-    """Pack uint8 levels [N, k] below 16 into [N, ceil(k / 2)], each even column in the high four bits."""
+    """Pack two 4-bit levels into each byte: convert uint8 [N, k] to uint8 [N, ceil(k / 2)].
+
+    The high four bits of a byte hold a level of an even column, the low four bits hold the next column's level.
+    """
     padded = torch.nn.functional.pad(levels, (0, levels.shape[1] % 2))
     return padded[:, 0::2] * 16 + padded[:, 1::2]
 
 
 def unpack_nibbles(packed: torch.Tensor, columns: int) -> torch.Tensor:
-    """Undo `pack_nibbles`."""
+    """Unpack the two 4-bit levels in each byte; return uint8 [N, columns]. This undoes `pack_nibbles`."""
     return torch.stack([packed // 16, packed % 16], dim=2).flatten(1)[:, :columns]

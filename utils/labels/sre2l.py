@@ -1,4 +1,7 @@
-"""Formats `sre2l` (6 items), `prism` (7) and `edc` (8): `epoch_{e}/batch_{b}.tar`, one `torch.save` list each."""
+"""Formats `sre2l`, `prism` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
+
+A batch is a list of 6 items in format `sre2l`, 7 in `prism` and 8 in `edc`.
+"""
 
 import os
 import re
@@ -19,27 +22,31 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of
 from utils.system.safe_load import load_archive, save_archive
 
-ORDER = "sampler_indices_epoch.json"  # LPLD's list of each epoch's images, {"EPOCH": [image, …]}
+ORDER = "sampler_indices_epoch.json"  # file of LPLD that lists the images of each epoch in order, {"EPOCH": [image, …]}
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def dialect_of(items: list[Any]) -> str:
-    """Return the name of the format of a batch, given its items after their check."""
+    """Return the format of a batch, `sre2l`, `prism` or `edc`, which follows from the number of its items.
+
+    The items must have passed `parse_items`.
+    """
     if len(items) == 8:
         return "edc"
     return "sre2l" if len(items) == 6 or items[6] is None else "prism"
 
 
 class TarStore(LabelStore):
-    """A folder of `epoch_{e}/batch_{b}.tar` files of 6, 7 or 8 items.
+    """A label folder in the format of SRe2L, PRISM or EDC: files `epoch_{e}/batch_{b}.tar`.
 
     Args:
         path: the folder given as --fkd-path.
-        fkd_seed: seed of the image order if the labels have no index and the folder does not list it.
+        fkd_seed: seed that determines the order of images, if no file in the folder states the order.
+        verify: must be False, because the files have no digests.
 
     Raises:
-        InputError: the folder holds no labels, or its first epoch cannot be used.
+        InputError: the folder holds no labels, the first epoch cannot be used, or `verify` is True.
     """
 
     described = ("dialect", "epochs", "batch_size", "num_images", "num_classes", "mix_type", "fkd_seed")
@@ -78,7 +85,14 @@ class TarStore(LabelStore):
             self.order = self._listed_order(self.image_list)
 
     def _listed_order(self, file: Path) -> Callable[[int], torch.Tensor]:
-        """Return a function that maps an epoch to its images in order, int64 [N], as LPLD's `file` lists them."""
+        """Read from `file`, written by LPLD, in which order each epoch visits the images.
+
+        Returns:
+            a function from an epoch to the numbers of its images in order, int64 [N].
+
+        Raises:
+            InputError: the file cannot be read, or an epoch does not visit every image once.
+        """
         listed = read_json_indices(file)
         for epoch in range(self.epochs):
             if sorted(listed.get(epoch, [])) != list(range(self.num_images)):
@@ -88,11 +102,11 @@ class TarStore(LabelStore):
         return {epoch: torch.tensor(listed[epoch]) for epoch in range(self.epochs)}.__getitem__
 
     def name(self, epoch: int, batch: int) -> str:
-        """See `LabelStore.name`."""
+        """Return the path of the file that holds a batch, relative to the label folder."""
         return f"epoch_{epoch}/batch_{batch}.tar"
 
     def epoch_name(self, epoch: int) -> str:
-        """See `LabelStore.epoch_name`."""
+        """Return the name of the folder that holds the batch files of an epoch."""
         return f"epoch_{epoch}"
 
     def _batch_numbers(self, epoch: int) -> set[int]:
@@ -105,7 +119,7 @@ class TarStore(LabelStore):
         return {int(m[1]) for m in map(BATCH_FILE.fullmatch, names) if m}
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """See `LabelStore.check_complete`; in addition, an epoch must not hold more batches than the first one."""
+        """Raise InputError if one of `epochs` lacks a batch file, or has more batch files than the first epoch."""
         for epoch in epochs:
             found, wanted = self._batch_numbers(epoch), set(range(self.batches_per_epoch))
             missing, more = wanted - found, found - wanted
@@ -121,7 +135,11 @@ class TarStore(LabelStore):
                 )
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """See `LabelStore.read`."""
+        """Return one batch with its image numbers.
+
+        Raises:
+            InputError: the batch file is missing or damaged, or disagrees with the rest of the labels.
+        """
         items = load_archive(self.file(epoch, batch))
         labels = parse_items(items, self.file(epoch, batch))
         stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
@@ -143,29 +161,36 @@ class TarStore(LabelStore):
         return labels
 
     def check(self, epoch: int) -> None:
-        """See `LabelStore.check`; in addition, the epoch must visit every image once."""
+        """Read all batches of an epoch.
+
+        Raises:
+            InputError: a batch is faulty, or the epoch does not visit every image once.
+        """
         index = torch.cat([index_of(self.read(epoch, batch)) for batch in range(self.batches_per_epoch)])
         if len(index.unique()) != self.num_images:
             raise InputError(f"{self.file(epoch, 0).parent} does not visit every image once; get the epoch again")
 
     def legacy_digest(self) -> str:
-        """See `LabelStore.legacy_digest`; it omits the list of images, which earlier releases did not read."""
+        """Return the digest that earlier releases computed: it covers only the first batch file.
+
+        The list of images, if the folder has one, is left out, because earlier releases did not read it.
+        """
         return digest_of(self.file(0))
 
 
 class TarWriter:
-    """Writes `epoch_{e}/batch_{b}.tar` files; a file exists whole or not at all.
+    """Writer of `epoch_{e}/batch_{b}.tar` files. A killed process leaves no partial file.
 
     Args:
-        path: folder to write to; made if it does not exist.
+        path: the folder to write to; it is created if it does not exist.
         dtype: dtype of the stored logits, float16 or float32.
-        with_index: whether to write the index, the seventh item.
-        leads: whether this process makes and checks the folder (the first process only).
-        image_digests: digests of the labels' images, written beside the labels; None if the images are unknown.
-        settings: settings of relabelling, written with the digests.
+        with_index: whether to store the image numbers as a 7th item.
+        leads: whether this process is the first one, which creates and checks the folder.
+        image_digests: digests of the images, written to a file beside the labels; None if they are unknown.
+        settings: settings with which the labels are made, written to the same file as the digests.
 
     Raises:
-        InputError: the folder holds other files, or cannot be written.
+        InputError: the folder holds other files, or cannot be written to.
     """
 
     def __init__(
@@ -183,14 +208,14 @@ class TarWriter:
         empty_folder(self.path, image_digests, settings)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return the epochs that are still to be written: all, since a started folder is refused."""
+        """Return all epochs below `epochs`, because this writer never resumes: it only accepts an empty folder."""
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
-        """Write one epoch: a list of `BatchLabels`, one per batch in order.
+        """Write the files of one epoch. `batches` holds the `BatchLabels` of each batch, in order.
 
         Raises:
-            InputError: a logit does not fit in half precision; nothing of the epoch is written.
+            InputError: a logit does not fit in half precision; no file of this epoch is then written.
         """
         if self.dtype == torch.float16:
             for labels in batches:
@@ -201,9 +226,9 @@ class TarWriter:
             mix = labels.mix
             items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
             items += [values_of(labels.logits).to(self.dtype), labels.index]
-            # torch.save would store a slice's whole storage, the epoch
+            # clone: a tensor may be a slice of a whole epoch's tensor, which torch.save would store completely
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             save_archive(folder / f"batch_{batch}.tar", items if self.with_index else items[:6])
 
     def finish(self) -> None:
-        """Do nothing: there is no manifest."""
+        """Do nothing, because this format has no manifest to complete after the last epoch."""

@@ -1,4 +1,4 @@
-"""`LabelStore`: the base class of all label formats."""
+"""`LabelStore`, the base class of the classes that read label folders; each format has one subclass."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -19,7 +19,10 @@ NAMED = 3  # number of missing epochs that an error message lists by name
 
 
 class ViewSource(Protocol):
-    """Batches of views, with a teacher's answers or without: a `LabelStore`, or `DrawnViews`."""
+    """Interface of a source of training batches: stored views with soft labels, or views drawn at random.
+
+    `LabelStore` provides stored views, and `DrawnViews` provides random views.
+    """
 
     @property
     def batches_per_epoch(self) -> int:
@@ -31,46 +34,48 @@ class ViewSource(Protocol):
 
     @property
     def num_images(self) -> int:
-        """Return the number of images that the views show."""
+        """Return the number of images from which the views are made."""
 
     def rows(self, epoch: int, batch: int, /) -> int:
-        """Return the number of images in a batch."""
+        """Return the number of rows of a batch, one row per image."""
 
     def read(self, epoch: int, batch: int, /) -> Views:
-        """Return one batch."""
+        """Return the views of one batch, together with soft labels if the source has them."""
 
 
 class LabelStore(ABC):
-    """A folder of labels: `epochs` stored epochs of `batches_per_epoch` batches.
+    """A label folder, opened for reading. It holds `epochs` epochs of `batches_per_epoch` batches each.
 
-    Each format is a subclass, which overrides methods as needed. Its constructor sets the attributes without a default.
+    Each format has a subclass, whose constructor sets all attributes that have no default here.
 
     Attributes:
-        path: the folder.
-        fkd_seed: seed of the image order of labels without an index, and of random orders.
+        path: the label folder.
+        fkd_seed: seed of random orders, also of the order of images if the labels do not state image numbers.
         dialect: name of the format.
-        answers: kind of the stored answers: `logits`, or `probabilities`; `BatchLabels.logits` then holds their logs.
-        label_order: order in which the project that made the labels visits batches, one of `config.LABEL_ORDERS`.
-        has_epochs: whether each stored epoch visits every image once. Otherwise the stored epochs are stretches of a
-            pool of batches.
-        epochs: number of epochs stored without a gap from 0.
-        gap: names of epochs that are missing before a later one, or None; see `refuse_gap`.
-        batches_per_epoch: number of batches of an epoch; without `has_epochs`, the last one may have fewer.
-        batch_size: number of rows of a batch; the last batch of an epoch may be shorter.
-        num_images: number of images that the labels refer to; without `has_epochs`, the least possible number.
-        num_classes: C.
-        num_classes_stated: False if the labels do not say C: then `num_classes` is the least possible number, until
-            `state_classes` is called.
-        keep_topk: number of answers stored per image; C for all.
-        logits_dtype: dtype of the stored answers.
+        answers: kind of the stored values: `logits`, or `probabilities`. In the second case, `BatchLabels.logits` holds
+            the logs of the probabilities.
+        label_order: order in which the project that made the labels visits batches in training, one of
+            `config.LABEL_ORDERS`.
+        has_epochs: whether the labels are grouped into epochs, each of which visits every image once. If False, the
+            stored epochs are only consecutive sections of one long list of batches.
+        epochs: number of consecutive epochs that are stored, counted from epoch 0.
+        gap: text that names the missing epochs up to the last known one; None if no epoch is missing.
+        batches_per_epoch: number of batches of an epoch. If `has_epochs` is False, the last epoch may have fewer.
+        batch_size: number of rows of a batch. The last batch of an epoch may be smaller.
+        num_images: number of images that the labels refer to. If `has_epochs` is False, this is a lower bound.
+        num_classes: C, the number of classes.
+        num_classes_stated: whether the labels state C. If False, `num_classes` is a lower bound until `state_classes`
+            sets it.
+        keep_topk: number of logits stored per image; C if all are stored.
+        logits_dtype: dtype of the stored logits.
         mix_type: `cutmix`, `mixup` or `none`.
-        image_digests: digests of the labels' images; None if none are stored (labels of other projects).
-        image_list: file beside the batches that lists their images; None if there is no such file.
-        settings: how the labels were made; empty for labels of other projects.
-        class_list: names of the class folders that the labels were made for, in order, or None.
-        class_names: digest of these names, or None.
-        opened: contents of the epochs that are in memory or memory-mapped, by epoch.
-        keeps_all: whether every opened epoch stays open; otherwise only the last one does.
+        image_digests: digests of the images from which the labels were made; None if the folder has none.
+        image_list: file in the folder that lists the images of each batch or epoch; None if there is no such file.
+        settings: settings with which the labels were made; empty for labels of other projects.
+        class_list: names of the class folders for which the labels were made, in order; None if unknown.
+        class_names: digest of the names of the class folders; None if unknown.
+        opened: content of the epochs that are in memory or memory-mapped, by epoch.
+        keeps_all: whether `opened` keeps every epoch that was read. If False, it keeps only the latest one.
     """
 
     dialect: str
@@ -91,8 +96,8 @@ class LabelStore(ABC):
     image_list: Path | None = None
     class_list: list[str] | None = None
     class_names: str | None = None
-    file_digests: bool = False  # whether the labels hold digests of their files, which `verify` compares
-    described: Sequence[str] = ()  # attributes that `provenance` states
+    file_digests: bool = False  # whether the folder states digests of the label files, so that `verify` may be True
+    described: Sequence[str] = ()  # names of the attributes that `provenance` reports
 
     def __init__(self, path: str | Path, fkd_seed: int, verify: bool) -> None:
         if verify and not self.file_digests:
@@ -103,31 +108,37 @@ class LabelStore(ABC):
         self.keeps_all = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"opened": {}}  # each data-loading worker opens the files itself
+        # do not send opened files to data-loading worker processes: each worker opens the files itself
+        return self.__dict__ | {"opened": {}}
 
     @abstractmethod
     def name(self, epoch: int, batch: int) -> str:
-        """Return the path of the file that holds a batch, relative to the folder."""
+        """Return the path of the file that holds a batch, relative to the label folder."""
 
     @abstractmethod
     def read(self, epoch: int, batch: int) -> BatchLabels:
-        """Return one batch, which includes its image `index`.
+        """Return the labels of one batch. The image numbers, `index`, are always filled in.
 
         Raises:
-            InputError: its file is missing, damaged, or disagrees with the rest of the labels.
+            InputError: the file is missing or damaged, or disagrees with the rest of the labels.
         """
 
     def file(self, epoch: int, batch: int = 0) -> Path:
-        """Return the file that holds a batch."""
+        """Return the path of the file that holds a batch."""
         return self.path / self.name(epoch, batch)
 
     def names(self, epochs: Iterable[int]) -> Iterator[str]:
-        """Yield the path of every file of some epochs, relative to the folder."""
+        """Yield the path of every file that holds batches of `epochs`, relative to the label folder."""
         names = (self.name(epoch, batch) for epoch in epochs for batch in range(self.batches(epoch)))
-        return (name for name, _ in itertools.groupby(names))  # a file may hold all batches of an epoch
+        # if one file holds all batches of an epoch, yield its name only once
+        return (name for name, _ in itertools.groupby(names))
 
     def batches(self, epoch: int) -> int:
-        """Return the number of batches of a stored epoch: `batches_per_epoch`, or fewer in the last one of a pool."""
+        """Return the number of batches of a stored epoch.
+
+        The last epoch may have fewer than `batches_per_epoch` if the labels are not grouped into epochs (see
+        `has_epochs`).
+        """
         return self.batches_per_epoch
 
     def stored_batches(self) -> int:
@@ -135,32 +146,40 @@ class LabelStore(ABC):
         return sum(map(self.batches, range(self.epochs)))
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Return the number of images in a batch; the last one of an epoch may be shorter."""
+        """Return the number of rows of a batch; the last batch of an epoch may be smaller."""
         return min(self.batch_size, self.num_images - batch * self.batch_size)
 
     def random_access(self) -> None:
-        """Keep every opened epoch open from now on, for reading batches in any order."""
+        """Keep in the cache every epoch that is opened from now on, so that batches can be read in any order."""
         self.keeps_all = True
 
     def keep_open(self, epoch: int, content: Any) -> Any:
-        """Cache the content of an opened epoch, drop other epochs unless `keeps_all`, and return the content."""
+        """Cache the content of an epoch and return the content.
+
+        All other epochs are first dropped from the cache, unless `keeps_all` is True.
+        """
         if not self.keeps_all:
             self.opened.clear()
         self.opened[epoch] = content
         return content
 
     def set_epochs(self, stored: set[int], stated: Iterable[int] = ()) -> None:
-        """Set `epochs` and `gap` from the numbers of the stored epochs and of the epochs that a manifest states."""
+        """Set `epochs` and `gap`.
+
+        Args:
+            stored: numbers of the stored epochs.
+            stated: numbers of the epochs that a manifest lists, whether their files are stored or not.
+        """
         self.epochs, self.gap = epochs_without_gap(stored), find_gap(stored, self.epoch_name, stated)
 
     def epoch_name(self, epoch: int) -> str:
-        """Return the name of an epoch's file or folder."""
+        """Return the name of the file or folder that holds an epoch, for messages."""
         return self.name(epoch, 0)
 
     def refuse_gap(self) -> None:
-        """Raise InputError if epochs are missing from the middle of the stored ones.
+        """Raise InputError if `gap` names missing epochs.
 
-        Otherwise a reader would silently use only the epochs before the gap.
+        Without this check, training would silently use only the epochs before the gap.
         """
         if self.gap:
             raise InputError(
@@ -169,29 +188,29 @@ class LabelStore(ABC):
             )
 
     def check_complete(self, epochs: Iterable[int]) -> None:
-        """Raise InputError for the first missing file that `epochs` need; open no file."""
+        """Raise InputError if a file that holds batches of `epochs` is missing. No file is opened."""
         for name in self.names(epochs):
             if not (self.path / name).is_file():
                 raise InputError(f"{self.path / name} is missing; copy the labels again or run relabel_FKD.py")
 
     def check(self, epoch: int) -> None:
-        """Read all batches of an epoch; raise InputError at the first fault."""
+        """Read all batches of an epoch; raise InputError if a batch is faulty."""
         for batch in range(self.batches(epoch)):
             self.read(epoch, batch)
 
     def state_classes(self, num_classes: int) -> None:
-        """Set the number of classes of labels that do not state it."""
+        """Set the number of classes, for labels whose files do not state this number."""
         self.num_classes, self.num_classes_stated = num_classes, True
 
     def provenance(self) -> dict[str, Any]:
-        """Return the description of these labels in summary.json."""
+        """Return a description of these labels, to be written to summary.json."""
         return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described}
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
-        """Return a digest that identifies the label set independently of its path.
+        """Return a digest that identifies the labels independently of the folder's path.
 
         Args:
-            epochs: epochs that the digest covers (default: all stored); other epochs may be added or changed.
+            epochs: epochs that the digest covers (default: all stored). The digest does not depend on other epochs.
 
         Raises:
             InputError: a file of these epochs is missing.
@@ -200,23 +219,26 @@ class LabelStore(ABC):
         return digest_of_labels(self.path, names, *([] if self.image_list is None else [digest_of(self.image_list)]))
 
     def legacy_digest(self) -> str:
-        """Return the digest of earlier releases, which covered only the first file and the list of images."""
+        """Return the digest that earlier releases computed from only the first label file and the list of images."""
         first = digest_of(self.file(0))
         return first if self.image_list is None else digest_of_text(first + digest_of(self.image_list))
 
 
 def epochs_without_gap(stored: set[int]) -> int:
-    """Return the number of epochs, from 0, before the first one that is not in `stored`."""
+    """Return how many consecutive epochs are stored, counted from epoch 0."""
     return next(epoch for epoch in itertools.count() if epoch not in stored)
 
 
 def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int] = ()) -> str | None:
-    """Return as text the names of the epochs that are missing before the last known one; None if none is missing.
+    """Return a text that names the missing epochs; return None if none is missing.
+
+    An epoch is missing if its files are absent although a manifest lists it, or although a later epoch is stored or
+    listed.
 
     Args:
         stored: numbers of the stored epochs.
-        name: returns the name of an epoch's file or folder.
-        stated: numbers of the epochs that a manifest states, whose files may be gone.
+        name: function that returns the name of an epoch's file or folder.
+        stated: numbers of the epochs that a manifest lists.
     """
     number = max(stored.union(stated), default=-1) + 1 - len(stored)
     missing = (name(epoch) for epoch in itertools.count() if epoch not in stored)
@@ -225,15 +247,15 @@ def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int]
 
 
 def empty_folder(path: str | Path, image_digests: ImageDigests | None, settings: dict[str, Any] | None = None) -> Path:
-    """Make the empty folder of a new label set and write the image digests into it; return its path.
+    """Prepare the folder of new labels: create it if needed, and write the image digests into it. Return its path.
 
     Args:
-        path: the folder; made if it does not exist.
-        image_digests: digests of the labels' images, written into the folder; None if the images are unknown.
-        settings: settings of relabelling, written with the digests.
+        path: the folder, which must be empty or not exist yet.
+        image_digests: digests of the images; None if they are unknown, and then nothing is written.
+        settings: settings with which the labels are made, written to the same file as the digests.
 
     Raises:
-        InputError: the folder is not empty, or cannot be made.
+        InputError: the folder is not empty, or cannot be created.
     """
     path = Path(path)
     make_folder(path)

@@ -1,4 +1,4 @@
-"""The views of each training batch: the order in which stored batches are visited, and the rows of each rank."""
+"""Choose which stored batch each training batch reads, and keep only the rows that a rank works on."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -17,21 +17,21 @@ REUSED = "reused"
 Source = TypeVar("Source", bound=ViewSource, covariant=True)
 
 
-@lru_cache(maxsize=8)  # every batch of an epoch asks for the same list
+@lru_cache(maxsize=8)  # the function is called with the same arguments for every batch of an epoch
 def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) -> tuple[int, ...]:
-    """Draw the batches of one epoch of training: a pure function of its arguments.
+    """Return the numbers of the stored batches that one epoch of training reads, in order.
+
+    The result depends only on the arguments.
 
     Args:
-        order: SAMPLED: without replacement from all stored batches, anew each epoch (LPLD, LPQLD). SHUFFLED: from
-            a pool that holds each stored batch once, in random order, and is refilled when it is empty (HALD; equal
-            to the order of its trainer if the epochs empty the pool without remainder).
+        order: SAMPLED or SHUFFLED. With SAMPLED (LPLD, LPQLD), each epoch draws anew from all stored batches, without
+            replacement. With SHUFFLED (HALD), epochs take batches from a shuffled list of all stored batches, and a
+            newly shuffled list follows when the list is used up. This is the order of HALD's own training code if every
+            list ends together with an epoch.
         seed: seed of the random order.
         epoch: epoch of training, from 0.
         stored: number of stored batches.
-        wanted: number of batches of an epoch of training; SAMPLED draws at most `stored`.
-
-    Returns:
-        numbers of stored batches.
+        wanted: number of batches in an epoch of training; with SAMPLED, at most `stored` batches are drawn.
     """
     if order == SAMPLED:
         return tuple(np.random.default_rng((seed, epoch)).permutation(stored)[:wanted].tolist())
@@ -41,22 +41,22 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """Return the numbers below `count` in random order."""
+    """Return the numbers from 0 to `count` - 1 in a random order, which depends on `seed`."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @dataclass(frozen=True)
 class TrainingViews(Generic[Source]):
-    """The batches of a run, addressed by the epoch of training and the number of the batch in it.
+    """The batches of a run. A batch is identified by the epoch of training and by its number in this epoch.
 
     Attributes:
-        store: a `LabelStore`, or `DrawnViews`, for which `order` is STORED.
-        order: STORED: epoch e of training is the stored epoch e. REUSED: the first pass is as STORED; every
-            further pass visits all stored epochs in an order shuffled with (seed, pass). SAMPLED, SHUFFLED: see
-            `draw_batches`.
+        store: the source of the batches. If it is `DrawnViews`, `order` must be STORED.
+        order: which stored batches an epoch of training reads. STORED: epoch e reads the stored epoch e. REUSED:
+            training goes through the stored epochs several times, first in the stored order, then in a new random order
+            each time. SAMPLED, SHUFFLED: see `draw_batches`.
         seed: seed of the random orders.
-        batches_drawn: number of batches of an epoch of training if `order` is SAMPLED or SHUFFLED.
-        share: the rows that this rank works on; None for all.
+        batches_drawn: number of batches in an epoch of training; used only if `order` is SAMPLED or SHUFFLED.
+        share: the rows that this rank works on; None if it works on all rows.
     """
 
     store: Source
@@ -71,22 +71,22 @@ class TrainingViews(Generic[Source]):
 
     @classmethod
     def of(cls, source: "ViewSource | TrainingViews[ViewSource]") -> "TrainingViews[ViewSource]":
-        """Return `source` if it is a `TrainingViews`, else a `TrainingViews` of all its batches in their own order."""
+        """Return `source` if it is a `TrainingViews`; otherwise wrap it in a `TrainingViews` with order STORED."""
         return source if isinstance(source, TrainingViews) else TrainingViews(source)
 
     @property
     def _labels(self) -> LabelStore:
-        """Return `store`, typed as a `LabelStore`."""
+        """Return `store` with the type `LabelStore`, for type checkers. Use this only if `store` is a `LabelStore`."""
         return cast(LabelStore, self.store)
 
     @cached_property
     def _stored(self) -> int:
-        """Return the number of stored batches."""
+        """Return the number of batches in all stored epochs together."""
         return self._labels.stored_batches()
 
     @property
     def is_pool(self) -> bool:
-        """Return whether any stored batch may come in any epoch."""
+        """Return whether each epoch of training draws from all stored batches (order SAMPLED or SHUFFLED)."""
         return self.order in (SAMPLED, SHUFFLED)
 
     @property
@@ -101,11 +101,11 @@ class TrainingViews(Generic[Source]):
 
     @property
     def num_images(self) -> int:
-        """Return the number of images that the views show."""
+        """Return the number of images from which the views are made."""
         return self.store.num_images
 
     def place(self, epoch: int, batch: int) -> tuple[int, int]:
-        """Return the (epoch, batch) of the store that a batch of training reads."""
+        """Return (epoch, number in this epoch) of the stored batch that a training batch reads."""
         if self.is_pool:
             numbers = draw_batches(self.order, self.seed, epoch, self._stored, self.batches_drawn)
             return divmod(numbers[batch], self.store.batches_per_epoch)
@@ -116,43 +116,53 @@ class TrainingViews(Generic[Source]):
         return epoch, batch
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Return the number of images in a batch, over all ranks."""
+        """Return the number of rows of a training batch, the rows of all ranks together."""
         return self.store.rows(*self.place(epoch, batch))
 
     def read(self, epoch: int, batch: int) -> Views:
-        """Return one batch; if `share` is set, only this rank's rows and their mix partners (see `keep_rows`)."""
+        """Return one training batch.
+
+        If `share` is set, the batch is reduced to the rows of this rank and their mix partners, as `keep_rows`
+        describes.
+        """
         views = self.store.read(*self.place(epoch, batch))
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:
-        """Return the label file that holds a batch, for error messages."""
+        """Return the path of the label file that a training batch reads, for error messages."""
         return self._labels.file(*self.place(epoch, batch))
 
     def parts(self, epoch: int, batch: int) -> Parts | None:
-        """Return ((rows of this rank, rows of all ranks), …) for a batch's micro-batches; None if `share` is None."""
+        """Return how many rows of each micro-batch this rank works on; return None if `share` is None.
+
+        The result has one pair per micro-batch of the batch: (number of rows of this rank, number of rows of all
+        ranks).
+        """
         return None if self.share is None else self.share.parts(self.rows(epoch, batch))
 
     def smallest_batch(self) -> int:
-        """Return the number of rows, over all ranks, of the smallest batch of any epoch."""
+        """Return the number of rows of the smallest batch in any epoch, the rows of all ranks together."""
         if self.is_pool:
             store = self._labels
             epochs = range(store.epochs)
             return min(store.rows(epoch, batch) for epoch in epochs for batch in range(store.batches(epoch)))
-        return min(self.store.rows(0, batch) for batch in range(self.batches_per_epoch))  # same in all epochs
+        # epoch 0 suffices, because all epochs have batches of the same sizes
+        return min(self.store.rows(0, batch) for batch in range(self.batches_per_epoch))
 
 
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
-    """Reduce a batch to `rows`, followed by their mix partners that are not in `rows`.
+    """Reduce a batch to some of its rows and the rows that are mixed into them.
 
-    If `rows` is empty, the result holds row 0, so that a batch is never empty.
+    The result holds `rows`, followed by those mix partners of `rows` that are not in `rows` themselves. If `rows` is
+    empty, the result holds row 0, because a batch must not be empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
-        rows: int64 [own], ascending indices of rows.
+        rows: int64 [own], numbers of the rows to keep, ascending; own is their count.
 
     Returns:
-        an object of the same class with K rows. `mix.partner`, int64 [K], is valid only for the first `own` rows, and
-        `logits` holds only these rows.
+        an object of the same class, with K rows, which include the mix partners. The field `logits` has only the first
+        `own` rows, and `mix.partner`, int64 [K], is valid only for these.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -164,7 +174,8 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        partner = place[views.mix.partner[kept]]  # partners of the added rows were cut: any value will do
+        # only the partners of `rows` matter; the partners of the rows that were added may be missing from the result
+        partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:
         changes["logits"] = each(views.logits, lambda tensor: tensor[rows])

@@ -1,4 +1,4 @@
-"""The types that all label formats share: `BatchLabels`, how its views are mixed (`Mix`), and answers (`TopK`)."""
+"""The types that all label formats share, above all `BatchLabels`, the labels of a batch in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ import torch
 
 
 class TopK(NamedTuple):
-    """The k largest of each row's C answers. Data loaders pass on this small form; the loss calls `dense`.
+    """The k largest of the C logits in each row. Data loaders pass on this compact form, and the loss calls `dense`.
 
     Attributes:
-        values: float [B, k], logits (or log probabilities).
+        values: float [B, k], the k largest logits (or log probabilities).
         classes: int64 [B, k], the class of each value; the classes of a row are distinct.
-        rest: float32 [B, 2], mean and variance of the logits that were not kept; None if they are unknown.
+        rest: float32 [B, 2], mean and variance of the logits that were dropped; None if these are unknown.
     """
 
     values: torch.Tensor
@@ -23,14 +23,15 @@ class TopK(NamedTuple):
     rest: torch.Tensor | None
 
     def dense(self, num_classes: int, temperature: float | torch.Tensor, renormalise: bool) -> torch.Tensor:
-        """Return logits of all classes: float32 [B, C].
+        """Return logits of all classes, float32 [B, C], with a substitute for the logits that were dropped.
 
         Args:
             num_classes: C.
-            temperature: T of the softmax that will be applied.
-            renormalise: whether classes that were not kept get -inf, so that a softmax gives them exactly 0 (marginal
-                re-normalisation, LPQLD). Otherwise, if `rest` is known, each of these classes gets the logit
-                mean + variance / (2 T), which keeps their total mass at T up to the second moment of their logits.
+            temperature: T, the temperature of the softmax that the caller will apply.
+            renormalise: if True, dropped classes get the logit -inf, so that softmax gives them probability 0 (marginal
+                re-normalisation, LPQLD). If False, each gets mean + variance / (2 T), from the mean and variance in
+                `rest`. The total probability of the dropped classes is then correct up to the second moment of their
+                logits. If `rest` is None, dropped classes always get -inf.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -43,11 +44,11 @@ class TopK(NamedTuple):
 ALL = slice(None)
 Crop = tuple[int, int, int, int]  # top, left, height, width, in pixels of the image
 MixBox = tuple[int, int, int, int]  # y1, x1, y2, x2, in pixels of the view
-Answers = torch.Tensor | TopK  # a batch's logits: [B, C], or the k largest of them
+Answers = torch.Tensor | TopK  # the logits of a batch: all logits [B, C], or the k largest of each row
 
 
 def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]) -> Answers | None:
-    """Apply `change` to the tensor, or to all tensors of a `TopK`."""
+    """Apply `change` to the logits, or to every tensor of a `TopK`; return the result, or None for None."""
     if isinstance(answers, TopK):
         rest = None if answers.rest is None else change(answers.rest)
         return TopK(change(answers.values), change(answers.classes), rest)
@@ -55,12 +56,12 @@ def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
-    """Return answers as a tuple of one tensor, or of the three of a `TopK`; `answers_of` is the inverse."""
+    """Return logits as a tuple of one tensor, or a `TopK` as a tuple of its three fields. `answers_of` undoes this."""
     return tuple(answers) if isinstance(answers, TopK) else (answers,)
 
 
 def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Return the answers from which `tensors_of` made `tensors`."""
+    """Turn a tuple that `tensors_of` returned back into a tensor of logits or a `TopK`."""
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
 
 
@@ -70,19 +71,20 @@ def values_of(answers: Answers) -> torch.Tensor:
 
 
 def best_classes(answers: Answers) -> torch.Tensor:
-    """Return the teacher's first choice for every row: int64 [B]."""
+    """Return the class with the largest logit in each row: int64 [B]."""
     if isinstance(answers, TopK):
         return answers.classes.gather(1, answers.values.float().argmax(dim=1, keepdim=True))[:, 0]
     return answers.float().argmax(dim=1)
 
 
 class Mix(NamedTuple):
-    """Partners, ratio and box of a mixed batch; label files call them mix_index, mix_lam and mix_bbox.
+    """How a batch is mixed: partners, ratio and box. Label files call these fields mix_index, mix_lam and mix_bbox.
 
     Attributes:
-        partner: int64 [B], the row that each row is mixed with; None without mixing.
-        lam: weight of the row itself, in [0, 1]; None without mixing.
-        box: (y1, x1, y2, x2) in pixels of the view, rows first: the pixels that come from the partner; cutmix only.
+        partner: int64 [B], the row with which each row is mixed; None without mixing.
+        lam: weight of a row's own image, in [0, 1]; None without mixing.
+        box: (y1, x1, y2, x2) in pixels of the view: the rectangle that cutmix pastes from the partner. None without
+            cutmix.
     """
 
     partner: torch.Tensor | None = None
@@ -97,7 +99,7 @@ class Mix(NamedTuple):
         return "none" if self.lam is None else "mixup"
 
     def own_share(self, size: int) -> float:
-        """Return the share of a view of `size` x `size` pixels that comes from the row's own image, in [0, 1]."""
+        """Return which fraction, in [0, 1], of a view of `size` x `size` pixels comes from the row's own image."""
         if self.box is not None:
             y1, x1, y2, x2 = self.box
             return 1 - (y2 - y1) * (x2 - x1) / size**2
@@ -105,21 +107,26 @@ class Mix(NamedTuple):
 
 
 class BatchViews(ABC):
-    """The crops and flips of a batch: stored in `BatchLabels`, or still to be drawn in `DrawnBatch`."""
+    """Base class of the two kinds of batches: `BatchLabels` with stored crops, `DrawnBatch` with random crops."""
 
     @abstractmethod
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """Return the crops of some rows in pixels: int64 [R, 5], (top, left, height, width, flip) of each.
+        """Return the crops of some rows in pixels: int64 [R, 5], (top, left, height, width, flip) of each row.
 
-        A crop has at least one pixel, and none outside its image.
+        Every crop has at least one pixel and lies inside its image.
 
         Args:
-            sizes: int64 [R, 2], (H, W) of each row's image.
+            sizes: int64 [R, 2], (H, W) of each row's image in pixels.
             rows: slice that selects R rows of the batch.
         """
 
     def view(self, slot: int, image_size: Sequence[int]) -> tuple[Crop, bool]:
-        """Return ((top, left, height, width) in pixels, flip) of row `slot`, given its image's (H, W)."""
+        """Return the crop and the flip of row `slot`: ((top, left, height, width) in pixels, flip).
+
+        Args:
+            slot: number of the row in the batch.
+            image_size: (H, W) of the row's image in pixels.
+        """
         crop = self.crops(np.array([image_size]), slice(slot, slot + 1))
         top, left, height, width, flip = crop[0].tolist()
         return (top, left, height, width), bool(flip)
@@ -127,15 +134,15 @@ class BatchViews(ABC):
 
 @dataclass(frozen=True)
 class BatchLabels(BatchViews):
-    """The views that a teacher saw of one batch, and its answers.
+    """The soft labels of one batch: the views that a teacher saw, and the teacher's logits for these views.
 
     Attributes:
-        coords: float32 [B, 4], crops as fractions (top/H, left/W, height/H, width/W).
-        flip: bool [B], flipped left to right after the crop.
+        coords: float32 [B, 4], crops as fractions (top/H, left/W, height/H, width/W) of the image.
+        flip: bool [B], whether the view is flipped left to right after the crop.
         mix: how the views are mixed.
-        logits: the teacher's raw answers, float16 or float32 [B, C], or the `TopK` largest of them.
-        index: int64 [B], number of each row's image in the sorted image folder, or None if the
-            file does not state it (a store fills it in).
+        logits: the teacher's logits before the softmax (or log probabilities), float16 or float32 [B, C], or a `TopK`.
+        index: int64 [B], the position of each row's image in the sorted image folder. None if the label file does
+            not state it; `LabelStore.read` then fills it in.
     """
 
     coords: torch.Tensor
@@ -148,12 +155,13 @@ class BatchLabels(BatchViews):
         return len(self.flip)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """See `BatchViews.crops`.
+        """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`.
 
-        Both edges are rounded half to even, as PIL rounds the products that the reference code passes to it. Rounding
-        matters for fractions in half precision (LPLD's, LPQLD's, HALD's), whose products are not whole numbers. In
-        images of more than 1,000 pixels, an edge may round to one pixel beyond the last. PIL shows black there; this
-        crop ends at the last pixel.
+        The start and the end of a crop are its fractions times the image size, rounded to whole pixels (half to even).
+        PIL rounds in the same way when the reference code passes it these products. The rounding matters for fractions
+        in half precision (LPLD, LPQLD, HALD), because the product is then not a whole number. In images of more than
+        1,000 pixels, the end may be rounded to one pixel beyond the image. PIL fills that pixel with black, whereas
+        this crop ends with the last pixel of the image.
         """
         coords = self.coords[rows].double().numpy()
         start, length = coords[:, :2] * sizes, coords[:, 2:] * sizes

@@ -1,6 +1,8 @@
-"""Views drawn at random, not read: for relabelling, naive KD, hard epochs and packed stores with drawn views.
+"""Views (crops, flips and mixes) that are drawn at random instead of read from label files.
 
-A drawn view is a pure function of (seed, epoch, batch, row): it does not depend on workers, ranks or restarts.
+They serve relabelling, distillation without stored labels (naive KD), epochs with hard labels, and packed labels that
+do not store views. A drawn view depends only on the seed, the epoch, the batch and the row. It does not depend on the
+number of workers or ranks, or on whether a run was resumed.
 """
 
 import math
@@ -14,11 +16,12 @@ from torch.utils.data import RandomSampler
 from utils.labels.types import ALL, Answers, BatchLabels, BatchViews, Crop, Mix, MixBox
 
 CROP_ATTEMPTS = 10
-CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS  # random numbers of a row: top, left, flip, then (area, ratio) of each attempt
+# number of random numbers that a row needs: for top, left and flip, then for area and aspect ratio of each attempt
+CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS
 
 
 def fractions(box: Crop, image_size: Sequence[int]) -> torch.Tensor:
-    """Turn a crop in pixels into coords: float32 [4], (top/H, left/W, height/H, width/W)."""
+    """Convert a crop from pixels to fractions of its image: float32 [4], (top/H, left/W, height/H, width/W)."""
     height, width = image_size
     top, left, crop_height, crop_width = box
     return torch.tensor([top / height, left / width, crop_height / height, crop_width / width])
@@ -26,7 +29,7 @@ def fractions(box: Crop, image_size: Sequence[int]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """The distribution of views, as the flags of relabel_FKD.py set it."""
+    """The distribution from which views are drawn. The flags of relabel_FKD.py set it."""
 
     seed: int
     input_size: int
@@ -38,7 +41,7 @@ class ViewPolicy:
     hflip: float = 0.5  # probability of a flip
 
     def draw_crops(self, epoch: int, batch: int, rows: int) -> np.ndarray:
-        """Draw uniform numbers [rows, CROP_DRAWS] for one batch, which `crops` turns into crops."""
+        """Draw random numbers [rows, CROP_DRAWS], uniform in [0, 1), for one batch; `crops` turns them into crops."""
         return np.random.default_rng((self.seed, epoch, batch, 1)).random((rows, CROP_DRAWS))
 
     def draw_mix(self, epoch: int, batch: int, rows: int) -> Mix:
@@ -53,40 +56,44 @@ class ViewPolicy:
         return Mix(partner, lam, random_box(rng, self.input_size, lam))
 
     def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Turn uniform numbers into crops: int64 [R, 5], (top, left, height, width, flip) of each row.
+        """Turn random numbers into crops: int64 [R, 5], (top, left, height, width, flip) of each row.
 
-        The distribution is that of torchvision's RandomResizedCrop and RandomHorizontalFlip. Each attempt has a share
-        of the area in [min_scale, max_scale] and an aspect ratio in [3/4, 4/3] (log-uniform). The first of
-        CROP_ATTEMPTS that fits is taken, else the largest central crop of an allowed ratio.
+        The distribution is that of torchvision's RandomResizedCrop and RandomHorizontalFlip. Each attempt draws the
+        crop's area, a fraction of the image's area in [min_scale, max_scale], and its aspect ratio in [3/4, 4/3]
+        (log-uniform). The first attempt that fits into the image is used. If none of CROP_ATTEMPTS fits, the crop is
+        the largest central one whose aspect ratio is allowed.
 
         Args:
-            draws: float64 [R, CROP_DRAWS] in [0, 1).
-            sizes: int64 [R, 2], (H, W) of each row's image, in pixels.
+            draws: float64 [R, CROP_DRAWS], uniform in [0, 1).
+            sizes: int64 [R, 2], (H, W) of each row's image in pixels.
         """
         left = np.arange(len(draws))  # rows for which no attempt has fitted yet
         crops = np.empty((len(draws), 5), np.int64)
-        crops[:, 2:4] = np.minimum(np.maximum(np.rint(sizes[:, ::-1] * 4 / 3), 1), sizes)  # the central crop
+        # start with the largest central crop; rows with a fitting attempt replace it below
+        crops[:, 2:4] = np.minimum(np.maximum(np.rint(sizes[:, ::-1] * 4 / 3), 1), sizes)
         crops[:, :2] = (sizes - crops[:, 2:4]) // 2
         crops[:, 4] = draws[:, 2] < self.hflip
         for attempt in range(3, CROP_DRAWS, 2):
             limits, u_area, u_ratio = sizes[left], draws[left, attempt], draws[left, attempt + 1]
             area = limits[:, 0] * limits[:, 1] * (self.min_scale + (self.max_scale - self.min_scale) * u_area)
-            # Python's power, because the last bit of numpy's may differ from one CPU to another
+            # use Python's power operator, because the last bit of numpy's result may differ between CPUs
             aspect = np.array([(3 / 4) ** (1 - 2 * u) for u in u_ratio.tolist()])
-            sides = np.rint(np.sqrt(np.stack([area / aspect, area * aspect], axis=1)))  # [R, 2], (h, w)
+            sides = np.rint(np.sqrt(np.stack([area / aspect, area * aspect], axis=1)))  # [R, 2], height and width
             fits = ((sides > 0) & (sides <= limits)).all(axis=1)
             fitting, left = left[fits], left[~fits]
             crops[fitting, 2:4] = sides[fits]
-            crops[fitting, :2] = draws[fitting, :2] * (limits[fits] - sides[fits] + 1)  # truncated to int
+            # the assignment truncates the products to integers
+            crops[fitting, :2] = draws[fitting, :2] * (limits[fits] - sides[fits] + 1)
             if not len(left):
                 break
         return crops
 
 
 def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
-    """Draw a cutmix box covering about 1 - lam of a `size` x `size` view, clipped at its edges.
+    """Draw a random cutmix box that covers a fraction of about 1 - lam of a view of `size` x `size` pixels.
 
-    Source: CutMix (Yun et al., 2019), as in SRe2L's relabel code: the centre is uniform.
+    The centre of the box is uniform, and the box is clipped at the edges of the view. Source: CutMix (Yun et al.,
+    2019), as in SRe2L's relabel code.
 
     Returns:
         (y1, x1, y2, x2) in pixels.
@@ -97,19 +104,22 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 
 
 class ReferenceOrder:
-    """The image order that SRe2L's code implies for labels without an index.
+    """The order of images in SRe2L's code, for labels that do not state image numbers.
 
-    One `RandomSampler` over N images, its generator seeded with --fkd_seed, is iterated once per
-    epoch from epoch 0; each pass advances the generator. Epochs may be requested in any order.
+    SRe2L seeds the random generator of one `RandomSampler` over N images with --fkd_seed, and iterates over the sampler
+    once per epoch, beginning with epoch 0. Each iteration advances the generator. This class also accepts epochs in any
+    other order.
     """
 
     def __init__(self, num_images: int, seed: int):
         self.num_images = num_images
-        self.states = [torch.Generator().manual_seed(seed).get_state()]  # of the generator, before each epoch
-        self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)  # the last one requested
+        # states of the random generator before epoch 0, 1, …
+        self.states = [torch.Generator().manual_seed(seed).get_state()]
+        # the epoch that was requested last, and its order
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, epoch: int) -> torch.Tensor:
-        """Return int64 [N], the images in the order in which `epoch` visits them."""
+        """Return the numbers of all images in the order in which `epoch` visits them: int64 [N]."""
         if epoch == self.epoch:
             return self.order
         generator = torch.Generator()
@@ -124,26 +134,32 @@ class ReferenceOrder:
 
 @dataclass(frozen=True)
 class DrawnBatch(BatchViews):
-    """Views of one batch as random numbers, which become crops once the image sizes are known."""
+    """One batch of random views, held as random numbers; `crops` turns these into crops, given the image sizes."""
 
     policy: ViewPolicy
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
     mix: Mix
-    logits: Answers | None = None  # set by `HardViews`, whose answers need no teacher; else None
+    logits: Answers | None = None  # hard labels as class probabilities [B, C], set by `HardViews`; else None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """See `BatchViews.crops`."""
+        """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`."""
         return self.policy.crops(self.draws[rows], sizes)
 
     def labelled(self, logits: Answers, image_sizes: Sequence[Sequence[int]]) -> BatchLabels:
-        """Return the `BatchLabels` of these views, given the answers [B, C] and each row's image size (H, W)."""
+        """Combine these views with a teacher's logits into `BatchLabels`.
+
+        Args:
+            logits: the teacher's logits [B, C], or a `TopK`.
+            image_sizes: (H, W) of each row's image in pixels.
+        """
         sizes = np.asarray(image_sizes, dtype=np.int64).reshape(-1, 2)
         crops = self.crops(sizes)
-        coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))  # same as `fractions`
+        # this gives the same values as calling `fractions` for each row
+        coords = torch.from_numpy((crops[:, :4] / np.tile(sizes, 2)).astype(np.float32))
         flip = torch.from_numpy(crops[:, 4] == 1)
         return BatchLabels(coords, flip, self.mix, logits, self.index)
 
@@ -152,19 +168,19 @@ Views = BatchLabels | DrawnBatch
 
 
 def index_of(views: Views) -> torch.Tensor:
-    """Return the image number of each row, int64 [B]; raise ValueError if the batch does not state them."""
+    """Return the number of each row's image, int64 [B]; raise ValueError if the batch does not state these numbers."""
     if views.index is None:
         raise ValueError("a store states the images of its batches")
     return views.index
 
 
 class DrawnViews:
-    """Batches of views drawn at random, not read from labels; relabelling and naive KD use them.
+    """Batches of random views of N images, used for relabelling and for distillation without stored labels (naive KD).
 
     Args:
-        policy: the distribution of the views.
+        policy: the distribution from which views are drawn.
         num_images: N, the number of images.
-        batch_size: images in a batch.
+        batch_size: number of images in a batch.
     """
 
     def __init__(self, policy: ViewPolicy, num_images: int, batch_size: int):
@@ -173,11 +189,11 @@ class DrawnViews:
         self.order = ReferenceOrder(num_images, policy.seed)
 
     def rows(self, _epoch: int, batch: int) -> int:
-        """Return the number of images in a batch; the last one of an epoch may be shorter."""
+        """Return the number of images in a batch; the last batch of an epoch may be smaller."""
         return min(self.batch_size, self.num_images - batch * self.batch_size)
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
-        """Return the `DrawnBatch` of (epoch, batch), the same in every process and at any time."""
+        """Return the views of one batch; the same epoch and batch give the same views in every process and run."""
         start = batch * self.batch_size
         index = self.order(epoch)[start : start + self.rows(epoch, batch)]
         draws = self.policy.draw_crops(epoch, batch, len(index))

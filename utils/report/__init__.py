@@ -1,1 +1,1 @@
-"""Compares finished runs: groups over seeds, tables and figures."""
+"""Compares finished training runs: averages runs that differ only in the seed, and writes tables and figures."""

@@ -1,4 +1,4 @@
-"""Entry point of `python -m utils.report RUN… --output DIR`."""
+"""Entry point of the command `python -m utils.report RUN… --output DIR`, which compares finished runs."""
 
 import sys
 

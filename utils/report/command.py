@@ -1,4 +1,4 @@
-"""The command `python -m utils.report`: reads finished runs and writes one report about them."""
+"""The command `python -m utils.report`: reads finished runs and writes a report that compares them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ CONDITIONS = "device_name arithmetic torch torchvision python epochs batch_size 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the phases: parse, read, group, compare, write."""
+    """Run the command: read the runs, group and compare them, and write the report into the folder --output."""
     config = ReportConfig.parse(argv)
     start_log()
     full = parse_full_data(config.full_data)
@@ -72,7 +72,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
-    """Log figures and tables (title -> (columns, rows)) to W&B, if the flags ask for it."""
+    """Log the figures and tables of a report to W&B, if the flags in `config` enable W&B.
+
+    Args:
+        config: flags of the command.
+        tables: title -> (columns, rows).
+        pictures: paths of the figures.
+    """
     metadata = RunMetadata(
         Path(config.output).name, config.wandb_group or "reports", "report", tuple(config.wandb_tags or ())
     )
@@ -90,7 +96,14 @@ def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures
 
 
 def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored: Sequence[str]) -> str:
-    """Return the text of report.md."""
+    """Return the text of report.md: conditions that all runs share, then figures, then tables.
+
+    Args:
+        groups: groups of runs in the report.
+        tables: tables to show, in this order.
+        pictures: paths of the figures.
+        ignored: names of the settings that --ignore lists; the text mentions them.
+    """
     parts = ["# Report\n"]
     common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}
     shared = [

@@ -1,4 +1,4 @@
-"""Compare every image set with random real images: do the images or the labels make the result?"""
+"""Compares image sets with random real images, to see whether good results are due to the images or to the labels."""
 
 import json
 from collections.abc import Sequence
@@ -17,19 +17,21 @@ from utils.report.groups import (
 from utils.report.random_images import record_of
 from utils.system.errors import InputError, listing
 
-RANDOM = "random"  # default folder name of the random images
+RANDOM = "random"  # default of --random, the name of the image set with random real images
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Comparison of an image set with random real images, in one regime.
+    """Comparison of an image set with random real images, for one student and one regime (kind of labels).
 
     Attributes:
-        group, random: the two groups, which differ only in images and labels.
-        improvement: `improvement_over_random` over common seeds, in percentage points.
-        recovery: `hard_label_recovery` over seeds, in percentage points; None without a full-data top-1 or
-            without exactly one group of hard-label runs.
-        score: `label_robust_score` over common seeds, in percent; None without `recovery` or common seeds.
+        group: runs on the image set.
+        random: runs on random real images. The settings agree with those of `group`, except for images and labels.
+        improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
+        recovery: `hard_label_recovery` over seeds, in percentage points. None if --full-data has no top-1 for the
+            student, or if the number of groups with hard labels on these images is not one.
+        score: `label_robust_score` over the seeds that `improvement` and `recovery` have in common, in percent. None if
+            `recovery` is None, or if there are no common seeds.
     """
 
     group: Group
@@ -40,13 +42,13 @@ class Finding:
 
 
 def parse_full_data(words: Sequence[str]) -> dict[str, float]:
-    """Parse the words of --full-data: `71.3` for every student, or `resnet18=71.3` for one.
+    """Parse the words of --full-data: `resnet18=71.3` for one student, or `71.3` for all other students.
 
     Returns:
-        student -> top-1 in percent; the key "" stands for every other student.
+        student -> top-1 in percent; the key "" has the value for all students that are not named.
 
     Raises:
-        InputError: a word is no percentage.
+        InputError: the number in a word is missing or not between 0 and 100.
     """
     full = {}
     for word in words:
@@ -61,10 +63,17 @@ def parse_full_data(words: Sequence[str]) -> dict[str, float]:
 
 
 def find_baseline(groups: list[Group], name: str) -> str | None:
-    """Return the name in tables of the image set called `name`; None if no set has the default name RANDOM.
+    """Find the image set with random real images; return its name as shown in tables (`Group.images`).
+
+    Args:
+        groups: all groups.
+        name: value of --random: a name as shown in tables, or the end of the path of the image folder.
+
+    Returns:
+        the name, or None if no image set has the default name RANDOM, or if there are no groups.
 
     Raises:
-        InputError: image sets of different content are called `name`, or no set is, and `name` is not RANDOM.
+        InputError: `name` fits several image sets of different content, or is not RANDOM and fits no image set.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:
@@ -79,7 +88,7 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
 
 
 def origin_of(group: Group) -> str:
-    """Return a phrase that says how a group's random images were drawn, or that no record of a draw exists."""
+    """Return a phrase that states how the images of a group were drawn, or that no record of a draw exists."""
     folder = str(group.folder)
     try:
         record = json.loads(record_of(Path(folder)).read_text())
@@ -91,15 +100,18 @@ def origin_of(group: Group) -> str:
 
 
 def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, float]) -> list[Finding]:
-    """Compare every group with the random group of the same student, regime, validation set and settings.
+    """Compare each group of runs with the group on random real images that has the same student and settings.
 
-    Pairs of groups without a common seed are left out. Hard-label recovery comes from the hard-label group of the same
-    student, images and validation set, if there is exactly one.
+    Hard-label recovery is computed from the runs with hard labels of the same student on the same images, with the same
+    validation set. It is computed only if exactly one group of these runs exists.
 
     Args:
         groups: all groups.
-        baseline: the result of `find_baseline`.
-        full: the result of `parse_full_data`.
+        baseline: name of the random image set, from `find_baseline`.
+        full: top-1 on all real images, from `parse_full_data`.
+
+    Returns:
+        one `Finding` for each group that has a seed in common with its random counterpart.
     """
     found = []
     for group in groups:
@@ -130,7 +142,7 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
 
 
 def same_but_images(one: Group, other: Group) -> bool:
-    """Return whether two groups agree in student, regime, validation set and `Group.apart`."""
+    """Return whether two groups agree in student, regime, validation set and other settings (`Group.apart`)."""
     if (one.student, one.regime) != (other.student, other.regime):
         return False
     return one.validation == other.validation and one.apart == other.apart

@@ -1,6 +1,6 @@
-"""Figures of a report, 8 cm wide, as PNG and SVG.
+"""Draws the figures of a report, 8 cm wide, as PNG and SVG.
 
-The colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+The colours come from the palette of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
-MARKERS = "osD^v"  # the marker changes each time all colours are used up
+MARKERS = "osD^v"  # if there are more series than colours, the marker tells series of equal colour apart
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
-AXIS = 0.8  # cm for the tick labels and the axis label below the lowest panel
+AXIS = 0.8  # height in cm of the tick labels and the axis label below the lowest panel
 STYLE: Any = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -40,7 +40,7 @@ STYLE: Any = {
 
 
 def draw_figures(folder: Path, groups: list[Group]) -> list[Path]:
-    """Draw curves and top-1 of all groups; return the paths of the PNG files."""
+    """Save the figures `curves` (top-1 over epochs) and `top1` (last epoch); return the paths of the PNG files."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
@@ -48,16 +48,17 @@ def draw_figures(folder: Path, groups: list[Group]) -> list[Path]:
 
 
 def save(path: Path, figure: Figure) -> Path:
-    """Write `path.png` and `path.svg`; return the PNG's path."""
+    """Write a figure as PNG and as SVG; `path` lacks the suffix. Return the path of the PNG file."""
     for kind in ("svg", "png"):
-        dated: Any = {"metadata": {"Date": None}} if kind == "svg" else {}  # so that equal runs give equal files
+        # without a date, two reports on the same runs have identical SVG files
+        dated: Any = {"metadata": {"Date": None}} if kind == "svg" else {}
         with atomic_file(path.with_name(f"{path.name}.{kind}")) as temporary:
             figure.savefig(temporary, format=kind, dpi=300, **dated)
     return path.with_name(f"{path.name}.png")
 
 
 def make_panels(groups: list[Group], height: float, legend: float) -> tuple[Figure, dict[str, Axes], Axes]:
-    """Make a figure with one panel per student, one below the other, and space for a legend below them.
+    """Make a figure with one empty panel per student, one below the other, and space for a legend at the bottom.
 
     Args:
         groups: the groups to draw.
@@ -65,7 +66,7 @@ def make_panels(groups: list[Group], height: float, legend: float) -> tuple[Figu
         legend: height of the legend in cm.
 
     Returns:
-        (figure, student -> panel in the order of the groups, empty axes for the legend).
+        (figure, dict of student -> panel, empty axes for the legend). Panels have the order of the groups.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -86,7 +87,11 @@ def make_panels(groups: list[Group], height: float, legend: float) -> tuple[Figu
 
 
 def series_of(groups: list[Group]) -> dict[str, dict[str, Any]]:
-    """Return series -> colour and marker, as arguments of `Axes.plot`, in the order of the groups."""
+    """Choose a colour and a marker for each different `Group.series`, which is the text of a legend entry.
+
+    Returns:
+        `Group.series` -> keyword arguments `color` and `marker` of `Axes.plot`, in the order of the groups.
+    """
     looks = {}
     for number, name in enumerate(dict.fromkeys(group.series for group in groups)):
         marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
@@ -95,7 +100,7 @@ def series_of(groups: list[Group]) -> dict[str, dict[str, Any]]:
 
 
 def draw_curves(groups: list[Group]) -> Figure:
-    """Draw top-1 over epochs: means with bands of one standard deviation over seeds."""
+    """Draw validation top-1 over epochs: for each group, the mean over seeds with a band of ± standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
     series = series_of(groups)
@@ -104,7 +109,7 @@ def draw_curves(groups: list[Group]) -> Figure:
     figure, panels, below = make_panels(groups, height=4.2, legend=0.4 * math.ceil(lines / 2) + 0.8)
     for group in groups:
         curves = [run.curve for run in group.runs.values()]
-        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))  # evaluated in every run
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))  # epochs that all runs evaluated
         values = [[curve[epoch] for curve in curves] for epoch in epochs]
         means = [statistics.fmean(v) for v in values]
         panel = panels[group.student]
@@ -118,7 +123,7 @@ def draw_curves(groups: list[Group]) -> Figure:
     for panel in panels.values():
         panel.set_ylabel("top-1 (%)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_xlabel("epoch")  # only on the lowest panel
+    panel.set_xlabel("epoch")  # `panel` is the lowest one
     looks = {name: {**look, "linestyle": "none", "markersize": 5} for name, look in series.items()}
     looks |= {regime: {"color": "0.3", "linestyle": DASHES[regime]} for regime in regimes}
     add_legend(below, looks, "mean ± standard deviation over seeds")
@@ -135,7 +140,7 @@ def draw_top1(groups: list[Group]) -> Figure:
     for group in groups:
         panel = panels[group.student]
         y: float = regimes.index(group.regime)
-        if len(series) > 1:  # the series of a regime lie between y - 0.2 and y + 0.2
+        if len(series) > 1:  # spread the series of one regime evenly from y - 0.2 to y + 0.2
             y += list(series).index(group.series) * step - 0.2
         last = group.last()
         look = series[group.series]
@@ -145,14 +150,20 @@ def draw_top1(groups: list[Group]) -> Figure:
     for panel in panels.values():
         panel.set(yticks=range(len(regimes)), yticklabels=regimes, ylim=(len(regimes) - 0.5, -0.5))
         panel.grid(visible=False, axis="y")
-    panel.set_xlabel("top-1, last epoch (%)")  # only on the lowest panel
+    panel.set_xlabel("top-1, last epoch (%)")  # `panel` is the lowest one
     looks = {name: {**look, "linestyle": "none", "markersize": 4} for name, look in series.items()}
     add_legend(below, looks, "mean ± standard deviation; grey: each seed")
     return figure
 
 
 def add_legend(place: Axes, looks: dict[str, dict[str, Any]], title: str) -> None:
-    """Draw a legend with a title: in two columns, or in one if a name is long."""
+    """Draw a legend with two columns, or with one column if a label is long.
+
+    Args:
+        place: axes for the legend.
+        looks: label -> keyword arguments of `Line2D`.
+        title: title of the legend.
+    """
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]

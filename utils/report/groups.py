@@ -1,8 +1,8 @@
-"""Sort finished runs into groups, in which runs differ only in the seed, and compare the groups.
+"""Sorts finished runs into groups, whose runs differ only in the seed, and compares the groups.
 
-Figures are top-1 in percent, differences in percentage points. Sources: DD-Ranking (Li et al., 2025,
-arXiv 2505.13300) for `improvement_over_random`, `hard_label_recovery` and `label_robust_score`. docs/evidence.md
-says what each of these metrics depends on and which conclusions it does not allow.
+Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`
+and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md explains on which
+choices each metric depends, and which conclusions it does not allow.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the `Spread` of `values`, which must not be empty."""
+    """Return mean and standard deviation of `values`, which must not be empty."""
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
-    """Return the `Spread` of `ours - theirs` over common seeds; None without common seeds.
+    """Return the `Spread` of the differences `ours - theirs` over common seeds; None if there are no common seeds.
 
-    The same seed gives both students the same initial weights, so the effect of the seed cancels out.
+    Two runs with the same seed start from the same initial weights, so the effect of the seed cancels out.
 
     Args:
         ours, theirs: seed -> top-1 in percent.
@@ -53,23 +53,37 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> Spread | None:
 
 
 def improvement_over_random(distilled: float, random: float) -> float:
-    """Return IOR: top-1 with the distilled images minus top-1 with as many random real images, in the same regime."""
+    """Return IOR, the improvement over random, in percentage points.
+
+    Args:
+        distilled: top-1 in percent of a student trained on the distilled images.
+        random: top-1 in percent of a student trained on as many random real images, with the same kind of labels.
+    """
     return distilled - random
 
 
 def hard_label_recovery(full: float, distilled: float) -> float:
-    """Return HLR: top-1 with all real images minus top-1 with the distilled ones, same student, both with hard labels.
+    """Return HLR, the hard-label recovery, in percentage points: the gap to training on all real images.
 
-    Smaller is better: HLR is the remaining gap to real images.
+    Smaller is better. Both students have the same architecture and were trained on hard labels.
+
+    Args:
+        full: top-1 in percent of a student trained on all real images.
+        distilled: top-1 in percent of a student trained on the distilled images.
     """
     return full - distilled
 
 
 def label_robust_score(improvement: float, recovery: float, weight: float = 0.5) -> float:
-    """Return LRS in percent: (e^alpha - 1/e) / (e - 1/e) with alpha = w IOR - (1 - w) HLR, IOR and HLR as fractions.
+    """Return LRS, the label-robust score, in percent: 100 (e^alpha - 1/e) / (e - 1/e).
 
-    LRS is 0 at alpha = -1 and 100 at alpha = 1. LRS is 26.9 at alpha = 0, for instance if the images are as good as
-    random images in the same regime, and as good as all real images with hard labels.
+    Here alpha = (w IOR - (1 - w) HLR) / 100. LRS is 0 at alpha = -1, 26.9 at alpha = 0 and 100 at alpha = 1. For
+    example, alpha is 0 if both IOR and HLR are 0.
+
+    Args:
+        improvement: IOR in percentage points.
+        recovery: HLR in percentage points.
+        weight: w, the weight of IOR.
     """
     alpha = (weight * improvement - (1 - weight) * recovery) / 100
     return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -77,11 +91,11 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are compared across regimes, not only within a regime
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are also compared between groups of different regimes
 
 
 def regime_of(run: FinishedRun) -> str:
-    """Return the regime of a run: HL, SL or SL+KD, as in REGIMES."""
+    """Return the kind of labels that a run was trained on: HL, SL or SL+KD, as explained at REGIMES."""
     if run.args.get("loss_type") == "ce":
         return "HL"
     return "SL+KD" if run.summary["labels"].get("dialect") == "live teacher" else "SL"
@@ -92,10 +106,9 @@ class Group:
     """Runs that differ only in the seed.
 
     Attributes:
-        student, regime, images: names, as the tables show them.
-        settings: setting -> value as text, equal in all runs of the group.
-        apart: settings, as `name=value`, in which another group of the same regime differs; validation sets are
-            compared across regimes. `labels accepted` is added if the labels seemed wrong.
+        student, regime, images: names of the student, the kind of labels and the image set, as shown in tables.
+        settings: setting -> value as text. All runs of the group have these values.
+        apart: texts `name=value` for the settings that distinguish this group from others; see `settings_apart`.
         runs: seed -> run.
     """
 
@@ -108,45 +121,45 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Return a unique name of the group, in one line."""
+        """Return a unique name of the group, made of student, regime, images and distinguishing settings."""
         return ", ".join([self.student, self.regime, self.images, *self.apart])
 
     @property
     def folder(self) -> PurePath:
-        """Return the folder of the training images of the first run."""
+        """Return the folder of the training images; if it differs between runs, that of the first run."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
     def validation(self) -> tuple[str | None, ...]:
-        """Return the digests of the validation set; groups with different validation sets are not compared."""
+        """Return the digests of the validation set. Only groups with equal digests are compared."""
         return tuple(self.settings.get(name) for name in VALIDATION)
 
     @property
     def accepted(self) -> str | None:
-        """Return the faults of the labels that --accept-labels tolerated; None without faults."""
+        """Return the faults of the labels that --accept-labels tolerated, as text; None if no fault was found."""
         return self.settings.get("labels_accepted")
 
     @property
     def series(self) -> str:
-        """Return images and distinguishing settings as text; groups with equal text share a colour in figures."""
+        """Return images and distinguishing settings as text; groups with the same text share a colour in figures."""
         return ", ".join([self.images, *self.apart])
 
     def by_seed(self, figure: str = "top1") -> dict[int, float]:
-        """Return seed -> `figure` (top1 or top5, in percent) of the last epoch."""
+        """Return a dict from seed to accuracy in percent after the last epoch; `figure` is top1 or top5."""
         return {seed: run.summary["last"][figure] for seed, run in self.runs.items()}
 
     def last(self, figure: str = "top1") -> Spread:
-        """Return the `Spread` over seeds of `figure` (top1 or top5, in percent) of the last epoch."""
+        """Return the `Spread` over seeds of the accuracy in percent after the last epoch; `figure` is top1 or top5."""
         return spread(list(self.by_seed(figure).values()))
 
     def best(self) -> Spread:
-        """Return the `Spread` over seeds of the best top-1, which each run picked on the validation set."""
+        """Return the `Spread` over seeds of the best top-1 in percent that a run reached on the validation set."""
         return spread([run.summary["best"]["top1"] for run in self.runs.values()])
 
     def hours(self) -> float | None:
-        """Return the mean wall clock of a run in hours; None if a run lacks it.
+        """Return the mean wall-clock time of a run in hours; None if a run did not record it.
 
-        The time of a process is divided by the number of students that it trained side by side.
+        If a process trained several students side by side, its time is divided by their number.
         """
         hours = []
         for run in self.runs.values():
@@ -158,7 +171,10 @@ class Group:
         return spread(hours).mean
 
     def mean(self, *keys: str) -> float | None:
-        """Return the mean over runs of the item of summary.json at the path `keys`; None if a run lacks it."""
+        """Return the mean over runs of a number in summary.json; None if a run lacks this number.
+
+        `keys` are the nested keys of the number: `mean("labels", "bytes")` reads `summary["labels"]["bytes"]`.
+        """
         values = []
         for run in self.runs.values():
             value: Any = run.summary
@@ -171,18 +187,18 @@ class Group:
 def group_runs(
     runs: list[FinishedRun], ignore: frozenset[str] = frozenset(), baseline: str = "random"
 ) -> tuple[list[Group], list[FinishedRun]]:
-    """Sort finished runs into groups.
+    """Sort finished runs into groups. Runs of one group differ only in the seed and in the settings `ignore`.
 
     Args:
-        runs: runs of any settings.
-        ignore: settings in which runs of one group may differ.
-        baseline: name of the image set that comes last.
+        runs: finished runs with any settings.
+        ignore: names of settings that are not compared.
+        baseline: name of the image set that comes last in the order of groups.
 
     Returns:
-        (groups, repeated runs). Groups are ordered by student (as found in `runs`), then regime, then images. A
-        repeated run has a seed that its group already contains, and is in no group.
+        (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If a
+        group has two runs with the same seed, only the first one is included; the second one is a repeated run.
     """
-    found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, *(setting, value)) -> seed -> run
+    found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, (setting, value), …) -> seed -> run
     repeated = []
     for run in runs:
         settings = {name: value for name, value in settings_of(run).items() if name not in ignore}
@@ -204,13 +220,17 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Return whether a group's images are called `name` in the tables, or the path of the image folder ends with it."""
+    """Return whether `name` is the name of a group's images in tables, or the end of the path of their folder."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
-    """Return digest -> name of every image set: the last parts of the folder's path, as few as make names unique."""
+    """Choose short unique names for the image sets of `runs`; return digest of the images -> name.
+
+    A name is made of the last components of the folder's path, as few as possible. If this does not make names unique,
+    the start of the digest is added.
+    """
     folders: dict[str, PurePath] = {}
     for run in runs:
         folders.setdefault(image_digest(run), PurePath(run.args["train_dir"]))
@@ -218,18 +238,24 @@ def image_names(runs: list[FinishedRun]) -> dict[str, str]:
         names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
         if len(set(names.values())) == len(names):
             return names
-        if depth > max(len(folder.parts) for folder in folders.values()):  # one folder had different contents
+        # full paths are not unique if a folder had different images in different runs
+        if depth > max(len(folder.parts) for folder in folders.values()):
             return {digest: f"{name} ({digest[:8]})" for digest, name in names.items()}
     raise AssertionError("unreachable: the loop above ends by itself")
 
 
 def student_name(run: FinishedRun) -> str:
-    """Return the student's name, as the tables show it."""
+    """Return the name of a run's student as shown in tables: the model, and a note if it has the small stem."""
     return run.args["model"] + (" (small stem)" if run.args.get("stem") == "small" else "")
 
 
 def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
-    """Return `Group.apart` of `group`, which is one of `groups`."""
+    """Return texts `name=value` for the settings that distinguish `group` from the other `groups`.
+
+    Most settings are compared between groups of the same regime. The settings in EVERYWHERE are compared between all
+    groups. Digests of labels and training images are compared only between groups with the same regime and images. If
+    the labels of `group` seem wrong, but --accept-labels allowed training on them, the text `labels accepted` is added.
+    """
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]
     same_regime = [other.settings for other in groups if other.regime == group.regime]
@@ -239,7 +265,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
         value = group.settings.get(name)
         if name in EVERYWHERE:
             rivals = everyone
-        elif name in ("labels", "train_images"):  # these settings differ whenever the images do
+        elif name in ("labels", "train_images"):  # other images have other values of these settings anyway
             rivals = same_images
         else:
             rivals = same_regime
@@ -254,7 +280,11 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
 
 
 def text_of(name: str, value: str, run: FinishedRun) -> str:
-    """Return a setting's value as tables show it: folder names of labels and validation sets, short digests."""
+    """Return the value of the setting `name` as shown in tables.
+
+    Labels and validation sets are shown by the name of their folder and the start of their digest. Other digests are
+    cut, and other values are unchanged.
+    """
     if name == "labels":
         return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
     if name in VALIDATION:
@@ -266,7 +296,7 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
-    """Return every setting in which two groups differ, as `name: value | value`."""
+    """Return a text `name: our value | their value` for each setting in which two groups differ."""
     names = sorted(ours.settings.keys() | theirs.settings.keys())
     pairs = [(name, ours.settings.get(name, "–"), theirs.settings.get(name, "–")) for name in names]
     return [f"{name}: {short(a)} | {short(b)}" for name, a, b in pairs if a != b]
@@ -279,13 +309,15 @@ def short(value: str) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups that differ along one axis.
+    """Comparison of two groups that differ along one axis: in images, regime, student or settings.
 
     Attributes:
-        axis: images, regime, student or settings.
-        ours, theirs: the groups.
-        difference: `Spread` of ours - theirs over common seeds, top-1 in percentage points; None without common seeds.
-        also: other settings in which the groups differ, as from `differences`, without settings that the axis implies.
+        axis: `images`, `regime`, `student` or `settings`.
+        ours, theirs: the two groups.
+        difference: `Spread` of the difference of top-1, ours - theirs, over common seeds, in percentage points; None
+            if there are no common seeds.
+        also: texts from `differences` for other settings in which the groups differ. Settings that always change along
+            the axis are left out; for example, other images have other labels.
     """
 
     axis: str
@@ -296,9 +328,9 @@ class Comparison:
 
 
 def comparisons(groups: list[Group]) -> list[Comparison]:
-    """Compare all pairs of groups that differ along exactly one axis and share the validation set.
+    """Compare all pairs of groups that differ along exactly one axis and have the same validation set.
 
-    Along the axes images and student, `Group.apart` must be equal as well.
+    If the axis is images or student, the distinguishing settings `Group.apart` of both groups must be equal too.
     """
     implied = {
         "images": {"images", "train_images", "labels"},
@@ -309,7 +341,7 @@ def comparisons(groups: list[Group]) -> list[Comparison]:
     found = []
     for ours, theirs in itertools.combinations(groups, 2):
         if ours.validation != theirs.validation:
-            continue  # the difference could come from the validation sets
+            continue  # top-1 on different validation sets cannot be compared
         axes = [axis for axis in ("images", "regime", "student") if getattr(ours, axis) != getattr(theirs, axis)]
         if len(axes) > 1 or (axes != ["regime"] and axes and ours.apart != theirs.apart):
             continue

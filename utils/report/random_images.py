@@ -1,11 +1,13 @@
-"""Draws a random subset of real images: the baseline that a distilled set has to beat.
+"""Draws a random subset of real images, as a baseline for a distilled set.
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-The command draws without replacement, from every class as many images as DISTILLED has. RANDOM gets links to the drawn
-files, in class folders named as in DISTILLED. RANDOM.txt lists the links, one line `CLASS/NAME<tab>PATH` each. Classes
-are paired by the names of their folders; REAL may have more classes. RANDOM.json records the draw and a digest of the
-images, by which a report recognises them. With --again an existing set is kept if it equals the draw.
+The command draws as many images of each class as DISTILLED has, without replacement. Classes of REAL and DISTILLED are
+paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets links to the drawn
+files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines `CLASS/NAME<tab>PATH`.
+RANDOM.json records how the images were drawn, with a digest of the images that a report compares with its runs.
+
+If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
 
 import os
@@ -31,12 +33,12 @@ SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 def draw_images(
     samples: Samples, wanted: dict[int, int], seed: int, classes: Sequence[str] | None = None
 ) -> list[tuple[str, int]]:
-    """Draw `wanted[c]` images of each class c, without replacement. Equal arguments give equal draws.
+    """Draw `wanted[c]` images of each class c, without replacement. The same arguments give the same images.
 
     Args:
-        samples: (path, class) of all images.
-        wanted: class -> number of images.
-        seed: seed of the draw; each class has its own random stream, so that no class depends on another.
+        samples: (path, class) of all images to draw from.
+        wanted: class -> number of images to draw.
+        seed: seed of the draw. Each class has its own random stream, so its images do not depend on other classes.
         classes: names of the classes, for error messages.
 
     Returns:
@@ -60,9 +62,13 @@ def draw_images(
 
 
 def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
-    """Return link `CLASS/NAME` -> path of each drawn image.
+    """Name a link for each drawn image; return a dict from link `CLASS/NAME` to the path of the image.
 
-    NAME is the name of the file, with a number in front if an earlier file of the class has the same name.
+    NAME is the name of the image file. If an earlier file of the class has the same name, a number is put in front.
+
+    Args:
+        drawn: (path, class) of the drawn images.
+        classes: names of the classes, indexed by class.
     """
     links: dict[str, str] = {}
     for path, target in drawn:
@@ -74,17 +80,19 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
 
 
 def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[Samples, str]:
-    """Pair the classes of REAL with those of --like.
+    """Pair the class folders of REAL and --like, and number the images of REAL by the classes of --like.
 
     Args:
-        real, like: image folders; classes of REAL that --like lacks are left out.
-        class_map: --class-map, or None.
+        real: folder of real images; images of classes that `like` lacks are left out of the result.
+        like: image folder whose classes are wanted.
+        class_map: value of --class-map: a file that pairs class folders, `sorted` to pair them by position, or None to
+            pair them by name.
 
     Returns:
-        ((path, class of --like) of the images of REAL, how the classes were paired).
+        (list of (path, class in `like`) of the real images, description of how the classes were paired).
 
     Raises:
-        InputError: the names of the folders do not pair the classes, or REAL lacks a class.
+        InputError: the classes cannot be paired, or REAL lacks a class of --like.
     """
     where = f"REAL {real.root} and --like {like.root}"
     places, how = pair_names(real.classes, like.classes, class_map, where, SIDES)
@@ -96,12 +104,12 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
 
 
 def record_of(output: Path) -> Path:
-    """Return the path of the file that records how the images of a folder were drawn."""
+    """Return the path of the JSON file that records how the images in the folder `output` were drawn."""
     return output.with_name(f"{output.name}.json")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, draw, link."""
+    """Run the command: draw random real images and link them into the folder --output."""
     config = RandomImagesConfig.parse(argv)
     start_log()
     real = open_folder(config.real, "REAL")
@@ -140,16 +148,16 @@ def main(argv: list[str] | None = None) -> None:
         "digest": digest,
     }
     write_json(record_of(output), made)
-    write_text(list_file, listed)  # written last: it marks the set as complete
+    write_text(list_file, listed)  # must be written last, because this file marks the set as complete
     log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), config.seed, output)
 
 
 def refuse_another_draw(config: RandomImagesConfig, output: Path, links: dict[str, str], list_file: Path) -> None:
-    """Raise InputError if `output` does not hold the images that would be drawn now."""
+    """Raise InputError if the images in the folder `output` are not those in `links`, which would be drawn now."""
     before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
     try:
         same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())
-    except OSError:  # a link or its target is gone
+    except OSError:  # a link, or the file that it points to, does not exist
         same = False
     if not same:
         raise InputError(

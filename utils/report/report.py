@@ -1,4 +1,4 @@
-"""The content of a report: groups, findings and comparisons, as tables and as rows of CSV files."""
+"""Turns groups of runs and comparisons between groups into the tables and CSV rows of a report."""
 
 from utils.report.evidence import Finding, origin_of
 from utils.report.groups import Comparison, Group
@@ -14,7 +14,7 @@ FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se".spl
 
 
 def group_rows(groups: list[Group]) -> list[dict]:
-    """Return the rows of report.csv, one per group: top-k in percent, sizes in bytes."""
+    """Return the rows of report.csv, one per group of runs. Accuracies are in percent, sizes in bytes."""
     rows = []
     for group in groups:
         top1 = group.last("top1")
@@ -43,7 +43,7 @@ def group_rows(groups: list[Group]) -> list[dict]:
 
 
 def group_table(groups: list[Group]) -> Table:
-    """Return the main table, one row per group."""
+    """Return the main table: one row per group of runs, with accuracies, speed, time, label size and image size."""
     rows = []
     for group in groups:
         speed = group.mean("train_images_per_second")
@@ -75,7 +75,7 @@ def group_table(groups: list[Group]) -> Table:
 
 
 def finding_table(findings: list[Finding]) -> Table:
-    """Return the table that compares image sets with random images; all findings share the random image set."""
+    """Return the table that compares image sets with one set of random images; `findings` must not be empty."""
     rows = []
     for found in findings:
         group = found.group
@@ -112,7 +112,11 @@ def finding_table(findings: list[Finding]) -> Table:
 
 
 def finding_rows(findings: list[Finding]) -> list[dict]:
-    """Return the rows of evidence.csv, one per finding: IOR and HLR in percentage points, LRS in percent."""
+    """Return the rows of evidence.csv, one per comparison of an image set with random images.
+
+    The columns IOR (improvement over random) and HLR (hard-label recovery) are in percentage points. The column LRS
+    (label-robust score) is in percent.
+    """
     rows = []
     for found in findings:
         group = found.group
@@ -133,7 +137,7 @@ def finding_rows(findings: list[Finding]) -> list[dict]:
 
 
 def student_table(groups: list[Group]) -> Table | None:
-    """Return the cross-architecture table: top-1 with one column per student; None if there is only one student."""
+    """Return a table of top-1 with one column per student architecture; None if there are fewer than two students."""
     students = list(dict.fromkeys(group.student for group in groups))
     if len(students) < 2:
         return None
@@ -146,7 +150,7 @@ def student_table(groups: list[Group]) -> Table | None:
 
 
 def comparison_table(found: list[Comparison], axis: str) -> Table:
-    """Return the paired comparisons along one axis."""
+    """Return a table of the comparisons in `found` along one axis: `images`, `regime`, `student` or `settings`."""
     rows = []
     for comparison in (c for c in found if c.axis == axis):
         difference = comparison.difference
@@ -158,7 +162,7 @@ def comparison_table(found: list[Comparison], axis: str) -> Table:
 
 
 def comparison_rows(found: list[Comparison]) -> list[dict]:
-    """Return the rows of comparisons.csv, one per comparison: differences in percentage points."""
+    """Return the rows of comparisons.csv, one per pair of groups, with differences of top-1 in percentage points."""
     rows = []
     for comparison in found:
         difference = comparison.difference
@@ -176,7 +180,7 @@ def comparison_rows(found: list[Comparison]) -> list[dict]:
 
 
 def left_out(found: FoundRuns, repeated: list[FinishedRun]) -> list[Table]:
-    """Return tables of the runs that no average includes: unfinished, damaged and repeated ones."""
+    """Return tables of the runs that are not part of any average: unfinished, damaged and repeated runs."""
     unfinished = [[str(path), f"{done} of {epochs} epochs"] for path, done, epochs in found.unfinished]
     damaged = [[str(path), reason] for path, reason in found.damaged]
     again = [[str(run.path), f"seed {run.seed} counts already, with the same settings"] for run in repeated]

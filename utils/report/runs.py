@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.system.errors import InputError, printable_all, shorten
 
-MARKS = ("summary.json", "args.json")  # a folder with either of them is a run
+MARKS = ("summary.json", "args.json")  # a folder with one of these files is the folder of a run
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FinishedRun:
 
     @property
     def args(self) -> dict:
-        """Return the settings of the run."""
+        """Return the settings of the run, from summary.json."""
         return self.summary["args"]
 
     @property
@@ -44,8 +44,8 @@ class FoundRuns:
 
     Attributes:
         finished: finished runs, in the order of their paths.
-        unfinished: (folder, epochs done, epochs to do).
-        damaged: (folder, why it cannot be read).
+        unfinished: list of (folder, number of finished epochs, number of epochs of the whole run).
+        damaged: list of (folder, why the run cannot be read).
     """
 
     finished: list[FinishedRun]
@@ -54,10 +54,10 @@ class FoundRuns:
 
 
 def find_runs(paths: Sequence[str]) -> FoundRuns:
-    """Read every run in and below `paths`; an unreadable folder does not affect the others.
+    """Read all runs in the folders `paths` and their subfolders. Runs that cannot be read are listed as damaged.
 
     Raises:
-        InputError: a path is not a folder, or there is no run in or below it.
+        InputError: a path is not a folder, or neither the folder nor its subfolders contain a run.
     """
     found = FoundRuns([], [], [])
     for folder in sorted({folder for path in paths for folder in run_folders(path)}):
@@ -70,7 +70,11 @@ def find_runs(paths: Sequence[str]) -> FoundRuns:
 
 
 def run_folders(path: str) -> list[Path]:
-    """Return every run folder in and below `path`."""
+    """Return all folders of runs: `path` itself and its subfolders, if they contain a file of MARKS.
+
+    Raises:
+        InputError: `path` is not a folder, or there is no run.
+    """
     if not os.path.isdir(path):
         raise InputError(f"RUN {path} is not a folder; give the --output-dir of a run, or a folder of such folders")
     folders = [Path(folder) for folder, _, names in os.walk(path) if set(MARKS) & set(names)]
@@ -80,10 +84,10 @@ def run_folders(path: str) -> list[Path]:
 
 
 def read_run(folder: Path, found: FoundRuns) -> None:
-    """Read one run folder and add it to `found`.
+    """Read the folder of one run and add the run to `found.finished` or `found.unfinished`.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: a file is damaged or contradicts itself.
+        OSError, ValueError, KeyError, TypeError: a file is damaged, or files contradict each other.
     """
     rows = read_metrics(folder / "metrics.csv") if (folder / "metrics.csv").exists() else []
     if not (folder / "summary.json").exists():
@@ -107,13 +111,13 @@ def read_run(folder: Path, found: FoundRuns) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Return the rows of metrics.csv."""
+    """Return the rows of a metrics.csv file as dicts of column -> text."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def percent(value: float) -> float:
-    """Return a top-k accuracy in percent; raise ValueError if it is outside 0 … 100."""
+    """Return `value`, an accuracy in percent, unchanged; raise ValueError if it is not between 0 and 100."""
     if not 0 <= value <= 100:
         raise ValueError(f"top-k {value} is not a percentage")
     return value

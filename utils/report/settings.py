@@ -1,8 +1,8 @@
-"""Find the settings that the result of a run depends on. Runs of one group agree in all these settings.
+"""Finds the settings that affect a run's result. Runs that agree in all of these settings form one group of a report.
 
-A flag may have no effect because of another (momentum without --sgd), and two flags may mean the same (--cos and
---schedule cos). Runs that differ only in such flags belong to one group. Data are identified by digests of their
-content, never by names of folders and files.
+Some flags are left out. A flag may have no effect because of another flag: --momentum has none without --sgd. Two
+flags may also mean the same, as --cos and --schedule cos do. Runs that differ only in flags of these two kinds are in
+the same group. Data are compared by digests of their content, not by the names of folders and files.
 """
 
 import re
@@ -13,11 +13,16 @@ from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
 from utils.training.losses import NEEDS_LOGITS
 
-LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()  # facts on how labels were made
-NAMES_OF_CLASSES = "classes", "class_names"  # ignored in `settings` of labels: names of folders, not content
-VALIDATION = "validation", "val_images"  # digests of the validation set: of content; in old runs, of names and sizes
-ALPHAS = "mixup", "cutmix"  # each has an effect only with the mix type of the same name
-SCHEDULED = {  # --temperature-schedule -> the flags that it reads
+# entries of `labels` in summary.json that tell how the labels were made
+LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()
+# entries of `labels["settings"]` in summary.json that are ignored, because they only name class folders
+NAMES_OF_CLASSES = "classes", "class_names"
+# Settings with a digest of the validation set. `validation` covers the content of the images. Old runs have only
+# `val_images`, which covers names and sizes of the files.
+VALIDATION = "validation", "val_images"
+ALPHAS = "mixup", "cutmix"  # parameters of mixing; each has an effect only if the mix type has the same name
+# value of --temperature-schedule -> further settings that this schedule uses
+SCHEDULED = {
     "constant": (),
     "step": ("temperature_step_size", "temperature_gamma"),
     "cosine": ("temperature_min",),
@@ -26,9 +31,9 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return name -> value as text of the settings that a run's result depends on, without the seed.
+    """Return the settings that affect a run's result, without the seed, as a dict of name -> value as text.
 
-    Arguments that the summaries of earlier releases lack get the value that those releases used.
+    If the run is from an earlier release that lacked a setting, the dict has the value that this release always used.
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
@@ -40,18 +45,19 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     settings["git_commit"] = run.summary.get("git_commit")
 
     if "schedule" in args:
-        settings.pop("cos", None)  # the same as --schedule cos, which `schedule` records
+        settings.pop("cos", None)  # --cos means --schedule cos, and `schedule` is `cos` in both cases
     if "arithmetic" in args:
-        settings.pop("precision", None)  # `arithmetic` says what `auto` chose
+        settings.pop("precision", None)  # `arithmetic` has the precision in use, also for --precision auto
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
-        settings.pop("mix_type", None)  # `none` means the same as no flag
+        settings.pop("mix_type", None)  # mix type `none` means the same as no mix type
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        settings.pop("val_images", None)  # digest of names and sizes; the content says more
+        # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes
+        settings.pop("val_images", None)
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
-        settings.pop("num_classes", None)  # redundant, as the labels state it
+        settings.pop("num_classes", None)  # `labels.num_classes` states the same number
     if labels.get("policy"):
         settings["labels.policy"] = policy_of(labels["policy"], args)
     if isinstance(labels.get("settings"), dict):
@@ -61,12 +67,19 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
 
 
 def image_digest(run: FinishedRun) -> str:
-    """Return the digest of the training images' pixels, or the folder's path for runs of the first releases."""
+    """Return the digest of the pixels of a run's training images.
+
+    Runs of the first releases did not record this digest; return the path of the image folder for them.
+    """
     return run.summary.get("images", {}).get("digest") or run.args["train_dir"]
 
 
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
-    """Return argument -> value that earlier releases used, for arguments that these releases lacked."""
+    """Return a dict of argument -> value for the arguments that earlier releases lacked.
+
+    The value is the one that earlier releases always used. For `val_resize` it depends on `input_size` in `args`, the
+    arguments of a run.
+    """
     known = dict(EARLIER)
     if "input_size" in args:
         known["val_resize"] = round(args["input_size"] * 256 / 224)
@@ -74,12 +87,15 @@ def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def mix_type_of(args: dict[str, Any]) -> str:
-    """Return `mixup`, `cutmix` or `none`."""
+    """Return how a run mixed the images of a batch: `mixup`, `cutmix` or `none`."""
     return str(args.get("mix_type") or "none").lower()
 
 
 def device_of(run: FinishedRun) -> str | None:
-    """Return `cpu` or `cuda`; if an earlier release recorded `auto`, derive it from the name of the device."""
+    """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
+
+    Earlier releases recorded `auto`. Then the type is derived from the name of the device, if that was recorded.
+    """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
     if device == "auto" and name is not None:
@@ -88,19 +104,33 @@ def device_of(run: FinishedRun) -> str | None:
 
 
 def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the entries of a view policy that have an effect; None if the arguments hold all of them."""
-    if all(name in args for name in ("hflip", *ALPHAS)):  # a live teacher: flags define the views
+    """Return the entries of a view policy (crop, flip and mixing parameters) that have an effect.
+
+    Args:
+        policy: parameters with which the views of the labels were drawn.
+        args: arguments of the run.
+
+    Returns:
+        the entries, or None if flags of the run define the views, because `args` then has the same parameters.
+    """
+    # Only train_KD_parallel.py has these flags. It draws views during training, according to its flags.
+    if all(name in args for name in ("hflip", *ALPHAS)):
         return None
     idle = [alpha for alpha in ALPHAS if alpha != policy.get("mix_type")]
     return {name: value for name, value in policy.items() if name not in idle}
 
 
 def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str]:
-    """Yield the arguments that have no effect, given the other arguments and the `labels` of summary.json."""
+    """Yield the names of a run's arguments that have no effect, because of other arguments or of the labels.
+
+    Args:
+        args: arguments of the run.
+        labels: entry `labels` of summary.json, which tells how the labels were made.
+    """
     loss = args.get("loss_type")
     if "sgd" in args:
         yield from ("adamw_lr", "adamw_weight_decay") if args["sgd"] else ("learning_rate", "momentum", "weight_decay")
-    if "smoothed" not in args.get("schedule", "smoothed"):  # `linear-smoothed` and `smoothed` read it
+    if "smoothed" not in args.get("schedule", "smoothed"):  # only the schedules `smoothed` and `linear-smoothed` use it
         yield "smoothing"
     if args.get("processes") == 1:
         yield "sync_bn"
@@ -109,13 +139,15 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        yield "fkd_seed"  # these labels state the image of every row
+        # these labels determine the image of each row themselves: by a stored index, or by the seed in their policy
+        yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # --temperature never divides stored probabilities; it divides student logits if --student-temperature is `teacher`
+    # Labels that are stored as probabilities are not divided by --temperature. With these labels, --temperature has an
+    # effect only through the student's logits, which it divides if --student-temperature is `teacher`.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX (booktabs) and CSV, with the same rows in each format."""
+"""Writes tables as Markdown, LaTeX (booktabs) and CSV."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from utils.report.groups import Spread
 
-NONE = "–"  # text of a cell that has no figure
+NONE = "–"  # text of a table cell without a value
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -33,8 +33,9 @@ class Table:
         columns: headings of the columns.
         rows: rows of cells, one text per column.
         note: explanation below the table; may be empty.
-        left: number of left-aligned columns (names); the others are right-aligned (figures).
-        remark: whether the last column is long text, which LaTeX may wrap.
+        left: number of columns with names, which come first and are left-aligned; columns with numbers are
+            right-aligned.
+        remark: whether the last column has long text; it is then left-aligned, and LaTeX may wrap it.
     """
 
     title: str
@@ -45,7 +46,7 @@ class Table:
     remark: bool = False
 
     def markdown(self) -> str:
-        """Return the table in Markdown, under a heading."""
+        """Return the table in Markdown, with the title as a heading above and the note below."""
         marks = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
         marks[-1] = "---" if self.remark else marks[-1]
         lines = [self.columns, marks, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
@@ -53,7 +54,7 @@ class Table:
         return f"## {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
 
     def latex(self) -> str:
-        """Return the table as a `table` environment with booktabs rules."""
+        """Return the table as a LaTeX `table` environment, with a caption and the rules of the package booktabs."""
         kinds = "l" * self.left + "r" * (len(self.columns) - self.left)
         kinds = f"{kinds[:-1]}p{{50mm}}" if self.remark else kinds
         lines = [" & ".join(map(tex, row)) + r" \\" for row in (self.columns, *self.rows)]
@@ -78,14 +79,14 @@ def tex(text: str) -> str:
 
 
 def document(tables: Sequence[Table]) -> str:
-    """Return a complete LaTeX document, from which tables can be copied into a paper."""
+    """Return a complete LaTeX document that contains all tables."""
     head = [r"\documentclass{article}", r"\usepackage[margin=15mm]{geometry}"]
     head += [r"\usepackage{booktabs}  % \toprule, \midrule, \bottomrule: a paper needs it too", r"\begin{document}"]
     return "\n\n".join(["\n".join(head), *(table.latex() for table in tables), r"\end{document}"]) + "\n"
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[dict]) -> str:
-    """Return CSV: None becomes an empty cell, floats have seven significant digits."""
+    """Return rows as CSV text with a header. None becomes an empty cell; floats have seven significant digits."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -96,14 +97,20 @@ def csv_text(columns: Sequence[str], rows: Sequence[dict]) -> str:
 
 
 def with_deviation(value: Spread | None) -> str:
-    """Return mean and standard deviation, `93.98 ± 0.31`, or only the mean for a single run."""
+    """Return mean and standard deviation as text for a table cell: `93.98 ± 0.31`.
+
+    A single value has no deviation and is shown alone. None is shown as a dash.
+    """
     if value is None:
         return NONE
     return f"{value.mean:.2f}" if value.deviation is None else f"{value.mean:.2f} ± {value.deviation:.2f}"
 
 
 def with_error(value: Spread | None, sign: bool = False) -> str:
-    """Return mean and standard error, `+1.20 ± 0.35` with `sign`, or only the mean for a single pair."""
+    """Return mean and standard error as text for a table cell: `1.20 ± 0.35`, or `+1.20 ± 0.35` with `sign`.
+
+    A single value has no error and is shown alone. None is shown as a dash.
+    """
     if value is None:
         return NONE
     mean = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
@@ -111,7 +118,10 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
 
 
 def size(count: float | None) -> str:
-    """Return a number of bytes as text, in the smallest unit from B to TB that leaves at most four digits."""
+    """Return a number of bytes as text, like `1,234 MB`; None is shown as a dash.
+
+    The unit is the smallest one of B, kB, MB, GB and TB with which the number has at most four digits.
+    """
     if count is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):

@@ -1,4 +1,7 @@
-"""Save and restore everything that a run's result depends on, atomically."""
+"""Save the state of a run to a checkpoint file, and restore it when the run is resumed.
+
+A checkpoint is written atomically: an interrupted write leaves the previous file unchanged.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,18 +21,21 @@ from utils.system.safe_load import WEIGHT_GLOBALS, load_archive, save_archive
 
 @dataclass
 class Progress:
-    """How far a run has come; a checkpoint stores every field.
+    """Progress of one student's training: position in the run and metrics so far. A checkpoint stores every field.
 
     Attributes:
-        epoch: index of the epoch in training, or of the next epoch between two epochs.
-        batch: number of finished batches of `epoch`.
-        sums, samples, epoch_seconds: values of `MetricSums` and training time of these batches.
-        history: one dict per trained epoch, with the columns of metrics.csv.
+        epoch: index of the current epoch; between two epochs, the index of the next one.
+        batch: number of batches of the current epoch that are finished.
+        sums: sums of the loss, of the top-1 hits and of the top-5 hits over the finished batches of this epoch.
+        samples: number of images in the finished batches of this epoch.
+        epoch_seconds: training time of the finished batches of this epoch.
+        history: one dict per finished epoch, with the columns of metrics.csv.
         best_top1, best_epoch: top-1 (percent) and epoch of the best evaluation; None before the first evaluation.
-        seconds: wall-clock time of the run, over all interruptions.
+        seconds: wall-clock time that the run has taken so far, summed over all restarts.
         wandb_id: id of the W&B run that --resume continues; None without W&B.
-        student_temperature, next_student_temperature: calibrated student temperature of `epoch` and of the next epoch.
-        validation: digest of the validation images with their classes; None before the first evaluation.
+        student_temperature: student temperature of the current epoch, if it is calibrated.
+        next_student_temperature: calibrated student temperature of the next epoch.
+        validation: digest of the validation images and their classes; None before the first evaluation.
     """
 
     epoch: int = 0
@@ -55,7 +61,11 @@ class Progress:
 
 
 def checked(progress: Progress) -> Progress:
-    """Return `progress`, read from a file, unchanged; raise ValueError if a value is impossible."""
+    """Check a `Progress` that was read from a checkpoint, and return it unchanged.
+
+    Raises:
+        ValueError: a value is impossible, for example a negative epoch.
+    """
     counts = progress.epoch, progress.batch, progress.samples
     sound = (
         all(type(n) is int and n >= 0 for n in counts)
@@ -73,13 +83,19 @@ def checked(progress: Progress) -> Progress:
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the states of the random generators that training uses (dropout, stochastic depth)."""
+    """Return the states of PyTorch's random generators.
+
+    The key `cpu` holds the state of the CPU generator, the key `cuda` a list with the state of every CUDA device.
+    """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Restore the states that `rng_state` returned; CUDA states only if the number of devices is unchanged."""
+    """Set PyTorch's random generators to the states that `rng_state` returned.
+
+    The states of CUDA devices are skipped if this machine has another number of CUDA devices.
+    """
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -95,9 +111,16 @@ def save_checkpoint(
     average: nn.Module | None = None,
     images: ImageDigests | None = None,
 ) -> None:
-    """Write a checkpoint; the reference code uses its keys `epoch`, `state_dict`, `best_acc1` and `optimizer` too.
+    """Write a checkpoint from which the run can be resumed.
 
-    `average` is the model of averaged weights, or None; `images` are the digests of the training images.
+    The keys `epoch`, `state_dict`, `best_acc1` and `optimizer` are those of the reference code's checkpoints.
+
+    Args:
+        path: file to write.
+        progress, model, optimizer, scaler: the training state.
+        arguments: settings of the run; only settings that affect the result are stored.
+        average: the EMA model; None without EMA.
+        images: digests of the training images; None to store none.
     """
     state = {
         "epoch": progress.epoch,
@@ -115,7 +138,10 @@ def save_checkpoint(
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that affect the result; --sync-bn is None for a single process, which ignores it."""
+    """Return name -> value of the settings that affect a run's result, out of all its settings.
+
+    `sync_bn` is set to None for a run with a single process, because that run ignores --sync-bn.
+    """
     found = {name: arguments.get(name) for name in FIXED_ON_RESUME}
     if arguments.get("processes", 1) == 1:
         found["sync_bn"] = None
@@ -123,7 +149,7 @@ def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_best(path: Path | str, progress: Progress, model: nn.Module) -> None:
-    """Write the weights of the best evaluation so far; enough to use the model, not to resume."""
+    """Write the weights of the best evaluation so far, without the state that resuming would need."""
     state = {"epoch": progress.epoch, "state_dict": model.state_dict(), "best_acc1": progress.best_top1}
     save_archive(path, state)
 
@@ -134,17 +160,22 @@ def load_checkpoint(
     images: KnownImages | None = None,
     earlier: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint written by `save_checkpoint`, without running its pickle.
+    """Read a checkpoint written by `save_checkpoint`, and check that it fits the settings of the resumed run.
+
+    No code from the file is run: its pickle is read with an allow-list.
 
     Args:
         path: the checkpoint file.
         arguments: settings of the resumed run.
-        images: the training images of the resumed run; None to skip their comparison.
-        earlier: argument name -> digest as earlier releases computed it, for comparison with their checkpoints.
+        images: the training images of the resumed run; None to skip the comparison of images.
+        earlier: setting name -> digest as earlier releases computed it, to compare with checkpoints of these releases.
+
+    Returns:
+        the dict that `save_checkpoint` wrote.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, from another program, or made with other `images` or with
-            other arguments that affect the result; the message names the differences.
+        InputError: the checkpoint is missing, damaged or from another program. Or it was made with other training
+            images or with other settings that affect the result; the message then names the differences.
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
@@ -154,13 +185,15 @@ def load_checkpoint(
     stored = EARLIER | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = earlier or {}
-    # digests of earlier releases were computed differently, and have no prefix such as `v2:`
+    # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    if evaluated:  # the next evaluation compares the content of the validation images
+    # if the run was evaluated, the next evaluation compares the pixels of the validation images: skip names and sizes
+    if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    if None in (stored.get("sync_bn"), arguments["sync_bn"]):  # a single process ignores it; older files lack it
+    # do not compare sync_bn if it is None: in a run with a single process, which ignores it, and in old checkpoints
+    if None in (stored.get("sync_bn"), arguments["sync_bn"]):
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]
     if changed:
@@ -171,7 +204,8 @@ def load_checkpoint(
         raise InputError(
             f"--resume {path}: {', '.join(differences)}; resume with the same settings, or start another run"
         )
-    stored_images = state.get("images")  # None in checkpoints of earlier releases
+    # checkpoints of earlier releases store no digests of images
+    stored_images = state.get("images")
     if images is not None and stored_images is not None:
         try:
             how = images.differences(ImageDigests(*(stored_images[name] for name in NAMES)), "run")
@@ -186,14 +220,14 @@ def load_checkpoint(
 
 
 def flag(name: str) -> str:
-    """Return the name of a setting in errors: its flag, or words if it has none."""
+    """Return how error messages name a setting: by its flag, or in words if it has no flag."""
     digests = {"labels": "digest of the labels", "train_images": "digest of the training images' classes"}
     digests |= {"val_images": "digest of the validation images' names and sizes", "teachers": "teacher"}
     return digests.get(name) or f"--{name.replace('_', '-')}"
 
 
 def plain(value: object) -> str:
-    """Return the repr of a value, with a tuple written as a list, so that equal tuples and lists compare equal."""
+    """Return the repr of a setting's value; tuples are written as lists, so that (1, 2) and [1, 2] compare equal."""
     return repr(list(value) if isinstance(value, list | tuple) else value)
 
 
@@ -204,13 +238,18 @@ def restore(
     scaler: "torch.amp.GradScaler",
     average: nn.Module | None = None,
 ) -> Progress:
-    """Load a checkpoint's state into the model, the optimizer, the scaler, the average and the random generators.
+    """Load a checkpoint into the model, the optimizer, the scaler, the EMA model and the random generators.
+
+    Args:
+        state: the checkpoint, as `load_checkpoint` returned it.
+        model, optimizer, scaler: the objects to restore, in place.
+        average: the EMA model to restore, in place; None without EMA.
 
     Returns:
-        `Progress` of the checkpoint.
+        the `Progress` that the checkpoint stores.
 
     Raises:
-        InputError: the state does not fit these objects.
+        InputError: the checkpoint does not fit these objects.
     """
     try:
         model.load_state_dict(state["state_dict"])
@@ -220,7 +259,8 @@ def restore(
             average.load_state_dict(state["average"])
         restore_rng(state["rng"])
         return checked(Progress(**state["progress"]))
-    except Exception as error:  # PyTorch raises many kinds of errors for a damaged or foreign state
+    # PyTorch raises many kinds of errors if the state is damaged or from another model
+    except Exception as error:
         raise InputError(
             f"--resume: the checkpoint does not fit this run ({clause(error, 200)}); start another run"
         ) from None

@@ -1,9 +1,11 @@
 """Match image folders to the classes of the labels.
 
-Class numbers are those of the labels (or of the teacher). Training folders are numbered in the order of their
-sorted names, as in torchvision's ImageFolder, unless --class-order, the labels' manifest or ImageNet's list of classes
-gives their numbers. Validation folders get the number of the training folder with the same name. If names cannot be
-matched, an error says so; folders are never paired by position unless the user asks for it.
+A class number is an index into the soft labels, or into the live teacher's logits. The class number of a training
+folder comes from --class-order, from the labels' manifest or from ImageNet's list of classes. If none of them applies,
+training folders are numbered in the order of sorted names, as in torchvision's ImageFolder.
+
+A validation folder gets the class number of the training folder with the same name. If the names cannot be matched, an
+error says so. Folders are paired by position only with --class-map sorted.
 """
 
 import re
@@ -16,7 +18,8 @@ from pathlib import Path
 from utils.system.errors import InputError, listing
 
 IMAGENET_CLASSES = 1000
-BY_POSITION = "sorted"  # value of --class-map that pairs folders by position
+# value of --class-map that pairs the first folder with the first, the second with the second, …, in sorted order
+BY_POSITION = "sorted"
 WNID = re.compile(r"n\d{8}")
 
 
@@ -25,8 +28,9 @@ class Numbering:
     """Class numbers of image folders.
 
     Attributes:
-        numbers: class of each folder, in the order of sorted names; None for a folder that is not used.
-        how: how the numbers were found, for the log and the summary.
+        numbers: class number of each folder, in the order of sorted folder names; None for a folder without a class,
+            whose images are not used.
+        how: the rule that gave the numbers, in words, for the log and the summary: for example `by name`.
     """
 
     numbers: list[int | None]
@@ -35,10 +39,11 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Names that messages use for two image folders whose classes are paired.
+    """Names of two image folders, for error messages about pairing the class folders of one with those of the other.
 
     Attributes:
-        own, other: flags of the two image folders; a class folder of `own` gets the class of its partner in `other`.
+        own: flag of the image folder whose classes are to be found, such as `--val-dir`.
+        other: flag of the image folder whose classes are known, such as `--train-dir`.
         line: format of a line in the --class-map file.
     """
 
@@ -52,10 +57,10 @@ VALIDATION = Sides("--val-dir", "--train-dir", "VALIDATION_FOLDER<tab>TRAINING_F
 
 @cache
 def imagenet_numbers() -> dict[str, int]:
-    """Return normalised class name -> class number of ImageNet-1K.
+    """Return a dict from class names of ImageNet-1K to class numbers.
 
-    The names are WordNet ids, WordNet words and torchvision's category names. Names that two classes share (crane,
-    maillot) are left out.
+    A class has several names: its WordNet id, its WordNet words and torchvision's category name. Each name is
+    normalised by `plain`. A name that two classes share (crane, maillot) is left out.
     """
     from timm.data import ImageNetInfo
     from torchvision.models import ResNet18_Weights
@@ -71,12 +76,16 @@ def imagenet_numbers() -> dict[str, int]:
 
 
 def plain(name: str) -> str:
-    """Normalise a class name: lower case, each run of spaces, underscores and hyphens as one space."""
+    """Return a class name in lower case, with one space for each run of spaces, underscores and hyphens."""
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
 def numbered(names: Sequence[str]) -> list[int] | None:
-    """Return the trailing numbers of names that differ only in them (new000 … new999); None otherwise and for wnids."""
+    """Return the numbers at the end of folder names, such as 0 … 999 for new000 … new999.
+
+    Return None if the names have different text before the number, if a name has no number, if two numbers are equal,
+    or if a name is a WordNet id such as n01440764.
+    """
     parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in names]
     if not all(parts) or len({part[1] for part in parts if part}) != 1:
         return None
@@ -85,10 +94,14 @@ def numbered(names: Sequence[str]) -> list[int] | None:
 
 
 def read_names(path: str, flag: str) -> list[str]:
-    """Return the class folders that a text file names, one per line; `flag` names the file in errors.
+    """Return the lines of a --class-order or --class-map file, without empty lines.
+
+    Args:
+        path: the file.
+        flag: the flag that gave the file, for error messages.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8 text, or names a folder twice.
+        InputError: the file cannot be read, is not UTF-8 text, or holds the same line twice.
     """
     try:
         lines = Path(path).read_bytes().removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape").splitlines()
@@ -111,11 +124,18 @@ def number_train_folders(
 ) -> Numbering:
     """Return the class number of every training folder.
 
+    The numbers come from the first of these sources that applies:
+
+    * --class-order, if it was given;
+    * the labels' manifest, if it names every folder;
+    * ImageNet's list of classes, if C is 1,000 and the list contains the name of every folder;
+    * otherwise the order of the sorted folder names.
+
     Args:
         folders: sorted folder names.
         num_classes: C, number of classes of the labels or of the teacher.
         class_order: --class-order, a file with the folder names of class 0, 1, …, one per line.
-        stated: folder name -> class number, from the labels' manifest.
+        stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
 
     Raises:
         InputError: --class-order lacks a folder, or has more lines than there are classes.
@@ -148,14 +168,17 @@ def number_train_folders(
 def number_val_folders(
     folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
 ) -> Numbering:
-    """Return the class number of every validation folder; None for a folder that has no training folder.
+    """Return the class number of every validation folder.
+
+    A validation folder gets the class number of the training folder that it is paired with, or None without a partner.
 
     Args:
         folders: sorted names of the validation folders.
         train_folders: sorted names of the training folders.
         train: class numbers of the training folders.
-        class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`.
-        where: text that names both image folders in errors.
+        class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`;
+            None to pair folders by name.
+        where: the two image folders, in words, for error messages.
 
     Raises:
         InputError: the folders cannot be matched by name, or a class has no validation folder.
@@ -173,9 +196,20 @@ def number_val_folders(
 def pair_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str | None, where: str, sides: Sides = VALIDATION
 ) -> tuple[list[int | None], str]:
-    """Return (index of each validation folder's training folder, or None if it has none; how the pairs were found).
+    """Pair every validation folder with a training folder.
 
-    See `number_val_folders` for the other arguments and the errors; `sides` names both folders in messages.
+    Args:
+        folders: sorted names of the validation folders.
+        train_folders: sorted names of the training folders.
+        class_map, where: see `number_val_folders`.
+        sides: flags of the two image folders, for error messages.
+
+    Returns:
+        (for each validation folder the index of its training folder, or None if it has none; the rule that gave the
+        pairs, in words).
+
+    Raises:
+        InputError: the folders cannot be matched by name, or the --class-map does not fit them.
     """
     if class_map == BY_POSITION:
         if len(folders) != len(train_folders):
@@ -188,7 +222,11 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Pair folders with equal keys; return None if a key occurs twice, or a training folder has no partner."""
+        """Return, for each key, the index of the equal training key, or None if no training key is equal.
+
+        Return None instead of a list if two training keys are equal, if two other keys are equal, or if a training key
+        is None or is missing in `keys`.
+        """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
         known = [key for key in keys if key is not None]
@@ -212,7 +250,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # trailing numbers count as ImageNet classes only if all 1,000 occur: subsets are numbered in different ways
+        # numbers in folder names are ImageNet's class numbers only if all 1,000 occur: subsets have other numberings
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:
@@ -234,7 +272,15 @@ def pair_names(
 def map_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str, sides: Sides = VALIDATION
 ) -> list[int | None]:
-    """Return the index of each validation folder's training folder in a --class-map file; None if it is not listed.
+    """Return, for each validation folder, the index of the training folder that a --class-map file pairs it with.
+
+    A validation folder that the file does not list gets None.
+
+    Args:
+        folders: names of the validation folders.
+        train_folders: names of the training folders.
+        class_map: the file.
+        sides: flags of the two image folders, for error messages.
 
     Raises:
         InputError: a line is malformed or names an unknown folder, or a folder is listed twice.
@@ -265,7 +311,7 @@ def map_names(
 
 
 def display_names(folders: Sequence[str], numbering: Numbering, num_classes: int) -> list[str]:
-    """Return a display name for each of C classes: its folder's name, or `class N`."""
+    """Return a display name for each of C classes: the name of its folder, or `class N` if class N has no folder."""
     names = [f"class {number}" for number in range(num_classes)]
     for folder, number in zip(folders, numbering.numbers, strict=True):
         if number is not None and number < num_classes:

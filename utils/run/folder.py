@@ -1,4 +1,4 @@
-"""The --output-dir of one run."""
+"""Manage the output folder (--output-dir) of a run: its files, its lock and its log file train.log."""
 
 import contextlib
 import csv
@@ -24,23 +24,24 @@ RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curv
 
 
 class LogFile(logging.FileHandler):
-    """Handler that writes train.log, and ignores a full disk."""
+    """Log handler that writes train.log and ignores write errors, for example on a full disk."""
 
     def handleError(self, _record: logging.LogRecord) -> None:
-        """Ignore the error: the checkpoint or metrics.csv reports a full disk."""
+        """Ignore the write error. If the disk is full, writing metrics.csv or the checkpoint raises InputError."""
 
 
 class RunFolder:
-    """The --output-dir of one run.
+    """Output folder of one student's run, with methods that write the files in it.
 
     Args:
-        path: the folder, which `claimed` creates.
-        overwrite: replace a run that the folder holds.
-        resume: continue a run that the folder holds.
-        writes: whether this process writes the files; other ranks ignore the folder.
+        path: the folder. The constructor does not create it; `claimed` does.
+        overwrite: whether to replace an earlier run in this folder.
+        resume: whether to continue an earlier run in this folder.
+        writes: whether this process writes the run's files. Only rank 0 does; other ranks skip the check for an
+            earlier run.
 
     Raises:
-        InputError: `path` is a file, or the folder holds a run and neither `overwrite` nor `resume` is set.
+        InputError: `path` is a file; or the folder holds an earlier run, but `overwrite` and `resume` are both False.
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, resume: bool = False, writes: bool = True) -> None:
@@ -56,26 +57,27 @@ class RunFolder:
         self.fresh = not resume
 
     def file(self, name: str) -> Path:
-        """Return the path of one of the run's files."""
+        """Return the path of the file called `name` in this folder."""
         return self.path / name
 
     def checkpoint_age(self) -> float:
-        """Return the seconds since the last checkpoint was written; infinity before the first."""
+        """Return the seconds since the checkpoint was last written, or infinity if there is no checkpoint yet."""
         path = self.file(CHECKPOINT)
         return time.time() - path.stat().st_mtime if path.exists() else float("inf")
 
     @contextlib.contextmanager
     def claimed(self, public_arguments: dict[str, Any], owner: str) -> Iterator[None]:
-        """Create the folder and lock it until the block ends.
+        """Create the folder, and lock it against other processes until the `with` block ends.
 
-        A run that is to be overwritten is removed, train.log is opened, and args.json is written.
+        Before the block starts, this method removes the files of a run that is overwritten, starts to copy the log to
+        train.log, and writes args.json.
 
         Args:
             public_arguments: content of args.json.
-            owner: name of the student; train.log leaves out the lines of other students.
+            owner: name of the student. Log lines of other students are not copied to train.log.
 
         Raises:
-            InputError: another process owns the folder, or the folder cannot be written.
+            InputError: another process has locked the folder, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,11 @@ class RunFolder:
             lock.release()
 
     def remove_leftovers(self) -> None:
-        """Remove a run that is to be overwritten, and temporary files of a killed run."""
+        """Remove files of earlier runs from the folder.
+
+        Temporary files that a killed run left behind are always removed. The other files of an earlier run are removed
+        unless this run resumes it.
+        """
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
         for name in self.previous if self.fresh else []:
@@ -99,7 +105,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def log_file(self, owner: str) -> Iterator[None]:
-        """Copy the log to train.log until the block ends, without lines about students other than `owner`."""
+        """Copy the log to train.log until the `with` block ends.
+
+        Several students can train in one process. Lines of students other than `owner` are not copied.
+        """
         handler = LogFile(self.file("train.log"), encoding="utf-8", errors="backslashreplace")
         handler.addFilter(lambda record: getattr(record, "owner", owner) == owner)
         handler.setFormatter(Printable("%(asctime)s %(message)s"))
@@ -112,7 +121,10 @@ class RunFolder:
                 handler.close()
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Rewrite all of metrics.csv from the history, so that a resumed run leaves no epoch twice in it."""
+        """Write metrics.csv anew, with one row for each entry of `history`, which has one entry per epoch.
+
+        Rows are not appended to the existing file, because a resumed run would then repeat some epochs.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -121,31 +133,40 @@ class RunFolder:
         write_text(self.file("metrics.csv"), text.getvalue())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write `summary` to the file summary.json in this folder."""
         write_json(self.file("summary.json"), summary)
 
     def draw_curves(self, history: list[dict], title: str, loss_type: str) -> None:
-        """Draw losses, top-1 and learning rate over epochs to curves.png; if that fails, the run goes on."""
+        """Plot losses, top-1 and learning rate over the epochs, and save the plot as curves.png.
+
+        If plotting fails, log a warning and return.
+
+        Raises:
+            InputError: curves.png cannot be written, for example because the disk is full.
+        """
         try:
             draw_curves(self.file("curves.png"), history, title, loss_type)
-        except InputError:  # the disk is full
+        except InputError:  # curves.png cannot be written, for example because the disk is full
             raise
         except Exception as error:
             log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, clause(error))
 
 
 def is_below(path: Path | str, folder: Path | str) -> bool:
-    """Return whether a path, with links resolved, lies in or below a folder."""
+    """Return whether `path` lies inside `folder` at any depth, after symbolic links are resolved."""
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
-    """Return the `RunFolder` of each student in `config.students()`.
+    """Return the output folder of each student in `config.students()`, in the same order.
 
     Raises:
-        InputError: a folder holds a run, and neither --resume nor --overwrite was given; a folder lies in an image
-            folder; several students were given to several processes; or none of several students has a checkpoint to
-            resume from.
+        InputError: in one of these cases:
+            * the path of a folder is a file;
+            * a folder holds an earlier run, but neither --resume nor --overwrite was given;
+            * a folder lies inside --train-dir or --val-dir;
+            * the run has several students, but also several processes;
+            * the run has several students and --resume was given, but no student has a checkpoint.
     """
     resume, students = config.resume is not None, config.students()
     if len(students) > 1 and world.size > 1:
@@ -156,7 +177,8 @@ def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
     folders = [RunFolder(one.output_dir, config.overwrite, resume, world.is_main) for one in students]
     for flag, images in (("--train-dir", config.train_dir), ("--val-dir", config.val_dir)):
         inside = [folder for folder in folders if images and is_below(folder.path, images)]
-        if inside:  # the next run would take the output folder, which holds pictures, for a class
+        # the output folder will hold PNG files, so a later run would mistake it for a class of the image folder
+        if inside:
             raise InputError(
                 f"--output-dir {inside[0].path} is in the image folder {flag} {images}; give another folder"
             )

@@ -1,12 +1,13 @@
 """Decide where a run keeps its decoded images, and build its batches.
 
-The rule of `--loader auto`, which a run and its dry run share (`plan_memory`):
+`plan_memory` decides for a run and for its dry run. The rules of `--loader auto` are:
 
-* on the host, decoded training images stay in memory if they fit in half of what is free;
-* on a GPU, they stay in its memory if they fit beside the estimated needs of training; labels are uploaded in parts if
-  those of a whole epoch are too many;
-* decoded validation images stay on the GPU if there is room left, else on the host if they fit in a third of what is
-  free there, else they are decoded again for every evaluation.
+* In training on the CPU, decoded training images stay in host memory if they fit in half of the free host memory.
+* In training on a GPU, decoded training images stay in GPU memory if there is room for them beside the estimated needs
+  of training. If the labels of a whole epoch do not fit beside the images, labels are uploaded in parts.
+* Training images that do not stay in memory are decoded by worker processes in every epoch.
+* Decoded validation images stay in GPU memory if there is room left. Otherwise they stay in host memory if they fit in
+  a third of the free host memory. Otherwise they are decoded again for every evaluation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +37,13 @@ from utils.system.machine import free_host_memory, free_memory, readable_size
 from utils.training.memory_estimate import MemoryEstimate
 from utils.training.precision import Precision
 
-USABLE = 0.9  # usable share of the free device memory; the rest is lost to gaps between allocations
-LABEL_PART = 1e9  # maximum bytes of labels per upload; pinned buffers are rounded up to a power of two
-IN_FLIGHT = 3  # number of label uploads on the device at once: in use, waiting, in transfer
-GEOMETRY_BYTES = 56  # bytes per row of the result of `geometry_of`
+USABLE = 0.9  # usable fraction of the free device memory; the rest is lost to gaps between allocations
+# maximum bytes of labels per upload: a little below 2^30, because pinned buffers are rounded up to a power of two
+LABEL_PART = 1e9
+# number of label uploads in device memory at the same time: one in use, one waiting, one in transfer
+IN_FLIGHT = 3
+# bytes per view of the crop, flip and mix parameters that are uploaded with the labels: seven int64 numbers
+GEOMETRY_BYTES = 56
 PIL_BYTES = 4  # bytes per pixel of a decoded RGB image in PIL
 
 
@@ -48,13 +52,14 @@ class TrainingData:
     """The images, views and classes of a run.
 
     Attributes:
-        train, val: (path, class) of the training and of the validation images.
-        source: views of the soft epochs, with the rows of all ranks.
+        train: (path, class) of every training image.
+        val: (path, class) of every validation image.
+        source: views of the epochs with soft labels; batches hold the rows of all ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
-        images: the training images with their digests; None if a dry run does not compute them.
-        hard: views of the hard epochs; None if there are none.
-        teacher: labels the views of `source`, images [B, 3, S, S] -> logits [B, C]; None without a live teacher.
+        images: the training images with their digests; None in a dry run that does not compute digests.
+        hard: views of the epochs with hard labels; None if there are no epochs with hard labels.
+        teacher: live teacher of the views of `source`, images [B, 3, S, S] -> logits [B, C]; None if labels are stored.
     """
 
     train: Samples
@@ -69,12 +74,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Plan:
-    """Places of images and labels in memory.
+    """Memory plan of a run: where it keeps decoded images, and how many labels it uploads at a time.
 
     Attributes:
-        resident: whether decoded training images stay in memory; otherwise workers decode them in every epoch.
-        labels_at_once: number of batches whose labels are uploaded together; None: a whole epoch.
-        validation: where decoded validation images stay: `device`, `host`, or `files` if they fit nowhere.
+        resident: whether decoded training images stay in memory. If not, worker processes decode the images in every
+            epoch.
+        labels_at_once: number of batches whose labels are uploaded together; None to upload a whole epoch.
+        validation: memory that holds the decoded validation images: `device` or `host`; `files` if the images are
+            decoded again for every evaluation.
     """
 
     resident: bool
@@ -87,10 +94,10 @@ class Budget:
     """Memory needs of a run on a GPU, in bytes.
 
     Attributes:
-        images: all training images, decoded.
-        labels: soft labels of one epoch.
+        images: all decoded training images.
+        labels: soft labels of one epoch, and hard labels of one epoch if there are epochs with hard labels.
         validation: this rank's validation images, at the input size of the model.
-        training: gradients, optimizer state and activations; the weights are on the device already.
+        training: gradients, optimizer state and activations, but not the weights, which are on the device already.
         free: free memory of the device.
     """
 
@@ -101,13 +108,19 @@ class Budget:
     free: int
 
     def plan(self, batches_per_epoch: int, resident: bool = True) -> Plan:
-        """Return the plan for this memory; if `resident` is False, workers decode the training images.
+        """Return the memory plan for this budget.
 
-        If memory is short, labels are uploaded in parts first, because that costs no time. If it is still short,
-        validation images stay off the device; finally, workers decode the training images.
+        If memory is short, three measures are tried in this order: labels are uploaded in parts, which costs no time;
+        validation images are not kept on the device; training images are not kept on the device. In the last case,
+        validation images stay on the device if there is room without the training images.
+
+        Args:
+            batches_per_epoch: number of batches in an epoch with soft labels.
+            resident: whether training images may be kept on the device; if not, worker processes decode the images.
         """
         room = USABLE * self.free - self.training
-        smallest = IN_FLIGHT * self.labels / batches_per_epoch  # bytes of labels if they are uploaded batch by batch
+        # bytes of labels on the device if labels are uploaded batch by batch
+        smallest = IN_FLIGHT * self.labels / batches_per_epoch
         if not resident or self.images + smallest > room:
             return Plan(False, batches_per_epoch, "device" if self.validation <= room else "host")
         room -= self.images
@@ -119,16 +132,16 @@ class Budget:
 def plan_memory(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Return and log the memory plan of a run or its dry run.
+    """Decide where a run keeps its decoded images and labels, log the decision and return it.
 
     Args:
-        config, found: settings.
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
         data: training and validation images, and labels.
-        students: students, already on their device.
-        world: every rank must call this; all ranks get the same plan.
+        students: the students, already on their device.
+        world: ranks of the run. Every rank must call this function; all ranks get the same plan.
 
     Raises:
-        InputError: an image cannot be read, or --loader resident was asked for and does not fit.
+        InputError: an image cannot be read, or --loader resident was given and the images do not fit in memory.
     """
     device = students[0].precision.device
     validation = 3 * found.input_size**2 * len(data.val) // world.size
@@ -155,7 +168,10 @@ def plan_memory(
 
 
 def most_modest(plans: Sequence[Plan]) -> Plan:
-    """Return the plan that fits every rank: for each field, the value that needs the least memory."""
+    """Combine the plans of all ranks into one plan that fits in the memory of every rank.
+
+    Each field of the result is the value, among the plans, that needs the least memory.
+    """
     places = ["device", "host", "files"]
     at_once = [plan.labels_at_once for plan in plans if plan.labels_at_once is not None]
     return Plan(
@@ -168,20 +184,26 @@ def most_modest(plans: Sequence[Plan]) -> Plan:
 def plan_on_device(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> Plan:
-    """Return this rank's memory plan for a GPU, and log the estimates; arguments as for `plan_memory`."""
+    """Return the memory plan of this rank's GPU, and log the estimates behind it.
+
+    The arguments and the errors are those of `plan_memory`.
+    """
     device = students[0].precision.device
     free = free_memory(device)[0]
-    hard_batch = config.hard_batch_size or 0  # hard epochs have labels and a captured step of their own
+    # epochs with hard labels need their own label tensors and their own CUDA graph
+    hard_batch = config.hard_batch_size or 0
     rows = config.micro_batch + hard_batch
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
     passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(data.val))) for one in estimates]
     source = share_of_rank(data.source, config.micro_batch, world)
-    short = source.smallest_batch() % config.batch_size  # runs eagerly, beside the memory of the captured step
+    # a short last batch (0 rows if there is none) runs without the CUDA graph, and needs memory beside the graph's
+    short = source.smallest_batch() % config.batch_size
     if short:
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
     phases = Phases.of(config)
     next_epoch = phases.soft_before(min(student.progress.epoch for student in students))
-    labels = label_bytes(source, min(next_epoch, phases.soft - 1))  # after the last epoch no labels are left
+    # a finished run has no next epoch: the estimate then takes the last epoch with soft labels
+    labels = label_bytes(source, min(next_epoch, phases.soft - 1))
     budget = Budget(
         images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
         labels=labels + (label_bytes(data.hard, 0) if data.hard else 0),
@@ -217,17 +239,22 @@ def plan_on_device(
 
 
 def plan_images(loader: str, samples: Samples, device: torch.device, workers: int, world: World) -> bool:
-    """Return whether decoded images stay in memory for relabelling; half of the free memory is left to the teacher.
+    """Decide whether relabelling keeps all decoded images in memory; return and log the decision.
+
+    With --loader auto, the images may take at most half of the free memory; the other half is left to the teacher.
 
     Args:
         loader: --loader.
         samples: (path, class) of every image.
         device: the device whose memory would hold the images.
         workers: number of worker processes, for the log.
-        world: every rank must call this; all ranks get the same result.
+        world: ranks of the run. Every rank must call this function; all ranks get the same result.
+
+    Returns:
+        True if images stay in memory; False if worker processes decode the images in every epoch.
 
     Raises:
-        InputError: an image cannot be read, or --loader resident was asked for and does not fit.
+        InputError: an image cannot be read, or --loader resident was given and the images do not fit in memory.
     """
     free, place = free_memory(device)
     images = 0 if loader == "workers" else decoded_bytes(samples, device, free)
@@ -239,9 +266,10 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
 
 
 def keeps_images(loader: str, images: int, device: torch.device) -> bool:
-    """Return whether decoded images stay in memory, and log it if so.
+    """Return whether this process keeps decoded images in memory; if it does, log their size.
 
-    They stay if they fit in half of the free memory, or in all of it with --loader resident.
+    With --loader auto, the images may take at most half of the free memory; with --loader resident, all free memory;
+    with --loader workers, the images never stay in memory.
 
     Args:
         loader: --loader.
@@ -249,7 +277,7 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
         device: the device whose memory would hold the images.
 
     Raises:
-        InputError: --loader resident was given, and the images do not fit.
+        InputError: --loader resident was given, and the images do not fit in the free memory.
     """
     free, place = free_memory(device)
     if loader == "workers":
@@ -268,7 +296,12 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
 
 
 def refuse_resident(free: float, place: str) -> None:
-    """Raise the InputError for images that do not fit in memory with --loader resident."""
+    """Raise the InputError that says that decoded images do not fit in memory, as --loader resident requires.
+
+    Args:
+        free: bytes of free memory.
+        place: `device` or `host`, the memory that would hold the images.
+    """
     raise InputError(
         f"--loader resident needs more than the {readable_size(free)} free in {place} memory for the decoded images; "
         "use --loader workers"
@@ -276,9 +309,15 @@ def refuse_resident(free: float, place: str) -> None:
 
 
 def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
-    """Estimate the memory of all decoded images from their headers; stop counting beyond `limit`.
+    """Return an estimate of the bytes that all decoded images take, from the sizes in the file headers.
 
-    On the host each image has its own size; on a GPU all images are padded to the largest height and width.
+    On the host each image takes the memory of its own size. On a GPU all images are padded to the largest height and
+    the largest width.
+
+    Args:
+        samples: (path, class) of every image.
+        device: the device whose memory would hold the images.
+        limit: number of bytes at which the estimate stops; the result may then leave out images.
     """
     total = height = width = needed = 0
     for number, (path, _) in enumerate(samples, start=1):
@@ -292,7 +331,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
 
 
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
-    """Estimate from an epoch's first batch how many bytes its labels take on the device."""
+    """Return an estimate of the bytes that an epoch's labels take on the device, from the labels of its first batch."""
     labels = source.read(epoch, 0)
     tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -300,20 +339,31 @@ def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
 
 
 def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: World) -> TrainingViews:
-    """Return the views, reduced to this rank's rows of every batch if there are several processes."""
+    """Return views that hold only this rank's rows of every batch, or all rows if there is a single process.
+
+    Args:
+        source: views with the rows of all ranks.
+        micro_batch: number of rows of a micro-batch, over all ranks; each micro-batch is divided among the ranks.
+        world: ranks of the run.
+    """
     views = TrainingViews.of(source)
     return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
 
 
 def normalise_for(found: Findings, precision: Precision) -> Normalise:
-    """Return the `Normalise` that turns views of a run into inputs of its models."""
+    """Return the `Normalise` that turns uint8 views into model inputs, with the run's mean and standard deviation."""
     return Normalise(found.mean, found.std, precision.device, precision.memory_format)
 
 
 def build_batches(
     config: TrainConfig, found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
 ) -> "TrainingBatches":
-    """Return the batches of the remaining epochs, loaded as `plan` says; other arguments as for `plan_memory`."""
+    """Return the training batches of the epochs that are left.
+
+    Args:
+        config, found, data, students, world: see `plan_memory`.
+        plan: memory plan of the run, which decides whether images are decoded once or in every epoch.
+    """
     precision = students[0].precision
     normalise = normalise_for(found, precision)
     phases = Phases.of(config)
@@ -326,7 +376,8 @@ def build_batches(
     soft_epochs = range(phases.soft_before(first_epoch), phases.soft)
     soft = kind(dataset, soft_epochs, normalise, found.workers, precision.device)
     hard = None
-    if data.hard is not None:  # all rows of a hard batch are one micro-batch
+    # a batch with hard labels is never split: it is one micro-batch
+    if data.hard is not None:
         source = share_of_rank(data.hard, data.hard.batch_size, world)
         dataset = ViewDataset(data.train, source, found.input_size)
         hard = soft.of_same_images(dataset, range(phases.hard_before(first_epoch), phases.hard))
@@ -334,32 +385,45 @@ def build_batches(
 
 
 def batch_class(resident: bool, device: torch.device) -> Callable:
-    """Return the class that makes batches from images on the device, in host memory, or decoded by workers."""
+    """Return the class that loads the training batches, which depends on where decoded images are kept.
+
+    Args:
+        resident: whether decoded images stay in memory.
+        device: the training device.
+
+    Returns:
+        `WorkerBatches` if worker processes decode the images in every epoch, `DeviceBatches` if images stay in GPU
+        memory, `ResidentBatches` if images stay in host memory.
+    """
     if not resident:
         return WorkerBatches
     return DeviceBatches if device.type == "cuda" else ResidentBatches
 
 
 class TrainingBatches:
-    """The batches of all epochs of a run, soft and hard.
+    """The training batches of a run, from epochs with soft labels and epochs with hard labels.
 
     Args:
-        soft: batches of the soft epochs, which are numbered from 0.
-        hard: batches of the hard epochs, which are numbered from 0 too; None if there are none.
-        phases: the order of soft and hard epochs.
+        soft: batches of the epochs with soft labels; only these epochs are counted, from 0.
+        hard: batches of the epochs with hard labels; only these epochs are counted, from 0. None if the run has no
+            epochs with hard labels.
+        phases: order of the two kinds of epochs in the run.
     """
 
     def __init__(self, soft: Batches, hard: Batches | None, phases: Phases) -> None:
         self.soft, self.hard, self.phases = soft, hard, phases
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch of the run, from `first_batch` on; ask for epochs in ascending order."""
+        """Return an iterator over the batches of an epoch, from `first_batch` on.
+
+        The epochs of a run are counted from 0, whether labels are soft or hard. Request epochs in ascending order.
+        """
         if self.hard is not None and self.phases.is_hard(epoch):
             return self.hard.epoch(self.phases.hard_before(epoch), first_batch)
         return self.soft.epoch(self.phases.soft_before(epoch), first_batch)
 
     def steps(self, epochs: range) -> int:
-        """Return the number of batches in `epochs` of the run."""
+        """Return the total number of batches in a range of the run's epochs."""
         hard = sum(map(self.phases.is_hard, epochs)) if self.hard is not None else 0
         per_hard_epoch = self.hard.batches_per_epoch if self.hard is not None else 0
         return hard * per_hard_epoch + (len(epochs) - hard) * self.soft.batches_per_epoch
@@ -368,7 +432,7 @@ class TrainingBatches:
 def build_validation(
     found: Findings, data: TrainingData, plan: Plan, students: Sequence[Student], world: World
 ) -> ValidationBatches:
-    """Return this rank's validation batches."""
+    """Return the batches of the validation images that this rank evaluates; `plan` says where decoded images stay."""
     precision = students[0].precision
     keep = {"device": precision.device, "host": torch.device("cpu"), "files": None}
     return ValidationBatches(

@@ -1,4 +1,7 @@
-"""The checks before training or relabelling starts. Each error names the flag or file, and the remedy."""
+"""Check flags, folders, images, labels and students before training or relabelling starts.
+
+Every error message names the flag or the file that is wrong, and the remedy.
+"""
 
 import copy
 import os
@@ -39,16 +42,20 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # number of images whose content is compared if not all images are
+PROBES = 64  # number of images in a sample whose content is compared, where comparing all images would take too long
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-EVEN = 0.9  # if this share of validation classes has the same number of images, all should have it
+# if this fraction of the validation classes has the same number of images, smaller classes are reported as incomplete
+EVEN = 0.9
 
 
 def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findings]:
-    """Join the processes of the run, start the log, pick the device; on the CPU let PyTorch reuse freed memory.
+    """Connect the processes of the run, start the log, and choose device and precision.
+
+    On the CPU, this process also keeps freed memory for reuse, because that is faster than returning it to the system.
 
     Returns:
-        (`World`; `Precision` on this process's device; findings with device, processes, arithmetic, workers).
+        (`World`, the ranks of the run; `Precision` on this process's device; `Findings`, the settings that are known
+        before labels and folders are read).
 
     Raises:
         InputError: torchrun's environment variables are incomplete, the processes cannot connect, or the device or
@@ -72,7 +79,7 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
 
 
 def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy:
-    """Return the `ViewPolicy` that the flags describe."""
+    """Return the `ViewPolicy`: the distribution of crops, flips, cutmix and mixup that the flags set."""
     return ViewPolicy(
         seed=config.fkd_seed,
         input_size=found.input_size,
@@ -86,10 +93,13 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
 
 
 def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet, ImageSet]:
-    """Open both image folders and decode a few of their images.
+    """Open the training folder and the validation folder, and decode a few images of each to find damaged files.
 
     Returns:
         (training ImageSet, validation ImageSet).
+
+    Raises:
+        InputError: a folder cannot be used, or an image cannot be decoded.
     """
     train, val = open_folder(train_dir, "--train-dir"), open_folder(val_dir, "--val-dir")
     warn_of_folder_order(train.classes)
@@ -106,19 +116,21 @@ def number_classes(
     num_classes: int,
     stated: Mapping[str, int] | None = None,
 ) -> tuple[list[str], Findings]:
-    """Replace the folder number of every image by its class number in the labels, in place; log unusual pairings.
+    """Replace the folder index of every image by the class number that the labels use for its folder.
+
+    If the class numbers do not simply follow the sorted folder names, log the rule that gave the numbers.
 
     Args:
-        config, found: settings.
-        train, val: the image folders; validation images of classes that are not trained are removed.
-        num_classes: C of the labels, or of the live teacher.
-        stated: folder name -> class number, as the labels state it.
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        train, val: the image folders; `samples` is replaced. Validation images of untrained classes are removed.
+        num_classes: C, number of classes of the labels or of the live teacher.
+        stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
 
     Returns:
-        (display name of each of C classes; findings with `classes`).
+        (display name of each of C classes; `found` with `classes`, the rule in words).
 
     Raises:
-        InputError: names and files do not determine the class of a folder, or the class is not below C.
+        InputError: the class number of a folder cannot be determined, or is not below C.
     """
     own = number_train_folders(train.classes, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
@@ -144,7 +156,12 @@ def number_classes(
 
 
 def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int) -> list[str]:
-    """Replace the folder number of every image of --data by the teachers' class number, in place.
+    """Replace the folder index of every image by the class number that the teachers use for its folder.
+
+    Args:
+        config: flags of relabel_FKD.py.
+        folder: the images of --data; `folder.samples` is replaced.
+        num_classes: C, number of classes of the teachers.
 
     Returns:
         display name of each of C classes.
@@ -157,24 +174,34 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
 
 
 def renumber(folder: ImageSet, numbering: Numbering) -> None:
-    """Replace each image's folder number by its class number, in place; remove images without a class."""
+    """Replace the folder index of each image in `folder.samples` by the class number that `numbering` gives the folder.
+
+    Images of a folder without a class number are removed.
+    """
     numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
     folder.samples = [(path, number) for path, number in numbers if number is not None]
 
 
 def check_images(samples: Samples) -> None:
-    """Decode a few images, spread over a list of (path, class), to find damaged files."""
+    """Decode a few images, evenly spread over the list of (path, class); raise InputError if one is damaged."""
     for path, _ in samples[:: max(1, len(samples) // SAMPLED_IMAGES)]:
         load_rgb(path)
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
-    """Record digests of the images' classes, names and file sizes; warn if the two folders share images.
+    """Compute digests that tell whether the images of a resumed run have changed; warn if the two folders share images.
 
-    `identify_images` compares the content of the training images, the first evaluation that of the validation images.
+    The digests cover the classes of the training images, and the names, sizes and classes of the validation images.
+    The content of the images is checked elsewhere: that of training images by `identify_images`, that of validation
+    images by `Student.record_validation` after an evaluation.
+
+    Args:
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        findings with `train_images`, `val_images`, and in `earlier` the digests that earlier releases stored instead.
+        `found` with the digests in `train_images` and `val_images`. For comparison with old checkpoints, `earlier` gets
+        the digests that earlier releases stored.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -199,7 +226,15 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
 
 
 def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats: Sequence[os.stat_result]) -> None:
-    """Warn if both folders hold the same images: hard or symbolic links, or copies among a sample of files."""
+    """Warn if validation images are also among the training images.
+
+    Hard and symbolic links are always found. If there are none, a sample of training images is searched for copies.
+
+    Args:
+        config: flags of the run.
+        train, val: (path, class) of every training image and of every validation image.
+        val_stats: result of `os.stat` for every validation image.
+    """
     stats = [os.stat(path) for path, _ in train]
     files = {(stat.st_dev, stat.st_ino) for stat in stats}
     shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
@@ -228,24 +263,26 @@ def identify_images(
     world: World,
     verify: bool = False,
 ) -> tuple[KnownImages | None, Findings]:
-    """Compute the digests of the images in --train-dir, and compare them with those of the labelled images.
+    """Check by content that the training images are the images that the soft labels were made for.
 
-    A run computes all digests, because its summary and --resume need them. A dry run compares a sample; only if the
-    sample differs, it compares the rest as well, to describe the differences.
+    A run computes the digests of all training images, because the summary and --resume need the digests. A dry run
+    without --resume only compares a sample of the images. If the sample differs, the dry run compares all images, to
+    name the differences.
 
     Args:
-        config, found: settings.
-        train: list of (path, class).
-        stored: digests of the labelled images; None if the labels do not store them.
-        world: every rank must call this.
-        verify: compare all images in a dry run as well.
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        train: (path, class) of every training image.
+        stored: digests of the images that the labels were made for; None if the labels store no digests.
+        world: ranks of the run. Every rank must call this function.
+        verify: whether a dry run compares all images too.
 
     Returns:
-        (the images with all digests, None if a dry run did not compute them; findings, with the fault if it was
-        accepted).
+        (the training images with their digests, or None if a dry run did not compute all digests; `found`, to which a
+        difference that --accept-labels tolerates is added).
 
     Raises:
-        InputError: the number of images differs; or the images or their order differ, without --accept-labels.
+        InputError: the number of images differs. Or the images or their order differ, and --accept-labels was not
+            given.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None
@@ -268,7 +305,8 @@ def identify_images(
             f"--train-dir {config.train_dir} does not hold the images of the labels in {labels}: {how}; give "
             "the images that were labelled, as they were, or label these with relabel_FKD.py"
         )
-        if len(train) != len(stored):  # --accept-labels cannot help: labels lack images, or images lack labels
+        # --accept-labels cannot help here, because some images have no labels or some labels have no image
+        if len(train) != len(stored):
             raise InputError(fault)
         return known, accept_or_refuse(config, found, fault)
     log.info("images  %d of %d compared: they are those that were labelled", compared, len(train))
@@ -276,7 +314,7 @@ def identify_images(
 
 
 def warn_of_folder_order(names: Sequence[str]) -> None:
-    """Warn if sorted folder names do not follow the numbers at their ends (`new1000` before `new101`)."""
+    """Warn if folder names end in numbers but are sorted differently from the numbers (`new1000` before `new101`)."""
     parts = [trailing_number(name) for name in names]
     numbers = [number for _, number in parts if number is not None]
     if len({prefix for prefix, _ in parts}) != 1 or len(numbers) < len(names):
@@ -304,19 +342,29 @@ def warn_of_last_batch(images: int, batch_size: int) -> None:
 
 
 def trailing_number(name: str) -> tuple[str, int | None]:
-    """Split a folder name into (prefix, number at its end, or None without one)."""
+    """Split a folder name into (text before the number at its end, the number); the number is None if there is none."""
     prefix = name.rstrip("0123456789")
     return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
 def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:
-    """Return a sample of label batches, spread over the epochs to train, or over all stored epochs of a pool."""
+    """Read a sample of stored label batches, to compare the labels with the class folders.
+
+    The batches are spread over the epochs that the run will train on. They are spread over all stored epochs if the run
+    draws its batches at random from all stored batches.
+
+    Args:
+        config: flags of the run.
+        views: views of the stored labels, in the order of training.
+        num_folders: number of class folders; about 30 views are read for each.
+    """
     store = views.store
     if views.is_pool:
         return sample_labels(store, range(store.epochs), num_folders)
     epochs = soft_epochs(config)
     if len(epochs) * store.num_images < VIEWS_PER_CLASS * num_folders and epochs.stop < store.epochs:
-        epochs = range(epochs.start, store.epochs)  # too few views will be trained on: sample later epochs too
+        # the run trains on too few views for a reliable comparison: sample later epochs too
+        epochs = range(epochs.start, store.epochs)
     return sample_labels(store, [views.place(epoch, 0)[0] for epoch in epochs], num_folders)
 
 
@@ -324,8 +372,8 @@ def report_folders(config: TrainConfig, train: Samples, val: Samples, names: Seq
     """Log the numbers of images and classes in both folders; warn if the validation set seems incomplete.
 
     Args:
-        config: settings.
-        train, val: lists of (path, class).
+        config: flags of the run.
+        train, val: (path, class) of every training image and of every validation image.
         names: name of each class.
     """
     num_classes = len({target for _, target in train})
@@ -351,16 +399,16 @@ def report_labels(
     views: TrainingViews[LabelStore],
     names: Sequence[str],
 ) -> Findings:
-    """Log a summary of folders and labels; refuse labels that do not fit the folders.
+    """Log a summary of image folders and labels, and check that the labels fit the class folders.
 
     Args:
-        config, found: settings.
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
         train, val: the image folders.
-        views: views of the labels, in the order of training.
+        views: views of the stored labels, in the order of training.
         names: name of each of C classes.
 
     Returns:
-        findings, with the faults that were accepted.
+        `found`, to which mismatches that --accept-labels tolerates are added.
 
     Raises:
         InputError: the labels were made for other classes, or for another order of the classes or of the images, and
@@ -389,7 +437,7 @@ def report_labels(
 
 
 def count_batches(views: TrainingViews[LabelStore]) -> str:
-    """Return the number of batches in words, to be followed by `batches`."""
+    """Return the number of batches for a log line that goes on with `batches`: for example, `300 epochs of 100`."""
     if views.is_pool:
         return f"{views.order}, {views.batches_per_epoch} an epoch, from {views.store.stored_batches()}"
     return f"{views.store.epochs} epochs of {views.batches_per_epoch}"
@@ -398,7 +446,19 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
     """Refuse packed labels that were made for class folders with other names or in another order.
 
-    Labels with image digests pass, because `identify_images` has compared the images; so do labels with --class-order.
+    The names are not compared in two cases: if the labels store image digests, because `identify_images` has compared
+    the images; and if --class-order was given, because the user has then stated the order of the classes.
+
+    Args:
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        store: the labels.
+        names: names of the class folders, sorted.
+
+    Returns:
+        `found`, to which a mismatch that --accept-labels tolerates is added.
+
+    Raises:
+        InputError: the names or their order differ, and --accept-labels was not given.
     """
     stated = store.class_names
     if stated is None or stated == digest_of_names(names) or store.image_digests is not None or config.class_order:
@@ -412,10 +472,17 @@ def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, na
 
 
 def accept_or_refuse(config: TrainConfig | RelabelConfig, found: Findings, fault: str) -> Findings:
-    """Refuse labels with a fault; with --accept-labels, log the fault and return findings that record it.
+    """Stop the run because of a fault of its labels or its teacher, unless --accept-labels was given.
+
+    Args:
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        fault: description of the fault, for the error or the warning.
+
+    Returns:
+        `found`, to whose `labels_accepted` the fault is added. The fault is also logged as a warning.
 
     Raises:
-        InputError: --accept-labels was not given; the message states the fault.
+        InputError: --accept-labels was not given.
     """
     if not config.accept_labels:
         raise InputError(f"{fault}, or go on knowingly with --accept-labels")
@@ -433,19 +500,24 @@ def report_live_agreement(
     names: Sequence[str],
     world: World,
 ) -> tuple[torch.Tensor, Findings]:
-    """Let a teacher answer a few views before training, and compare its answers with the class folders.
+    """Label a few views with a live teacher, and check that its predictions fit the class folders.
 
     Args:
-        config, found: settings.
-        dataset, epoch, normalise, teacher: see `ask_teacher`.
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        dataset: views without soft labels.
+        epoch: the first epoch whose views are labelled.
+        normalise: turns the views into the teacher's inputs.
+        teacher: images [B, 3, S, S] -> logits [B, C].
         names: name of each of C classes.
-        world: every rank must call this; all ranks get rank 0's result, because a time limit sets the number of views.
+        world: ranks of the run. Every rank must call this function. All ranks use the comparison of rank 0, because a
+            time limit makes the number of labelled views differ between ranks.
 
     Returns:
-        (the teacher's answers, float32 [R, C]; findings, with the fault if it was accepted).
+        (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`, to which a mismatch that
+        --accept-labels tolerates is added).
 
     Raises:
-        InputError: the teacher's classes are not those of the folders, and --accept-labels was not given.
+        InputError: the teacher's classes are certainly not those of the folders, and --accept-labels was not given.
     """
     targets = torch.tensor([target for _, target in dataset.samples])
     samples = ask_teacher(dataset, epoch, normalise, teacher, len(targets.unique()))
@@ -462,13 +534,20 @@ def report_agreement(
     names: Sequence[str],
     who: str = "labels",
 ) -> Findings:
-    """Log how often the teacher agrees with the folders; refuse a certain fault, warn of a suspected one.
+    """Log how often the teacher's predictions match the class folders, and stop the run at a certain mismatch.
+
+    Args:
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        agreement: result of the comparison of the teacher's predictions with the folders.
+        names: name of each of C classes.
+        who: `labels` or `teacher`, for the messages.
 
     Returns:
-        findings, with the fault if it was accepted.
+        `found`, to which a certain mismatch that --accept-labels tolerates is added. A mismatch that is only suspected
+        causes a warning.
 
     Raises:
-        InputError: a fault is certain, and --accept-labels was not given.
+        InputError: a mismatch is certain, and --accept-labels was not given.
     """
     log.info(
         "teacher agrees with the folders on %.1f%% of %d views of %d images (chance: %.1f%%)",
@@ -490,12 +569,20 @@ def report_agreement(
 def check_students(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> None:
-    """Check that students can train (one forward pass) and save (free disk); log the run's size and its files."""
+    """Check that the students can train, by one forward pass each, and that the disk has room for their files.
+
+    Log the numbers of epochs and batches of the run, and the files that it writes.
+
+    Raises:
+        InputError: a student cannot train on the smallest micro-batch, or the disk is too full.
+    """
     smallest = TrainingViews.of(data.source).smallest_batch()
-    rows = smallest % config.micro_batch or config.micro_batch  # the remainder is the smallest micro-batch
+    # rows of the smallest micro-batch: the last one of a batch may be short
+    rows = smallest % config.micro_batch or config.micro_batch
     if data.hard:
         rows = min(rows, TrainingViews.of(data.hard).smallest_batch())
-    if world.size > 1 and not config.sync_bn:  # each process computes batch statistics over its own rows only
+    # without --sync-bn each rank computes batch norm statistics over its own rows only
+    if world.size > 1 and not config.sync_bn:
         rows = max(rows // world.size, 1)
         at_once = min(config.micro_batch, config.hard_batch_size or config.micro_batch, data.source.num_images)
         few = at_once // world.size
@@ -534,23 +621,29 @@ def check_students(
 
 
 def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
-    """Raise InputError if the files of the students do not fit on their disk."""
+    """Raise InputError if the checkpoints of all students do not fit on the disk of --output-dir."""
     needed = 0
     for student in students:
         size = sum(t.numel() * t.element_size() for t in student.model.state_dict().values())
-        # weights, optimizer state, best weights; twice, because the old file stays until the new one is complete
+        # The files hold several tensors per weight: the weight, its best value, the optimizer state (SGD 1, AdamW 2)
+        # and the EMA. They need twice their size, because an old file is removed only after the new one is complete.
         needed += 2 * size * ((3 if config.sgd else 4) + (config.ema_decay is not None))
         needed -= sum(student.folder.file(name).stat().st_size for name in student.folder.previous)
     check_disk(config.output_dir, needed, "checkpoints need")
 
 
 def check_forward(student: Student, rows: int, num_classes: int) -> None:
-    """Check that the student can train on `rows` images, by a forward pass of a copy in train mode.
+    """Check that the student can train on `rows` images, by a forward pass of a copy of its model in train mode.
 
-    The student and the random state stay unchanged.
+    The student and the random generators are left unchanged.
+
+    Args:
+        student: the student.
+        rows: number of images in the smallest micro-batch.
+        num_classes: C, number of classes that the logits must have.
 
     Raises:
-        InputError: the forward pass fails, or the outputs are not logits [rows, num_classes].
+        InputError: the forward pass fails, or the outputs are not logits [rows, C].
     """
     config, found, precision = student.config, student.found, student.precision
     size = found.input_size
@@ -559,9 +652,11 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
     try:
         with torch.no_grad(), without_cudnn_benchmark(), precision.autocast():
             outputs = copy.deepcopy(student.model).train()(images)
-    except torch.cuda.OutOfMemoryError:  # `run_script` explains this one
+    # `run_script` turns this error into a message for the user
+    except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # models raise many kinds of errors if images are too few or too small
+    # models raise many kinds of errors if a batch has too few images or the images are too small
+    except Exception as error:
         hard = "--hard-batch-size, " if config.hard_epochs else ""
         sync = ", or add --sync-bn" if found.processes > 1 and not config.sync_bn else ""
         raise InputError(
@@ -578,7 +673,13 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
 
 
 def check_disk(folder: str | Path, needed: float, purpose: str) -> None:
-    """Raise InputError if fewer than `needed` bytes are free on the disk of `folder`, which may not exist yet."""
+    """Raise InputError if the disk of `folder` has fewer than `needed` bytes free.
+
+    Args:
+        folder: a folder that need not exist yet.
+        needed: number of bytes.
+        purpose: subject and verb for the message, such as `checkpoints need`.
+    """
     place = os.path.abspath(folder)
     while not os.path.exists(place):
         place = os.path.dirname(place)

@@ -1,4 +1,4 @@
-"""Progress bar for a whole run: time left, images/s, last and best top-1."""
+"""Show one progress bar for a whole training run: time left, images/s, last and best top-1."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +12,11 @@ FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class ProgressLine:
-    """One line on stderr for the remaining epochs of a run; hidden if stderr is no terminal.
+    """Progress bar on stderr that covers all remaining batches of a run. It is hidden if stderr is not a terminal.
 
     Args:
         epochs: number of epochs of the whole run.
-        enabled: False hides the line on a terminal too.
+        enabled: whether to show the progress bar on a terminal; if False, it is always hidden.
     """
 
     def __init__(self, epochs: int, enabled: bool) -> None:
@@ -27,12 +27,13 @@ class ProgressLine:
         self.bar = tqdm(disable=True)
 
     def start(self, batches: int) -> None:
-        """Show the line; `batches` is the number that remains in the run."""
-        hide = None if self.enabled else True  # None: tqdm hides the bar if stderr is no terminal
+        """Show the progress bar, with `batches` as the number of batches that the run still has to train on."""
+        # with disable=None, tqdm hides the progress bar only if stderr is not a terminal
+        hide = None if self.enabled else True
         self.bar = tqdm(total=batches, leave=False, disable=hide, bar_format=FORMAT, smoothing=0, dynamic_ncols=True)
 
     def training(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches of an epoch, and advance the bar after each."""
+        """Yield the training batches of an epoch. After each batch, advance the progress bar and update images/s."""
         self.name = f"epoch {epoch + 1}/{self.epochs}"
         self.bar.set_description_str(self.name, refresh=False)
         images = 0
@@ -45,11 +46,11 @@ class ProgressLine:
             self.bar.update()
 
     def evaluating(self) -> None:
-        """Show that validation is running."""
+        """Show in the progress bar that validation is running."""
         self.bar.set_description_str(f"{self.name}, validation")
 
     def evaluated(self, students: Sequence[Progress]) -> None:
-        """Show the last and the best top-1, each the maximum over all students."""
+        """Show the last and the best top-1 in the progress bar; each is the maximum over all students."""
         last = [row["val_top1"] for one in students for row in one.history[-1:] if row["val_top1"] is not None]
         best = [one.best_top1 for one in students if one.best_top1 is not None]
         if last and best:
@@ -60,5 +61,5 @@ class ProgressLine:
         self.bar.set_postfix_str(self.speed + self.top1, refresh=False)
 
     def close(self) -> None:
-        """Remove the line."""
+        """Remove the progress bar from the terminal."""
         self.bar.close()

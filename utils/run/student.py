@@ -31,37 +31,39 @@ from utils.training.precision import Precision
 from utils.training.schedules import Temperatures, lr_factor, temperature_at
 from utils.training.streams import RandomStream
 
-CHECKPOINT_SECONDS = 10  # minimum time between two checkpoints
+CHECKPOINT_SECONDS = 10  # minimum time between two checkpoints; the last epoch always writes one
 
 
 class Student:
     """One student: its training state, its metrics so far and its output folder.
 
     Args:
-        config: settings of this student, see `TrainConfig.students`.
-        found: settings that labels, folders and the machine add to the flags.
+        config: flags of this student, see `TrainConfig.students`.
+        found: settings that are derived from labels, folders and the machine.
         num_classes: C, number of outputs of the student.
-        folder: `RunFolder`, which `session` claims.
-        device: torch.device.
-        world: `World`; only rank 0 writes files and logs.
-        images: the training images with digests, which --resume compares with the checkpoint.
+        folder: output folder of this student; `session` creates and locks it.
+        device: device of the student.
+        world: ranks of the run; only rank 0 writes files and logs.
+        images: the training images with digests, which --resume compares with those in the checkpoint; None to skip
+            the comparison.
 
     Attributes:
-        model, optimizer: as initialised or resumed.
-        precision: `Precision` of this student alone, because fp16 adapts its loss scaling to one model.
-        average: moving average of the weights, which is evaluated instead of the model; None without --ema-decay.
-        random: random state of this student, so that it draws the same numbers beside other students as alone.
-        progress: `Progress`, stored in the checkpoint.
-        sums: running sums of loss and hits of the current epoch.
-        loss_fn: `loss(outputs, soft_labels, targets) -> scalar` of the current epoch.
-        graph: runs the current epoch's steps as a CUDA graph; None if steps are eager.
+        model, optimizer: the model and its optimizer, either fresh or restored from a checkpoint.
+        precision: this student's `Precision`; students do not share it, because fp16 adapts the loss scale to a model.
+        average: EMA of the weights, which is evaluated instead of the model; None without --ema-decay.
+        random: this student's own random state, so that other students in the process do not change its dropout masks.
+        progress: `Progress` of this student, stored in the checkpoint.
+        sums: sums of loss and of top-1 and top-5 hits over the finished batches of the current epoch.
+        loss_fn: loss function of the current epoch, `loss(outputs, soft_labels, targets) -> scalar`.
+        graph: runs the optimizer steps of the current epoch as a CUDA graph; None if steps run without a graph.
         micro_batch: number of images per forward pass in the current epoch, over all ranks.
-        joint_loss: whether this epoch's loss is no mean over rows (as `dist`), so that every rank computes it over the
-            rows of all ranks.
-        joint_statistics: whether batch statistics cover all ranks, so that a rank without rows must take part.
+        joint_loss: whether every rank computes the loss of the current epoch over the rows of all ranks. The loss
+            `dist` needs this, because it is not a mean over rows.
+        joint_statistics: whether the model has synchronised batch norm. If it has, a rank that has no rows of a
+            micro-batch still takes part in the all-reduces.
         last_micro_batch: student logits and teacher probabilities from which the student temperature is calibrated;
             None without calibration.
-        failed: the error that ended its training; None while it trains.
+        failed: the error that ended the training of this student; None if there was no error.
 
     Raises:
         InputError: the model cannot be built, or the checkpoint of --resume does not fit this run.
@@ -96,11 +98,12 @@ class Student:
             self.average = AveragedModel(self.model, config.ema_decay, config.ema_buffers)
 
         self.progress = Progress(epoch=config.start_epoch)
-        # with several students, one without a checkpoint starts from scratch and catches up
+        # if several students are resumed, a student without a checkpoint is trained from scratch
         if config.resume is not None and (found.side_by_side == 1 or folder.file(CHECKPOINT).exists()):
             self.resume(config.resume or folder.file(CHECKPOINT))
         self.seconds_before = self.progress.seconds
-        if not world.is_main:  # each rank draws other dropout masks
+        # another seed on each rank, so that ranks draw different dropout masks
+        if not world.is_main:
             torch.manual_seed(hash((config.seed, world.rank, self.progress.epoch)) % 2**63)
         self.random = RandomStream(device)
 
@@ -126,14 +129,18 @@ class Student:
         )
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
-        # soft and hard epochs have a graph each, because a captured step has one loss and one batch size
+        # a CUDA graph has a fixed loss and a fixed batch size: soft labels and hard labels need a graph each
         captured = captures(self.precision, world)
         self.soft_graph = CapturedStep() if captured else None
         self.hard_graph = CapturedStep() if captured and self.phases.hard else None
         self.start_epoch(self.progress.epoch)
 
     def resume(self, path: Any) -> None:
-        """Restore the training state from a checkpoint."""
+        """Restore the training state from the checkpoint at `path`.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or does not fit this run.
+        """
         settings = run_settings(self.config, self.found)
         state = load_checkpoint(path, settings, self.images, self.found.earlier)
         average = None if self.average is None else self.average.model
@@ -142,16 +149,16 @@ class Student:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Return the (epoch, batch) that comes next."""
+        """Return (epoch, batch) of the next batch that this student trains on."""
         return self.progress.epoch, self.progress.batch
 
     @property
     def evaluated(self) -> nn.Module:
-        """Return the model to evaluate: the EMA if there is one."""
+        """Return the model to evaluate: the EMA model if there is one, else the model in training."""
         return self.model if self.average is None else self.average.model
 
     def temperature_in(self, epoch: int) -> float:
-        """Return the teacher's temperature in an epoch."""
+        """Return the teacher's temperature in `epoch`, from --temperature and its schedule."""
         config = self.config
         return temperature_at(
             config.temperature_schedule,
@@ -165,7 +172,10 @@ class Student:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Claim the output folder and log to W&B until the block ends."""
+        """Create and lock the output folder, and start the W&B run; unlock and finish them when the `with` block ends.
+
+        Only rank 0 does this.
+        """
         config, settings = self.config, run_settings(self.config, self.found)
         first = self.world.is_main
         with self.folder.claimed(settings, self.name) if first else contextlib.nullcontext():
@@ -180,7 +190,7 @@ class Student:
                         metadata=run_metadata(settings),
                         run_id=self.progress.wandb_id,
                     )
-                # without W&B keep the id of the W&B run, so that a later resume with W&B can continue it
+                # if W&B is off now, keep the checkpoint's id of the W&B run: a later resume with W&B can continue it
                 self.progress.wandb_id = self.tracker.run_id or self.progress.wandb_id
                 yield
             finally:
@@ -188,7 +198,7 @@ class Student:
 
     @contextlib.contextmanager
     def failing_alone(self) -> Iterator[None]:
-        """Record an InputError as the failure of this student; the other students go on."""
+        """Catch an InputError of the `with` block and store it in `failed`, so that other students can train on."""
         try:
             yield
         except InputError as error:
@@ -197,7 +207,10 @@ class Student:
                 self.log.warning("FAILED: %s", error)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set learning rate, loss, temperatures and metric sums for the remaining batches of an epoch."""
+        """Prepare training on the remaining batches of an epoch.
+
+        This sets the learning rate, the loss, the micro-batch size, the temperatures and the metric sums.
+        """
         config, progress = self.config, self.progress
         self.lr = config.base_lr * lr_factor(config.schedule or "linear", epoch, config.epochs, config.smoothing)
         set_lr(self.optimizer, self.lr)
@@ -215,18 +228,20 @@ class Student:
                 self.columns = {"teacher_temperature": teacher, "student_temperature": student}
         self.model.train()
         self.sums = MetricSums(self.precision.device)
-        if self.world.is_main:  # the sums in a checkpoint cover all ranks: only rank 0 adds them
+        # the checkpoint's sums are totals over all ranks, so only rank 0 starts from them
+        if self.world.is_main:
             self.sums = MetricSums(self.precision.device, progress.sums, progress.samples)
 
     def record_training(self, seconds: float, label_file: Callable | None = None) -> None:
         """Add the batches trained since `start_epoch` to the progress, and calibrate the student temperature.
 
         Args:
-            seconds: wall clock of these batches.
-            label_file: (soft epoch, batch) -> file of its soft labels, for errors.
+            seconds: training time of these batches.
+            label_file: function (epoch, batch) -> file with the soft labels of this batch, for error messages. It
+                counts only epochs with soft labels.
 
         Raises:
-            InputError: the training diverged; the checkpoint on disk is from before this epoch.
+            InputError: the training diverged: a loss or a weight is not finite.
         """
         sums, progress = self.sums.sum_over(self.world), self.progress
         hard = self.phases.is_hard(progress.epoch)
@@ -240,7 +255,11 @@ class Student:
         progress.epoch_seconds += seconds
 
     def refuse_divergence(self, label_file: Callable | None) -> None:
-        """Raise InputError if the loss of a batch, or a weight after the last batch, is not finite."""
+        """Raise InputError if the loss of a batch, or a weight after the last batch, is not finite.
+
+        Args:
+            label_file: function batch -> file with the soft labels of this batch, for the message; None without files.
+        """
         epoch, bad = self.progress.epoch, self.sums.first_non_finite()
         finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()
         if bad is None and finite:
@@ -259,15 +278,17 @@ class Student:
         raise InputError(f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {cause}")
 
     def finish_epoch(self, evaluation: Metrics | None, seconds: float, validation: str | None) -> None:
-        """Add an epoch to the progress, the log and W&B; write best weights, checkpoint and metrics.csv.
+        """Record a finished epoch: in the progress, the log, metrics.csv, the checkpoint and W&B.
+
+        If the evaluation is the best so far, the evaluated weights are written to model_best.pth.tar.
 
         Args:
-            evaluation: metrics of the evaluation after this epoch; None if there was none.
+            evaluation: metrics of the evaluation after this epoch; None if the epoch was not evaluated.
             seconds: wall-clock time of the evaluation.
-            validation: digest of the validation images; None without an evaluation.
+            validation: digest of the validation images; None if the epoch was not evaluated.
 
         Raises:
-            InputError: the run was evaluated on other images before it was resumed.
+            InputError: the run was evaluated on other validation images before it was resumed.
         """
         if validation is not None:
             self.record_validation(validation)
@@ -298,10 +319,10 @@ class Student:
         self.tracker.log(row)
 
     def record_validation(self, digest: str) -> None:
-        """Record the digest of the validation images, or compare it with the digest of earlier evaluations.
+        """Store the digest of the validation images, and compare it with the digest of earlier evaluations if any.
 
         Raises:
-            InputError: the run was evaluated on other images before it was resumed.
+            InputError: the digests differ: the run was evaluated on other validation images before it was resumed.
         """
         if self.progress.validation not in (None, digest):
             raise InputError(
@@ -326,7 +347,10 @@ class Student:
             )
 
     def report(self, labels: dict, images: dict, validation: dict) -> None:
-        """Write metrics.csv, summary.json and curves.png, log the final top-1; arguments as for `summarise`."""
+        """Write metrics.csv, summary.json and curves.png, and log top-1 of the last and of the best evaluation.
+
+        The arguments are those of `summarise`.
+        """
         validation = validation | {"digest": self.progress.validation}
         summary = summarise(self.progress, run_settings(self.config, self.found), labels, images, validation)
         self.folder.write_metrics(self.progress.history)
@@ -340,17 +364,27 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of logits [B, C] with `answers`, the probabilities [B, C] of `HardViews`."""
+    """Return the cross-entropy, averaged over rows, in epochs with hard labels.
+
+    Args:
+        outputs: the student's logits [B, C].
+        answers: target probabilities [B, C]: class labels after cutmix and label smoothing, see `HardViews`.
+    """
     return F.cross_entropy(outputs, answers)
 
 
 class NamedLog(logging.LoggerAdapter):
-    """The log of one student: adds `owner` to every record, and a prefix with its name if there are several."""
+    """The log of one student.
+
+    Args:
+        owner: name of the student, which is attached to every log record as `owner`.
+        several: whether several students train; if so, each line begins with the name of the student.
+    """
 
     def __init__(self, owner: str, several: bool) -> None:
         super().__init__(log, {"owner": owner})
         self.prefix = f"{owner}  " if several else ""
 
     def process(self, msg: str, kwargs: MutableMapping) -> tuple[str, MutableMapping]:
-        """Add the prefix and the owner."""
+        """Return the message with the prefix, and the logging arguments with the owner's name."""
         return self.prefix + msg, {**kwargs, "extra": self.extra}

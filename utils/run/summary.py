@@ -1,4 +1,4 @@
-"""The results of a run, as written to metrics.csv, summary.json and curves.png."""
+"""Prepare the results of a run for the files metrics.csv, summary.json and curves.png."""
 
 import contextlib
 import os
@@ -22,14 +22,19 @@ COLUMNS = (
 
 
 def format_value(value: object) -> str:
-    """Return a value as a cell of metrics.csv: empty for None, seven significant digits for floats."""
+    """Return a value as text for metrics.csv: None becomes an empty cell, a float gets seven significant digits."""
     if value is None:
         return ""
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """Return the log line of an epoch from its row of metrics.csv; `epochs` is the number of all epochs."""
+    """Return the log line of a finished epoch.
+
+    Args:
+        row: the epoch's row of metrics.csv.
+        epochs: number of epochs of the whole run.
+    """
     text = (
         f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
         f"top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
@@ -40,7 +45,10 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 
 
 def versions(device_type: str = "auto") -> dict[str, str]:
-    """Return the versions to publish with a result, and the device name: the CPU's for `cpu`, else the GPU's if any."""
+    """Return the versions of Python, PyTorch and torchvision, and the name of the GPU or the CPU.
+
+    `device_name` is the CPU's if `device_type` is `cpu` or there is no GPU, else the GPU's.
+    """
     on_gpu = device_type != "cpu" and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
@@ -52,7 +60,7 @@ def versions(device_type: str = "auto") -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this program, with `-dirty` if files were changed; None outside a checkout."""
+    """Return the git commit of this program, with `-dirty` if files were changed; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -60,7 +68,12 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: list[tuple[str, int]]) -> dict:
-    """Return folder, number and total file size of the images that a run was trained or evaluated on."""
+    """Return a dict with the folder, the number and the total file size in bytes of a run's images.
+
+    Args:
+        folder: --train-dir or --val-dir.
+        samples: (path, class) of every image.
+    """
     size = sum(os.path.getsize(path) for path, _ in samples)
     return {"folder": str(folder), "number": len(samples), "bytes": size}
 
@@ -74,14 +87,15 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of summary.json.
 
-    `last` is the result to report; `best` is marked as picked on the validation set.
+    Its entry `last` holds the last evaluation, which is the result to report. Its entry `best` holds the best
+    evaluation, with a note that it was picked on the validation set.
 
     Args:
         progress: `Progress` of the run.
         arguments: settings of the run, as in args.json.
         labels: origin of the soft labels.
-        images, validation: results of `describe_images` for the training and the validation images, each with a
-            `digest` of the image content, which tells image sets with equal file names apart.
+        images: result of `describe_images` for the training images, and in `digest` a digest of the image content.
+        validation: the same for the validation images.
     """
     evaluated = [row for row in progress.history if row["val_top1"] is not None]
     last = evaluated[-1] if evaluated else None
@@ -104,7 +118,12 @@ def summarise(
 
 
 def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
-    """Return, in words, the weights that were evaluated."""
+    """Return, in words, whether the weights of the last step or the EMA weights were evaluated.
+
+    Args:
+        ema_decay: decay of the EMA; None without EMA.
+        ema_buffers: `live` if the batch norm statistics are not averaged.
+    """
     if ema_decay is None:
         return "of the last step"
     live = ", with the running statistics of the last step" if ema_buffers == "live" else ""
@@ -112,7 +131,7 @@ def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
 
 
 def evaluation_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of the evaluation in a row of the history."""
+    """Return epoch, top-1, top-5 and validation loss from the metrics.csv row of an evaluated epoch."""
     return {"epoch": row["epoch"], "top1": row["val_top1"], "top5": row["val_top5"], "loss": row["val_loss"]}
 
 
@@ -120,15 +139,20 @@ TRAINING, VALIDATION = "#0072B2", "#D55E00"  # colours that colour-blind readers
 
 
 def title_of(args: dict, labels: dict) -> str:
-    """Return the title of a run's curves: student, seed, images and labels."""
+    """Return the title of curves.png: the student's model, the seed, the image folder and the labels.
+
+    Args:
+        args: settings of the run, as in args.json.
+        labels: entry `labels` of summary.json.
+    """
     where = Path(labels["path"]).name if "path" in labels else labels["dialect"]
     return f"{args['model']}, seed {args['seed']}, images {Path(args['train_dir']).name}, labels {where}"
 
 
 def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str) -> None:
-    """Draw training loss, validation loss, top-1 and learning rate over epochs, one panel each.
+    """Draw training loss, top-1, validation loss and learning rate over epochs, in four panels.
 
-    Training and validation loss are different functions, so they do not share an axis.
+    Training loss and validation loss have separate panels, because they are different loss functions.
 
     Args:
         path: PNG file to write.

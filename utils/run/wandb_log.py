@@ -22,18 +22,18 @@ NAME_LETTERS, TAG_LETTERS = 128, 64  # maximum lengths that W&B accepts for a gr
 
 
 class NoTracker:
-    """Replacement of `WandbTracker` if W&B is disabled."""
+    """Tracker that sends nothing. It replaces `WandbTracker` if W&B is disabled or cannot be started."""
 
     run_id = None
 
     def log(self, row: dict) -> None:
-        """Do nothing."""
+        """Ignore the metrics of an epoch, because this run does not use W&B."""
 
     def headline(self, summary: dict, curves: Path) -> None:
-        """Do nothing."""
+        """Ignore the final results, because this run does not use W&B."""
 
     def finish(self) -> None:
-        """Do nothing."""
+        """Do nothing, because there is no W&B run to close."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class RunMetadata:
 
     Attributes:
         name: name of the run.
-        group: name of the group; by default runs that differ only in the seed share one.
+        group: name of the group at W&B. By default, runs that differ only in the seed get the same group.
         job_type: `train` or `report`.
-        tags: words to filter runs by.
-        several: whether other students of this process have W&B runs at the same time.
+        tags: words by which runs can be filtered at W&B.
+        several: whether this process trains several students at once, each with its own W&B run.
     """
 
     name: str
@@ -56,7 +56,7 @@ class RunMetadata:
 
 
 def run_metadata(settings: Mapping[str, Any]) -> RunMetadata:
-    """Return the metadata of a training run, from its settings as in args.json."""
+    """Return the W&B metadata of a training run; `settings` is the content of its args.json."""
     fkd_path, model, loss = settings.get("fkd_path"), settings["model"], settings["loss_type"]
     if fkd_path:
         labels = Path(fkd_path).name
@@ -73,13 +73,18 @@ def run_metadata(settings: Mapping[str, Any]) -> RunMetadata:
 
 
 class WandbTracker:
-    """Logger of epochs to W&B; the first failure of W&B is logged and ends the tracking, not the run.
+    """Tracker that sends the metrics of a run to W&B.
+
+    If W&B fails, this is logged once, and nothing more is sent to W&B. Training goes on.
 
     Args:
-        project, mode, folder, config, run_id, metadata: see `start_tracker`; mode is online or offline.
+        project: name of the W&B project.
+        mode: `online` or `offline`.
+        folder, config, run_id, metadata: same as for `start_tracker`.
 
     Raises:
-        InputError: several students run, and this wandb is too old for several runs in one process.
+        ImportError: the wandb package is not installed.
+        InputError: several students train in this process, but the installed wandb supports only one run per process.
     """
 
     def __init__(
@@ -94,7 +99,8 @@ class WandbTracker:
         import wandb
 
         limits: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
-        known = getattr(wandb.Settings, "model_fields", {})  # old versions lack some of these settings
+        # fields of wandb's Settings class; old versions of wandb lack some of the fields that are set below
+        known = getattr(wandb.Settings, "model_fields", {})
         if metadata.several and "create_new" not in str(known.get("reinit")):
             raise InputError("--wandb-project: several students need a newer wandb; pip install --upgrade wandb")
         options: dict[str, Any] = {"mode": mode}
@@ -116,7 +122,10 @@ class WandbTracker:
         self.run_id = self.run.id
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log one row of metrics.csv under the metric names of the reference code."""
+        """Send one row of metrics.csv (the metrics of one epoch) to W&B.
+
+        Metrics are named as in the reference code of SRe2L and PRISM, for example `train/Top1` and `val/top1`.
+        """
         values = {
             f"{part}/{name}": row[f"{part}_{column}"]
             for part, names in (("train", ("loss", "Top1", "Top5")), ("val", ("loss", "top1", "top5")))
@@ -128,11 +137,14 @@ class WandbTracker:
         self._guard(lambda: self.run.log(values, step=row["epoch"]))
 
     def headline(self, summary: dict, curves: Path) -> None:
-        """Write the final figures to the W&B summary, their provenance to the config, and log the curves.
+        """Send the final results of a run to W&B, when training has ended.
+
+        The accuracies and the training speed go to the summary of the W&B run. Facts about labels, images, package
+        versions and git commit go to its config. The plot of the training curves is logged as an image.
 
         Args:
-            summary: content of summary.json; its `last` is the figure to publish.
-            curves: PNG file.
+            summary: content of summary.json. Its entry `last` holds the top-1 and top-5 of the last epoch.
+            curves: path of curves.png.
         """
         last, best = summary["last"], summary["best"]
         figures = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
@@ -150,7 +162,12 @@ class WandbTracker:
         self._guard(send)
 
     def report(self, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
-        """Log tables (title -> (columns, rows)) and PNG files."""
+        """Send the tables and figures of a report to W&B.
+
+        Args:
+            tables: {title: (column names, rows)}.
+            pictures: paths of PNG files.
+        """
 
         def send() -> None:
             import wandb
@@ -164,8 +181,9 @@ class WandbTracker:
         self._guard(send)
 
     def finish(self) -> None:
-        """Flush and close the run."""
-        self._guard(lambda: self.run.finish())  # a lambda, because self.run may be None
+        """Send all remaining data and close the W&B run."""
+        # `self._guard(self.run.finish)` would fail if self.run is None, so a lambda looks the method up later
+        self._guard(lambda: self.run.finish())
 
     def _guard(self, call: Callable[[], object]) -> None:
         if self.run is None:
@@ -186,19 +204,23 @@ def start_tracker(
     metadata: RunMetadata,
     run_id: str | None = None,
 ) -> WandbTracker | NoTracker:
-    """Start W&B as the flags say, or return `NoTracker`; never prompts and never writes the key to disk.
+    """Start a W&B run as the flags say, and return its tracker.
+
+    If W&B is disabled or cannot be started, return a `NoTracker`, which sends nothing. If the W&B server does not
+    answer, the run is logged offline. This function never asks for input, and never writes the API key to disk.
 
     Args:
-        project: --wandb-project; None disables W&B in mode auto.
+        project: --wandb-project. If it is None and `mode` is auto, W&B is disabled.
         mode: --wandb-mode: auto, online, offline or disabled.
         api_key: --wandb-api-key or None.
-        folder: the run's folder, for W&B's files.
-        config: arguments of the run, without secrets.
-        metadata: `RunMetadata`.
-        run_id: id of the W&B run to continue; None starts a new one.
+        folder: output folder of the run, where W&B puts its files.
+        config: settings of the run, without secrets, to be shown at W&B.
+        metadata: name, group and tags of the run at W&B.
+        run_id: id of the W&B run to continue, or None to start a new W&B run.
 
     Raises:
-        InputError: the wandb package is missing or too old, or mode online or offline has no project.
+        InputError: the wandb package is missing; the package is too old for several students in one process; or
+            `mode` is online or offline and there is no project.
     """
     mode = wandb_mode(project, mode, api_key)
     if mode == "disabled":
@@ -225,7 +247,14 @@ def start_tracker(
 
 
 def wandb_mode(project: str | None, mode: str, api_key: str | None) -> str:
-    """Resolve --wandb-mode to online, offline or disabled; log one line if there is no API key."""
+    """Return the mode in which W&B runs: online, offline or disabled.
+
+    If `mode` (--wandb-mode) is not auto, return it unchanged. In mode auto, return disabled if there is no project,
+    online if there is an API key, and otherwise offline. A line is logged if the key is missing.
+
+    Raises:
+        InputError: `mode` is online or offline, but there is no project.
+    """
     if mode == "auto":
         if not project:
             return "disabled"
@@ -244,9 +273,10 @@ def server() -> str:
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Return whether a server answers at `url` within `seconds`; the request uses a proxy, if any, as W&B does.
+    """Return whether a server answers at `url` within `seconds`.
 
-    The request is made in a thread, because a DNS lookup has no timeout.
+    Any answer counts, even an error status. The request goes through the proxy that the environment names, if any,
+    because the requests of wandb do so too. The request is made in a thread, because a DNS lookup has no timeout.
     """
     answered = threading.Event()
 
@@ -254,10 +284,11 @@ def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answered.set()
-        except urllib.error.HTTPError:  # the server refuses HEAD, but it is there
+        except urllib.error.HTTPError:  # the server answered with an error status, which counts as an answer
             answered.set()
         except urllib.error.URLError as error:
-            if isinstance(error.reason, ssl.SSLError):  # the server is there, but Python does not trust its certificate
+            # the server answered, but Python does not trust its certificate; wandb may trust it
+            if isinstance(error.reason, ssl.SSLError):
                 answered.set()
         except (OSError, ValueError, http.client.HTTPException):
             pass

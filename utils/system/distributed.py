@@ -1,9 +1,9 @@
-"""Run on several processes; no other module calls `torch.distributed`. A single process is a `World` of size 1.
+"""Train one run on several processes (data parallelism); no other module calls `torch.distributed`.
 
     torchrun --nproc_per_node 4 train_FKD_parallel.py …
 
-`Share` splits the rows of every stored batch among the ranks. So the sums over ranks (gradients, batch statistics,
-metrics) equal the sums of a single process over all rows.
+Each row of a batch is on exactly one rank (see `Share`). Therefore sums over all ranks (of gradients, batch statistics
+and metrics) equal the sums that a single process computes over all rows. A single process is a `World` of size 1.
 """
 
 import contextlib
@@ -25,28 +25,30 @@ Value = TypeVar("Value")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-Parts = tuple[tuple[int, int], ...]  # for each micro-batch of a batch: (rows of this rank, rows of all ranks)
+# one pair for each micro-batch of a batch: (number of rows on this rank, number of rows on all ranks)
+Parts = tuple[tuple[int, int], ...]
 
 
-GROUP_THREADS_SECONDS = 0.2  # ample time for process-group threads to go idle; they need about 1 % of it
+# seconds to wait until the threads of the process group are idle; about 2 ms are enough, and the rest is a margin
+GROUP_THREADS_SECONDS = 0.2
 
 
-TIMEOUT = timedelta(minutes=10)  # a rank that waits longer for the others ends with an error
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for other ranks ends with an error
 
 
 def share(rows: int, rank: int, size: int) -> range:
-    """Return the row numbers, out of `rows`, that a rank works on; every row belongs to exactly one rank."""
+    """Return the range of rows that a rank works on, if `rows` rows are split among `size` ranks without overlap."""
     return range(rows * rank // size, rows * (rank + 1) // size)
 
 
 @dataclass(frozen=True)
 class Share:
-    """The shard of every batch that one rank works on: contiguous rows of each micro-batch.
+    """Rule that says which rows of a batch this rank works on: a contiguous range of rows in each micro-batch.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        micro_batch: rows of a micro-batch, over all ranks.
+        micro_batch: number of rows of a micro-batch, counted over all ranks.
     """
 
     rank: int
@@ -54,12 +56,12 @@ class Share:
     micro_batch: int
 
     def parts(self, rows: int) -> Parts:
-        """Return (rows of this rank, rows of all ranks) for each micro-batch of a batch of `rows` rows."""
+        """Return (number of rows on this rank, number on all ranks) of each micro-batch in a batch of `rows` rows."""
         micro = [min(self.micro_batch, rows - start) for start in range(0, rows, self.micro_batch)]
         return tuple((len(share(n, self.rank, self.size)), n) for n in micro)
 
     def rows(self, rows: int) -> torch.Tensor:
-        """Return the indices of this rank's rows in a batch of `rows` rows, ascending: int64 [own]."""
+        """Return the indices of this rank's rows in a batch of `rows` rows, in ascending order: int64 [own rows]."""
         own: list[int] = []
         for start in range(0, rows, self.micro_batch):
             n = min(self.micro_batch, rows - start)
@@ -69,16 +71,16 @@ class Share:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one run. Every method is a collective: all ranks must call it.
+    """The processes of one run, seen from one of them. Every method is a collective: all ranks must call it.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
         local_rank: number of this process on its machine, and the index of its GPU.
-        host: process group for tensors in host memory.
+        host: process group for tensors in host memory; None if there is only one process.
 
     Raises:
-        InputError: (every method) another process has ended or does not answer.
+        InputError: a method was called, but another process of the run has ended or does not answer.
     """
 
     rank: int = 0
@@ -87,22 +89,23 @@ class World:
     host: "dist.ProcessGroup | None" = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "World":
-        return self  # a copied module still belongs to the same processes
+        # a deep copy of a module that refers to this object must refer to the same processes, so nothing is copied
+        return self
 
     @property
     def is_main(self) -> bool:
-        """Return whether this process writes the files and the log."""
+        """Return whether this process is rank 0, which alone writes the files and the log."""
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace `tensor` (contiguous, on the run's device) by its sum over ranks, and return it."""
+        """Sum `tensor` over all ranks in place, and return it; it must be contiguous and on the run's device."""
         if self.size > 1:
             with others_alive():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, number: int) -> int:
-        """Return the maximum of `number` over ranks."""
+        """Return the maximum of `number` over all ranks."""
         if self.size == 1:
             return number
         value = torch.tensor(number)
@@ -111,23 +114,23 @@ class World:
         return int(value)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite every tensor in place with the tensor of rank 0."""
+        """Broadcast each tensor from rank 0: the other ranks' tensors are overwritten in place."""
         if self.size > 1:
             with others_alive():
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
     def broadcast_object(self, value: Value) -> Value:
-        """Broadcast the `value` of rank 0, any picklable object, and return it."""
+        """Return, on every rank, the `value` that rank 0 passed; it may be any picklable object."""
         if self.size == 1:
             return value
-        box = [value]  # broadcast_object_list replaces the item in place
+        box = [value]  # a list, because broadcast_object_list replaces list items in place
         with others_alive():
             dist.broadcast_object_list(box, 0, group=self.host)
         return box[0]
 
     def all_gather_object(self, value: Value) -> list[Value]:
-        """Return the values of all ranks, any picklable objects, in the order of ranks."""
+        """Return a list with the `value` of each rank, in the order of ranks; it may be any picklable object."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -145,7 +148,10 @@ ALONE = World()
 
 @contextlib.contextmanager
 def others_alive() -> Iterator[None]:
-    """Raise InputError in place of the RuntimeError that a collective raises if another rank is gone."""
+    """Convert a RuntimeError in the `with` block to an InputError which says that another process ended.
+
+    A collective of `torch.distributed` raises RuntimeError if another rank has ended or does not answer.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -156,16 +162,19 @@ def others_alive() -> Iterator[None]:
 
 
 def start(device_name: str) -> World:
-    """Join the process group of the processes that torchrun (or Slurm) started.
+    """Connect this process to the other processes of the run, which torchrun or Slurm started.
+
+    On GPUs, each process uses one GPU and the backend is nccl. On CPUs, the backend is gloo.
 
     Args:
-        device_name: --device {auto,cpu,cuda}; gloo connects CPUs, nccl connects GPUs, one per process.
+        device_name: --device: auto, cpu or cuda.
 
     Returns:
-        `World`; of size 1 if the environment sets no ranks.
+        The `World` of the run. Its size is 1 if the environment variables name no rank or only one process.
 
     Raises:
-        InputError: only some of VARIABLES are set, there are too few GPUs, or the other processes cannot be reached.
+        InputError: the environment variables of torchrun are incomplete or wrong, this machine has fewer GPUs than
+            processes, or the processes cannot connect.
     """
     world = from_environment()
     if world.size == 1:
@@ -190,8 +199,13 @@ def start(device_name: str) -> World:
 
 
 def from_environment() -> World:
-    """Return the `World` that the environment describes, without connecting to the other processes."""
-    if not any(name in os.environ for name in VARIABLES[:3]):  # not MASTER_ADDR: some clusters set it in every job
+    """Return the `World` that torchrun's environment variables describe, without connecting to other processes.
+
+    Raises:
+        InputError: some of the variables are missing, or their values are wrong.
+    """
+    # MASTER_ADDR is not looked at here, because some clusters set it in every job
+    if not any(name in os.environ for name in VARIABLES[:3]):
         return ALONE
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing:
@@ -209,14 +223,19 @@ def from_environment() -> World:
 
 
 def processes_here() -> int:
-    """Return how many processes of this run share the memory of this machine."""
+    """Return how many processes of this run are on this machine.
+
+    The count is torchrun's LOCAL_WORLD_SIZE. If this variable is not set, or the run has only one process, return 1.
+    """
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if from_environment().size > 1 else 1
 
 
 def may_report_error() -> bool:
-    """Return whether this process prints the error that ends the run: only the first process that calls this does.
+    """Return whether this process may print the error that ends the run, so that only one process prints it.
 
-    Before the processes are connected, all of them fail for the same reason, so rank 0 reports.
+    The first process that calls this function gets True, and the others get False. Before the processes are connected,
+    all of them fail for the same reason, so only rank 0 gets True. If the processes can no longer communicate, return
+    True.
     """
     if not dist.is_available() or not dist.is_initialized():
         return os.environ.get("RANK", "0") in ("0", "")
@@ -227,10 +246,11 @@ def may_report_error() -> bool:
 
 
 def wait_for_group_threads() -> None:
-    """Sleep briefly, so that process-group threads release Python's locks before this process is forked.
+    """Sleep briefly before a fork, so that the threads of the process group release locks of the interpreter.
 
-    The threads hold such locks while they free the tensors of a collective. A process that is forked at that moment
-    inherits a lock that is never released, and hangs before its first line (CPython issue 112275, until 3.11.7).
+    These threads hold an interpreter lock while they free the tensors of a collective. A process that is forked at that
+    moment inherits the lock in its locked state, and hangs before it runs any Python code (CPython issue 112275, in
+    versions up to 3.11.7). If this process has no process group, return at once.
     """
     if dist.is_available() and dist.is_initialized():
         time.sleep(GROUP_THREADS_SECONDS)
@@ -239,9 +259,9 @@ def wait_for_group_threads() -> None:
 def finish() -> None:
     """Destroy the process group, if there is one.
 
-    PyTorch 2.0 aborts if the group's threads are still running when Python exits. `destroy_process_group`
-    waits for these threads while it holds the GIL, which the threads need to exit. So the threads must go idle before
-    the call, or it deadlocks.
+    PyTorch 2.0 aborts if the threads of the process group are still running when Python exits, so the process group
+    must be destroyed before that. `destroy_process_group` waits for these threads while it holds the GIL, and
+    deadlocks if a thread needs the GIL at that moment. This function therefore first waits until the threads are idle.
     """
     if dist.is_available() and dist.is_initialized():
         wait_for_group_threads()

@@ -1,4 +1,7 @@
-"""Errors with a remedy for the user, one sentence each, and functions that make text printable on every terminal."""
+"""Define errors whose message is one sentence with a remedy, and format text for messages.
+
+Some functions make text printable on every terminal.
+"""
 
 import errno
 import os
@@ -9,17 +12,17 @@ from typing import Any
 def printable(text: str) -> str:
     r"""Return `text` without surrogates, so that every encoder and every font library accepts it.
 
-    Python represents each byte of a file name that is not UTF-8 as a surrogate, which cannot be encoded. Each surrogate
-    becomes an escape such as `\xb9`.
+    If a file name is not valid UTF-8, Python represents each invalid byte as a surrogate character, which cannot be
+    encoded as UTF-8. This function replaces each surrogate by an escape such as `\xb9`.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # surrogates that do not come from a file name
+    except UnicodeEncodeError:  # `text` has surrogates that do not stand for bytes of a file name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable_all(value: Any) -> Any:
-    """Apply `printable` to every string in nested dicts, lists and tuples, keys included."""
+    """Return `value` with `printable` applied to every string in nested dicts (keys too), lists and tuples."""
     if isinstance(value, dict):
         return {printable_all(key): printable_all(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -28,16 +31,20 @@ def printable_all(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    r"""Return `text` as one printable line; line breaks, which names of files may have, become `\n`."""
+    r"""Return `text` as one printable line: each line break inside it is replaced by a backslash and an n.
+
+    Line breaks can occur in file names, for example.
+    """
     return printable("\\n".join(text.splitlines()))
 
 
 def shorten(text: object, width: int) -> str:
-    """Return `text` as one line of at most `width` characters; longer text is cut after a whole word, with ` …`."""
+    """Return `text` as one line of at most `width` characters. Longer text is cut at a space and ends in ` …`."""
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    start = line[: width - 1]  # the next line drops at least one more character, so ` …` fits
+    # keep width - 1 characters; the next statement drops at least one of them, which leaves room for ` …`
+    start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"
 
@@ -46,7 +53,8 @@ FILE_LIMIT_TEXTS = (
     os.strerror(errno.EMFILE),
     os.strerror(errno.ENFILE),
     "received 0 items of ancdata",
-    f"exited unexpectedly with exit code {errno.EMFILE}",  # of this program's workers: see utils/data/workers.py
+    # worker processes exit with this code at the limit on open files (see `end_worker` in utils/data/workers.py)
+    f"exited unexpectedly with exit code {errno.EMFILE}",
 )
 WORKER_DIED = "a data loading worker died, most often for lack of memory or of space in /dev/shm; lower -j/--workers"
 OPEN_FILES = (
@@ -56,19 +64,28 @@ OPEN_FILES = (
 
 
 class InputError(Exception):
-    """Error about a flag or a file that the user gave and that cannot be used.
+    """Error that the user can remedy, for example a wrong flag, a damaged file or a full disk.
 
-    The message is one sentence that names the flag or the file and the remedy. A script prints it
-    as `error: …` and exits with code 2, without a traceback.
+    The message is one sentence that says what is wrong (for example, which flag or file) and what to do. A script
+    prints the message as `error: …` and exits with code 2, without a traceback.
     """
 
     def __str__(self) -> str:
-        """Return the sentence alone, without the traceback that a DataLoader worker puts into the message."""
+        """Return the message, which is one sentence.
+
+        If the error was raised in a DataLoader worker, PyTorch adds the worker's traceback to the message. This
+        traceback is left out.
+        """
         return super().__str__().rpartition("InputError: ")[2].strip()
 
 
 class Interrupted(Exception):
-    """Error that ends a run after a signal, once the state is saved; `exit_code` is 128 + signal number."""
+    """Exception that ends a run after a stop signal. It is raised when the checkpoint has been saved.
+
+    Args:
+        message: sentence for the user.
+        exit_code: exit code of the process, 128 + signal number.
+    """
 
     def __init__(self, message: str, exit_code: int = 130):
         super().__init__(message)
@@ -76,21 +93,25 @@ class Interrupted(Exception):
 
 
 def met_file_limit(error: BaseException) -> bool:
-    """Return whether an error comes from the limit on open files, even if a library kept only the message."""
+    """Return whether an error was caused by the limit on open files.
+
+    The text of the error is checked too, because some libraries raise an error of another type with the same text.
+    """
     number = error.errno if isinstance(error, OSError) else None
     return number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in FILE_LIMIT_TEXTS)
 
 
 def explain_system_error(error: Exception) -> str | None:
-    """Return a sentence that explains an error caused by a limit of the system; None for other errors.
+    """Return a sentence for the user that explains an error caused by a limit of the system, or None for other errors.
 
-    The limit on open files shows in many ways: an image that cannot be decoded, a worker that cannot start.
+    Explained errors: too many open files, a DataLoader worker that was killed (most often for lack of memory), and a
+    path that is too long. Too many open files can cause many different errors: for example, an image cannot be decoded,
+    or a worker process cannot start.
     """
     if met_file_limit(error):
         return OPEN_FILES
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(
-        error
-    ):  # PyTorch raises this in a signal handler, at any line of the parent
+    # if a worker dies, PyTorch's signal handler raises this error in the parent process, at whatever line it executes
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         return WORKER_DIED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the path {error.filename} is longer than the file system allows; give a shorter one"
@@ -98,13 +119,17 @@ def explain_system_error(error: Exception) -> str | None:
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
-    """Join the first `limit` items for an error sentence: `a, b, c and 7 more`."""
+    """Return the first `limit` items as text for an error message, such as `a, b, c and 7 more`."""
     words = [str(item) for item in items]
     shown = ", ".join(words[:limit])
     return shown if len(words) <= limit else f"{shown} and {len(words) - limit} more"
 
 
 def clause(error: object, width: int = 150) -> str:
-    """Return another library's message as part of a sentence: one line, no full stops, at most `width` characters."""
+    """Return the message of an error in a form that can be inserted into a sentence.
+
+    The result is one line of at most `width` characters, with semicolons in place of full stops. If the message is
+    empty, return the name of the error's type.
+    """
     words = " ".join(str(error).split()).rstrip(". ").replace(". ", "; ")
     return shorten(words, width) or type(error).__name__

@@ -17,10 +17,13 @@ from utils.system.errors import InputError
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
+    """Yield a temporary path, at which the caller writes the new content of `path`.
+
+    The temporary file is in the same folder as `path`. If the `with` block ends without an error, the temporary file is
+    fsynced and renamed to `path`. Otherwise it is removed, and `path` is unchanged.
 
     Raises:
-        InputError: the disk is full or the folder cannot be written; `path` is unchanged.
+        InputError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,9 +44,10 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def why_unwritable(error: Exception) -> str | None:
-    """Return why a write failed, or None if the error has nothing to do with writing.
+    """Return in words why a file could not be written, or None if `error` is not about files.
 
-    `torch.save` and safetensors report a failed write with exceptions of their own, which have no errno.
+    For every OSError a reason is returned. Other errors are recognised by their text, because `torch.save` and
+    safetensors report a failed write with their own exception types, which have no errno.
     """
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +57,7 @@ def why_unwritable(error: Exception) -> str | None:
 
 
 def sync_folder(folder: Path | str) -> None:
-    """Fsync a folder, so that a rename inside survives a power cut; ignore file systems that cannot do so."""
+    """Fsync a folder, so that a rename in it survives a power cut; do nothing if the file system cannot fsync it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -87,10 +91,13 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield `path`, or if it is not valid UTF-8, a path in /dev/fd to the same file, for libraries that need UTF-8.
+    """Yield a path to an existing file in valid UTF-8, for libraries that accept only UTF-8 paths.
+
+    If `path` is valid UTF-8, yield `path`. Otherwise open the file until the `with` block ends, and yield the path
+    /dev/fd/N of the open file.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: `path` is not valid UTF-8, and the file cannot be opened.
     """
     try:
         os.fsencode(path).decode()
@@ -102,7 +109,7 @@ def utf8_path(path: Path | str) -> Iterator[str]:
 
 
 def can_open(count: int) -> bool:
-    """Return whether this process may open `count` more files, under its limit (ulimit -n)."""
+    """Return whether this process can open `count` more files before it reaches the limit on open files (ulimit -n)."""
     with contextlib.ExitStack() as opened:
         try:
             for _ in range(count):
@@ -113,12 +120,12 @@ def can_open(count: int) -> bool:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Return the total size of all files in and below a folder, in bytes."""
+    """Return the total size in bytes of all files in a folder and its sub-folders."""
     return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def digest_of(path: Path | str) -> str:
-    """Return the BLAKE2b digest of a file's content (16 bytes, as hex), as manifests store it."""
+    """Return the BLAKE2b digest of a file's content: 16 bytes, as 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -127,28 +134,34 @@ def digest_of(path: Path | str) -> str:
 
 
 def digest_of_text(text: str) -> str:
-    """Return the BLAKE2b digest of a text in UTF-8 (16 bytes, as hex)."""
+    """Return the BLAKE2b digest of a text, encoded as UTF-8: 16 bytes, as 32 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class FolderLock:
-    """Lock that keeps other processes out of a folder: a locked file `.lock` in the folder.
+    """Lock on a folder, so that only one process at a time writes to it.
 
-    The operating system releases the lock however the process ends, so a `.lock` file that was left behind is taken
-    over. Worker processes do not inherit the lock. If the file system has no locks, the folder is used without a lock.
+    The constructor creates a file `.lock` in the folder, locks this file, and writes the process id, host name and
+    start time into it. The operating system releases the lock when the process ends, even if it is killed. A `.lock`
+    file that a killed process left behind can therefore be locked again. Worker processes do not inherit the lock. If
+    the file system does not support locks, the folder is used without a lock.
 
-    The `filelock` package is no replacement. Up to 3.20 it truncates the file before it has the lock, which erases the
-    holder's line; and forked workers keep the lock after this process was killed. Up to 4.3, if the file system has no
-    locks, it raises an error, or falls back to a marker file that no one removes after a kill.
+    The `filelock` package is not used, for these reasons:
+
+    * Up to version 3.20, it truncates the file before it has the lock, which erases the line that names the process
+      with the lock. Also, forked worker processes keep the lock if their parent process is killed.
+    * Up to version 4.3, if the file system does not support locks, it raises an error, or uses a marker file, which
+      remains if the process is killed.
 
     Raises:
-        InputError: another process holds the folder; the message gives its pid, host and start time.
+        InputError: another process has locked the folder. The message gives its process id, host and start time.
     """
 
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / ".lock"
         self.file = self._locked()
-        while not self._is_current():  # the previous holder removed the file after we opened it
+        # if the process that had the lock removed the file `.lock` in the meantime, try again with a new file
+        while not self._is_current():
             self.file.close()
             self.file = self._locked()
         self.file.truncate(0)
@@ -167,7 +180,7 @@ class FolderLock:
                 raise InputError(
                     f"--output-dir {self.path.parent} is in use by {holder}; wait for it, or give another folder"
                 ) from None
-            # any other error: the file system has no locks, so go on without one
+            # errors other than EACCES and EAGAIN mean that the file system does not support locks: go on without a lock
         return file
 
     def _is_current(self) -> bool:
@@ -177,7 +190,7 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
+        """Remove the file `.lock` and release the lock, so that other processes may use the folder."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         self.file.close()

@@ -1,4 +1,4 @@
-"""The log, and progress bars."""
+"""Set up the log of a process, and show progress bars."""
 
 import logging
 import sys
@@ -15,20 +15,23 @@ log = logging.getLogger("validator")
 
 
 def progress_bar(batches: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterable[Item]:
-    """Wrap an iterable in a tqdm bar on stderr; show no bar if stderr is not a terminal, or if not `enabled`."""
+    """Return `batches` wrapped in a tqdm bar on stderr.
+
+    No bar is shown if `enabled` is False, or if stderr is not a terminal.
+    """
     return tqdm(batches, description, total, leave=False, disable=None if enabled else True)
 
 
 class Printable(logging.Formatter):
-    """Formatter that makes lines `printable`: file names that are not UTF-8 contain unencodable surrogates."""
+    """Log formatter that replaces characters which cannot be encoded, as in file names that are not valid UTF-8."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record, then make the text printable."""
+        """Return the formatted record, with characters that cannot be encoded replaced by escapes."""
         return printable(super().format(record))
 
 
 class LogHandler(logging.StreamHandler):
-    """Handler that hides a progress bar on the same terminal while it writes."""
+    """Log handler that clears the progress bar on the terminal, writes a line, and then draws the bar again."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record above the progress bar."""
@@ -37,7 +40,10 @@ class LogHandler(logging.StreamHandler):
 
 
 def start_log(speaks: bool = True) -> None:
-    """Send the log to stdout, or nowhere if not `speaks`; close handlers of an earlier run in this process."""
+    """Send the log to stdout, or discard it if `speaks` is False.
+
+    Log handlers that an earlier run in the same process installed are removed and closed.
+    """
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()

@@ -10,9 +10,10 @@ from utils.system.log import log
 
 
 def free_host_memory() -> int:
-    """Return the bytes of host memory that this process may still allocate, within the limit of a container.
+    """Return how many bytes of host memory this process may still allocate.
 
-    The processes of a run on one machine share the free memory evenly.
+    If a container (cgroup) limits the memory, the limit is respected. If several processes of the run are on this
+    machine, each gets an equal fraction of the free memory.
     """
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
@@ -26,14 +27,14 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes, `device` or `host`) of the memory that would hold decoded images."""
+    """Return (free bytes, "device") of GPU memory if `device` is a GPU, else (free bytes, "host") of host memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
     return free_host_memory(), "host"
 
 
 def readable_size(count: float) -> str:
-    """Format a number of bytes with three digits and the largest unit that fits: `340 B`, `4.37 GB`."""
+    """Return a number of bytes as text with a decimal unit and about three digits: `340 B`, `4.37 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -41,29 +42,33 @@ def readable_size(count: float) -> str:
     return f"{count:,.1f} TB"
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of two options of mallopt(), from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether its C library supports this (glibc does).
+    """Make this process keep freed memory for reuse; return whether the C library supports this (glibc does).
 
-    By default glibc returns large blocks to the system, which must zero them page by page when the
-    next step allocates them again. That takes a tenth of a training step on the CPU; see mallopt(3).
+    By default, glibc returns large freed blocks to the operating system. When the next training step allocates the
+    memory again, the operating system must zero it page by page, which takes a tenth of a training step on the CPU.
+    See mallopt(3).
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
+    except (OSError, AttributeError, TypeError):  # the C library has no function mallopt
         return False
     return all(set_option(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
 def cores() -> int:
-    """Return how many cores this process may run on; a container or a cluster may allow fewer than the machine has."""
+    """Return how many CPU cores this process may use; a container or cluster may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_most_cores(workers: int) -> int:
-    """Return -j/--workers, or the number of cores if that is smaller: more processes would only wait."""
+    """Return the smaller of `workers` (-j/--workers) and the number of CPU cores that this process may use.
+
+    More worker processes than cores would only wait for a core. A reduced number is logged.
+    """
     if workers <= cores():
         return workers
     log.info("loader  %d processes, not -j %d: this process may use %d cores", cores(), workers, cores())

@@ -1,4 +1,4 @@
-"""Run a script as a process: signals that stop it, errors in one sentence, exit codes."""
+"""Run the main function of a script: handle stop signals, print errors as one sentence, and choose the exit code."""
 
 import ctypes
 import io
@@ -24,30 +24,39 @@ Item = TypeVar("Item")
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-WORKER_GRACE = 30  # seconds until a worker exits after SIGTERM, which Slurm sends to every process
+# seconds between SIGTERM and the exit of a worker process. Slurm sends SIGTERM to all processes of a job at once, and
+# the parent may still need a batch from the worker.
+WORKER_GRACE = 30
 
 
-PATIENCE = 10  # seconds to wait for the next batch after a signal
+PATIENCE = 10  # seconds that a run waits for the next batch after it received a stop signal
 
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# number of the prctl() option that sends a signal to this process when its parent ends, from <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
 
 
 class StillWaiting(BaseException):
-    """Exception that ends a long wait for a batch after a signal; `except Exception` does not catch it."""
+    """Exception that ends the wait for a batch if the batch does not arrive soon after a stop signal.
+
+    It derives from BaseException, so that an `except Exception` in other code does not catch it.
+    """
 
 
 class StopSignals:
-    """Context in which SIGINT, SIGTERM and SIGUSR1 are only recorded, so that the run stops after the current step.
+    """Context manager that records the stop signals SIGINT, SIGTERM and SIGUSR1 instead of ending the process.
 
-    A second SIGINT ends the process at once.
+    The training loop checks for a recorded signal after each batch, and can then save a checkpoint and stop. A second
+    SIGINT ends the process at once.
 
     Args:
-        all_reduce_max: `World.all_reduce_max`, by which all ranks stop after the same batch.
-        alone: whether there is only one rank, which may give up waiting for the next batch after a signal.
+        all_reduce_max: `World.all_reduce_max`. All ranks call this function after each batch, so that all ranks stop
+            after the same batch even if only one of them received a signal.
+        alone: whether the run has only one rank. If so, the run waits at most PATIENCE seconds for the next batch
+            after a signal.
 
     Attributes:
-        received: number of the signal, or None.
+        received: number of the signal that was received last, or None.
     """
 
     def __init__(self, all_reduce_max: Callable[[int], int] = int, alone: bool = True):
@@ -69,21 +78,28 @@ class StopSignals:
             signal.signal(number, handler)
 
     def record_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Record a signal, restore the default action of SIGINT, and start the timer of `give_up` (signal handler)."""
+        """Record that a stop signal was received (handler of the stop signals).
+
+        Also restore the default action of SIGINT, so that the next SIGINT ends the process, and start the timer that
+        calls `give_up` every PATIENCE seconds.
+        """
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
 
     def give_up(self, _number: int, _frame: FrameType | None) -> None:
-        """End the wait for an item that does not come (handler of the timer that `record_signal` starts)."""
+        """Raise StillWaiting if the run has only one rank and is waiting for the next item.
+
+        This is the handler of the timer that starts when a stop signal is received.
+        """
         if self.waiting and self.alone:
             raise StillWaiting
 
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield from `items`; after a signal, end before the next item is fetched.
+        """Yield `items` one by one until any rank has received a stop signal.
 
-        If the signal comes while an item is fetched, yield that item and then end. A single rank waits for the item for
-        at most PATIENCE seconds.
+        If the signal arrives while this generator waits for an item, that item is still yielded. If the run has only
+        one rank, the wait ends PATIENCE seconds after the signal at the latest, without an item.
         """
         stream = iter(items)
         while True:
@@ -100,42 +116,52 @@ class StopSignals:
                 return
 
     def agreed(self) -> int | None:
-        """Return the number of the signal that any rank received (the highest of several), or None."""
+        """Return the number of the stop signal that any rank has received, or None if no rank has received one.
+
+        All ranks must call this method and get the same result. If ranks received different signals, the result is the
+        highest number.
+        """
         self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
 
 
 def prepare_worker() -> None:
-    """Make this worker process ignore signals that its parent handles, and exit when the parent does."""
+    """Set up how this worker process reacts to signals and to the end of its parent process.
+
+    The worker ignores SIGINT and SIGUSR1, exits WORKER_GRACE seconds after SIGTERM, and exits when its parent ends.
+    In a process that is not a worker, do nothing.
+    """
     parent = multiprocessing.parent_process()
-    if parent is None:  # not a worker
+    if parent is None:  # this process is not a worker
         return
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGALRM, signal.SIG_DFL
-    )  # without this, the inherited `StopSignals.give_up` would handle the alarm
-    signal.signal(
-        signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE)
-    )  # not at once: the parent may need another batch before it stops
+    # let SIGALRM end the worker; a forked worker has inherited `StopSignals.give_up` as the handler of SIGALRM
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # after SIGTERM, the worker exits only after WORKER_GRACE seconds, because the parent may still need a batch
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
-        if not parent.is_alive():  # the parent ended before prctl was called
+        if not parent.is_alive():  # the parent ended before the call of prctl, which then sends no signal
             os._exit(1)
     else:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
 def end_with(parent: BaseProcess) -> None:
-    """Wait until the parent process has ended, then exit."""
+    """Wait until the process `parent` has ended, then exit from this worker process."""
     connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def end_workers() -> None:
-    """Kill all child processes of this process; call this only when they are no longer needed."""
+    """Kill all worker processes that this process started with `multiprocessing`, and wait until they have ended.
+
+    If this is not called in the main thread, do nothing, because only the main thread may set signal handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise for killed workers
+    # PyTorch's handler of SIGCHLD raises an error when a worker is killed, so it is switched off here
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
@@ -146,13 +172,19 @@ KEY_FLAG = "--wandb-api-key"
 
 
 def run_script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> int:
-    """Call `main(argv)` and return the exit code of the process.
+    """Call `main(argv)`, print an expected error as one line, and return the exit code of the process.
 
-    Exit codes: 0 done; 2 bad input, or a limit of the system; 128 + signal number if a signal ended the run: 130
-    SIGINT, 143 SIGTERM, 138 SIGUSR1. With several processes only one prints the error.
+    The exit codes are:
+
+    * 0: the script succeeded.
+    * 2: the user can remedy the error, for example wrong input or too little memory.
+    * 128 + signal number: a signal ended the run (SIGINT 130, SIGTERM 143, SIGUSR1 138).
+
+    If the run has several processes, only one of them prints the error. Unexpected errors are raised again.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the encoding of the terminal may lack some characters
+        # print characters that the terminal's encoding lacks as escapes, instead of raising an error
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if argv is None:
         hide_key()
@@ -179,14 +211,18 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text = "stopped: interrupted"
         code = 130
     finally:
-        end_workers()  # workers whose loader is still referenced would live for another 30 s
+        # otherwise Python would wait WORKER_GRACE seconds for worker processes whose DataLoader is still referenced
+        end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
     return code
 
 
 def out_of_memory(error: Exception) -> str:
-    """Return the sentence for a GPU that is out of memory: how much more was needed, and which flags need less."""
+    """Return the error message for a GPU that is out of memory.
+
+    The message says how much more memory was needed (if the error tells) and which flags reduce the use of memory.
+    """
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     more = f" ({wanted[1]} more were needed)" if wanted else ""
     return (
@@ -197,7 +233,10 @@ def out_of_memory(error: Exception) -> str:
 
 
 def hide_key() -> None:
-    """Restart this process with the W&B key in its environment: any user of the machine can read a command line."""
+    """Remove the W&B API key from the command line of this process, where any user of the machine can read it.
+
+    If the command line has the key, restart this process with the key in the environment variable WANDB_API_KEY.
+    """
     key, words = take_key(sys.orig_argv[1:])
     if key:
         print(f"W&B: {KEY_FLAG} can be read by others on this machine; WANDB_API_KEY in the environment is safer")
@@ -207,7 +246,7 @@ def hide_key() -> None:
 
 
 def take_key(words: list[str]) -> tuple[str | None, list[str]]:
-    """Split a command line into (the W&B key or None, the other words)."""
+    """Return (the W&B API key or None, the words of the command line without the key and its flag)."""
     for position, word in enumerate(words):
         if word.startswith(f"{KEY_FLAG}="):
             return word.partition("=")[2], words[:position] + words[position + 1 :]

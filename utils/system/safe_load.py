@@ -1,20 +1,23 @@
 """Read `torch.save` files from untrusted sources.
 
-A `torch.save` file is a zip: `NAME/data.pkl`, a pickle that describes the object, and `NAME/data/K`,
-the raw bytes of storage K. Before PyTorch 1.6 it was five pickles one after another (a magic number, a
-version, the byte order, the object, the list of storage names), then each storage: its length as int64
-and its raw bytes. Unpickling can run any code, and `torch.load` trusts the sizes that the pickle
-states. So this module reads such files itself, with these limits:
+A `torch.save` file is a zip archive. Its record `NAME/data.pkl` is a pickle that describes the object, and each
+record `NAME/data/K` holds the raw bytes of storage K. Before PyTorch 1.6, the file had another format. It began with
+five pickles: a magic number, a version, the byte order, the object, and the list of storage names. After the pickles,
+the file held the length (int64) and the raw bytes of each storage.
 
-* The pickle can only use names on an exact allow-list, mostly of small functions of this module that check
-  their arguments. Any other name is refused, and the error names it.
-* A checkpoint may hold settings of some known classes beside the weights. Each settings object becomes an
-  `Inert`, which keeps no content and does nothing.
-* The unpickler is Python's own implementation, without the opcodes that allocate memory before reading it.
-* A tensor must lie inside its storage, a storage must be as long as its record, records must be
-  uncompressed, and no more bytes are read than the file holds.
+Unpickling can run any code, and `torch.load` trusts the sizes in the pickle. Therefore this module reads both formats
+itself, with these precautions:
 
-Works on every supported PyTorch, and reads pickles of numpy 1 and numpy 2.
+* The pickle may only name classes and functions on an allow-list. Most functions on the list are replaced by small
+  functions of this module, which check their arguments. Any other name raises an error that contains the name.
+* A checkpoint may hold settings beside the weights, as objects of some known classes. Each settings object is replaced
+  by an `Inert` object, which has no content and does nothing.
+* The unpickler is the pure-Python one of the standard library. Opcodes that allocate memory before the data is read
+  are removed from it.
+* A tensor must lie inside its storage, and a storage must be as long as its record. Records must be uncompressed. No
+  more bytes are read than the file has.
+
+The module works with every supported PyTorch version, and reads pickles of numpy 1 and numpy 2.
 """
 
 import io
@@ -38,7 +41,8 @@ from utils.system.files import atomic_file
 MAX_PICKLE_BYTES = 64 * 2**20
 
 
-Globals = Mapping[tuple[str, str], Any]  # allow-list of a pickle: (module, name) -> stand-in
+# allow-list for unpickling: (module, name) as in the pickle -> the class, function or value that is used in its place
+Globals = Mapping[tuple[str, str], Any]
 
 
 STORAGE_DTYPES = {
@@ -56,18 +60,23 @@ STORAGE_DTYPES = {
 
 
 class ForbiddenPickle(pickle.UnpicklingError):
-    """Error of a pickle that asks for anything outside the allow-list; `module` is the name's module, or empty."""
+    """Error raised if a pickle uses a class, function or value that is not allowed.
+
+    Args:
+        what: the thing that is not allowed, for the error message.
+        module: module of the class or function that is not on the allow-list; empty in other cases.
+    """
 
     def __init__(self, what: str, module: str = "") -> None:
         super().__init__(what)
         self.module = module
 
 
-# The type hints below hold for valid pickles. A malicious pickle may pass values of any type.
+# The type hints below are true for valid pickles. A malicious pickle may pass arguments of any type.
 
 
 class _NumpyDtype:
-    """Stand-in for `numpy.dtype`: a code such as `i8`, and the byte order from the pickled state."""
+    """Replacement for `numpy.dtype` in unpickling; holds only the type code, such as `i8`, and the byte order."""
 
     def __init__(self, code: str, *_flags: object):
         self.code = code
@@ -78,7 +87,14 @@ class _NumpyDtype:
 
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
-    """Return a plain Python number: stand-in for numpy's `scalar(dtype, bytes)`."""
+    """Return the Python number that the bytes of a pickled numpy scalar encode.
+
+    In unpickling, this function replaces numpy's function `scalar`.
+
+    Raises:
+        ForbiddenPickle: `dtype` is not one of the supported types of numbers and bools.
+        UnpicklingError: `data` holds no number, or several numbers.
+    """
     if dtype.code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
         raise ForbiddenPickle(f"a numpy value of type {dtype.code!r:.40}")
     array = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
@@ -88,7 +104,13 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Encode text as Latin-1: stand-in for `_codecs.encode`, which pickle protocol 2 uses to store bytes."""
+    """Return `text` encoded as Latin-1. In unpickling, this function replaces `_codecs.encode`.
+
+    Pickle protocol 2 stores bytes as text, which `_codecs.encode` turns back into bytes.
+
+    Raises:
+        ForbiddenPickle: `encoding` is not latin1.
+    """
     if encoding != "latin1":
         raise ForbiddenPickle(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
@@ -103,7 +125,13 @@ def _rebuild_tensor(
     _hooks: object = None,
     _meta: object = None,
 ) -> torch.Tensor:
-    """Return a tensor after a check that it lies inside its storage: stand-in for `torch._utils._rebuild_tensor_v2`."""
+    """Return a tensor of the given size and stride that is a view of `storage`.
+
+    In unpickling, this function replaces `torch._utils._rebuild_tensor_v2`.
+
+    Raises:
+        UnpicklingError: the shape is invalid, or the tensor does not lie inside its storage.
+    """
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
         raise pickle.UnpicklingError("a tensor with an impossible shape")
@@ -113,12 +141,13 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > storage.numel() or (numel and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    # as_strided counts from the start of the memory, but a storage in an old file may be a part that starts later
+    # as_strided counts the offset from the start of the underlying memory. In files from before PyTorch 1.6, `storage`
+    # may be a slice that starts later, so the start of the slice is added.
     return storage.as_strided(size, stride, storage.storage_offset() + offset) if numel else storage.new_empty(size)
 
 
 def _rebuild_parameter(tensor: torch.Tensor, _requires_grad: object, _hooks: object) -> torch.Tensor:
-    """Return the plain tensor: stand-in for `torch._utils._rebuild_parameter`."""
+    """Return `tensor` unchanged. In unpickling, this function replaces `torch._utils._rebuild_parameter`."""
     return tensor
 
 
@@ -134,7 +163,7 @@ LABEL_GLOBALS: Globals = {
 
 
 class _Parameter:
-    """Stand-in for `torch.nn.Parameter` in pickles of PyTorch 0.3; the constructor returns the plain tensor."""
+    """Replacement for `torch.nn.Parameter` in pickles of PyTorch 0.3; its constructor returns the plain tensor."""
 
     def __new__(cls, tensor: torch.Tensor, *_requires_grad: object) -> Any:
         return tensor
@@ -143,13 +172,16 @@ class _Parameter:
 WEIGHT_GLOBALS: Globals = {
     **LABEL_GLOBALS,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # in pickles of PyTorch 0.3
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # pickles of PyTorch 0.3 use this name
     ("torch.nn.parameter", "Parameter"): _Parameter,
 }
 
 
 class Inert:
-    """Stand-in for a settings object; accepts any arguments, items and state, and keeps none of them."""
+    """Object without content that replaces each settings object when a checkpoint is unpickled.
+
+    The unpickler may pass it constructor arguments, list items, dict items and a state. All of them are discarded.
+    """
 
     __slots__ = ()
 
@@ -157,20 +189,21 @@ class Inert:
         return super().__new__(cls)
 
     def __init__(self, *_arguments: object, **_named: object) -> None:
-        """Ignore the arguments."""
+        """Discard the arguments that the pickle passes to the constructor."""
 
     def __setitem__(self, _key: object, _value: object) -> None:
-        """Ignore an item of a dict."""
+        """Discard an item; the unpickler calls this method to fill an object that is a dict."""
 
     def append(self, _item: object) -> None:
-        """Ignore an item of a list."""
+        """Discard an item; the unpickler calls this method to fill an object that is a list."""
 
     def extend(self, _items: object) -> None:
-        """Ignore items of a list."""
+        """Discard several items; the unpickler calls this method to fill an object that is a list."""
 
 
-# Classes of plain data that training scripts save beside the weights: module -> names. None of the classes is used: an
-# `Inert` takes the place of each object.
+# SETTINGS, below, lists the classes that training scripts often use for settings, which they save beside the weights.
+# It maps the name of a Python module to the names of its classes. When a checkpoint is read, each object of these
+# classes is replaced by an `Inert` object, so the classes themselves are never used.
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
@@ -185,7 +218,7 @@ SETTINGS = {
     "pathlib._local": _PATHS,
     "datetime": "datetime date time timedelta timezone",
     "numpy": "ndarray",
-    "numpy.core.multiarray": "_reconstruct",  # numpy's constructor of pickled arrays
+    "numpy.core.multiarray": "_reconstruct",  # the function with which pickles construct numpy arrays
     "numpy._core.multiarray": "_reconstruct",
     "torch": f"device Size {_DTYPES}",
     "easydict": "EasyDict",
@@ -214,12 +247,21 @@ CHECKPOINT_GLOBALS: Globals = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler with an allow-list of callables, and without the opcodes in _REMOVED."""
+    """Pure-Python unpickler that resolves names only through an allow-list.
 
-    stack: list[Any]  # an attribute of the base class that its type stub lacks
+    The opcodes in _REMOVED are deleted from it. Some of them allocate memory before the data is read, and the others
+    bypass the allow-list.
+
+    Args:
+        file: the file from which the pickle is read.
+        allowed: the allow-list, {(module, name): object to use}.
+        load_storage: function that returns the tensor of a storage which the pickle names.
+    """
+
+    stack: list[Any]  # attribute of the base class; declared here because the base class's type stub lacks it
 
     def __init__(self, file: Any, allowed: Globals, load_storage: Callable[..., torch.Tensor]):
-        super().__init__(file, encoding="utf-8")  # for strings that Python 2 pickled
+        super().__init__(file, encoding="utf-8")  # the encoding is used for strings in pickles of Python 2
         self.allowed = allowed
         self.load_storage = load_storage
 
@@ -233,7 +275,14 @@ class _Unpickler(pickle._Unpickler):
         return self.load_storage(*pid)
 
     def load_build(self) -> None:
-        """Set a dtype's byte order (opcode BUILD); ignore other states: of state dicts, tensors and settings."""
+        """Execute the opcode BUILD, which passes a state to an unpickled object.
+
+        For a numpy dtype, the state sets its byte order. For an OrderedDict, a tensor or an `Inert`, the state is
+        discarded.
+
+        Raises:
+            ForbiddenPickle: the object has another type.
+        """
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _NumpyDtype):
@@ -242,13 +291,14 @@ class _Unpickler(pickle._Unpickler):
             raise ForbiddenPickle(f"the state of a {type(target).__name__}")
 
 
-# Opcodes that allocate memory before they read, or that bypass the allow-list.
+# Opcodes that allocate memory before the data is read, or that bypass the allow-list.
 _REMOVED = "BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER EXT1 EXT2 EXT4 INST OBJ".split()
 
 
 _Unpickler.dispatch = {
     **pickle._Unpickler.dispatch,
-    pickle.BUILD[0]: _Unpickler.load_build,  # type: ignore[dict-item]  # the stub only knows methods of the base class
+    # mypy complains, because the type stub of `dispatch` allows only methods of the base class
+    pickle.BUILD[0]: _Unpickler.load_build,  # type: ignore[dict-item]
 }
 
 
@@ -257,7 +307,7 @@ for _name in _REMOVED:
 
 
 class _Archive:
-    """An open zip file, and the storages already read from it."""
+    """Reader of a `torch.save` file in the zip format (PyTorch 1.6 or later); caches storages that were read."""
 
     def __init__(self, file: BinaryIO):
         self.zip = zipfile.ZipFile(file)
@@ -276,7 +326,12 @@ class _Archive:
         return self.zip.read(info)
 
     def storage(self, kind: str, dtype: torch.dtype, key: str, _location: object, numel: int) -> torch.Tensor:
-        """Return storage `key` as a flat tensor; its record must hold exactly `numel` elements."""
+        """Return the storage called `key` as a 1-D tensor; the unpickler calls this method.
+
+        Raises:
+            ForbiddenPickle: the pickle refers to something other than a storage.
+            UnpicklingError: the storage does not have `numel` elements, or its record is compressed or overlaps others.
+        """
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ForbiddenPickle(f"a persistent {kind!r}")
         if key not in self.storages:
@@ -296,31 +351,42 @@ class _Archive:
 
 
 MAGIC = 0x1950A86A20F9469CFC6C  # value of the first pickle in a file from before PyTorch 1.6
-VERSION = 1001  # value of the second pickle in such a file
+VERSION = 1001  # value of the second pickle in a file from before PyTorch 1.6
 
 
 class _OldArchive:
-    """An open file from before PyTorch 1.6, and the storages that its pickle names."""
+    """Reader of a `torch.save` file from before PyTorch 1.6."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
-        self.budget = self.size  # bytes that storages may still take
+        self.budget = self.size  # file size minus the sizes of all storages so far; it must not become negative
         self.storages: dict[str, tuple[bytearray, torch.Tensor]] = {}
 
     def read(self, count: int) -> bytes:
-        """Read up to `count` bytes; memory is only allocated for bytes that the file still holds."""
+        """Return the next `count` bytes of the file, or fewer if the file ends before.
+
+        A huge `count` is harmless: no more memory is allocated than the rest of the file needs.
+        """
         return self.file.read(max(0, min(count, self.size - self.file.tell())))
 
     def readline(self) -> bytes:
-        """Read a line; the unpickler calls this."""
+        """Return the next line of the file; the unpickler calls this method.
+
+        Raises:
+            UnpicklingError: the line does not end before the file ends, or within MAX_PICKLE_BYTES.
+        """
         line = self.file.readline(MAX_PICKLE_BYTES)
         if not line.endswith(b"\n"):
             raise pickle.UnpicklingError("the file ends in its pickle")
         return line
 
     def pickled(self, allowed: Globals) -> Any:
-        """Return the object in the next pickle."""
+        """Unpickle the next pickle of the file and return its object; `allowed` is the allow-list.
+
+        Raises:
+            UnpicklingError: the pickle is longer than MAX_PICKLE_BYTES.
+        """
         start = self.file.tell()
         value = _Unpickler(self, allowed, self.storage).load()
         if self.file.tell() - start > MAX_PICKLE_BYTES:
@@ -330,7 +396,21 @@ class _OldArchive:
     def storage(
         self, kind: str, dtype: torch.dtype, key: str, _location: object, numel: int, view: Any = None
     ) -> torch.Tensor:
-        """Return storage `key`, or the part of it that `view` gives, as a flat tensor that `load` fills in later."""
+        """Return the storage called `key`, or a slice of it, as a 1-D tensor; the unpickler calls this method.
+
+        The tensor has no content yet. `load` reads the content when the whole pickle has been read.
+
+        Args:
+            kind: must be "storage".
+            dtype: dtype of the storage.
+            key: name of the storage in this file.
+            numel: number of elements of the storage.
+            view: None for the whole storage, or (name, first element, number of elements) of a slice.
+
+        Raises:
+            ForbiddenPickle: the pickle refers to something other than a storage.
+            UnpicklingError: the storages are larger than the file, or a size is invalid.
+        """
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ForbiddenPickle(f"a persistent {kind!r:.40}")
         if type(numel) is not int or numel < 0:
@@ -375,8 +455,8 @@ class _OldArchive:
 def save_archive(path: Path | str, content: Any) -> None:
     """Write a `torch.save` file atomically.
 
-    torch.save gets an open file: with a path, it would write the name of the temporary file into the archive, and
-    PyTorch 2.0 would refuse names that are not UTF-8.
+    The function passes an open file to `torch.save`, not a path. If it passed a path, the name of the temporary file
+    would be stored in the archive, and PyTorch 2.0 would fail for names that are not valid UTF-8.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
@@ -388,20 +468,22 @@ def save_archive(path: Path | str, content: Any) -> None:
 def load_archive(
     path: Path | str, allowed: Globals = LABEL_GLOBALS, remedy: str = "get the file from its author again"
 ) -> Any:
-    """Load the object in a `torch.save` file of any PyTorch version: containers, numbers and CPU tensors.
+    """Load the object in a `torch.save` file of any PyTorch version, without running code from the file.
+
+    The object consists of containers, numbers, strings and CPU tensors.
 
     Args:
         path: the file.
-        allowed: allow-list of the pickle, `{(module, name): stand-in}`.
-        remedy: advice to the user in the error about a file that asks for anything outside `allowed`.
+        allowed: classes and functions that the pickle may name: {(module, name): object to use in its place}.
+        remedy: advice to the user, for the message of the error that is raised if the pickle uses other names.
 
     Raises:
-        InputError: the file is missing, damaged, or asks for anything outside `allowed`. No code from the file
-            has run.
+        InputError: the file is missing or damaged, or its pickle uses names that are not in `allowed`.
     """
     try:
         with open(path, "rb") as file:
-            old = file.read(1) == pickle.PROTO  # a zip begins with PK
+            # a file from before PyTorch 1.6 begins with the pickle opcode PROTO; a zip archive begins with PK
+            old = file.read(1) == pickle.PROTO
             file.seek(0)
             return (_OldArchive(file) if old else _Archive(file)).load(allowed)
     except ForbiddenPickle as error:
@@ -426,9 +508,13 @@ def load_archive(
 
 
 def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:
-    """Return whether the refused name is most likely the class of a pickled model."""
+    """Return whether a file, whose pickle was refused with `error`, most likely holds a whole pickled model.
+
+    This is assumed if the refused name is not from the standard library and the file mentions `torch.nn.modules`.
+    """
     top = error.module.partition(".")[0]
     if not top or (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":
         return False
-    with open(path, "rb") as file:  # the pickle is at the start of the file, in both formats
+    # the pickle is at the start of the file in both formats of `torch.save`, so the first MiB is enough
+    with open(path, "rb") as file:
         return b"torch.nn.modules" in file.read(2**20)

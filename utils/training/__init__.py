@@ -1,1 +1,1 @@
-"""Training: from a `Batch` to updated weights."""
+"""Train students: models, teachers, losses, metrics, optimizer, schedules, CUDA graphs and data parallelism."""

@@ -1,9 +1,10 @@
 """Capture the whole optimizer step as one CUDA graph, so that small batches are not bound by kernel launches.
 
-A step on 25 images launches hundreds of kernels, each of which takes less time than its launch.
-A graph captures them once (replay and mixing of the views, forward, backward, update, metric sums)
-and launches them together. The batch's `tensors()` and the learning rate are copied into static tensors
-before each launch. A batch of other shapes, such as a short last one, takes the eager step.
+A step on 25 images launches hundreds of kernels, each of which runs for less time than its launch takes.
+A CUDA graph records all kernels of a step once: crop, flip and mixing of the images, forward pass, backward pass,
+weight update and metric sums. It then launches all of them together. The graph reads the batch and the learning rate
+from static tensors, which are overwritten before each launch. A batch of other shapes, for example a short last batch,
+is trained eagerly, without the graph.
 """
 
 import warnings
@@ -21,11 +22,15 @@ from utils.system.log import log
 from utils.training.metrics import MetricSums
 from utils.training.precision import Precision
 
-WARM_UP_STEPS = 3  # steps before the capture, in which cuDNN and cuBLAS choose algorithms and allocate memory
+# number of eager steps before the capture: in these steps, cuDNN and cuBLAS choose algorithms and allocate memory
+WARM_UP_STEPS = 3
 
 
 def captures(precision: Precision, world: World = ALONE) -> bool:
-    """Return whether steps can be captured: on CUDA, by one process, without fp16's loss scaling."""
+    """Return whether a run's optimizer steps can be captured as a CUDA graph.
+
+    This requires a CUDA device, a single process, and a precision without loss scaling, thus not fp16.
+    """
     if precision.device.type != "cuda" or world.size > 1:
         return False
     if precision.scaler.is_enabled():
@@ -35,7 +40,7 @@ def captures(precision: Precision, world: World = ALONE) -> bool:
 
 
 class Trains(Protocol):
-    """The attributes of a student that its steps use; see `run.student.Student`."""
+    """Protocol: the attributes of a student that an optimizer step reads or updates; see `run.student.Student`."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -43,15 +48,16 @@ class Trains(Protocol):
     sums: MetricSums
 
 
-Step = Callable[[Any, Batch], None]  # an eager optimizer step of a student on a batch
+# function (student, batch) that takes one optimizer step eagerly, without a CUDA graph
+Step = Callable[[Any, Batch], None]
 
 
 class CapturedStep:
-    """Optimizer step that is launched as a CUDA graph and has the result of the eager step.
+    """Optimizer step that runs as one CUDA graph and has the same result as the eager step.
 
-    The step is captured at the first batch, and again at every batch that has more rows. Student, loss
-    and micro-batch size must be the same in every call. If the capture fails (a model that synchronises with the
-    device, an old PyTorch), one log line says so and every step is eager.
+    The graph is captured at the first call, and again if a later batch has more rows. All calls must have the same
+    student, loss and micro-batch size. The capture may fail, for example because the model synchronises with the
+    device or because PyTorch is old. Then the reason is logged, and all steps run eagerly.
     """
 
     def __init__(self) -> None:
@@ -59,7 +65,11 @@ class CapturedStep:
         self.failed = False
 
     def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
-        """Launch the captured step if it fits the batch, else call `step(student, batch)`."""
+        """Train the student on the batch: launch the CUDA graph if it can be used, else call `step(student, batch)`.
+
+        The graph is captured first if there is none yet, or if the batch has more rows than the captured batch. It can
+        be used if the batch has the same shapes as the captured batch.
+        """
         if not self.failed and (self.launch is None or len(batch) > self.rows):
             self.capture(step, student, batch)
         if self.launch is None or shapes(batch) != self.shapes:
@@ -75,7 +85,10 @@ class CapturedStep:
         student.sums.samples += len(batch)
 
     def capture(self, eager: Step, student: Trains, batch: Batch) -> None:
-        """Capture a step on static copies of `batch`; model, optimizer and random state are left unchanged."""
+        """Capture the step `eager` as a CUDA graph that reads its inputs from static copies of the batch's tensors.
+
+        The capture leaves the model, the optimizer and the random state unchanged. If it fails, `give_up` is called.
+        """
         device, optimizer = student.precision.device, student.optimizer
         self.launch = None
         self.rows = len(batch)
@@ -91,15 +104,16 @@ class CapturedStep:
 
         def step() -> None:
             self.sums.sums.zero_()
-            # like() is called inside the step, so that tensors derived from the batch's inputs are captured too
+            # build the batch inside the captured step, so that the graph also computes its images from the inputs
             eager(captured, batch.like(self.inputs))
 
         before = Snapshot(student.model, optimizer, device)
         try:
             with capturable(optimizer, self.rates), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "(?s).*capturable=True")  # the warm-up steps are not captured
+                # PyTorch warns if a capturable optimizer runs outside a capture, as it does in the warm-up steps
+                warnings.filterwarnings("ignore", "(?s).*capturable=True")
                 self.launch = capture_graph(step, device, before.restore)
-        except (RuntimeError, TypeError, AssertionError) as error:  # old versions of PyTorch's optimizers assert
+        except (RuntimeError, TypeError, AssertionError) as error:  # old PyTorch optimizers raise AssertionError
             before.restore()
             optimizer.zero_grad(set_to_none=True)
             self.give_up(" ".join(str(error).split()))
@@ -107,19 +121,25 @@ class CapturedStep:
         log.info("step    one CUDA graph of %d images; a shorter last batch is eager", len(batch))
 
     def give_up(self, reason: str) -> None:
-        """Take every step eagerly from now on, and log the reason."""
+        """Run all later steps eagerly, without a CUDA graph, and log the reason."""
         self.failed = True
         log.info("step    eager: it cannot be captured as a CUDA graph (%.120s)", reason)
 
 
 def shapes(batch: Batch) -> tuple[type, list]:
-    """Return type, shapes and dtypes of a batch; a captured step fits only batches with equal ones."""
+    """Return the type of a batch, and the shapes and dtypes of its tensors.
+
+    A CUDA graph can only be launched for a batch with the same type, shapes and dtypes as the captured batch.
+    """
     return type(batch), [None if value is None else (value.shape, value.dtype) for value in batch.tensors()]
 
 
 @contextmanager
 def capturable(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Let the optimizer read its learning rates from tensors; restore its parameter groups on exit."""
+    """Make the optimizer read its learning rates from the tensors `rates`, one for each parameter group.
+
+    When the block ends, the parameter groups get their previous settings back.
+    """
     kept: list[dict[str, Any]] = [
         {key: group[key] for key in ("lr", "capturable") if key in group} for group in optimizer.param_groups
     ]
@@ -137,20 +157,22 @@ def capturable(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) 
 def capture_graph(step: Callable[[], object], device: torch.device, restore: Callable[[], None]) -> Callable[[], None]:
     """Capture `step` as a CUDA graph and return the function that launches it.
 
-    A capture needs warm-up steps; `restore` undoes them. Each graph is captured on a new stream, because cuBLAS has one
-    workspace per stream and the graphs of several students run concurrently.
+    Before the capture, `step` runs a few times as a warm-up, and `restore` is called to undo the effects of these runs.
+    Each graph is captured on a new stream. The reason is that cuBLAS has one workspace per stream, and that the graphs
+    of several students run concurrently.
     """
     stream = torch.cuda.Stream(device)
     graph = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        # if the capture fails, torch.cuda.graph does not leave the stream: this context does
+        # torch.cuda.graph does not return to the previous stream if the capture fails, but this outer context does
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 step()
             restore()
-            try:  # thread_local lets another thread upload labels during the capture
+            try:
+                # in the mode thread_local, another thread may upload labels to the device during the capture
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     step()
             except BaseException:
@@ -161,14 +183,16 @@ def capture_graph(step: Callable[[], object], device: torch.device, restore: Cal
     return graph.replay
 
 
-FAILED_CAPTURES: list[object] = []  # graphs kept alive, because the allocator may still call into them
+# graphs of failed captures; this list keeps them alive, because PyTorch's memory allocator may still call them
+FAILED_CAPTURES: list[object] = []
 
 
 def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
-    """Clean up after a failed capture, which some versions of PyTorch (such as 2.11) do not.
+    """Clean up after a failed capture, because some versions of PyTorch (such as 2.11) do not.
 
-    Without this the allocator keeps the memory of the graph, and drawing random numbers on the device fails until
-    another capture succeeds. So a trivial graph is captured. This is harmless in versions that need no cleaning up.
+    In these versions, the memory allocator would not free the memory of the graph, and drawing random numbers on the
+    device would fail until another capture succeeds. Therefore this function releases the memory pool and captures a
+    trivial graph. In other versions of PyTorch, this is harmless.
     """
     FAILED_CAPTURES.append(graph)
     with suppress(RuntimeError, AttributeError):
@@ -186,7 +210,8 @@ def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
 class Snapshot:
     """Copies of a model's tensors, an optimizer's state and the random state, which `restore` writes back in place.
 
-    Optimizer state created after the snapshot is set to zero, the initial state of AdamW and SGD.
+    If the optimizer has created state since the snapshot, `restore` sets this state to zero: AdamW and SGD also start
+    from zeros.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -197,12 +222,12 @@ class Snapshot:
         self.device_rng = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def state_tensors(self) -> list[torch.Tensor]:
-        """Return all tensors of the optimizer's state."""
+        """Return all tensors of the optimizer's state, such as moments and step counters."""
         return [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Write the copies back into the tensors that they were taken from."""
+        """Write the copies back in place: into the model, the optimizer's state and the random number generators."""
         for tensor, value in self.weights:
             tensor.copy_(value)
         for tensor in self.state_tensors():

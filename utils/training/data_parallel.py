@@ -1,7 +1,7 @@
-"""Make a step of several processes equal to the step of one process with all rows.
+"""Data parallelism: an optimizer step of several processes equals the step of one process that has the whole batch.
 
-PyTorch's SyncBatchNorm needs GPUs. The class here works on any device, computes in float32, and computes the variance
-in two passes, as a single process does. A rank may have no rows.
+PyTorch's own SyncBatchNorm needs GPUs. The `SyncBatchNorm` of this module works on any device. It computes in float32,
+and it computes the variance in two passes, as a single process does. A rank may have no rows of a micro-batch.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ def all_rows(rows: torch.Tensor, number: int, world: World) -> torch.Tensor:
     """Gather the rows of a micro-batch from all ranks; gradients flow only into this rank's rows.
 
     Args:
-        rows: this rank's rows, [own, …].
-        number: rows of the micro-batch over all ranks.
-        world: `World`; every rank must call this function.
+        rows: the rows of the micro-batch that are on this rank, [own, …].
+        number: number of rows of the micro-batch on all ranks together.
+        world: ranks of the run. Every rank must call this function.
 
     Returns:
         the rows of all ranks, [number, …].
@@ -35,20 +35,26 @@ def all_rows(rows: torch.Tensor, number: int, world: World) -> torch.Tensor:
 
 
 def gather_micro_batch(micro_batch: Batch, world: World) -> Batch:
-    """Return a micro-batch with the soft labels and classes of all ranks, but only this rank's images."""
+    """Return a micro-batch that has the soft labels and targets of all ranks, but only the images of this rank.
+
+    Every rank must call this function.
+    """
     number = micro_batch.whole
     soft_labels = each(micro_batch.soft_labels, lambda rows: all_rows(rows, number, world))
     return Batch(micro_batch.images, soft_labels, all_rows(micro_batch.targets, number, world))
 
 
 def sum_gradients(model: nn.Module, world: World) -> None:
-    """All-reduce the sum of the gradients, in one tensor; do nothing if there is only one process."""
+    """Replace the gradient of each parameter by its sum over all ranks; do nothing if there is only one process.
+
+    The gradients are concatenated for a single all-reduce. Every rank must call this function.
+    """
     if world.size == 1:
         return
     gradients = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            if parameter.grad is None:  # this rank had no rows
+            if parameter.grad is None:  # this rank had no rows of the batch, and therefore no backward pass
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     total = world.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -57,11 +63,15 @@ def sum_gradients(model: nn.Module, world: World) -> None:
 
 
 class Normalise(torch.autograd.Function):
-    """x -> (x - mean) / sqrt(var + eps), with mean and variance per channel over the rows of all ranks."""
+    """Autograd function (x - mean) / sqrt(var + eps), with mean and var per channel over the rows of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, eps: float, world: World) -> tuple[torch.Tensor, ...]:
-        """Return (normalised x [b, C, …], mean [C], biased variance [C], rows x pixels over all ranks)."""
+        """Normalise x [b, C, …], of which this rank has b rows.
+
+        Returns:
+            (normalised x [b, C, …], mean [C], biased variance [C], number of values per channel on all ranks [1]).
+        """
         values, axes = x.float(), [0, *range(2, x.dim())]
         count = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float32, device=x.device)
         sums = world.all_reduce_sum(torch.cat([values.sum(axes), count]))
@@ -77,7 +87,11 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, *_: object) -> tuple[torch.Tensor, None, None]:
-        """Return dx = scale · (dy - mean(dy) - x̂ · mean(dy · x̂)), with means over the rows of all ranks."""
+        """Return the gradient of x: scale · (dy - mean(dy) - x̂ · mean(dy · x̂)).
+
+        Here dy is the gradient of the output, x̂ is the normalised x, and scale is 1 / sqrt(var + eps). Means are per
+        channel, over the rows of all ranks.
+        """
         centred, scale, count = ctx.saved_tensors
         dy = gradient.float()
         scale = along_channels(scale, gradient)
@@ -93,7 +107,10 @@ def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class SyncBatchNorm(nn.Module):
-    """Synchronised batch norm that replaces a BatchNorm1d, 2d or 3d `layer` and uses its parameters and buffers."""
+    """Batch norm whose batch statistics cover the rows of all ranks.
+
+    It replaces a BatchNorm1d, 2d or 3d `layer`, and has the parameters and buffers of this layer.
+    """
 
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
@@ -106,7 +123,10 @@ class SyncBatchNorm(nn.Module):
             self.register_buffer(name, getattr(layer, name))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x [b, C, …]; training mode uses the statistics over the rows of all ranks."""
+        """Normalise x [b, C, …], in training mode with batch statistics of all ranks, else with the running statistics.
+
+        A layer without running statistics uses batch statistics in both modes.
+        """
         if not self.training and self.running_mean is not None:
             return nn.functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -122,7 +142,7 @@ class SyncBatchNorm(nn.Module):
     @torch.no_grad()
     def track(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         """Update the running statistics as PyTorch does, from the mean and the unbiased variance of a batch."""
-        running_mean, running_var, batches = self.buffers()  # in the order of registration
+        running_mean, running_var, batches = self.buffers()  # in the order in which __init__ registered them
         batches += 1
         momentum = 1 / batches if self.momentum is None else self.momentum
         running_mean += momentum * (mean - running_mean)
@@ -130,10 +150,10 @@ class SyncBatchNorm(nn.Module):
 
 
 def synchronise(model: nn.Module, world: World) -> None:
-    """Replace every batch-norm layer of `model` in place by `SyncBatchNorm`; the state dict stays the same.
+    """Replace every batch-norm layer of `model` in place by `SyncBatchNorm`; the model's state dict does not change.
 
     Raises:
-        InputError: the model has a kind of batch normalisation that cannot be replaced.
+        InputError: a batch-norm layer of the model is not a BatchNorm1d, 2d or 3d, so it cannot be replaced.
     """
     for name, child in model.named_children():
         if not isinstance(child, AnyBatchNorm):

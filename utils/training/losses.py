@@ -1,7 +1,8 @@
-"""Losses between a student's logits and a teacher's. All but dist are means over samples.
+"""Losses between the logits of a student and the logits of a teacher. All losses except `dist` are means over samples.
 
-Notation: outputs (o) and soft_labels (z) are the student's and the teacher's logits, [B, C] each. targets (y) are the
-classes of the image folders, int64 [B]. T is the temperature, k the number of classes that --keep-topk keeps.
+Notation: outputs are the student's logits and soft_labels the teacher's logits, [B, C] each. targets are the classes of
+the image folders, int64 [B]. T is the temperature. k is the number of a teacher's highest classes that a loss keeps per
+sample (--keep-topk).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from utils.system.errors import InputError
 
 NEEDS_LOGITS = ("mse_gt", "mae_gt")
 
-Temperature = float | torch.Tensor  # a number, or a 0-dim tensor that is filled in place when it changes
+# a number if the temperature is constant, or a 0-dim tensor that is overwritten in place whenever it changes
+Temperature = float | torch.Tensor
 
 
 def build_loss(
@@ -30,18 +32,19 @@ def build_loss(
     renormalise: bool = False,
     last: "LastMicroBatch | None" = None,
 ) -> Callable[[torch.Tensor, Answers, torch.Tensor], torch.Tensor]:
-    """Return `loss(outputs, soft_labels, targets) -> scalar`.
+    """Return the loss function `loss(outputs, soft_labels, targets) -> scalar`.
 
     Args:
         loss_type: one of LOSS_TYPES.
-        temperature: T of kl and dist: the teacher's, and the student's unless student_temperature is given.
+        temperature: divisor T of the teacher's logits in kl and dist.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
-        keep_topk: number of teacher classes to keep, None for all.
-        answers: kind of soft_labels: `logits`, or `probabilities` for natural logs of probabilities, which already
-            include a temperature and are not divided by T.
-        student_temperature: divisor of the student's logits in kl and dist; None: temperature.
+        keep_topk: number of the teacher's highest classes that the loss keeps; None: all classes.
+        answers: `logits`, or `probabilities` if the soft labels are natural logarithms of probabilities. Probabilities
+            already include a temperature, so they are not divided by T.
+        student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
-        last: buffer into which kl and dist copy student logits and teacher probabilities of each micro-batch.
+        last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each
+            micro-batch; None: they are not copied.
 
     Raises:
         InputError: loss_type is unknown.
@@ -60,7 +63,10 @@ def build_loss(
 
 @dataclass(frozen=True)
 class SoftLoss:
-    """kl or dist between a student's logits and a teacher's; for the fields see `build_loss`."""
+    """Loss function for soft labels: `divergence` is `kl` or `dist`.
+
+    The other fields are described as arguments of `build_loss`.
+    """
 
     divergence: Callable
     temperature: Temperature
@@ -76,10 +82,10 @@ class SoftLoss:
         return self.divergence(outputs, probabilities, self.student_temperature)
 
     def probabilities(self, soft_labels: Answers, num_classes: int) -> torch.Tensor:
-        """Return the teacher's probabilities at its temperature: float32 [B, C], each row sums to 1."""
+        """Return the soft labels as probabilities at the teacher's temperature: float32 [B, C]. Each row sums to 1."""
         keep_topk = self.keep_topk
         if isinstance(soft_labels, TopK) and soft_labels.values.shape[1] <= (keep_topk or num_classes):
-            keep_topk = None  # the labels hold no other classes
+            keep_topk = None  # the labels store at most keep_topk classes, so there are none to drop
         logits = as_logits(soft_labels, num_classes, self.temperature, self.renormalise)
         if self.renormalise and keep_topk is not None and keep_topk < num_classes:
             values, classes = logits.topk(keep_topk, dim=1)
@@ -92,14 +98,14 @@ class LastMicroBatch:
     """Student logits and teacher probabilities of the last micro-batch, in static tensors that a CUDA graph can fill.
 
     Args:
-        rows: number of rows of the largest micro-batch.
+        rows: number of rows to allocate: those of the largest micro-batch.
         num_classes: C.
         device: torch.device.
 
     Attributes:
         outputs: the student's logits, float32 [rows, C].
         probabilities: the teacher's probabilities, float32 [rows, C].
-        rows: number of valid rows, int64 [1].
+        rows: number of allocated rows that the last micro-batch fills, int64 [1].
     """
 
     def __init__(self, rows: int, num_classes: int, device: torch.device) -> None:
@@ -109,18 +115,23 @@ class LastMicroBatch:
 
     @torch.no_grad()
     def record(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
-        """Copy the student's logits and the teacher's probabilities of a micro-batch, [b, C] each."""
+        """Copy the student's logits and the teacher's probabilities of a micro-batch into the buffers, [b, C] each."""
         self.outputs[: len(outputs)] = outputs
         self.probabilities[: len(outputs)] = probabilities
         self.rows.fill_(len(outputs))
 
     def clear(self) -> None:
-        """Forget the recorded rows: this rank has none of the current micro-batch."""
+        """Set the number of valid rows to 0, because this rank has no rows of the current micro-batch."""
         self.rows.zero_()
 
     @torch.no_grad()
     def divergences(self, temperatures: list[float]) -> torch.Tensor:
-        """Return the sum over rows of KL(probabilities || softmax(o/t)) for each t: float64 [len(temperatures)]."""
+        """Return the KL divergence between teacher and student for each temperature t of the student.
+
+        Returns:
+            for each t, the sum of KL(probabilities || softmax(outputs/t)) over the rows of the last micro-batch:
+            float64 [len(temperatures)].
+        """
         valid = torch.arange(len(self.outputs), device=self.rows.device) < self.rows
         sums = []
         for temperature in temperatures:
@@ -133,7 +144,11 @@ class LastMicroBatch:
 def as_logits(
     soft_labels: Answers, num_classes: int, temperature: float | torch.Tensor, renormalise: bool = False
 ) -> torch.Tensor:
-    """Return soft labels as dense logits float32 [B, C]; for `renormalise` see `TopK.dense`."""
+    """Return soft labels as logits of all classes, float32 [B, C].
+
+    `TopK` labels store only some classes. The logits of the other classes depend on `temperature` and `renormalise`,
+    see `TopK.dense`.
+    """
     if isinstance(soft_labels, TopK):
         return soft_labels.dense(num_classes, temperature, renormalise)
     return soft_labels.float()
@@ -152,7 +167,10 @@ def _regression(
 
 
 def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the student's and the teacher's logits for the teacher's k highest classes: float32 [B, k] each."""
+    """Return the student's and the teacher's logits for the teacher's k highest classes: float32 [B, k] each.
+
+    If k is None, all classes that the soft labels store are kept.
+    """
     if isinstance(soft_labels, TopK):
         values, classes = soft_labels.values.float(), soft_labels.classes
         if k is not None and k < values.shape[1]:
@@ -166,7 +184,10 @@ def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> t
 
 
 def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.Tensor:
-    """Keep the k largest probabilities of each row of [B, C]; the other classes share the remaining mass evenly."""
+    """Return probabilities [B, C] in which each row keeps its k largest values.
+
+    The remaining probability of a row is spread evenly over the other classes. If k is None, nothing changes.
+    """
     classes = probabilities.shape[1]
     if k is None or k >= classes:
         return probabilities
@@ -176,17 +197,20 @@ def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.
 
 
 def kl(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
-    """Return the batch mean of KL(probabilities || softmax(o/T)), without the factor T² (as in SRe2L's validation)."""
+    """Return the batch mean of KL(probabilities || softmax(outputs/T)), where T is the student's temperature.
+
+    The loss has no factor T², like the loss of SRe2L's validation code.
+    """
     return F.kl_div(F.log_softmax(outputs / temperature, dim=1), probabilities, reduction="batchmean")
 
 
 def dist(
     outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature, beta: float = 2.0, gamma: float = 2.0
 ) -> torch.Tensor:
-    """Return T² (beta · inter-class + gamma · intra-class relation): DIST (Huang et al., 2022, arXiv 2205.10536).
+    """Return the DIST loss T² (beta · inter + gamma · intra) of Huang et al. (2022, arXiv 2205.10536).
 
-    T is the student's temperature. Each relation is one minus the mean Pearson correlation, of rows
-    (inter-class) or of columns (intra-class).
+    T is the student's temperature. Both terms are 1 minus the mean Pearson correlation between the probabilities of
+    student and teacher. The inter-class term correlates the rows of [B, C], the intra-class term the columns.
     """
     student = F.softmax(outputs / temperature, dim=1)
     inter = 1 - pearson(student, probabilities).mean()
@@ -195,5 +219,5 @@ def dist(
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Return the Pearson correlation of each row of a [n, m] with the same row of b [n, m]: [n]."""
+    """Return the Pearson correlations [n] of each row of a [n, m] with the same row of b [n, m]."""
     return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1, eps=eps)

@@ -7,22 +7,28 @@ from torch import nn
 
 from utils.training.precision import Precision, without_cudnn_benchmark
 
-WEIGHT_COPIES = 4  # besides the weights: gradients, two optimizer moments, the snapshot restored after graph capture
-OUTPUT_COPIES = 3  # tensors as large as the largest layer output that evaluation holds at once: input, output, shortcut
-VIEW_COPIES = 4  # float32 copies of a batch's views while they are replayed, normalised and mixed
-ACTIVATION_OVERHEAD = 1.5  # factor on saved activations, for their gradients and the workspace of convolutions
-PROBE_BATCH_SIZES = 2, 4  # batch sizes of the two measured forward passes; batch statistics need at least two rows
+# memory that training needs besides the weights, in multiples of their size: gradients, two optimizer moments, and the
+# snapshot that is taken before a CUDA graph is captured
+WEIGHT_COPIES = 4
+# number of layer outputs that evaluation needs at the same time: input and output of a layer, and a residual shortcut
+OUTPUT_COPIES = 3
+# number of float32 copies of a batch's images that exist while images are cropped, normalised and mixed
+VIEW_COPIES = 4
+# factor on the saved activations: it allows for the gradients of activations and the workspace of convolutions
+ACTIVATION_OVERHEAD = 1.5
+# batch sizes of the two forward passes that are measured; batch norm needs at least two rows
+PROBE_BATCH_SIZES = 2, 4
 
 
 class MemoryEstimate:
     """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
 
-    Saved activations are measured at two batch sizes, because part of the memory (weights cast by autocast) does not
-    grow with the batch. `model` is left unchanged.
+    Saved activations are measured at two batch sizes. The two are needed because some memory (the weights that autocast
+    converts) does not grow with the batch. `model` is left unchanged.
 
     Args:
         model: the model, on its device.
-        input_size: S, in pixels.
+        input_size: side S of the images, in pixels.
         precision: `Precision` of the forward passes.
     """
 
@@ -36,20 +42,32 @@ class MemoryEstimate:
         self.output_bytes = largest_output_bytes(model, input_size, precision)
 
     def training_bytes(self, batch: int, micro_batch: int) -> int:
-        """Return the bytes for optimizer state and one training step on `batch` rows, eager or captured."""
+        """Return the bytes that training needs: for gradients, optimizer state, a snapshot, and one step.
+
+        Args:
+            batch: number of rows of a batch.
+            micro_batch: number of rows of a forward pass.
+        """
         return WEIGHT_COPIES * self.weight_bytes + self.step_bytes(batch, micro_batch)
 
     def step_bytes(self, batch: int, micro_batch: int) -> int:
-        """Return the bytes that a step needs: released afterwards if eager, kept if captured in a CUDA graph."""
+        """Return the bytes that one step on `batch` rows needs for images and activations.
+
+        `micro_batch` is the number of rows of a forward pass. An eager step releases the memory afterwards, while a
+        CUDA graph never releases it.
+        """
         activations = self.small_batch_bytes + (micro_batch - PROBE_BATCH_SIZES[0]) * self.bytes_per_row
         return int(ACTIVATION_OVERHEAD * activations + self.view_bytes(batch))
 
     def evaluation_bytes(self, rows: int) -> int:
-        """Return the bytes for evaluating `rows` images at once; without backward only the largest outputs count."""
+        """Return the bytes for evaluating `rows` images at once.
+
+        Evaluation saves no activations, so only the images and the largest layer outputs count.
+        """
         return int(OUTPUT_COPIES * self.output_bytes * rows + self.view_bytes(rows))
 
     def view_bytes(self, rows: int) -> int:
-        """Return the bytes for the views of a batch while they are replayed, normalised and mixed."""
+        """Return the bytes for the images of a batch of `rows` rows, while images are cropped, normalised and mixed."""
         return VIEW_COPIES * 3 * 4 * rows * self.input_size**2
 
 
@@ -78,7 +96,7 @@ def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precisi
     def record_storage(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            # keep the tensor alive: if it were freed, another one at the same address would not be counted
+            # keep the tensor alive: a later tensor at the address of a freed tensor would overwrite its size
             saved[storage.data_ptr()] = storage.nbytes(), tensor
         return tensor
 
@@ -88,7 +106,7 @@ def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precisi
 
 
 def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision) -> None:
-    """Run a forward pass on `rows` black images of S x S pixels; global random states are restored."""
+    """Run a forward pass on `rows` images of S x S zeros; restore the global random states afterwards."""
     images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
     cuda_devices = [precision.device] if precision.device.type == "cuda" else []
     with torch.random.fork_rng(cuda_devices), without_cudnn_benchmark(), precision.autocast():

@@ -1,4 +1,4 @@
-"""Sums of the loss and of top-k hits that stay on the device until the epoch ends."""
+"""Sum the loss and the top-k hits on the device, without a synchronisation in every batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from utils.system.distributed import World
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over the samples of one pass: loss, and top-1 and top-5 in percent."""
+    """Results of one training epoch or one evaluation: mean loss, and top-1 and top-5 accuracy in percent."""
 
     loss: float
     top1: float
@@ -23,7 +23,7 @@ class MetricSums:
 
     Args:
         device: device that holds the sums.
-        sums, samples: initial values, from an earlier part of the same pass.
+        sums, samples: initial values, from the earlier batches of the same epoch, for example after a resume.
     """
 
     def __init__(self, device: torch.device | str, sums: Sequence[float] = (0, 0, 0), samples: int = 0):
@@ -33,7 +33,13 @@ class MetricSums:
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add one micro-batch: its mean loss, logits [B, C] and classes [B]."""
+        """Add the loss and the hits of one micro-batch.
+
+        Args:
+            loss: mean loss over the rows of the micro-batch.
+            outputs: the student's logits, [B, C].
+            targets: the classes, int64 [B].
+        """
         top = outputs.topk(min(5, outputs.shape[1]), dim=1).indices  # [B, 5]
         hits = top == targets[:, None]
         rows = len(targets)
@@ -41,16 +47,22 @@ class MetricSums:
         self.samples += rows
 
     def end_batch(self) -> None:
-        """Record the running sum of the loss at the end of a batch."""
+        """Record the running sum of the loss at the end of a batch, for `first_non_finite`."""
         self.losses.append(self.sums[0].clone())
 
     def first_non_finite(self) -> int | None:
-        """Return the index of the first recorded batch with a non-finite sum of the loss; None if there is none."""
+        """Return the index of the first batch after which the running sum of the loss was not finite.
+
+        Return None if the sum is finite after every batch.
+        """
         finite = torch.stack(self.losses).isfinite().tolist() if self.losses else []
         return finite.index(False) if False in finite else None
 
     def sum_over(self, world: World) -> "MetricSums":
-        """Replace the sums by those over all ranks, and return self; all ranks must have equally many batches."""
+        """Add up the sums of all ranks, in place, and return self.
+
+        Every rank must call this method, after the same number of batches.
+        """
         if world.size > 1:
             own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
             total = world.all_reduce_sum(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
@@ -58,6 +70,6 @@ class MetricSums:
         return self
 
     def result(self) -> Metrics:
-        """Read the sums back from the device; return the means."""
+        """Read the sums from the device, and return the mean loss and accuracies."""
         loss, top1, top5 = (self.sums / self.samples).tolist()
         return Metrics(loss, 100 * top1, 100 * top5, self.samples)

@@ -1,4 +1,7 @@
-"""Build students and teachers by name: from torchvision, else from timm (imported only when needed)."""
+"""Build students and teachers by name: from torchvision or, if torchvision lacks the model, from timm.
+
+timm is imported only if it is needed.
+"""
 
 import difflib
 import time
@@ -13,10 +16,13 @@ from torch import nn
 from utils.system.errors import InputError, clause, listing
 from utils.training.weights import State, classes_of, load_weights
 
-USUAL_SIZE = 224  # input side in pixels for which torchvision builds its models
+USUAL_SIZE = 224  # side in pixels of the images for which torchvision builds its models by default
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
-SEARCH_SECONDS = 4  # time limit of the search for an architecture that a file's weights fit
-SEARCHED = {  # name of a weight -> common students and teachers that all have a weight of that name
+# time limit for finding an architecture that the weights in a file fit, if the weights do not fit the chosen model
+SEARCH_SECONDS = 4
+# architectures to try if the weights in a file do not fit the chosen model: name of a weight in the file -> names of
+# common models that have a weight of this name
+SEARCHED = {
     "layer1.0.conv1.weight": "resnet18 resnet50 resnet101 resnet34 resnet152 wide_resnet50_2 resnext50_32x4d",
     "features.0.weight": "alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
     "features.0.0.weight": "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny swin_t",
@@ -35,14 +41,15 @@ def build_model(
 
     Args:
         name: model name; if both libraries have it, torchvision's model is built.
-        stem: `small` replaces a ResNet's 7x7/2 convolution and max-pool by a 3x3/1 convolution
-            (the field's `resnet18_modified`, for images of 32 to 64 px).
-        flag: the flag to name in errors.
-        input_size: input side in pixels, for models that are built for a fixed size; None: the model's default.
+        stem: `standard`, or `small` to replace a ResNet's 7x7/2 convolution and max-pool by a 3x3/1 convolution. A
+            small stem is meant for images of 32 to 64 px; the field calls such a model `resnet18_modified`.
+        flag: the command-line flag that set `name`; error messages mention it.
+        input_size: side of the images in pixels, used only by models that are built for a fixed size. None: the model's
+            default size.
 
     Raises:
         InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, or cannot
-            be built for that size.
+            be built for `input_size`.
     """
     if in_torchvision(name):
         extra: dict[str, Any] = sized(name, input_size)
@@ -63,7 +70,11 @@ def build_model(
 
 
 def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any) -> nn.Module:
-    """Return `make(name, **options)`; raise InputError about the input size if that fails and `options` sets one."""
+    """Return the model `make(name, **options)`.
+
+    Raises:
+        InputError: the call fails, and `options` sets the input size `side`, which is then the likely cause.
+    """
     try:
         return make(name, **options)
     except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
@@ -76,12 +87,15 @@ def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any)
 
 
 def in_torchvision(name: str) -> bool:
-    """Return whether torchvision has a classifier of that name."""
+    """Return whether torchvision has a classifier called `name`."""
     return name in torchvision.models.list_models(module=torchvision.models)
 
 
 def sized(name: str, input_size: int | None) -> dict[str, Any]:
-    """Return the constructor arguments that set `input_size`; empty if none are needed, as for most models."""
+    """Return the constructor arguments with which the model `name` takes images of `input_size` pixels.
+
+    Most models take images of any size, or have this size by default. The result is then an empty dict.
+    """
     if input_size is None:
         return {}
     if in_torchvision(name):
@@ -97,7 +111,10 @@ def sized(name: str, input_size: int | None) -> dict[str, Any]:
 
 
 def refuse_unknown(name: str, flag: str) -> None:
-    """Raise InputError if timm has no model `name`, which must be unknown to torchvision."""
+    """Raise InputError if timm has no model called `name`; the error suggests similar names.
+
+    Call this function only if torchvision has no model of that name.
+    """
     import timm
 
     if timm.is_model(name):
@@ -115,12 +132,12 @@ def refuse_unknown(name: str, flag: str) -> None:
 
 
 def stem_flag(flag: str) -> str:
-    """Return the stem flag that belongs to the model flag `flag`."""
+    """Return the flag that sets the stem of a model whose name was set by `flag`: --teacher-stem or --stem."""
     return "--teacher-stem" if flag.startswith("--teacher") else "--stem"
 
 
 def weights_flag(flag: str) -> str:
-    """Return the weights flag that belongs to the model flag `flag`."""
+    """Return the flag that sets the weights of a model whose name was set by `flag`: --teacher-weights or --weights."""
     return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
 
 
@@ -138,25 +155,26 @@ def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
 def build_student(
     name: str, num_classes: int, seed: int, stem: str = "standard", input_size: int | None = None
 ) -> nn.Module:
-    """Return the student; its initial weights are drawn directly after `torch.manual_seed(seed)`."""
+    """Seed PyTorch's global random generator with `seed`, then return a student with random initial weights."""
     torch.manual_seed(seed)
     return build_model(name, num_classes, stem, input_size=input_size)
 
 
 def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -> str:
-    """Return the library's own name of pretrained weights.
+    """Return the name by which torchvision or timm knows the chosen pretrained weights of a model.
 
     Args:
-        name: torchvision or timm model.
-        asked: name of the weights, or DEFAULT (torchvision's newest, timm's default). None: IMAGENET1K_V1, which
-            `pretrained=True` loads in the code of other projects, or DEFAULT if the model has no weights of that name.
-        flag: the flag to name in errors.
+        name: name of a torchvision or timm model.
+        asked: name of the weights; DEFAULT for the library's default, which is the newest weights in torchvision. None:
+            IMAGENET1K_V1 if the model has weights of that name, else DEFAULT. Other projects load IMAGENET1K_V1, too,
+            if their code says `pretrained=True`.
+        flag: the command-line flag that set `name`; error messages mention it.
 
     Returns:
-        name of a member of torchvision's weights enum for this model, or a timm tag.
+        name of a member of the model's weights enum in torchvision, or a tag in timm.
 
     Raises:
-        InputError: the model is unknown, or has no such weights.
+        InputError: the model is unknown, has no pretrained weights, or has no weights called `asked`.
     """
     if in_torchvision(name):
         names = torchvision.models.get_model_weights(name).__members__
@@ -186,10 +204,12 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
 
 
 def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: int | None = None) -> nn.Module:
-    """Return a torchvision or timm classifier with the pretrained `weights`, a name from `pretrained_name`.
+    """Return the classifier `name` of torchvision or timm with the pretrained weights called `weights`.
+
+    `weights` must be a name that `pretrained_name` returned.
 
     Raises:
-        InputError: the weights cannot be downloaded, do not fit the input size, or have no classifier.
+        InputError: the weights cannot be downloaded, do not fit the input size, or include no classifier.
     """
     try:
         if in_torchvision(name):
@@ -204,9 +224,9 @@ def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: 
         import timm
 
         tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
-        # for another size, timm resamples the position embeddings
+        # if input_size is not the size that the weights were trained for, timm resamples the position embeddings
         model = _built(timm.create_model, tagged, flag, input_size, pretrained=True, **sized(tagged, input_size))
-    except (OSError, RuntimeError) as error:  # no network, or an incomplete download
+    except (OSError, RuntimeError) as error:  # for example no network, or an incomplete download
         raise InputError(
             f"{flag} {name}: its pretrained weights {weights} cannot be downloaded or loaded ({clause(error)}); give a "
             "file with its weights"
@@ -228,16 +248,16 @@ def build_teacher(
     """Return a teacher with its weights, in eval mode and without gradients.
 
     Args:
-        name: torchvision or timm model.
-        checkpoint: file with the weights, which also shows the number of classes; None: pretrained weights.
+        name: name of a torchvision or timm model.
+        checkpoint: file with the teacher's weights; None: the library's pretrained weights.
         stem: `standard` or `small`, see `build_model`.
-        num_classes: number of classes if the file does not show it.
-        flag: the flag to name in errors.
-        weights: name of pretrained weights, see `asked` of `pretrained_name`.
-        input_size: see `build_model`.
+        num_classes: number of classes, used only if the weights in the file do not reveal it.
+        flag: the command-line flag that set `name`; error messages mention it.
+        weights: name of the pretrained weights, see the argument `asked` of `pretrained_name`; unused with a file.
+        input_size: side of the images in pixels, see `build_model`.
 
     Raises:
-        InputError: the model is unknown, or the weights do not fit.
+        InputError: the model is unknown, or the weights do not fit the model.
     """
     if checkpoint is None:
         if stem == "small":
@@ -268,17 +288,26 @@ Shapes = Mapping[str, torch.Size]
 
 
 def shapes_of(state: State) -> dict[str, torch.Size]:
-    """Return the shape of each tensor, without batch counters, which files from before PyTorch 0.4.1 lack."""
+    """Return the shape of each tensor by name, except batch norm's counters `num_batches_tracked`.
+
+    Files from before PyTorch 0.4.1 lack these counters, and their weights should fit nevertheless.
+    """
     return {name: tensor.shape for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def classifier_of(shapes: Shapes) -> str:
-    """Return the name of the classifier's weight: the last weight of two or four dimensions."""
+    """Return the name of the classifier's weight, which is the model's last weight of two or four dimensions."""
     return [name for name, shape in shapes.items() if name.endswith("weight") and len(shape) in (2, 4)][-1]
 
 
 def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
-    """Return whether a state dict has a model's names and `shapes`; `any_classes` ignores the number of classes."""
+    """Return whether the tensors of a state dict fit a model.
+
+    Args:
+        shapes: names and shapes of the model's tensors.
+        state: the state dict.
+        any_classes: whether the state dict may have another number of classes than the model.
+    """
     found = shapes_of(state)
     if found.keys() != shapes.keys():
         return False
@@ -290,7 +319,17 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
-    """Return the end of an error message: flags that fit the file's weights, or else the differences from the model."""
+    """Return the end of the error message about a file whose weights do not fit the model `name`.
+
+    The text names flags for a model that the weights do fit. If no model is found, it lists how the file and the model
+    differ.
+
+    Args:
+        own: names and shapes of the model's weights.
+        state: the weights of the file.
+        name, stem: the model and its stem, as given by the user.
+        flag: the command-line flag that set `name`.
+    """
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
     found = shapes_of(state)
@@ -323,8 +362,9 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
 
 
 def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
-    """Return the names and shapes of a model's weights; None if the model cannot be built."""
-    for device in "meta", "cpu":  # meta needs no memory, but some models' code needs real values
+    """Return the names and shapes of the weights of a model with 1,000 classes; None if the model cannot be built."""
+    # the meta device needs no memory, but constructors that compute with weight values work only on the CPU
+    for device in "meta", "cpu":
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):
                 return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())

@@ -13,14 +13,19 @@ from utils.config import EMA_BUFFERS
 def build_optimizer(
     model: nn.Module, sgd: bool, lr: float, weight_decay: float, momentum: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Return AdamW or SGD; weight decay applies only to `*weight` parameters of two or more dimensions."""
+    """Return SGD if `sgd`, else AdamW; the optimizer is fused if this PyTorch has a fused version.
+
+    Weight decay applies only to parameters of at least two dimensions whose names end in `weight`. AdamW ignores
+    `momentum`.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if name.endswith("weight") and parameter.dim() > 1 else plain).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
-    try:  # copies of the groups, because a constructor that fails leaves its defaults in them
+    try:
+        # pass copies of the groups, because a constructor that fails has already written its defaults into them
         return make([dict(group) for group in groups], lr=lr, weight_decay=weight_decay, fused=True)
     except (RuntimeError, TypeError):  # fused SGD and fused optimizers on the CPU need PyTorch 2.4
         return make(groups, lr=lr, weight_decay=weight_decay)
@@ -33,14 +38,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class AveragedModel:
-    """EMA of a model: ema = decay * ema + (1 - decay) * weights; it starts at the model's present weights.
+    """EMA of a model's weights: ema = decay * ema + (1 - decay) * weights; it starts at the model's current weights.
 
-    If `buffers` is `averaged`, float buffers are averaged too, and integer ones (batch counters) are shared with the
-    model in training. If it is `live`, all buffers are shared. EDC (Shao et al., 2024) evaluates averaged weights with
-    live buffers.
+    If `buffers` is `averaged`, float buffers are averaged too, and integer buffers (batch counters) are shared with the
+    model in training. If `buffers` is `live`, all buffers are shared with the model in training. EDC (Shao et al.,
+    2024) evaluates averaged weights with live buffers.
 
-    The values equal those of `timm.utils.ModelEmaV3`, bit for bit. That class builds two state dicts and copies every
-    other buffer at each step, which takes milliseconds of host time for a ResNet; `update` makes a single call.
+    The averages equal those of `timm.utils.ModelEmaV3`, bit for bit, but cost less time. At each step, ModelEmaV3
+    builds two state dicts and copies integer buffers one by one. For a ResNet, this takes milliseconds on the host.
+    `update` makes a single call instead.
 
     Args:
         model: the model in training, on its device.
@@ -53,16 +59,16 @@ class AveragedModel:
 
     def __init__(self, model: nn.Module, decay: float, buffers: str = EMA_BUFFERS[0]) -> None:
         self.live = buffers == "live"
-        # deepcopy does not copy objects in its memo, so these buffers are shared
+        # deepcopy does not copy the objects in its second argument, so both models share these buffers
         shared = {id(buffer): buffer for buffer in model.buffers() if self.live or not buffer.is_floating_point()}
         self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.decay = decay
-        # collected once, because only the values of these tensors change
+        # build the lists of tensors only once, because training changes only the values of these tensors
         self.averages = self.averaged_tensors(self.model)
         self.weights = self.averaged_tensors(model)
 
     def averaged_tensors(self, model: nn.Module) -> list[torch.Tensor]:
-        """Return the float parameters of `model`, and its float buffers unless they are live."""
+        """Return the tensors of `model` to average: float parameters and, if buffers are `averaged`, float buffers."""
         tensors: list[torch.Tensor] = list(model.parameters())
         if not self.live:
             tensors += model.buffers()
@@ -70,5 +76,8 @@ class AveragedModel:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the average with the model's present weights: a few kernels, no synchronisation with the device."""
+        """Update the average with the current weights of the model in training.
+
+        This launches a few kernels and does not wait for the device.
+        """
         torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)

@@ -11,14 +11,18 @@ from utils.system.errors import InputError
 
 
 class Precision:
-    """One code path for fp32, bf16 and fp16: autocast and loss scaling are disabled if not needed.
+    """Autocast, loss scaling and memory layout for training in fp32, bf16 or fp16.
 
-    `--precision fp32` keeps the NCHW layout of the reference code, to reproduce the figures of the reference. All other
-    names, `auto` included, use channels-last, which is faster. On CUDA fp32 does not use TF32: see `configure_cuda`.
+    Autocast is disabled in fp32. Loss scaling is enabled only in fp16. The name `fp32` selects the NCHW layout of the
+    reference code, to reproduce its results. All other names select channels-last, which is faster; this includes
+    `auto`, even if it means fp32. On CUDA, fp32 does not use TF32: see `configure_cuda`.
 
     Args:
-        name: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 on CUDA and on CPUs with native bf16.
+        name: `auto`, `fp32`, `bf16` or `fp16`. `auto` means bf16 if the device computes bf16 natively, else fp32.
         device: torch.device.
+
+    Raises:
+        InputError: fp16 on a device other than CUDA.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -30,7 +34,7 @@ class Precision:
         self.name = name
         self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # PyTorch 2.3 moved it to torch.amp
+        scaler = getattr(torch.amp, "GradScaler", torch.cuda.amp.GradScaler)  # in torch.amp since PyTorch 2.3
         self.scaler = scaler(enabled=name == "fp16")
 
     def __str__(self) -> str:
@@ -39,11 +43,11 @@ class Precision:
         return f"{self.name} {'without TF32 ' if exact else ''}{layout}"
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device and to this memory format; return the model."""
+        """Move a model to the device, convert its weights to this precision's memory layout, and return the model."""
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def autocast(self) -> torch.autocast:
-        """Return the autocast context of this precision."""
+        """Return the autocast context of this precision, which does nothing in fp32."""
         if self.name == "fp32":
             return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=False)
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -56,9 +60,9 @@ class Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether bf16 is native: on NVIDIA GPUs since Ampere, on AMD GPUs, on CPUs with bf16 instructions.
+    """Return whether a device computes bf16 natively: NVIDIA GPUs since Ampere, AMD GPUs, CPUs with bf16 instructions.
 
-    `torch.cuda.is_bf16_supported` is also true on GPUs that emulate it slowly, such as V100 and T4.
+    `torch.cuda.is_bf16_supported` is not used, because it also accepts GPUs that emulate bf16 slowly (V100, T4).
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
@@ -71,18 +75,29 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_device(name: str, world: World = ALONE) -> torch.device:
-    """Return the device that --device {auto,cpu,cuda} selects; each of several processes gets its own GPU."""
+    """Return the device of this process; on CUDA, also call `configure_cuda`.
+
+    Args:
+        name: value of --device: `cpu`, `cuda`, or `auto` for CUDA if there is a CUDA device.
+        world: ranks of the run; the process with local rank i gets GPU i of its machine.
+
+    Raises:
+        InputError: `cuda` without a CUDA device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     configure_cuda()
-    return torch.device("cuda", world.local_rank)  # PyTorch 2.0 requires the index
+    return torch.device("cuda", world.local_rank)  # PyTorch 2.0 needs an index in the device
 
 
 @contextmanager
 def without_cudnn_benchmark() -> Iterator[None]:
-    """Disable cuDNN autotuning, which costs more than it saves for input shapes that occur once."""
+    """Disable cuDNN autotuning until the block ends.
+
+    Autotuning costs more time than it saves for input shapes that occur only once.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -94,11 +109,11 @@ def without_cudnn_benchmark() -> Iterator[None]:
 def configure_cuda() -> None:
     """Set PyTorch's numerical options for CUDA in this process.
 
-    * TF32, which has ten bits of mantissa, is disabled. By default PyTorch allows it in convolutions, but
-      `--precision fp32` asks for fp32, and bf16 is there for speed.
-    * Matrix products in fp16, which replay the views, are accumulated in fp32.
-    * cuDNN autotuning is enabled: it tries all algorithms at the first batch of a shape and keeps the fastest. A run
-      has few shapes: those of a micro-batch, of the short last one, and of the validation batches.
+    * TF32 is disabled, because its mantissa has only ten bits. PyTorch allows it in convolutions by default, but
+      `--precision fp32` should mean full fp32. Users who prefer speed have bf16.
+    * Matrix products in fp16, with which images are cropped and resized, are accumulated in fp32.
+    * cuDNN autotuning is enabled. At the first batch of each shape, it tries all algorithms and picks the fastest. A
+      run has few shapes: those of a full micro-batch, of a short last micro-batch, and of the validation batches.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -1,4 +1,4 @@
-"""Learning rate and temperatures in each epoch."""
+"""Schedules: the learning rate, and the temperatures of teacher and student, in each epoch."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from utils.training.losses import LastMicroBatch, Temperature
 
 
 def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) -> float:
-    """Return the factor on the initial learning rate in `epoch`.
+    """Return the factor by which the initial learning rate is multiplied in `epoch`.
 
-    With e = epoch, E = epochs, s = smoothing:
+    With e = epoch, E = epochs, s = smoothing, the schedules are:
 
     * linear: 1 - e/E.
-    * linear-smoothed: 1 - e/(s E), s >= 1; EDC's script uses it, but was meant to use `smoothed`.
+    * linear-smoothed: 1 - e/(s E), with s >= 1. The script of EDC uses it, but was meant to use `smoothed`.
     * cos: 0.5 (1 + cos(pi e / E)).
-    * smoothed: 0.5 (1 + cos(pi e / (s E))); EDC (Shao et al., 2024).
-    * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E;
-      PRISM's smoothed cosine, linear at the end.
+    * smoothed: 0.5 (1 + cos(pi e / (s E))), from EDC (Shao et al., 2024).
+    * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E. PRISM uses this
+      smoothed cosine with a linear end.
     """
     if schedule == "linear":
         return 1 - epoch / epochs
@@ -38,24 +38,30 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
 
 
 def half_cosine(fraction: float) -> float:
-    """Return 0.5 (1 + cos(pi · fraction))."""
+    """Return 0.5 (1 + cos(pi · fraction)), which falls from 1 to 0 while fraction grows from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def temperature_at(
     schedule: str, epoch: int, epochs: int, start: float, step_size: int = 30, gamma: float = 0.7, low: float = 2.0
 ) -> float:
-    """Return the teacher's temperature in `epoch` (LPQLD, Xiao and He, 2026).
+    """Return the teacher's temperature in `epoch`, by one of the schedules of LPQLD (Xiao and He, 2026).
+
+    With T = start, E = epochs, s = epoch + 1, n = step_size, g = gamma, the schedules are:
+
+    * constant: T.
+    * step: T g^(s // n), but never below 2.
+    * cosine: low + (T - low) / 2 (1 + cos(pi s / E)), which ends at low.
+    * step-reverse: T g^((E - 1 - min(s, E - 1)) // n), which is T in the last n + 1 epochs. It has no lower limit.
+    * cosine-reverse: low + (T - low) / 2 (1 - cos(pi s / E)), which ends at T.
 
     Args:
-        schedule: one of TEMPERATURE_SCHEDULES. With s = e + 1, T = start, n = step_size, g = gamma:
-
-            * constant: T.
-            * step: T g^(s // n), at least 2.
-            * cosine: low + (T - low) / 2 (1 + cos(pi s / E)), which ends at low.
-            * step-reverse: T g^((E - 1 - min(s, E - 1)) // n), which is T in the last n + 1 epochs; no lower limit.
-            * cosine-reverse: low + (T - low) / 2 (1 - cos(pi s / E)), which ends at T.
-        epoch, epochs: e, from 0, and E.
+        schedule: name of the schedule, one of TEMPERATURE_SCHEDULES.
+        epoch: number of the epoch, from 0.
+        epochs: number of epochs of the run.
+        start: T of the formulas.
+        step_size, gamma: used by step and step-reverse.
+        low: used by cosine and cosine-reverse.
     """
     step = epoch + 1
     if schedule == "constant":
@@ -71,7 +77,8 @@ def temperature_at(
     raise ValueError(f"unknown temperature schedule {schedule!r}")
 
 
-CANDIDATES = [number / 100 for number in range(1, 101)]  # LPQLD's candidates for the student's temperature
+# values that LPQLD's calibration tries for the student's temperature
+CANDIDATES = [number / 100 for number in range(1, 101)]
 
 
 class Temperatures:
@@ -81,11 +88,11 @@ class Temperatures:
     captured CUDA graph reads the new value. A constant temperature is a plain number.
 
     Args:
-        schedule: epoch -> the teacher's temperature; see `temperature_at`.
-        student: `teacher` (same as the teacher's), `calibrated` (LPQLD's calibrated student-teacher alignment), or a
-            number.
-        varies: whether the schedule has more than one value.
-        last: the `LastMicroBatch` that the loss fills; required if student is `calibrated`.
+        schedule: function from an epoch to the teacher's temperature; see `temperature_at`.
+        student: the student's temperature: a number, `teacher` to use the teacher's temperature, or `calibrated` for
+            LPQLD's calibrated student-teacher alignment.
+        varies: whether the teacher's temperature changes during the run.
+        last: the `LastMicroBatch` that the loss fills; required if `student` is `calibrated`.
         device: torch.device.
 
     Attributes:
@@ -107,11 +114,14 @@ class Temperatures:
             self.student = torch.ones((), device=device) if student == "calibrated" else float(student)
 
     def start_epoch(self, epoch: int, calibrated: float) -> tuple[float, float]:
-        """Set the temperatures of `epoch`; return (teacher's, student's).
+        """Set the temperatures of an epoch.
 
         Args:
-            epoch: from 0.
-            calibrated: the student's temperature if the student's kind is `calibrated`, else unused.
+            epoch: number of the epoch, from 0.
+            calibrated: the student's temperature in this epoch if it is calibrated; otherwise unused.
+
+        Returns:
+            (teacher's temperature, student's temperature).
         """
         teacher = self.schedule(epoch)
         student = {"teacher": teacher, "calibrated": calibrated}.get(str(self.kind), self.kind)
@@ -121,9 +131,10 @@ class Temperatures:
         return teacher, float(student)
 
     def calibrate(self, world: World = ALONE) -> float:
-        """Return the temperature t that minimises KL(teacher || softmax(o/t)) on the last micro-batch, over all ranks.
+        """Return the candidate t that minimises KL(teacher || softmax(logits/t)) on the last micro-batch of all ranks.
 
-        o are the student's logits before the last update. A tie between candidates goes to the smallest.
+        The logits are the student's logits from before the last weight update. In a tie, the smallest candidate wins.
+        Every rank must call this method.
         """
         assert self.last is not None, "needs student='calibrated'"
         divergences = world.all_reduce_sum(self.last.divergences(CANDIDATES)).tolist()

@@ -9,21 +9,24 @@ import torch
 
 from utils.data.batch import Batch
 
-MAX_BATCHES_IN_FLIGHT = 2  # batches that students may be working on while the host prepares the next one
+# number of batches on which students may still be working while the host prepares the next batch
+MAX_BATCHES_IN_FLIGHT = 2
 
 
 class Streams:
-    """CUDA streams on which all students of a run train on the same batches.
+    """CUDA streams of the students of a run, one for each student; all students train on the same batches.
 
-    On a GPU the batches are made on the current stream, and the stream of each student waits for them. A batch stays
-    in memory until every student has finished it, which also limits how far the host runs ahead.
+    On a GPU, batches are computed on the current stream, and the stream of each student waits for them. Every batch is
+    held in memory until all students have finished it. This also limits how many batches the host can queue.
 
-    All captured CUDA graphs share one tensor on the device for the random state. So once a student draws random
-    numbers on the device (dropout), all students use the current stream, one after another.
+    All CUDA graphs of a process share one tensor on the device for the random state. Therefore, once a student has
+    drawn random numbers on the device (for dropout), all students run on the current stream, one after another. A
+    single student also runs on the current stream.
 
     Args:
         device: torch.device of the students.
-        several: whether there is more than one student; if so, views are replayed once, outside captured steps.
+        several: whether there is more than one student. Then the images of a batch are computed once for all students,
+            not in the CUDA graph of each student.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
@@ -33,14 +36,19 @@ class Streams:
         self.in_flight: deque = deque()
 
     def share(self, batch: Batch) -> Batch:
-        """Return the batch for the students; if there are several, its views are replayed here, once for all."""
+        """Return the batch on which all students train.
+
+        If there are several students, the images are computed here, once for all students. Otherwise the batch is
+        returned unchanged.
+        """
         return batch.ready() if self.several else batch
 
     @contextlib.contextmanager
     def stream_of(self, student: Any) -> Iterator[None]:
-        """Run on this student's CUDA stream, after the work already queued on the current stream.
+        """Run the block on the CUDA stream of a student, after the work already queued on the current stream.
 
-        A student never changes streams, because the caching allocator reuses memory per stream.
+        A student always gets the same stream, because PyTorch's caching allocator reuses memory only within a stream.
+        Without concurrent students, the block runs on the current stream.
 
         Args:
             student: a hashable object whose attribute `random` is its `RandomStream`.
@@ -59,7 +67,10 @@ class Streams:
             self.concurrent = False
 
     def hold(self, batch: Batch) -> None:
-        """Keep the batch until all students have finished it; wait for the batch MAX_BATCHES_IN_FLIGHT before it."""
+        """Hold the batch in memory until all students have finished it.
+
+        If more than MAX_BATCHES_IN_FLIGHT batches are held, wait until the students have finished the oldest batch.
+        """
         if not self.concurrent:
             return
         self.in_flight.append((batch, [stream.record_event() for stream in self.streams.values()]))
@@ -68,7 +79,7 @@ class Streams:
                 event.synchronize()
 
     def join(self) -> None:
-        """Make the current stream wait for all students, so that it can use their models."""
+        """Make the current stream wait for the streams of all students, so that it can use the students' models."""
         for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
         self.in_flight.clear()
@@ -77,8 +88,8 @@ class Streams:
 class RandomStream:
     """Context manager that gives a student its own sequence of random numbers (dropout, stochastic depth).
 
-    The first entry restores the random state at construction, every later entry the state at the last exit. Numbers
-    that others draw in between change nothing.
+    On the first entry, the random state is set to the state at construction. On every later entry, it is set to the
+    state at the previous exit. Random numbers drawn outside the context therefore do not affect the student.
 
     Args:
         device: device on which the student draws numbers, in addition to the host.
@@ -92,7 +103,7 @@ class RandomStream:
         self.state = self.current()
 
     def current(self) -> list[torch.Tensor]:
-        """Return the random state of the host, and of the device if it is a CUDA device."""
+        """Return the current random state of the host and, on CUDA, of the device."""
         on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return [torch.get_rng_state(), *on_device]
 

@@ -1,4 +1,4 @@
-"""One teacher or an ensemble as a single function from images to logits."""
+"""Run one teacher, or an ensemble of teachers, as a single function from images to logits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -11,21 +11,22 @@ from utils.system.files import digest_of
 from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
 
-TEACHER_ROWS = 512  # images per forward pass on a GPU, made of several stored batches if they are smaller
+# On a GPU, small batches are combined into forward passes of at most this number of images.
+TEACHER_ROWS = 512
 
 
 def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
-    """Combine the logits of n teachers.
+    """Combine the logits of n teachers into one tensor of logits.
 
     Args:
-        logits: float32 [n, B, C].
+        logits: the logits of each teacher, float32 [n, B, C].
         rule: one of
 
             * `mean`: the mean over teachers.
-            * `norm-mean` (PRISM r18): each teacher's logits are scaled so that their Frobenius norm over the batch is
-              the mean of all teachers' norms, then averaged.
-            * `main-weighted` (PRISM r50, r101): the first teacher has weight 0.5, the others share 0.5. Then each row
-              is scaled to the mean row norm of the batch.
+            * `norm-mean` (PRISM for ResNet-18): the logits of each teacher are scaled to the same Frobenius norm over
+              the batch, namely the mean of the teachers' norms. The result is the mean over teachers.
+            * `main-weighted` (PRISM for ResNet-50 and ResNet-101): the first teacher has weight 0.5, and the mean of
+              the other teachers has weight 0.5. Then each row is scaled to the mean row norm of the batch.
 
     Returns:
         float32 [B, C].
@@ -43,26 +44,26 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
 
 
 class Ensemble:
-    """Several teachers that answer as one: their logits are combined.
+    """One or more teachers, whose logits for the same images are combined.
 
     Args:
-        names: model names.
-        files: the file of weights of each teacher, or None for the library's pretrained weights.
+        names: model name of each teacher.
+        files: for each teacher, the file with its weights, or None for the library's pretrained weights.
         rule: how logits are combined, see `combine`.
         precision: `Precision` of the forward passes.
-        stem: `standard` or `small`, of every teacher.
-        flag: the flag to name in errors.
-        weights: the name of the pretrained weights of each teacher without a file, see `asked` of `pretrained_name`;
-            None: the default ones.
-        input_size: side of the images in pixels; each teacher is tested with one image. None: each teacher's default
-            size, without a test.
+        stem: `standard` or `small`; all teachers have this stem.
+        flag: the command-line flag that set `names`; error messages mention it.
+        weights: for each teacher without a file, the name of its pretrained weights; see the argument `asked` of
+            `pretrained_name`. None: the default of `pretrained_name` for every teacher.
+        input_size: side of the images in pixels, with which each teacher is tested on one image. None: each teacher has
+            its default size and is not tested.
 
     Attributes:
-        described: `arch` and `weights` (digest of the file, or name in the library) of each teacher.
+        described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
 
     Raises:
-        InputError: a teacher cannot be built or cannot take images of this size, or the teachers differ in the number
-            of classes.
+        InputError: a teacher cannot be built or cannot process images of this size, or the teachers have different
+            numbers of classes.
     """
 
     def __init__(
@@ -93,10 +94,10 @@ class Ensemble:
 
     @torch.no_grad()
     def _check(self, names: Sequence[str], input_size: int) -> None:
-        """Test each teacher with one black image.
+        """Test each teacher on one image of zeros with `input_size` x `input_size` pixels.
 
         Raises:
-            InputError: a teacher fails or does not return logits, or the teachers differ in the number of classes.
+            InputError: a teacher fails or does not return logits, or the teachers have different numbers of classes.
         """
         images = torch.zeros(1, 3, input_size, input_size, device=self.precision.device)
         classes = []
@@ -104,7 +105,7 @@ class Ensemble:
             try:
                 with self.precision.autocast():
                     answer = teacher(images)
-            except torch.cuda.OutOfMemoryError:  # the image size is not to blame
+            except torch.cuda.OutOfMemoryError:  # this is no sign of an unsuitable image size
                 raise
             except Exception as error:  # models raise many kinds of errors if an image is too small
                 raise InputError(
@@ -122,7 +123,16 @@ class Ensemble:
             )
 
     def refuse_fewer_classes(self, folders: int, data: str, input_size: int) -> None:
-        """Raise InputError if the teachers have fewer classes than `folders`; `data` is the folders' flag and path."""
+        """Compare the number of classes of the teachers with the number of class folders.
+
+        Args:
+            folders: number of class folders.
+            data: flag and path of these folders, for the error message.
+            input_size: side of the images in pixels.
+
+        Raises:
+            InputError: the teachers have fewer classes than there are folders.
+        """
         classes = self.num_classes(input_size)
         if classes < folders:
             names = " + ".join(teacher["arch"] for teacher in self.described)
@@ -132,29 +142,32 @@ class Ensemble:
             )
 
     def num_classes(self, input_size: int) -> int:
-        """Return C, from a forward pass on one black image of S x S pixels."""
+        """Return the teachers' number of classes, C.
+
+        It is measured by a forward pass on one image of zeros with `input_size` x `input_size` pixels.
+        """
         return self(torch.zeros(1, 3, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits float32 [B, C] for images [B, 3, S, S], without synchronising with the device.
+        """Return the combined logits, float32 [B, C], for images [B, 3, S, S], without waiting for the device.
 
         Raises:
-            InputError: the teachers differ in C.
+            InputError: the teachers have different numbers of classes.
         """
         return self.answer([images])[0]
 
     @torch.no_grad()
     def answer(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute the logits of several batches in one forward pass; the rule is applied to each batch separately.
+        """Compute the logits of several batches in one forward pass, and combine the teachers' logits batch by batch.
 
         Args:
             batches: images [B, 3, S, S] of each batch.
 
         Returns:
-            logits float32 [B, C] of each batch.
+            combined logits of each batch, float32 [B, C].
 
         Raises:
-            InputError: the teachers differ in C.
+            InputError: the teachers have different numbers of classes.
         """
         images = torch.cat(list(batches)) if len(batches) > 1 else batches[0]
         if not len(images):  # a rank may have no rows, and some models fail on an empty batch
@@ -171,14 +184,14 @@ class Ensemble:
         return [combine(part, self.rule) for part in torch.stack(answers).float().split(rows, dim=1)]
 
     def answers_to(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-        """Yield the logits to store for each batch: float32 [B, C] on the host.
+        """Yield the combined logits of each batch: float32 [B, C] on the host.
 
-        On a GPU a forward pass takes several batches, and the next pass is queued before waiting for the last one.
-        On the CPU a single batch keeps the cores busy, so each batch has its own pass. Its logits then do not depend
-        on the batches around it, bit for bit.
+        On a GPU, a forward pass covers several batches, and the next pass is queued before this method waits for the
+        previous pass. On the CPU, a single batch keeps the cores busy, so each batch has a forward pass of its own.
+        Then the logits of a batch do not depend on its neighbours, bit for bit.
 
         Raises:
-            InputError: the teachers differ in C, or a logit is not finite.
+            InputError: the teachers have different numbers of classes, or a logit is not finite.
         """
         on_the_way: list[Iterator[torch.Tensor]] = []
         stream = iter(batches)
@@ -193,7 +206,10 @@ class Ensemble:
 
 
 def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Start to copy logits to the host; return the iterator of `checked`, which waits for the copies."""
+    """Start copying the logits of several batches to the host; return an iterator over the copies.
+
+    The iterator waits until the copies are complete, and raises InputError if a logit is not finite; see `checked`.
+    """
     copies = [answer.to("cpu", non_blocking=True) for answer in answers]
     arrived = None
     if answers[0].is_cuda:
@@ -203,9 +219,14 @@ def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def checked(copies: Sequence[torch.Tensor], arrived: torch.cuda.Event | None) -> Iterator[torch.Tensor]:
-    """Wait for the copies, then yield each; raise InputError if one is not finite."""
+    """Wait for the event `arrived`, which marks the end of all copies to the host; then yield the copies in order.
+
+    Raises:
+        InputError: a logit is not finite.
+    """
     if arrived is not None:
         arrived.synchronize()
     for copy in copies:
         refuse_non_finite(copy.isfinite().all())
-        yield copy.clone() if copy.is_pinned() else copy  # a clone frees the pinned memory for the next copy
+        # yield a clone of a copy in pinned memory, so that the pinned memory can be used again
+        yield copy.clone() if copy.is_pinned() else copy

@@ -13,21 +13,25 @@ from utils.system.files import utf8_path
 from utils.system.log import log
 from utils.system.safe_load import CHECKPOINT_GLOBALS, load_archive
 
-# Keys under which training scripts save the weights, in the order of preference. An EMA of the weights is another model
-# with another accuracy, so it is only taken if there is nothing else.
+# Keys under which training scripts save the weights, in the order of preference. A file may also contain an EMA of the
+# weights, under AVERAGED_KEYS. The EMA differs from the model in accuracy, so it is loaded only if the file has no
+# other weights.
 KEYS = "state_dict", "model_state_dict", "model", "net", "student"
 AVERAGED_KEYS = "state_dict_ema", "model_ema"
+# Prefixes of weight names. DataParallel and AveragedModel add `module.`, Lightning adds `model.`, and code for
+# self-supervised learning adds `backbone.`.
 PREFIXES = (
     "module.",
     "model.",
     "backbone.",
-)  # from DataParallel and AveragedModel, from Lightning, from self-supervised code
-COMPILED = "_orig_mod."  # prefix that torch.compile adds to the names in the compiled module
+)
+COMPILED = "_orig_mod."  # torch.compile inserts this text into the weight names of a compiled module
+# buffers that are not weights: the library thop adds the first two to every layer, AveragedModel adds the third
 COUNTERS = {
     "total_ops",
     "total_params",
     "n_averaged",
-}  # buffers of thop (in every layer) and of AveragedModel that are not weights
+}
 
 # torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
@@ -36,11 +40,10 @@ State = Mapping[str, torch.Tensor]
 
 
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the state dict in a checkpoint file, without running its pickle.
+    """Return the state dict of a checkpoint file (`.safetensors` or `torch.save`), without running code of its pickle.
 
-    Both `.safetensors` and `torch.save` files are read. The state dict may be nested under one of KEYS, or else of
-    AVERAGED_KEYS. COUNTERS are removed, and repeatedly any of PREFIXES that all names share. Anything else in the file
-    (optimizer, random states, settings) is ignored.
+    The state dict may be the whole file, or nested under one of KEYS or AVERAGED_KEYS. Other content of the file, such
+    as optimizer state and settings, is ignored. COUNTERS and common PREFIXES are removed, see `plain_names`.
 
     Raises:
         InputError: the file is missing or damaged, is a whole pickled model, or holds no state dict.
@@ -54,7 +57,7 @@ def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
         try:
             with utf8_path(path) as name:
                 return plain_names(load_file(name))
-        except (SafetensorError, AttributeError) as error:  # AttributeError: a dtype that this PyTorch lacks
+        except (SafetensorError, AttributeError) as error:  # AttributeError: this PyTorch lacks a dtype of the file
             raise InputError(f"{path} is not a readable safetensors file ({clause(error)}); copy it again") from None
     remedy = "where its code is, save torch.save(model.state_dict(), path) alone"
     state = unwrapped(load_archive(path, CHECKPOINT_GLOBALS, remedy), path)
@@ -73,7 +76,11 @@ def is_state(value: Any) -> bool:
 
 
 def unwrapped(value: Any, path: Path | str) -> Any:
-    """Return the state dict nested in a file's content, or the content if there is none; log a choice among several."""
+    """Return the state dict that is nested in `value`, the content of a checkpoint file.
+
+    If there are several, the first one in the order of KEYS and AVERAGED_KEYS is returned and logged. An EMA is logged,
+    too. If there is no nested state dict, `value` itself is returned.
+    """
     if is_state(value) or not isinstance(value, dict):
         return value
     nested = {key: unwrapped(value[key], path) for key in (*KEYS, *AVERAGED_KEYS) if key in value}
@@ -89,7 +96,11 @@ def unwrapped(value: Any, path: Path | str) -> Any:
 
 
 def plain_names(state: State) -> dict[str, torch.Tensor]:
-    """Remove counters, torch.compile's prefix and, repeatedly, PREFIXES that all names share; update old names."""
+    """Return a state dict whose names are those of a plain torchvision or timm model.
+
+    COUNTERS and the prefix of torch.compile are removed. If all names start with the same one of PREFIXES, this prefix
+    is removed too, and so on until no common prefix remains. Old DenseNet names are updated.
+    """
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
@@ -99,6 +110,9 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
 
 
 def classes_of(state: State) -> int | None:
-    """Return the number of classes, the rows of the last two-dimensional weight; None without such a weight."""
+    """Return the number of classes of the model that a state dict was saved from.
+
+    It is the number of rows of the last two-dimensional weight. Return None if no weight has two dimensions.
+    """
     rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
     return rows[-1] if rows else None
