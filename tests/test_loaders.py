@@ -173,7 +173,7 @@ def test_auto_keeps_what_fits_and_says_so(keeps, uneven_images, monkeypatch, pro
     with pytest.raises(InputError, match=r"--loader resident.*--loader workers"):
         keeps("resident", samples)
     assert not keeps("workers", samples)
-    assert "loader  workers: as asked" in program_log.messages[-1]
+    assert "loader  workers: as --loader says" in program_log.messages[-1]
 
 
 @pytest.mark.parametrize(

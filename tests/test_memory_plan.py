@@ -106,7 +106,7 @@ def test_a_plan_fits(free, labels):  # GB
 
 
 @pytest.mark.parametrize(
-    ("side", "expected"), [(64, "they go up in parts of"), (224, "workers decode them in every epoch")]
+    ("side", "expected"), [(64, "they are uploaded in parts of"), (224, "workers decode them in every epoch")]
 )
 def test_imagenet_21k_on_24_gb(side, expected, planned, program_log):
     """209,000 images, 10,450 classes: 4.4 GB of labels per epoch, 31 GB of images at 224 px, 2.6 GB at 64 px."""
@@ -125,7 +125,7 @@ def test_parts_are_no_larger_than_a_gigabyte():
 def test_resident_as_asked(planned, program_log):
     """--loader resident is obeyed if images fit, but not beside the estimated memory of training."""
     assert planned(at(2), 200, "resident") == Plan(True, 1, "host")
-    assert "as asked" in program_log.text
+    assert "as --loader says" in program_log.text
     assert not planned(at(2), 200, "auto").resident
 
 
@@ -133,7 +133,7 @@ def test_resident_that_does_not_fit(planned, program_log):
     """Without room for the images alone, --loader resident is refused, and auto leaves them to workers."""
     with pytest.raises(InputError, match=r"--loader resident needs more than the .* free in device memory"):
         planned(at(1.4), 200, "resident")
-    assert "as asked" not in program_log.text
+    assert "as --loader says" not in program_log.text
     assert planned(at(1.4), 200, "auto") == Plan(False, 200, "host")
 
 
@@ -229,9 +229,9 @@ def test_a_plan_says_workers(tiny, tmp_path, pretended_gpu):
     ("free", "loader", "expected"),
     [
         (10**4, "auto", "loader  workers: decoded images do not fit beside the training; 0 processes (-j)"),
-        (10**4, "workers", "loader  workers: as asked; 0 processes (-j)"),
+        (10**4, "workers", "loader  workers: as --loader says; 0 processes (-j)"),
         (10**9, "auto", "loader  resident: decoded images stay on the device"),
-        (10**9, "workers", "loader  workers: as asked; 0 processes (-j)"),
+        (10**9, "workers", "loader  workers: as --loader says; 0 processes (-j)"),
     ],
 )
 @pytest.mark.parametrize("script", [train_FKD_parallel, train_KD_parallel], ids=lambda script: script.__name__)

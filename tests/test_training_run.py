@@ -12,6 +12,8 @@ import torch
 from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
+from utils.config import FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
+from utils.run.checkpoint import flag
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
 from utils.run.summary import COLUMNS
@@ -30,6 +32,18 @@ def test_a_run_leaves_its_files(whole_run, tiny):
     assert checkpoint["epoch"] == EPOCHS
     assert (whole_run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "epoch   2/3" in (whole_run.path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("name", FIXED_ON_RESUME)
+def test_a_refused_resume_names_flags_that_exist(name):
+    """The words for a changed setting are a flag that one of the training scripts takes, or no flag at all."""
+    known = set()
+    for config in (FKDConfig, KDConfig):
+        parser = Parser()
+        config.fill(parser)
+        known.update(re.findall(r"--[\w-]+", parser.format_help()))
+    words = flag(name)
+    assert words in known or not words.startswith("-")
 
 
 def test_the_summary_agrees_with_the_metrics(whole_run):

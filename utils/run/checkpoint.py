@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.config import EARLIER, FIXED_ON_RESUME
+from utils.config import EARLIER, FIXED_ON_RESUME, every_setting
 from utils.data.identity import KnownImages
 from utils.labels.digests import NAMES, ImageDigests
 from utils.system.errors import InputError, clause, shorten
@@ -221,9 +221,15 @@ def load_checkpoint(
 
 def flag(name: str) -> str:
     """Return how error messages name a setting: by its flag, or in words if it has no flag."""
-    digests = {"labels": "digest of the labels", "train_images": "digest of the training images' classes"}
-    digests |= {"val_images": "digest of the validation images' names and sizes", "teachers": "teacher"}
-    return digests.get(name) or f"--{name.replace('_', '-')}"
+    words = {
+        "labels": "digest of the labels",
+        "train_images": "digest of the training images' classes",
+        "val_images": "digest of the validation images' names and sizes",
+        "teachers": "teacher",
+        "arithmetic": "precision",
+    }
+    long_names = [spelling for spelling in every_setting()[name].names if spelling.startswith("--")]
+    return words.get(name) or (long_names or [f"--{name.replace('_', '-')}"])[0]
 
 
 def plain(value: object) -> str:

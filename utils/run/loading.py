@@ -162,7 +162,7 @@ def plan_memory(
             "cuda": "decoded images do not fit beside the training",
             "cpu": "decoded images exceed half of the free host memory",
         }
-        reason = "as asked" if config.loader == "workers" else too_large[device.type]
+        reason = "as --loader says" if config.loader == "workers" else too_large[device.type]
         log.info("loader  workers: %s; %d processes (-j)", reason, found.workers)
     return plan
 
@@ -223,13 +223,13 @@ def plan_on_device(
     if config.loader == "resident" and not plan.resident:
         if budget.images >= budget.free:
             refuse_resident(free, "device")
-        log.info("memory  the images hardly fit beside the training; they are kept on the device as asked")
+        log.info("memory  the images hardly fit beside the training; they are kept on the device, as --loader says")
         plan = Plan(True, 1, "host")
     elif not plan.resident and config.loader != "workers":
         log.info("memory  the images do not fit beside the training: workers decode them in every epoch")
     elif plan.resident and (plan.labels_at_once or 0) < source.batches_per_epoch:
         log.info(
-            "memory  %d epochs of labels are too much at once: they go up in parts of %d batches",
+            "memory  %d epochs of labels do not fit beside the rest: they are uploaded in parts of %d batches",
             IN_FLIGHT,
             plan.labels_at_once,
         )
@@ -260,7 +260,7 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
     images = 0 if loader == "workers" else decoded_bytes(samples, device, free)
     resident = all(world.all_gather_object(keeps_images(loader, images, device)))
     if not resident:
-        reason = "as asked" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
+        reason = "as --loader says" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
         log.info("loader  workers: %s; %d processes (-j)", reason, workers)
     return resident
 

@@ -137,8 +137,8 @@ def number_classes(
     theirs = number_val_folders(val.classes, train.classes, own, config.class_map, where)
     if max(number for number in own.numbers if number is not None) >= num_classes:
         raise InputError(
-            f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but there are only {num_classes} "
-            "classes to answer; give a teacher, or labels, of all classes"
+            f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher have "
+            f"only {num_classes} classes; give labels or a teacher of all classes"
         )
     if own.numbers != list(range(len(own.numbers))):
         log.info("classes %d training folders are numbered %s", len(train.classes), own.how)
@@ -610,7 +610,7 @@ def check_students(
     if data.hard:
         phases = Phases.of(config)
         log.info(
-            "phases  %d epochs on stored labels, %d hard ones of %d batches of %d, %d on stored labels",
+            "phases  %d epochs on stored labels, %d on hard labels (%d batches of %d), %d on stored labels",
             phases.soft // 2,
             phases.hard,
             data.hard.batches_per_epoch,
