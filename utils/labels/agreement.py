@@ -1,23 +1,25 @@
-"""Compare a teacher's stored answers with the class folders: do labels and folders belong together?
+"""Check that labels fit the class folders of the images: does the teacher predict the folder's class?
 
-A view belongs to the image that fills most of it; the teacher should answer with that image's class. The answers to
-about 30 views per class are searched for three faults, each with its own pattern:
+Two images may be mixed in one view. The teacher should predict the class of the image that fills most of the view. The
+check reads about 30 views per class and searches for three faults:
 
-* **classes in another order**: the teacher answers the images of a folder with another folder's class, and such pairs
-  form a cycle (two classes swapped, or more permuted). The images of each class are split into two halves; a cycle
-  counts only if both halves show it. A sign test over images (not views) then counts the images that prefer the other
-  class to their own. A weak teacher may mistake one class for another, but not also the other for the one.
-* **image numbers off by a few** (an image more in one class, one less in another): only images at the borders of
-  classes are answered as the neighbouring class. Their share is compared with the share of images inside classes that
-  prefer a neighbouring class.
-* **agreement at chance**: the labels belong to another image set, image order or --fkd_seed. If a seed determines the
-  image order of the labels, other seeds are tried.
+* **Permuted classes.** The teacher predicts class B for the images of folder A, and the pairs (A, B) form a cycle: two
+  classes are swapped, or more than two are permuted. The images of each class are split into two halves. A cycle counts
+  only if both halves show it. A sign test then counts for how many images the teacher prefers the wrong class to the
+  class of the folder. A weak teacher may mistake class A for class B, but seldom also B for A.
+* **Shifted image numbers.** All image numbers are wrong by the same small offset, for example because an image was
+  deleted. The teacher then predicts the neighbouring class for the images at the border between two classes, but not
+  for the other images. The check compares how often the teacher prefers the neighbouring class in these two groups.
+* **Agreement at chance level.** The teacher's predictions agree with the folders no more often than guesses do. The
+  labels were made for other images, for another image order or with another --fkd_seed. If a seed determines the image
+  order of the labels, other seeds are tried.
 
-Before the comparison, each view's logits are standardised and each class's mean is subtracted, so that neither
-confident views nor a teacher's favourite classes count more.
+Before the comparison, the logits of each view are standardised, so that confident views do not count more than others.
+For each class, the mean over all images is then subtracted, so that classes with large logits for all images do not
+count more either.
 
-tests/test_agreement.py calibrates the thresholds on synthetic labels: a fault is refused if its p-value is below
-0.001, and causes a warning if its p-value is below 0.2.
+Labels are refused if the p-value of a fault is below 0.001. A warning is logged if the p-value is below 0.2.
+tests/test_agreement.py calibrates these thresholds on synthetic labels.
 """
 
 import math
@@ -34,23 +36,31 @@ from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import listing
 
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
-DOMINANT = 2 / 3  # share of a view that an image must fill to dominate the view
-REFUSED, DOUBTED = 1e-3, 0.2  # p-values below which a fault is refused, or causes a warning
-FEWEST_IMAGES = 4  # images per class for a reliable sign test; with fewer, one half of a class holds at most one
-FEWEST_OPEN = 5  # least number of classes in open chains that counts; fewer may form chains by coincidence
-CLEAR = 0.85  # share of images that must prefer the other class in open chains
-ENOUGH_IMAGES = 50  # least number of images for which agreement at chance proves a fault
+# an image dominates a view if it fills at least this fraction of the view
+DOMINANT = 2 / 3
+# p-value of a fault below which labels are refused, and p-value below which a warning is logged
+REFUSED, DOUBTED = 1e-3, 0.2
+# The sign test is reliable from this number of images per class on: each half of a class then holds two or more.
+FEWEST_IMAGES = 4
+# An open chain is a cycle of permuted classes in which some classes were not recognised. Open chains count only if
+# they hold at least this number of classes in total, because fewer classes may form chains by coincidence.
+FEWEST_OPEN = 5
+# Open chains count only if the teacher prefers the wrong class for at least this fraction of the images.
+CLEAR = 0.85
+# agreement at chance level proves a fault only if at least this number of images was compared
+ENOUGH_IMAGES = 50
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-SEEDS, NEAR_SEEDS = range(101), range(-10, 11)  # seeds, and offsets from --fkd_seed, that are tried
+# seeds that are always tried, and differences from the given --fkd_seed that are tried as well
+SEEDS, NEAR_SEEDS = range(101), range(-10, 11)
 
 
 @dataclass(frozen=True)
 class Views:
-    """A teacher's answers to some views, each of which belongs to one image.
+    """A teacher's logits for R views, each with the image that fills most of the view.
 
     Attributes:
-        scores: float32 [R, C], logits of each view, standardised.
-        answers: int64 [R], the teacher's first choice for each view.
+        scores: float32 [R, C], logits of each view, standardised to mean 0 and standard deviation 1.
+        answers: int64 [R], class with the largest logit of each view.
         images: int64 [R], number of the image that fills most of each view.
     """
 
@@ -61,15 +71,15 @@ class Views:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result of the comparison of labels with class folders.
+    """The result of comparing a teacher's predictions with the class folders.
 
     Attributes:
-        share: share of views whose first choice is the class of their image's folder, in [0, 1].
-        chance: the share that guessing would give, 1 / C.
-        views, images: numbers of views and images compared.
-        worst: (class, share) of the classes that fit far worse than the others.
-        fault: a clause that names the fault and the remedy; None if no fault was found.
-        certain: whether coincidence is ruled out; otherwise `fault` is only a suspicion.
+        share: fraction of views, in [0, 1], for which the teacher predicts the class of the image's folder.
+        chance: the fraction that guessing would give, 1 / C.
+        views, images: number of compared views, and number of compared images.
+        worst: (class, fraction) of each class for which the fraction is below a quarter of `share`, worst first.
+        fault: text that names the fault and the remedy, for an error or a warning; None if no fault was detected.
+        certain: whether the fault cannot be a coincidence. If False, the fault is only a suspicion.
     """
 
     share: float
@@ -82,12 +92,14 @@ class Agreement:
 
 
 def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) -> list[BatchLabels]:
-    """Read evenly spread batches of labels from three epochs, or from more if three epochs have too few views.
+    """Return evenly spaced batches of labels that hold about 30 views per class folder.
+
+    The batches come from three epochs, or from more epochs if three hold too few views.
 
     Args:
         store: the labels.
-        epochs: the epochs to sample from.
-        num_folders: number of class folders; about 30 views are read for each.
+        epochs: numbers of the stored epochs from which batches may be read.
+        num_folders: number of class folders.
     """
     rows = min(max(VIEWS_PER_CLASS * num_folders, FEWEST_VIEWS), MOST_VIEWS, MOST_VALUES // store.num_classes)
     wanted = max(8, -(-rows // store.batch_size))
@@ -98,18 +110,24 @@ def sample_labels(store: LabelStore, epochs: Sequence[int], num_folders: int) ->
 
 
 def pick_evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most `most` items, evenly spread; the first and the last are among them if there are two or more."""
+    """Return at most `most` of the items, evenly spaced.
+
+    If two or more items are returned, the first and the last item are among them.
+    """
     count = min(most, len(items))
     return [items[place * (len(items) - 1) // max(count - 1, 1)] for place in range(count)]
 
 
 def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) -> Views:
-    """Return the views that one image dominates, or all views if fewer than a tenth are dominated.
+    """Return the teacher's logits, standardised per view, for all views that one image dominates.
+
+    An image dominates a view if it fills at least two thirds of the view. If one image dominates in fewer than a tenth
+    of the views, all views are returned.
 
     Args:
         samples: batches of labels.
         num_classes: C.
-        input_size: S, side of the views in pixels, in which cutmix boxes are given.
+        input_size: S, side of the views in pixels.
     """
     scores, answers, images, kept = [], [], [], []
     for labels in samples:
@@ -127,7 +145,18 @@ def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) 
 
 
 def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the image that fills most of each view, int64 [B], and whether that image dominates the view, bool [B]."""
+    """Return the image that fills most of each view, and whether this image dominates the view.
+
+    An image dominates a view if it fills at least two thirds of the view. In mixup, the weight of an image counts as
+    the fraction that it fills.
+
+    Args:
+        labels: labels of B views.
+        input_size: S, side of the views in pixels.
+
+    Returns:
+        (image numbers, int64 [B]; whether the image dominates the view, bool [B]).
+    """
     share = labels.mix.own_share(input_size)
     own = index_of(labels)
     partner = own if labels.mix.partner is None else own[labels.mix.partner]
@@ -135,9 +164,13 @@ def dominating(labels: BatchLabels, input_size: int) -> tuple[torch.Tensor, torc
 
 
 def dense(answers: torch.Tensor | TopK, num_classes: int) -> torch.Tensor:
-    """Return answers as float32 [B, C]; classes that were not kept get a value a little below the smallest kept one."""
+    """Return logits as float32 [B, C].
+
+    Top-k labels lack most logits. Each missing logit gets a value that is a little below the smallest stored logit of
+    its row.
+    """
     if isinstance(answers, torch.Tensor):
-        return answers.float().clamp_min(-1e4)  # logs of probabilities may be infinite
+        return answers.float().clamp_min(-1e4)  # log probabilities may be -inf
     values = answers.values.float()
     low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
     absent = (low - 0.1 * (high - low) - 1e-3).expand(-1, num_classes)
@@ -152,16 +185,17 @@ def judge(
     other_seed: Callable[[], int | None] = lambda: None,
     live: bool = False,
 ) -> Agreement:
-    """Compare a teacher's answers with the classes of the folders.
+    """Compare a teacher's predictions with the class folders, and search for faults of the labels.
 
     Args:
-        views: the answers.
-        targets: int64 [N], class of every image.
-        names: name of each class, for the message.
+        views: the teacher's logits for views of the images.
+        targets: int64 [N], class of every image, by image number.
+        names: name of each class, for the description of a fault.
         num_classes: C, the number of the teacher's classes.
-        other_seed: returns another --fkd_seed with which the answers fit, or None; called only if agreement is at
-            chance.
-        live: whether a teacher gave the answers just now instead of labels, so that image numbers cannot be off.
+        other_seed: function that returns a --fkd_seed for which the predictions fit the folders, or None if there is
+            none. It is called only if the agreement is at chance level.
+        live: whether the logits come from a live teacher. If False, they come from stored labels, and image numbers may
+            be shifted.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -177,9 +211,9 @@ def judge(
     found = replace(
         found, worst=tuple((int(present[f]), float(by_class[f])) for f in order.tolist() if by_class[f] < low)
     )
-    # the standard error counts images, because views of one image are not independent
+    # compute the standard error from the number of images, not of views: the views of one image are not independent
     spread = math.sqrt(found.chance * (1 - found.chance) / max(len(images), 1))
-    # raw answers of a teacher with favourite classes may look like guesses; centred scores do not
+    # A teacher that prefers a few classes for all images may seem to guess. Centred scores correct for this preference.
     centred = (scores.argmax(dim=1) == own).double().mean().item()
     at_chance = max(found.share, centred) < found.chance + 3 * spread
     lost = at_chance and len(images) >= ENOUGH_IMAGES
@@ -214,7 +248,13 @@ def judge(
 
 
 def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the mean of the rows of `values` [R, C] in each group: float32 [count, C]."""
+    """Return the mean row of each group of rows: float32 [count, C]. A group without rows gets zeros.
+
+    Args:
+        values: [R, C].
+        groups: int64 [R], group of each row, in [0, count).
+        count: number of groups.
+    """
     sums = torch.zeros(count, values.shape[1]).index_add_(0, groups, values.float())
     return sums / torch.bincount(groups, minlength=count).clamp_min(1)[:, None]
 
@@ -222,7 +262,7 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 def permutation_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
-    """Search for permuted classes: groups in which the teacher answers the images of each class as another class.
+    """Search for permuted classes: the teacher predicts class B for images of class A, and so on in a cycle.
 
     Args:
         scores: float32 [n, C], mean scores of n images, centred.
@@ -231,24 +271,27 @@ def permutation_of(
         names: name of each class.
 
     Returns:
-        (a clause that names the permuted classes, or None; its p-value).
+        (text that names the permuted classes, or None if there are none; p-value of the permutation).
     """
     present, place = own.unique(return_inverse=True)
-    turn = torch.zeros_like(own)  # half (0 or 1) of each image; the images of a class alternate
+    # the half, 0 or 1, in which each image is; the images of a class alternate between the halves
+    turn = torch.zeros_like(own)
     for f in range(len(present)):
         rows = place == f
         turn[rows] = torch.arange(int(rows.sum())) % 2
     halves = [best_assignment(scores[turn == half], place[turn == half], present) for half in (0, 1)]
-    alone = torch.bincount(place) == 1  # classes of one image, whose answer no second half can confirm
+    # classes with only one image: there is no second half that could confirm the prediction
+    alone = torch.bincount(place) == 1
     agreed = {f: c for f, c in halves[0].items() if halves[1].get(f, c) == c and (f in halves[1] or alone[f])}
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # if many classes are permuted, some are not recognised, which breaks their cycles into open chains
+    # If many classes are permuted, some of them are not recognised. This breaks the cycles into open chains.
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    one_way = len(agreed) - sum(map(len, groups))  # classes answered as another class, but in no group
+    # number of classes that the teacher mistakes for another class, but that are in no cycle and in no chain
+    one_way = len(agreed) - sum(map(len, groups))
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []
     total_chance = 1.0
@@ -257,10 +300,12 @@ def permutation_of(
         for_other = [int((gain[:, 0] > gain[:, 1]).sum()) for gain in gains]
         counts = list(map(len, gains))
         majority = all(2 * prefer > count for prefer, count in zip(for_other, counts, strict=True))
-        if group is chains:  # stricter, because chains were selected for preferring the other class
+        # the test is stricter for chains, because they contain only classes for which the teacher prefers another class
+        if group is chains:
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        if min(counts) < FEWEST_IMAGES:  # a weak teacher may mistake so few images; `strays` estimates its errors
+        # A weak teacher may mistake all images of a class with few images. `strays` estimates how often.
+        if min(counts) < FEWEST_IMAGES:
             strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
             chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))
         if chance < DOUBTED and majority:
@@ -274,7 +319,15 @@ def permutation_of(
 
 
 def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Return {folder: class} for every folder most of whose images are answered as one other class."""
+    """Return {folder: class}, the wrong class that the teacher predicts for more than half of the folder's images.
+
+    Folders without a wrong class of this kind are left out.
+
+    Args:
+        scores: float32 [n, C], mean scores of n images.
+        own: int64 [n], class of each image.
+        present: int64 [F], class of each folder. A folder is named by its index in `present`.
+    """
     found = {}
     for f, own_class in enumerate(present.tolist()):
         choices = scores[own == own_class].argmax(dim=1)
@@ -285,12 +338,17 @@ def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) ->
 
 
 def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Solve the linear assignment of folders to classes; return {folder: class} for folders whose class changes.
+    """Assign folders to distinct classes so that the sum of their mean scores is as large as possible.
+
+    Only folders whose best class is not their own class take part.
 
     Args:
         scores: float32 [n, C], scores of n images.
         place: int64 [n], folder of each image, as an index into `present`.
         present: int64 [F], class of each folder.
+
+    Returns:
+        {folder: class} for the folders that are assigned to a class other than their own.
     """
     average = means(scores, place, len(present))  # [F, C]
     best = average.argmax(dim=1)
@@ -305,14 +363,22 @@ def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Te
 
 
 def assign(gain: np.ndarray) -> np.ndarray:
-    """Solve the linear assignment problem: return int64 [F], a distinct column for each row, of maximal total gain.
+    """Solve the linear assignment problem: choose a distinct column for each row so that the total gain is maximal.
 
-    `gain` is [F, C], F <= C. The method is shortest augmenting paths (Kuhn 1955; Jonker and Volgenant 1987). It takes
-    half a second for 1,000 x 1,000, about as long as importing scipy.
+    The method is shortest augmenting paths (Kuhn 1955; Jonker and Volgenant 1987). It takes half a second for a matrix
+    of 1,000 x 1,000, about as long as importing scipy.
+
+    Args:
+        gain: [F, C], F <= C, gain of each pair of a row and a column.
+
+    Returns:
+        int64 [F], the chosen column of each row.
     """
     cost, (rows, columns) = -gain, gain.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, both from 1 (row 0: none; column 0: start)
+    # The row to which each column is assigned. Rows and columns count from 1 here. Row 0 means that the column is free,
+    # and column 0 is the start of each path.
+    owner = np.zeros(columns + 1, dtype=np.int64)
     for row in range(1, rows + 1):
         owner[0], here = row, 0
         shortest, before = np.full(columns + 1, np.inf), np.zeros(columns + 1, dtype=np.int64)
@@ -339,7 +405,14 @@ def assign(gain: np.ndarray) -> np.ndarray:
 
 
 def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]]:
-    """Return the cycles of a mapping {folder: class}, as lists of folders; `folder_of` is {class: folder}."""
+    """Return the cycles of an assignment of folders to classes, each as a list of folders.
+
+    In a cycle, each folder is assigned to the class of the next folder, and the last folder to the class of the first.
+
+    Args:
+        mapping: {folder: class}, the assignment.
+        folder_of: {class: folder}, the folder of each class.
+    """
     circles, seen = [], set()
     for start in mapping:
         path: list[int] = []
@@ -356,21 +429,29 @@ def closed(mapping: dict[int, int], folder_of: dict[int, int]) -> list[list[int]
 def shift_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, targets: torch.Tensor
 ) -> tuple[str | None, float]:
-    """Search for an offset, at most 3, of all image numbers; arguments and result are as for `permutation_of`.
+    """Search for an offset between -3 and 3 by which all image numbers of the labels are wrong.
 
-    `targets`, int64 [N], holds the classes of all images in the order of their numbers.
+    Args:
+        scores: float32 [n, C], mean scores of n images, centred.
+        images: int64 [n], image numbers, ascending.
+        own: int64 [n], class of each image.
+        targets: int64 [N], classes of all images in the order of their numbers.
+
+    Returns:
+        (text that describes the offset, or None if there is none; p-value of the offset).
     """
     best: tuple[str | None, float] = None, 1.0
     rows = torch.arange(len(images))
     starts = torch.cat([torch.ones(1, dtype=torch.bool), targets[1:] != targets[:-1]])
-    stretch = starts.long().cumsum(0) - 1  # number of the run of consecutive images of one class, for each image
+    # Consecutive images of one class form a stretch. Each image gets the number of its stretch.
+    stretch = starts.long().cumsum(0) - 1
     classes = targets[starts]
     for shift in SHIFTS:
         moved = targets[(images + shift).clamp(0, len(targets) - 1)]
         border = moved != own
         if border.sum() < 3 or border.all():
             continue
-        # `usual`: share of images inside a class that prefer the neighbouring class
+        # `usual` is the fraction of images inside a class for which the teacher prefers the neighbouring class
         side = 1 if shift > 0 else -1
         neighbour = classes[(stretch[images] + side).clamp(0, len(classes) - 1)]
         inside = ~border & (neighbour != own)
@@ -390,7 +471,10 @@ def shift_of(
 
 
 def tail(successes: int, trials: int, chance: float) -> float:
-    """Return the probability of at least `successes` successes in `trials` trials (binomial)."""
+    """Return the probability of at least `successes` successes in `trials` independent trials (binomial).
+
+    Each trial succeeds with the probability `chance`.
+    """
     terms = (
         math.lgamma(trials + 1)
         - math.lgamma(n + 1)
@@ -405,12 +489,12 @@ def tail(successes: int, trials: int, chance: float) -> float:
 def fitting_seed(
     store: LabelStore, samples: Sequence[BatchLabels], targets: torch.Tensor, given: int, input_size: int
 ) -> int | None:
-    """Return the --fkd_seed with which the first epoch's answers fit the folders; None if no seed tried fits.
+    """Return the --fkd_seed for which the labels of epoch 0 fit the class folders, or None if no tried seed fits.
 
     Args:
         store: labels whose image order depends on the seed.
         samples: batches of labels; only batches of epoch 0 are used.
-        targets: int64 [N], class of every image.
+        targets: int64 [N], class of every image, by image number.
         given: the present --fkd_seed, which does not fit.
         input_size: S, side of the views in pixels.
     """
@@ -439,6 +523,14 @@ def fitting_seed(
 
 
 def hits_of(labels: BatchLabels, targets: torch.Tensor, input_size: int) -> torch.Tensor:
-    """Return whether the teacher's first choice is the dominating image's class: bool [R], for dominated views only."""
+    """Return whether the teacher predicts the class of the image that dominates the view: bool [R].
+
+    Views that no image dominates are left out, so R may be smaller than the number of rows.
+
+    Args:
+        labels: labels of a batch.
+        targets: int64 [N], class of every image, by image number.
+        input_size: S, side of the views in pixels.
+    """
     images, kept = dominating(labels, input_size)
     return (best_classes(labels.logits) == targets[images])[kept]

@@ -1,13 +1,17 @@
-"""Digests of label files and of the images that labels belong to.
+"""Compute and compare digests of label files, and of the images from which labels were made.
 
-Two images are the same if their files or their pixels are equal: a rewritten PNG has other bytes but the same pixels,
-and a JPEG has other pixels but the same bytes if another library decodes it.
+Two images count as the same if their files are equal or if their decoded pixels are equal. A PNG that was written again
+has the same pixels, but other bytes. A JPEG that another library decodes has the same bytes, but other pixels.
 
-`images.safetensors`, in a packed folder or beside the epochs of tar labels, holds two digests (8-byte blake2b) of each
-of N images, in the order of their numbers. `pixel_digests` u8 [N, 8] cover `WIDTHxHEIGHT` and the decoded RGB bytes
-(rows first); `file_digests` u8 [N, 8] cover the file. Beside tar labels, the metadata of `images.safetensors` has the
-entry `settings`, JSON: the settings that a packed manifest states (`input_size`, `mean`, `std`, `classes` and the
-teachers).
+The digests of the images are in the file `images.safetensors` in the folder of the labels. It holds two digests (8-byte
+blake2b) of each of N images, in the order of the image numbers:
+
+* `pixel_digests`, uint8 [N, 8], of the text `WIDTHxHEIGHT` and the decoded RGB bytes, row by row,
+* `file_digests`, uint8 [N, 8], of the bytes of the image file.
+
+Packed labels state the settings of relabelling (`input_size`, `mean`, `std`, `classes` and the teachers) in a manifest.
+Unpacked labels have no manifest, so their `images.safetensors` has these settings as JSON in the metadata entry
+`settings`.
 """
 
 import hashlib
@@ -31,26 +35,43 @@ from utils.labels.packed_tensors import read_tensors
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, digest_of_text, utf8_path
 
-NEW = "v2:"  # prefix of digests that cover all files; older digests cover the first file and have no prefix
-TAIL = 4096  # bytes read from the end of a file; in most files they hold the whole zip directory
-END = struct.Struct("<4s8xIIH")  # last record of a zip file: magic, directory size and offset, comment size
-ENTRY = struct.Struct("<4s12xIIIHHH12x")  # directory entry: magic, CRC-32, packed size, size, 3 trailing lengths
-AHEAD = 4096  # each thread takes AHEAD / THREADS files at a time
-THREADS = 8  # more than cores, because the files may be on a network disk
+# prefix of digests that cover all label files; digests of earlier releases cover only the first file, without prefix
+NEW = "v2:"
+# number of bytes that are read from the end of a zip file; in most files they hold the whole central directory
+TAIL = 4096
+# last record of a zip file: signature, size and offset of the central directory, length of the comment
+END = struct.Struct("<4s8xIIH")
+# entry of the central directory: signature, CRC-32, packed size, size, lengths of the three fields that follow
+ENTRY = struct.Struct("<4s12xIIIHHH12x")
+# number of label files that all threads together read at a time; each thread takes AHEAD / THREADS of them
+AHEAD = 4096
+# number of threads that read label files; useful even with fewer cores, because a network disk makes threads wait
+THREADS = 8
 
 
 def digest_of_labels(folder: Path, names: Iterable[str], *stated: str) -> str:
-    """Return one digest of a label set's files, its image digests and the further texts `stated`."""
+    """Return one digest of a label set. It also covers the image digests if the folder holds any.
+
+    Args:
+        folder: folder of the labels.
+        names: paths of the label files whose content the digest covers, relative to the folder.
+        *stated: further texts that the digest covers, for example the manifest.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
     images = digest_of(folder / IMAGES) if (folder / IMAGES).exists() else ""
     return NEW + digest_of_text("\n".join([digest_of_files(folder, names), images, *stated]))
 
 
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:
-    """Return one digest of the names and the `digest_of_archive` of the files of a folder.
+    """Return one digest of the names and the contents of label files.
+
+    The content of each file is represented by its `digest_of_archive`.
 
     Args:
-        folder: the folder.
-        names: paths relative to the folder, in order.
+        folder: folder of the files.
+        names: paths of the files relative to the folder. The order affects the digest.
 
     Raises:
         InputError: a file is missing or cannot be read.
@@ -71,10 +92,14 @@ def digest_of_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def digest_of_archive(path: Path) -> str:
-    """Return a digest of a `torch.save` file: of its zip directory if that has checksums, else of the whole file.
+    """Return a digest of a label file in the zip format of `torch.save`, in most cases without reading the whole file.
 
-    The directory holds name, size and CRC-32 of every record; the reader checks the CRC-32. PyTorch may be told not to
-    compute CRC-32 (the entries are 0), and files from before PyTorch 1.6 have no directory.
+    The central directory of the zip file holds the name, size and CRC-32 of every record, so a digest of the directory
+    is enough. The CRC-32 itself is checked when the file is loaded. In two cases the digest covers the whole file: if
+    PyTorch was told to compute no CRC-32, and if the file is from before PyTorch 1.6 and has no directory.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
     """
     try:
         directory = read_directory(path)
@@ -98,12 +123,12 @@ def digest_of_file(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """Return the InputError for a label file that cannot be read."""
+    """Return the InputError to raise if a label file cannot be read."""
     return InputError(f"{path} cannot be read ({error.strerror}); copy the labels again")
 
 
 def read_directory(path: Path) -> bytes | None:
-    """Read the central directory of a zip file; return None if none is found."""
+    """Read the central directory of a zip file. Return its bytes, or None if the file has no readable directory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(handle).st_size
@@ -122,7 +147,7 @@ def read_directory(path: Path) -> bytes | None:
 
 
 def states_checksums(directory: bytes) -> bool:
-    """Return whether a zip directory is sound and states a CRC-32 for every record that is not empty."""
+    """Return whether the central directory of a zip file is intact and has a CRC-32 for every record with content."""
     place = 0
     while place + ENTRY.size <= len(directory):
         mark, crc, _, size, *lengths = ENTRY.unpack_from(directory, place)
@@ -142,8 +167,8 @@ class ImageDigests:
     """Digests of N images.
 
     Attributes:
-        pixels: uint8 [N, 8], of the decoded pixels.
-        files: uint8 [N, 8], of the files.
+        pixels: uint8 [N, 8], digest of the decoded pixels of each image.
+        files: uint8 [N, 8], digest of the file of each image.
     """
 
     pixels: torch.Tensor
@@ -153,34 +178,42 @@ class ImageDigests:
         return len(self.pixels)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return both tensors by the names under which they are stored."""
+        """Return both tensors of digests as {name: tensor}, with the names that `images.safetensors` uses."""
         return dict(zip(NAMES, (self.pixels.contiguous(), self.files.contiguous()), strict=True))
 
     def rows(self, places: Sequence[int]) -> "ImageDigests":
-        """Return the digests of the images at `places`."""
+        """Return the digests of the images with the numbers `places`, in this order."""
         return ImageDigests(self.pixels[list(places)], self.files[list(places)])
 
     def same(self, other: "ImageDigests") -> np.ndarray:
-        """Compare with N others, image by image: return bool [N], True if the files or the pixels are equal."""
+        """Compare each image with the image of the same number in `other`, which also has N images.
+
+        Returns:
+            bool [N], True if the files or the pixels of the two images are equal.
+        """
         return ((self.pixels == other.pixels).all(dim=1) | (self.files == other.files).all(dim=1)).numpy()
 
     def digest(self) -> str:
-        """Return one digest of all pixels in order, which identifies the image set independently of its path."""
+        """Return one digest of the pixels of all images, in order. It does not depend on paths or file formats."""
         return digest_of_text(self.pixels.numpy().tobytes().hex())
 
 
 def read_image_digests(
     folder: Path, num_images: int | None = None, beside: Collection[str] = ()
 ) -> ImageDigests | None:
-    """Read the image digests in a label folder; return None if it has no such file (labels of other projects).
+    """Read the digests of the images from a label folder.
 
     Args:
         folder: the label folder.
-        num_images: N, the number of images that its labels refer to.
-        beside: names of the other tensors in the file.
+        num_images: N, the number of images that the labels refer to. None: any number is accepted.
+        beside: names of further tensors that the file must hold.
+
+    Returns:
+        the digests; None if the folder has no file of digests, as in labels of other projects.
 
     Raises:
-        InputError: the file is damaged, holds other tensors, or digests of another number of images.
+        InputError: the file is damaged, does not hold exactly the expected tensors, or holds the digests of another
+            number of images.
     """
     path = folder / IMAGES
     if not path.exists():
@@ -195,20 +228,26 @@ def read_image_digests(
 
 
 def write_image_digests(folder: Path, digests: ImageDigests, settings: dict[str, Any] | None = None) -> None:
-    """Write image digests and, as JSON, the settings of relabelling into one file of a label folder, atomically."""
+    """Write the digests of the images to a file in a label folder, atomically.
+
+    Args:
+        folder: the label folder.
+        digests: the digests.
+        settings: settings of relabelling, which are written to the same file as JSON. None or empty: no settings.
+    """
     metadata = {"settings": json.dumps(settings)} if settings else None
     with atomic_file(folder / IMAGES) as temporary:
         save_file(digests.tensors(), temporary, metadata)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the settings that `write_image_digests` left beside tar labels: `input_size`, `mean`, `classes` and so on.
+    """Read the settings of relabelling that `write_image_digests` wrote: `input_size`, `mean`, `classes` and so on.
 
     Returns:
-        the settings; empty for labels of other projects.
+        the settings by name; empty if the folder states none, as in labels of other projects.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or a setting has an impossible value.
     """
     path = folder / IMAGES
     if not path.exists():
@@ -236,16 +275,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str], of: str = "labels") -> str | None:
-    """Compare the images of labels, or the images at the start of a run, with the images of a folder.
+    """Compare the image digests that labels or a run stored with the digests of the images that are in a folder now.
 
     Args:
-        stored: digests of the labels' or the run's images.
-        found: digests of the folder's images.
-        names: path of each of the folder's images, relative to it.
-        of: `labels` or `run`: the owner of the stored digests, for the message.
+        stored: digests that the labels or the run stored.
+        found: digests of the images in the folder.
+        names: path of each image in the folder, relative to the folder.
+        of: who stored the digests: `labels` or `run`. The returned text names the owner.
 
     Returns:
-        None if all are the same; else a clause that says how they differ, for the middle of a sentence.
+        None if all images are the same; otherwise a text that says how they differ. The text is part of a sentence
+        about the folder, for example "it holds 9 images and the labels were made for 10".
     """
     if len(stored) == len(found) and stored.same(found).all():
         return None
@@ -253,7 +293,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     for digests in (found.files, found.pixels):
         places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
-    # for each stored image its place in the folder, or None
+    # number in the folder of each stored image; None if the folder does not hold the image
     now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]
     gone = [number for number, place in enumerate(now) if place is None]
     began, owners = {
@@ -276,7 +316,8 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
             f"{len(moved)} images have another number: image {number} of the {of} is now image {now[number]}, "
             f"{names[now[number] or 0]}"
         )
-    if not clauses:  # all stored images are there, but some of them twice
+    # the folder holds all stored images, but several of the stored images are the same image there
+    if not clauses:
         most, times = Counter(place for place in now if place is not None).most_common(1)[0]
         clauses.append(f"{names[most]} stands for {times} of {owners} images")
     return " and ".join(clauses)

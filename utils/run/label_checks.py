@@ -1,4 +1,4 @@
-"""Compare the labels with the flags and the training folder before training starts."""
+"""Check before training that the labels fit the flags and the training folder."""
 
 from dataclasses import replace
 from itertools import islice
@@ -19,30 +19,38 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
 
-IMPOSSIBLE = 20  # coincidence is ruled out if its probability is below exp(-20)
-# Numbers of cutmix boxes that are read, that suggest the view size, and that prove it. A box touches neither the right
-# nor the lower edge with a probability of 0.46 (uniform centres, alpha 1), 8 boxes with 0.46^8 = 0.2 %, 18 with 1e-6.
+# chance is ruled out as an explanation if its probability is below exp(-IMPOSSIBLE)
+IMPOSSIBLE = 20
+# The size of the views is inferred from up to SAMPLED_BOXES cutmix boxes. FEW_BOXES boxes suggest a size, MANY_BOXES
+# boxes prove it. With uniform centres and alpha 1, one box misses both the right and the lower edge of the view with a
+# probability of 0.46. All of 8 boxes do so with 0.46^8 = 0.2 %, all of 18 boxes with 1e-6.
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
 
 
 def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[TrainingViews[LabelStore], Findings]:
-    """Open --fkd-path and compare it with the flags and the training folder.
+    """Open the labels in --fkd-path, and check that they fit the flags and the training folder.
 
-    A dry run without --resume computes no digest of the labels.
+    A dry run without --resume does not compute the digest of the labels.
 
     Returns:
-        (the views of the run, whose batch files all exist; findings with the settings that the labels determine: size
-        and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order` and `labels`).
+        (the batches of the run, whose label files all exist; a copy of `found` with the settings that the labels
+        determine: size and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order` and
+        `labels`).
+
+    Raises:
+        InputError: --fkd-path is missing, the labels are incomplete or damaged, or they do not fit.
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # unpacked labels have no file digests to verify; those with image digests are verified by their images alone
+    # Unpacked labels state no digests of their files. If they state digests of the images, --verify-labels only checks
+    # the images.
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
     found = resolve_views(config, found, stated, config.fkd_path)
     accepted = store.settings.get("labels_accepted")
-    if isinstance(accepted, str):  # every run on accepted labels is marked as such
+    # if labels were made with --accept-labels, every run on them records the fault that was accepted
+    if isinstance(accepted, str):
         log.warning("WARNING, accepted: %s", accepted)
         found = replace(found, labels_accepted=accepted)
     state_classes(config, train, store)
@@ -72,19 +80,23 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
 
 
 def stated_views(store: LabelStore) -> dict[str, Any]:
-    """Return the view settings that labels of relabel_FKD.py state, out of `input_size`, `mean` and `std`."""
+    """Return the view settings that the labels state: a dict with some or all of `input_size`, `mean` and `std`."""
     settings = store.settings
     return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
 
 
 def stated_classes(store: LabelStore) -> dict[str, int] | None:
-    """Return folder name -> class number, as the labels state it; None if the labels do not name their classes."""
+    """Return the class numbers that the labels state, {folder name: class number}, or None if they state none."""
     names = store.class_list
     return None if names is None else {name: number for number, name in enumerate(names)}
 
 
 def cutmix_reach(store: LabelStore) -> tuple[int, int]:
-    """Return (farthest pixel that the first SAMPLED_BOXES cutmix boxes reach, their number); zeros without cutmix."""
+    """Return how far the cutmix boxes of the first SAMPLED_BOXES batches reach, and the number of these boxes.
+
+    Returns:
+        (largest coordinate of a lower or right edge of a box, in pixels; number of boxes); (0, 0) without cutmix.
+    """
     if store.mix_type != "cutmix":
         return 0, 0
     places = ((epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch)))
@@ -93,20 +105,20 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
 
 
 def likely_size(store: LabelStore) -> int | None:
-    """Return the side of the views in pixels, inferred from cutmix boxes; None for fewer than FEW_BOXES boxes."""
+    """Estimate the side of the views in pixels from cutmix boxes. Return None if there are fewer than FEW_BOXES."""
     reach, boxes = cutmix_reach(store)
     return reach if boxes >= FEW_BOXES else None
 
 
 def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
-    """Infer --input-size from cutmix boxes, which are in pixels of the view that the teacher saw.
+    """Infer the side of the views from the cutmix boxes, whose coordinates are in pixels of the view.
 
-    About every second box is cut off by the view's right or lower edge, so the farthest pixel that many boxes reach is
-    the view size.
+    About every second box is cut off by the right or lower edge of the view. If there are many boxes, the farthest
+    pixel that they reach is therefore the side of the view.
 
     Returns:
-        {"input_size": S}; {} if the labels state S, or hold too few boxes: fewer than FEW_BOXES, or than MANY_BOXES if
-        --input-size is given.
+        {"input_size": S}, or {} if the labels state S themselves or hold too few boxes. FEW_BOXES boxes are enough if
+        --input-size is not given, otherwise MANY_BOXES boxes are needed.
 
     Raises:
         InputError: a box reaches beyond --input-size.
@@ -126,21 +138,25 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the range of soft epochs to train from --start-epoch on; hard epochs are not counted."""
+    """Return the soft-label epochs that a run trains from --start-epoch on.
+
+    Only epochs with soft labels are counted, so the numbers are smaller than the run's epoch numbers if epochs with
+    hard labels come before.
+    """
     phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
 
 
 def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes: int) -> HardViews | None:
-    """Return the views of the hard epochs, with their smoothed class labels; None without --hard-epochs.
+    """Return the views and the hard labels for epochs that train on hard labels; None without --hard-epochs.
 
     Args:
-        config, found: settings.
-        samples: list of (path, class).
+        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        samples: (path, class) of each training image.
         num_classes: C, number of the student's outputs.
 
     Raises:
-        InputError: there is only one image.
+        InputError: there is only one training image, so it cannot be mixed with another.
     """
     if not config.hard_epochs:
         return None
@@ -157,10 +173,12 @@ def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes
 
 
 def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """Set C of a store whose labels do not state it: --num-classes, else the number of class folders.
+    """Set the number of classes, C, of labels that do not state C themselves.
+
+    C is --num-classes, or the number of class folders if this flag is not given.
 
     Raises:
-        InputError: --num-classes contradicts the labels, or the labels name a class beyond C.
+        InputError: --num-classes contradicts the labels, or the labels contain a class number of C or more.
     """
     where = f"the labels in {config.fkd_path}"
     if store.num_classes_stated:
@@ -181,7 +199,11 @@ def state_classes(config: FKDConfig, train: ImageSet, store: LabelStore) -> None
 
 
 def resolve_order(config: FKDConfig, store: LabelStore) -> str:
-    """Return the order in which stored batches are visited: --label-order, or the default order of the store."""
+    """Return the order in which training visits the stored batches: --label-order, or the default order of the labels.
+
+    Raises:
+        InputError: the order is `stored`, but the labels are not grouped into epochs.
+    """
     order = config.label_order or store.label_order
     if order == STORED and not store.has_epochs:
         raise InputError(
@@ -191,10 +213,17 @@ def resolve_order(config: FKDConfig, store: LabelStore) -> str:
 
 
 def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) -> TrainingViews[LabelStore]:
-    """Return the training views that visit a store's batches in `order`, one of `config.LABEL_ORDERS`.
+    """Return the batches of a run, which visits the stored batches in the given order.
+
+    Args:
+        config: flags of the run.
+        store: the labels.
+        order: one of `config.LABEL_ORDERS`.
+        num_images: number of training images. It determines the length of an epoch if the labels are not grouped into
+            epochs.
 
     Raises:
-        InputError: the run needs more labels than are stored.
+        InputError: the run needs more labels than are stored, or an epoch is missing between stored epochs.
     """
     where = f"the labels in {config.fkd_path}"
     epochs = Phases.of(config).soft
@@ -226,7 +255,10 @@ def in_order(config: FKDConfig, store: LabelStore, order: str, num_images: int) 
 
 
 def warn_of_unfinished_labels(store: LabelStore) -> None:
-    """Warn if fewer epochs are stored than the labels state, and the run trains on the stored ones alone."""
+    """Log a warning if packed labels are unfinished: fewer epochs are stored than their manifest states.
+
+    The run then trains on the stored epochs only.
+    """
     if isinstance(store, PackedStore) and store.epochs < store.manifest["epochs"]:
         log.warning(
             "the labels in %s are unfinished: %d of %d epochs are stored, and no others are trained on; run "
@@ -236,10 +268,15 @@ def warn_of_unfinished_labels(store: LabelStore) -> None:
 
 
 def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore) -> None:
-    """Raise InputError if the numbers of images or classes in the training folder do not fit the labels."""
+    """Raise InputError if the labels cannot have been made for the images in the training folder.
+
+    The numbers of images and classes are compared. `identify_images` later compares the images themselves, if the
+    labels store image digests.
+    """
     where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
-    knows = store.image_digests is not None and store.has_epochs  # `identify_images` then names the missing ones
+    # if labels store image digests, leave a wrong number of images to `identify_images`, which names the missing images
+    knows = store.image_digests is not None and store.has_epochs
     if (
         images != store.num_images
         and not knows
@@ -263,16 +300,21 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return whether chance cannot explain that no row of a pool of batches shows the folder's last images.
+    """Return whether it cannot be chance that the labels contain none of the last images of the training folder.
 
-    n rows drawn from N images miss m given images with a probability of about exp(-m n / N).
+    If labels are not grouped into epochs, their images are drawn at random. Some images may then be in no batch by
+    chance: n rows drawn from N images contain none of m given images with a probability of about exp(-m n / N).
+
+    Args:
+        images: N, number of images in the training folder.
+        store: the labels. Their highest image number is `store.num_images` - 1.
     """
     rows = store.stored_batches() * store.batch_size
     return (images - store.num_images) * rows / images > IMPOSSIBLE
 
 
 def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
-    """Raise InputError if a flag contradicts the labels."""
+    """Raise InputError if --batch-size, --mix-type, --keep-topk or --loss-type contradicts the labels."""
     where = f"the labels in {config.fkd_path}"
     if config.batch_size != store.batch_size:
         raise InputError(
@@ -293,10 +335,13 @@ def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
 
 
 def resolve_topk_mass(config: FKDConfig, store: LabelStore) -> str:
-    """Resolve --topk-mass to `kept` or `renormalised`.
+    """Return the value of --topk-mass that the run uses: `kept` or `renormalised`.
+
+    `auto` means `renormalised` for top-k labels that do not store the probability mass of the dropped classes, and
+    `kept` for all other labels.
 
     Raises:
-        InputError: `kept` was given, but top-k labels do not store the mass of the other classes.
+        InputError: --topk-mass is `kept`, but the labels do not store the probability mass of the dropped classes.
     """
     answers = store.read(0, 0).logits
     lacking = isinstance(answers, TopK) and answers.rest is None

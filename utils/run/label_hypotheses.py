@@ -1,7 +1,8 @@
-"""Find replay settings under which stored labels are a teacher's logits, if the assumed settings do not fit.
+"""Search for the replay settings under which stored labels are a teacher's logits, if the assumed settings do not fit.
 
-Each `Hypothesis` changes one replay setting (input size, normalisation, image order, …). In each round all hypotheses
-are tried, and the best one is kept if it improves the fit.
+Each `Hypothesis` changes one replay setting, for example the input size, the normalisation or the image order. Each
+round tries all hypotheses and accepts the best one if it improves the fit. The next round starts from the changed
+settings.
 """
 
 import itertools
@@ -31,32 +32,45 @@ NORMALISATIONS = {
     "with CIFAR-100's normalisation": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "with Tiny-ImageNet's normalisation": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
 }
-SEEDS = range(21)  # values of --fkd-seed that are always tried
-SEEDS_AROUND = 10  # values that are tried below and above the given --fkd-seed
-SCREENED_ROWS = 8  # rows on which each hypothesis is tried
-MAX_CHANGES = 3  # maximum number of hypotheses that may hold at once
-MIN_IMPROVEMENT = 4  # factor by which the mean squared difference must shrink for an explanation to count
-# Limits of the search for the image that a row belongs to:
-TRIED_ROWS = 8  # number of rows whose images are searched for
-TRIED_IMAGES = 2000  # number of whole images that are compared with each row
-NEAR_IMAGES = 32  # number of nearest images on which the row's own view is replayed
-CHUNK = 64  # images per forward pass
-SEARCHED_BATCHES = 64  # number of batches from which the least mixed one is chosen
-MIXED = 0.3  # no image is searched for if mix partners fill a larger share of the views
-MANY_CLASSES = 3000  # above this, class orders are not fitted: it would take minutes
-CERTAIN_ROWS = 32  # rows needed to be sure of a fitted class order
+# values of --fkd-seed that are always tried
+SEEDS = range(21)
+# number of further values that are tried below the given --fkd-seed, and as many above it
+SEEDS_AROUND = 10
+# maximum number of label rows on which each hypothesis is tried
+SCREENED_ROWS = 8
+# maximum number of hypotheses that are accepted together
+MAX_CHANGES = 3
+# If labels fit under the assumed settings, other settings are only accepted if they reduce the mean squared difference
+# by this factor.
+MIN_IMPROVEMENT = 4
+# number of rows for which `find_images` searches for the right image
+TRIED_ROWS = 8
+# number of images whose whole-image logits `find_images` compares with each row
+TRIED_IMAGES = 2000
+# number of nearest images on which `find_images` replays the row's own view
+NEAR_IMAGES = 32
+# number of images per forward pass in `find_images`
+CHUNK = 64
+# number of batches among which `find_images` chooses the batch with the least mixing
+SEARCHED_BATCHES = 64
+# `find_images` gives up if mix partners fill more than this fraction of the views
+MIXED = 0.3
+# class orders are not fitted to more classes than this, because it would take minutes
+MANY_CLASSES = 3000
+# number of rows that are enough to be sure of a fitted class order
+CERTAIN_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One setting that may differ from the assumed one.
+    """A guess that one replay setting differs from its assumed value.
 
     Attributes:
         kind: name of the setting; at most one hypothesis of each kind is accepted.
-        words: the setting in words, continuing `they fit …`.
-        remedy: what the user should do, as an imperative.
-        change: the fields of `ReplaySettings` that differ.
-        harmless: whether the labels are this teacher's logits for these images even if the hypothesis holds.
+        words: the guess in words, as the end of the sentence `they fit …`.
+        remedy: advice to the user, as an imperative; may be empty.
+        change: {field of `ReplaySettings`: guessed value}.
+        harmless: whether the labels still count as this teacher's logits for these images if the guess is right.
     """
 
     kind: str
@@ -68,12 +82,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The settings under which labels fit, if any were found.
+    """The result of `explain`: the hypotheses under which the labels fit, if there are any.
 
     Attributes:
-        hypotheses: the accepted hypotheses; empty if the labels fit as assumed, or if no hypothesis explains them.
-        verdict: the comparison under these settings.
-        pairs: sentences about rows that belong to other images than assumed, if no hypothesis explains them.
+        hypotheses: the accepted hypotheses. Empty if the labels fit under the assumed settings, or if no hypothesis
+            explains the misfit.
+        verdict: comparison of labels and teacher under the accepted hypotheses, or under the assumed settings if no
+            hypothesis was accepted.
+        pairs: sentences about rows that were made from other images than assumed; empty if a hypothesis was accepted.
     """
 
     hypotheses: list[Hypothesis]
@@ -82,18 +98,24 @@ class Explanation:
 
     @property
     def harmless(self) -> bool:
-        """Return whether the labels are this teacher's logits for these images."""
+        """Return whether the labels fit the teacher, under the assumed settings or under harmless hypotheses only."""
         return self.verdict.fits and all(hypothesis.harmless for hypothesis in self.hypotheses)
 
 
 def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: int | None) -> Explanation:
-    """Accept one hypothesis after another while each improves the fit.
+    """Search for hypotheses under which the labels fit the teacher: accept one after another while the fit improves.
+
+    If the labels fit neither under the assumed settings nor under any hypothesis, search for the images from which the
+    misfitting rows were made.
 
     Args:
-        inquiry: labels, images, teacher.
+        inquiry: labels, images and teacher.
         replay: the assumed settings.
-        verdict: the comparison under `replay`.
-        seed: --fkd-seed, around which other seeds are tried; None if the labels state the image order.
+        verdict: comparison of labels and teacher under `replay`.
+        seed: the given --fkd-seed; other seeds are tried too. None if the labels state the image order.
+
+    Returns:
+        the accepted hypotheses with the comparison under them, or the images that were identified.
     """
     question = hardest(inquiry, verdict)
     taken: list[Hypothesis] = []
@@ -109,7 +131,8 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
         if distances[best] > 0.95 * distances[0]:
             break
         replay = trials[best]
-        taken = [*taken, untried[best - 1]]  # trial 0 has no further change
+        # trial 0 tries no hypothesis, so trial n tries hypothesis n - 1
+        taken = [*taken, untried[best - 1]]
         verdict = inquiry.judge(replay)
         if verdict.tight:
             break
@@ -124,7 +147,18 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
 def drop_needless(
     inquiry: Inquiry, assumed: ReplaySettings, replay: ReplaySettings, taken: list[Hypothesis], verdict: Verdict
 ) -> tuple[ReplaySettings, list[Hypothesis], Verdict]:
-    """Drop the accepted hypotheses that the fit does not need; return (replay settings, hypotheses, verdict)."""
+    """Drop accepted hypotheses without which the labels fit as well.
+
+    Args:
+        inquiry: labels, images and teacher.
+        assumed: settings without any hypothesis.
+        replay: settings with all accepted hypotheses.
+        taken: the accepted hypotheses.
+        verdict: comparison of labels and teacher under `replay`.
+
+    Returns:
+        (settings with the remaining hypotheses, remaining hypotheses, comparison under these settings).
+    """
     for hypothesis in taken if len(taken) > 1 else []:
         fewer = [other for other in taken if other is not hypothesis]
         changes = [other.change for other in fewer]
@@ -136,7 +170,10 @@ def drop_needless(
 
 
 def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
-    """Return the SCREENED_ROWS worst-fitting rows of the worst-fitting batch."""
+    """Return the rows on which hypotheses are tried: the SCREENED_ROWS worst-fitting rows of the worst-fitting batch.
+
+    `verdict` is the comparison of labels and teacher that says how well each row fits.
+    """
     starts = torch.tensor([0, *(len(question.rows) for question in inquiry.questions)]).cumsum(0).tolist()
     rows = [verdict.own[first:last] for first, last in itertools.pairwise(starts)]
     number = max(
@@ -148,22 +185,30 @@ def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
 
 
 def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> float:
-    """Return `Inquiry.distance`, or infinity if it is NaN or the teacher fails on such views."""
+    """Return the median difference between the stored logits of some rows and the teacher's logits.
+
+    Return infinity if the difference is NaN, or if the teacher fails on views of this size.
+    """
     try:
         value = inquiry.distance(question, replay)
-    except (RuntimeError, ValueError, AssertionError, IndexError):  # the views are too small, or of a wrong size
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        # the teacher cannot process views of this size
         return float("inf")
     return value if value == value else float("inf")
 
 
 def enough_rows(taken: Sequence[Hypothesis], verdict: Verdict) -> bool:
-    """Return whether a fitted class order, if any, is certain: fitted to enough rows, or with a very close fit."""
+    """Return whether the accepted hypotheses are reliable.
+
+    A class order that was fitted to the logits is reliable if CERTAIN_ROWS rows were compared or if the fit is very
+    close. All other hypotheses are always reliable.
+    """
     reordered = any(hypothesis.kind == "classes" for hypothesis in taken)
     return not reordered or len(verdict.own) >= CERTAIN_ROWS or verdict.typical <= verdict.limit / 5 * verdict.other
 
 
 def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> Iterator[Hypothesis]:
-    """Yield the hypotheses that can be stated without fitting a value to the logits."""
+    """Yield the hypotheses with values from fixed lists: input sizes, normalisations, image orders, flips and more."""
     reach = max((max(q.labels.mix.box) for q in inquiry.questions if q.labels.mix.box is not None), default=0)
     for size in SIZES:
         if size != replay.size and size >= reach:
@@ -189,7 +234,11 @@ def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> It
 
 
 def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
-    """Yield hypotheses about the image order: other seeds, names sorted by their numbers, shifts by a few images."""
+    """Yield hypotheses about the image order: other seeds, other sorting of the files, and shifts by a few images.
+
+    Files are also sorted by the numbers in their names, so that new2 comes before new10. `seed` is the given
+    --fkd-seed; None if the labels state the image order, so that no seeds are tried.
+    """
     if seed is not None:
         for other in sorted({*SEEDS, *range(max(seed - SEEDS_AROUND, 0), seed + SEEDS_AROUND + 1)} - {seed}):
             words = f"in the image order of --fkd-seed {other}"
@@ -219,19 +268,25 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
 
 
 def as_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that compares the digits in a name by their numeric value."""
+    """Return a sort key for a name that compares digits as numbers, so that new2 comes before new10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
 def fitted_hypotheses(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the hypotheses about temperature and class order, fitted to the stored and the teacher's logits."""
+    """Yield the hypotheses with values that are fitted to the logits: temperature and class order.
+
+    A temperature is only fitted if the labels hold probabilities. `verdict` holds the teacher's logits under `replay`.
+    """
     if inquiry.store.answers == "probabilities":
         yield from temperatures(inquiry, replay, verdict)
     yield from class_orders(inquiry, replay, verdict)
 
 
 def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the temperature at which stored probabilities best fit the teacher's logits (least squares on logits)."""
+    """Yield the temperature at which the stored probabilities best fit the teacher's logits (least squares on logits).
+
+    Yield no hypothesis if this temperature differs from the assumed one by at most 1 %.
+    """
     products = squares = 0.0
     for question, found in zip(inquiry.questions, verdict.found, strict=True):
         values, known = inquiry.stored(question, replay)
@@ -240,7 +295,8 @@ def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
         products += (logs * logits).nansum().item()
         squares += logs.square().nansum().item()
     best = products / squares if squares else 0.0
-    best = round(best, 1) if best > 0.5 else best  # people choose round temperatures; the fit gives 19.97 for 20
+    # round the fitted temperature, for example 19.97 to 20, because people choose round temperatures
+    best = round(best, 1) if best > 0.5 else best
     if best > 0 and abs(best / replay.temperature - 1) > 0.01:
         yield Hypothesis(
             "temperature", f"at temperature {best:g}", f"give --temperature {best:g}", {"temperature": best}
@@ -248,7 +304,10 @@ def temperatures(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 
 
 def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> Iterator[Hypothesis]:
-    """Yield the permutation of the teacher's classes that best fits the stored logits (linear assignment)."""
+    """Yield the permutation of the teacher's classes that best fits the stored logits (linear assignment).
+
+    Yield no hypothesis if the best permutation changes nothing, or if there are more than MANY_CLASSES classes.
+    """
     classes = inquiry.store.num_classes
     if classes > MANY_CLASSES:
         return
@@ -276,10 +335,15 @@ def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 
 
 def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
-    """Find the images that misfitting rows belong to; return sentences about them, or [] if most are not found.
+    """Search for the images from which misfitting rows of labels were made.
 
-    First, rows of the least mixed batch are compared with the teacher's logits for whole images. Then each row's own
-    view is replayed on the nearest of these images, and the row is compared with the teacher's logits for these views.
+    The batch with the least mixing is searched. First, the stored logits of each row are compared with the teacher's
+    logits for whole images. Then the row's own view is replayed on the nearest of these images, and the stored logits
+    are compared with the teacher's logits for these views.
+
+    Returns:
+        sentences about the rows whose image was identified. Empty if this succeeds for fewer than half of the rows, or
+        if views cannot be searched because they are mixed too much or because the logits of a row depend on other rows.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -295,7 +359,7 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     whole = torch.cat([logits_of_whole_images(inquiry, replay, chunk) for chunk in tried.split(CHUNK)])
 
     def nearest(row: int) -> list[int]:
-        """Return the NEAR_IMAGES images whose whole-image logits are nearest to a row's stored logits."""
+        """Return the NEAR_IMAGES images whose whole-image logits are nearest to the stored logits of a row."""
         one = replace(question, rows=torch.tensor([row]))
         return tried[row_size(inquiry.difference(one, whole, replay)).argsort()[:NEAR_IMAGES]].tolist()
 
@@ -303,7 +367,8 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     for row in rows.tolist():
         other = row if question.labels.mix.partner is None else int(question.labels.mix.partner[row])
         partner = int(numbers[other])
-        for _ in range(2):  # alternate: find the image for the current partner, then the partner for that image
+        # search in turn for the best image with the partner fixed, and for the best partner with the image fixed
+        for _ in range(2):
             own, _, least = closest(inquiry, replay, question, row, [(near, partner) for near in nearest(row)])
             if other == row:
                 break
@@ -314,13 +379,19 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
 
 
 def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
-    """Return the batch whose views contain the smallest share of mix partners, out of SEARCHED_BATCHES batches."""
+    """Return the batch whose views contain the smallest fraction of mix partners.
+
+    SEARCHED_BATCHES batches, evenly spaced, are compared.
+    """
     places = pick_evenly(inquiry.full_batches, SEARCHED_BATCHES)
     return min((inquiry.question(*place) for place in places), key=lambda q: q.other_share(replay.size))
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return up to TRIED_IMAGES random image numbers; images of the `assumed` images' classes come first."""
+    """Return up to TRIED_IMAGES image numbers in random order: int64 [n].
+
+    Images of the same classes as the images `assumed` come first.
+    """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])
     shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
@@ -328,7 +399,7 @@ def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
 
 
 def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: torch.Tensor) -> torch.Tensor:
-    """Return the teacher's logits for whole images: float32 [n, C]."""
+    """Return the teacher's logits for n images without crop, flip and mixing: float32 [n, C]."""
     labels = inquiry.questions[0].labels
     whole = replace(
         labels,
@@ -343,7 +414,18 @@ def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: to
 def closest(
     inquiry: Inquiry, replay: ReplaySettings, question: Question, row: int, pairs: Sequence[tuple[int, int]]
 ) -> tuple[int, int, float]:
-    """Return (image, partner, difference) of the pair whose mixed view best fits the row's stored logits."""
+    """Return the pair of images whose mixed view best fits the stored logits of a row.
+
+    Args:
+        inquiry: labels, images and teacher.
+        replay: how views are replayed.
+        question: the batch of the row.
+        row: number of the row in the batch.
+        pairs: candidates, (image, mix partner).
+
+    Returns:
+        (image, mix partner, difference between the stored logits and the teacher's logits).
+    """
     labels = question.labels
     partners = None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
@@ -358,13 +440,13 @@ def closest(
 
 
 def sentences(inquiry: Inquiry, question: Question, found: Sequence[tuple[int, int, int]], tried: int) -> list[str]:
-    """Return two sentences, about one row that belongs to another image than assumed, and about the likely cause.
+    """Return two sentences for an error message: an example of a row with a wrong image, and the likely cause.
 
     Args:
-        inquiry: labels, images, teacher.
+        inquiry: labels, images and teacher.
         question: the batch of the rows.
-        found: (row, assumed image, found image) of each such row.
-        tried: number of rows whose images were searched for.
+        found: (row, assumed image, right image) of each row with a wrong image.
+        tried: number of rows whose right image was searched for.
     """
     row, assumed, answered = found[0]
     where = f"row {row} of batch {question.batch} in epoch {question.epoch}"

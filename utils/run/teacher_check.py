@@ -1,4 +1,7 @@
-"""Check that stored labels are a teacher's logits for images: `python -m utils.labels verify --arch …`."""
+"""Check that stored labels are a given teacher's logits for given images.
+
+The command is `python -m utils.labels verify PATH --images DIR --arch TEACHER`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,10 @@ ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the t
 
 
 def run(config: VerifyConfig) -> bool:
-    """Compare labels with the teacher that the flags name, and print the result; return False without --images.
+    """Compare labels with the logits of the teacher that the flags name, and print the result.
+
+    Returns:
+        True if the labels were compared; False if neither --images nor a teacher is given.
 
     Raises:
         InputError: the labels are not the teacher's logits for the images, a flag is missing, or flags contradict the
@@ -59,12 +65,12 @@ def run(config: VerifyConfig) -> bool:
 
 
 def stated_settings(store: LabelStore) -> dict[str, Any]:
-    """Return the relabel_FKD.py settings that labels state (`input_size`, `mean`, `std`, `ensemble`, …), or {}."""
+    """Return the settings of relabel_FKD.py that the labels state, for example `input_size` and `mean`; may be {}."""
     return store.settings
 
 
 def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
-    """Raise InputError if a flag contradicts the view settings that the labels state."""
+    """Raise InputError if --input-size, --mean or --std contradicts the setting that the labels state."""
     for name in ("input_size", "mean", "std"):
         given, known = getattr(config, name), stated.get(name)
         if given is not None and known is not None and comparable(given) != comparable(known):
@@ -76,16 +82,22 @@ def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
 
 
 def states_index(store: LabelStore) -> bool:
-    """Return whether labels store the image of each row; otherwise it follows from --fkd-seed."""
+    """Return whether the labels store the image number of each row. If not, --fkd-seed determines the image order."""
     return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
 
 
 def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> Verdict:
-    """Compare labels and teacher under the assumed replay settings.
+    """Compare stored logits with the teacher's logits under the assumed settings, and return the differences.
+
+    Args:
+        inquiry: labels, images and teacher.
+        replay: the assumed settings.
+        path: path of the labels, for errors.
+        folder: folder of the images, for errors.
 
     Raises:
-        InputError: labels, images and teacher differ in the number of images or classes, or the teacher cannot take
-            views of this size.
+        InputError: the number of images or classes differs between labels, images and teacher; the teacher cannot
+            process views of this size; or cutmix boxes reach beyond the views.
     """
     store, images = inquiry.store, len(inquiry.samples)
     if images != store.num_images and (store.has_epochs or images < store.num_images):
@@ -117,7 +129,7 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
 
 
 def print_batches(verdict: Verdict) -> None:
-    """Print the median and the largest difference of each compared batch."""
+    """Print, for each compared batch, the median and the largest difference from the teacher's logits."""
     for place in dict.fromkeys((epoch, batch) for epoch, batch, _ in verdict.places):
         rows = verdict.own[[n for n, (epoch, batch, _) in enumerate(verdict.places) if (epoch, batch) == place]]
         print(
@@ -127,10 +139,16 @@ def print_batches(verdict: Verdict) -> None:
 
 
 def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the sentence that confirms that labels are a teacher's logits.
+    """Return the sentence that confirms that the labels are the teacher's logits for the images.
+
+    Args:
+        path: path of the labels, for errors.
+        inquiry: labels, images and teacher.
+        explanation: result of the comparison.
 
     Raises:
-        InputError: the labels are not a teacher's logits; the message names settings under which they fit, if known.
+        InputError: the labels are not the teacher's logits for the images. If they fit under other replay settings, the
+            message names these settings.
     """
     verdict, many = explanation.verdict, len(inquiry.teachers.teachers) > 1
     whose = "these teachers'" if many else "this teacher's"
@@ -163,7 +181,10 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
 
 
 def reason(inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the end of the error sentence for labels that fit under no tried settings: the likely cause."""
+    """Return the likely cause if labels fit the teacher under no tried settings.
+
+    The returned text is the end of an error message.
+    """
     if explanation.pairs:
         return ", and ".join(explanation.pairs)
     verdict = explanation.verdict
@@ -184,10 +205,10 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
 
 
 def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> str:
-    """Compare labels with a teacher under the given settings, and try no others if the labels do not fit.
+    """Check that labels are a teacher's logits under the given replay settings. No other settings are tried.
 
     Args:
-        inquiry: labels, images, teacher.
+        inquiry: labels, images and teacher.
         replay: how views are replayed.
         path: path of the labels, for messages.
         folder: folder of the images, for errors.
@@ -202,19 +223,21 @@ def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
 
 
 def check_started(config: RelabelConfig, found: Findings, samples: Samples, teachers: Ensemble) -> None:
-    """Compare the teachers of a resumed relabelling with the first batch that is stored already.
+    """Check that the teachers of a resumed relabelling still give the stored logits for the first stored batch.
 
-    Changed weights or images, or a PyTorch version that computes differently, would mix two label sets.
+    If the weights, the images or the arithmetic of PyTorch have changed, the new labels would not match the stored
+    ones. If epoch 0 is not stored, the check is skipped, and the log says so.
 
     Args:
         config, found: settings of relabel_FKD.py.
-        samples: list of (path, class).
-        teachers: `Ensemble` that will label the remaining batches.
+        samples: (path, class) of each image.
+        teachers: the teachers that will label the remaining batches.
 
     Raises:
-        InputError: the teachers' logits differ from the stored ones.
+        InputError: the teachers' logits differ from the stored logits.
     """
-    if not Path(config.fkd_path, epoch_name(0)).exists():  # the process that labels epoch 0 was stopped before its end
+    # epoch 0 is missing if the process that labels it was stopped before it finished the epoch
+    if not Path(config.fkd_path, epoch_name(0)).exists():
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return
     store = open_labels(config.fkd_path, config.fkd_seed)
@@ -232,7 +255,11 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
 
 
 def unchecked(store: LabelStore) -> list[str]:
-    """Return one log line for each property of the labels that cannot be checked without a teacher."""
+    """Return log lines about properties of the labels that cannot be checked without a teacher.
+
+    There is one line for each unchecked property: the images, their order, the size and normalisation of views, and the
+    order of classes.
+    """
     said = []
     if store.image_digests is None:
         said.append("whether these are the answers to these images (the labels hold no digests of images); " + ASK)

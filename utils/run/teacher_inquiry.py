@@ -1,10 +1,13 @@
-"""Replay the views of stored labels for a teacher, and measure how far its logits are from the stored ones.
+"""Replay the views of stored labels, and measure how far a teacher's logits for these views are from the stored logits.
 
-Replayed views differ slightly from those that the teacher labelled: crops in half precision, another resize, bf16,
-quantised logits. So the difference of a row is not compared with a fixed threshold, but with the difference for the
-same view of another image of the same class. For the right image the difference is far smaller, for a wrong one not.
+Even with the right teacher and image there is a small difference, for four reasons: crops are stored in half precision,
+images are resized in another way, the teacher computes in bf16, and stored logits are quantised. The difference of a
+row is therefore not compared with a fixed threshold. It is compared with the difference that results if the same view
+is taken from another image of the same class. If the row was made from the assumed image, its difference is far smaller
+than the difference for the other image. Otherwise the two differences are similar.
 
-In these modules an "answer" is the logits of a teacher for one view, and a "question" is a batch of such views.
+Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
+whose views are shown to the teacher.
 """
 
 import copy
@@ -29,32 +32,41 @@ from utils.labels.types import BatchLabels, Mix, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 
-BATCHES, VIEWS = 4, 256  # maximum numbers of batches and views that one check compares
-KNOWN = 1e-5  # smaller probabilities are not compared, because half precision stores them too coarsely
-# Thresholds, as a share of the difference that another image of the same class makes:
-LIMIT = 0.5  # a row above this belongs to another image or another teacher
-STRICT = 0.25  # replaces LIMIT if most classes have one image, because images of other classes differ more
-TIGHT = 0.05  # below this no other settings can fit better
-BF16 = 2.0**-8  # relative error of bf16 arithmetic
-CACHE_BYTES = 1e9  # limit on decoded images in memory
+# maximum number of batches that one check compares by default, and maximum number of views
+BATCHES, VIEWS = 4, 256
+# probabilities below this value are not compared, because half precision stores them too coarsely
+KNOWN = 1e-5
+# A row was made from another image or by another teacher if its difference is above this fraction of the difference
+# for another image of the same class.
+LIMIT = 0.5
+# STRICT replaces LIMIT if most classes have only one image: the other image then has another class and differs more.
+STRICT = 0.25
+# If the difference is below this fraction of the difference for another image, the labels fit so closely that no other
+# settings are tried.
+TIGHT = 0.05
+# relative error of bf16 arithmetic
+BF16 = 2.0**-8
+# memory for decoded images, in bytes
+CACHE_BYTES = 1e9
 
 
 @dataclass(frozen=True, eq=False)
 class ReplaySettings:
-    """How views of stored labels are replayed and passed to the teacher; the defaults are the settings of training.
+    """How views of stored labels are replayed and passed to the teacher. The defaults are the settings of training.
 
     Attributes:
         size: S, side of the views in pixels.
         mean, std: mean and standard deviation per channel, for the normalisation.
-        order: int64 [N], maps an image number of the labels to an image of the folder; None: identity.
-        fkd_seed: seed of the image order, for labels without an index; None: the seed of the store.
-        flip: flip `after` the crop, `before` it, or `never`.
-        swap_box: exchange rows and columns of the cutmix box.
+        order: int64 [N], the folder's image number for each image number of the labels; None if they are equal.
+        fkd_seed: seed that determines the image order of labels without image numbers; None: the seed of the store.
+        flip: whether views are flipped `after` the crop, `before` the crop, or `never`.
+        swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
-        parts: 0: teacher in eval mode; 1: in train mode, on the whole batch; 2: in train mode, on halves of the batch.
-        classes: int64 [C], maps a class of the labels to a class of the teacher; None: identity.
+        parts: mode of the teacher. 0: eval mode. 1: train mode, on the whole batch. 2: train mode, on halves of the
+            batch.
+        classes: int64 [C], class of the teacher for each class of the labels; None if the classes are the same.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
-        rule: how the logits of several teachers are combined; None: the rule of the `Ensemble`.
+        rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
     """
 
     size: int
@@ -73,12 +85,12 @@ class ReplaySettings:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Rows of a stored batch whose views a teacher is asked about.
+    """Rows of a stored batch for whose views the teacher's logits are computed.
 
     Attributes:
-        epoch, batch: position in the label store.
-        labels: `BatchLabels` of the whole batch.
-        rows: int64 [m], indices of the rows.
+        epoch, batch: number of the stored epoch, and number of the batch in this epoch.
+        labels: labels of the whole batch.
+        rows: int64 [m], numbers of the selected rows.
     """
 
     epoch: int
@@ -87,24 +99,26 @@ class Question:
     rows: torch.Tensor
 
     def other_share(self, size: int) -> float:
-        """Return the share of a view of `size` pixels that comes from its mix partner."""
+        """Return the fraction of a view, of side `size` in pixels, that comes from the row's mix partner."""
         return 1 - self.labels.mix.own_share(size)
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Differences between a teacher's logits and the stored ones for n rows, each a root mean square over classes.
+    """The differences between the teacher's logits and the stored logits of n rows.
+
+    The difference of a row is the root mean square over classes.
 
     Attributes:
-        own: float32 [n], difference of each row.
-        others: float32 [n], difference if the view is taken from another image of the same class.
-        rounding: float32 [n], difference that rounding of the stored logits explains.
-        noise: float32 [n], difference that rounding and bf16 arithmetic explain.
+        own: float32 [n], difference of each row if the view is taken from the assumed image.
+        others: float32 [n], difference of each row if the view is taken from another image of the same class.
+        rounding: float32 [n], part of the difference that rounding of the stored logits explains.
+        noise: float32 [n], part of the difference that rounding and bf16 arithmetic explain.
         places: (epoch, batch, row) of each row.
-        found: the teacher's logits [m, C] for each question.
+        found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
-        low, high: range of the stored logits.
-        limit: LIMIT or STRICT, the share of `other` above which a row does not fit its image.
+        low, high: smallest and largest stored logit.
+        limit: LIMIT or STRICT. A row does not fit its image if its difference is above this fraction of `other`.
     """
 
     own: torch.Tensor
@@ -120,30 +134,29 @@ class Verdict:
 
     @property
     def typical(self) -> float:
-        """Return the median of `own`."""
+        """Return the median difference of the rows, with views of the assumed images."""
         return self.own.median().item()
 
     @property
     def other(self) -> float:
-        """Return the median of `others`."""
+        """Return the median difference of the rows, with views of another image of the same class."""
         return self.others.median().item()
 
     @property
     def excess(self) -> float:
-        """Return the mean squared difference beyond the part that rounding of the stored logits explains."""
+        """Return the mean squared difference that rounding of the stored logits does not explain."""
         return max((self.own.square() - self.rounding.square()).mean().item(), 0.0)
 
     @property
     def misfits(self) -> torch.Tensor:
-        """Return the mask of the rows that are not this teacher's logits for their images: bool [n]."""
+        """Return which rows are not this teacher's logits for the assumed image: bool [n]."""
         return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, self.limit * self.other))
 
     @property
     def fits(self) -> bool:
-        """Return whether the stored logits are this teacher's for these images.
+        """Return whether the stored logits are this teacher's logits for these images.
 
-        Up to a tenth of the rows may be misfits. If the median difference beyond rounding is far below `other`, no row
-        may be a misfit.
+        At most a tenth of the rows may be misfits. If a typical row fits very closely, no row may be a misfit.
         """
         beyond_rounding = (self.own.square() - self.rounding.square()).median().item()
         allowed = 0.0 if beyond_rounding <= (self.limit / 5 * self.other) ** 2 else 0.1
@@ -151,24 +164,24 @@ class Verdict:
 
     @property
     def tight(self) -> bool:
-        """Return whether rounding explains the whole difference, so that no other settings could fit better."""
+        """Return whether the labels fit so closely that no other settings could fit better."""
         return self.fits and self.excess <= (TIGHT * self.other) ** 2
 
     @property
     def blind(self) -> bool:
-        """Return whether the logits for other images differ only by rounding, so that no comparison is possible."""
+        """Return whether the teacher's logits for different images are too similar to tell the images apart."""
         return self.other <= self.noise.median().item()
 
 
 @dataclass
 class Inquiry:
-    """Comparison of the labels of a store with a teacher's logits for the images of a folder.
+    """Comparison of stored labels with a teacher's logits for the images of a folder.
 
     Args:
-        store: `LabelStore`.
-        samples: list of (path, class), the images of the folder.
-        teachers: `Ensemble`.
-        places: (epoch, batch) of the batches to ask about; None: a few, spread over all.
+        store: the labels.
+        samples: (path, class) of each image in the folder.
+        teachers: the teacher, or several teachers whose logits are combined.
+        places: (epoch, batch) of each batch to compare; None: a few batches, evenly spaced.
     """
 
     store: LabelStore
@@ -179,31 +192,37 @@ class Inquiry:
     orders: dict[int, ReferenceOrder] = field(default_factory=dict)
 
     def by_batch(self, replay: ReplaySettings) -> bool:
-        """Return whether the logits of a row depend on the other rows of its batch."""
+        """Return whether the teacher's logits for one row depend on the other rows of the batch."""
         return bool(replay.parts) or (replay.rule or self.teachers.rule) != "mean"
 
     @cached_property
     def questions(self) -> list[Question]:
-        """Return questions about a few batches, with at most VIEWS rows in total by default."""
+        """Return the rows to compare, one `Question` for each batch.
+
+        By default, at most BATCHES batches with at most VIEWS rows in total are compared.
+        """
         places = self.places or pick_evenly(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
 
     @cached_property
     def full_batches(self) -> list[tuple[int, int]]:
-        """Return the (epoch, batch) of every full batch, or of every batch if none is full."""
+        """Return (epoch, batch) of every stored batch that is full, or of every batch if none is full."""
         store = self.store
         places = [(epoch, batch) for epoch in range(store.epochs) for batch in range(store.batches(epoch))]
         return [place for place in places if store.rows(*place) == store.batch_size] or places
 
     def question(self, epoch: int, batch: int) -> Question:
-        """Return a question about at most VIEWS evenly spaced rows of a stored batch."""
+        """Return at most VIEWS evenly spaced rows of a stored batch, as a `Question`."""
         labels = self.store.read(epoch, batch)
         rows = min(len(labels), VIEWS)
         return Question(epoch, batch, labels, torch.arange(rows) * len(labels) // rows)
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """Return for each image another image of its class, or of another class if it is the only one: int64 [N]."""
+        """Return the number of another image of the same class for each image: int64 [N].
+
+        If an image is the only one of its class, the other image is from another class.
+        """
         targets = torch.tensor([target for _, target in self.samples])
         following = torch.arange(len(targets)).roll(-1)
         for target in targets.unique():
@@ -213,7 +232,7 @@ class Inquiry:
         return following
 
     def image(self, number: int) -> Image.Image:
-        """Return a decoded image of the folder, from a cache of about CACHE_BYTES."""
+        """Return an image of the folder, decoded. About CACHE_BYTES of decoded images are cached."""
         if number not in self.decoded:
             if sum(3 * image.width * image.height for image in self.decoded.values()) > CACHE_BYTES:
                 self.decoded.clear()
@@ -221,11 +240,11 @@ class Inquiry:
         return self.decoded[number]
 
     def name(self, number: int) -> str:
-        """Return an image's number, class folder and file name, for a message."""
+        """Return a text that identifies an image in messages: its number, class folder and file name."""
         return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return the folder's image number for each row of the question's batch: int64 [B]."""
+        """Return the image number in the folder for every row of the question's batch: int64 [B]."""
         index = index_of(question.labels)
         if replay.fkd_seed is not None:
             order = self.orders.setdefault(replay.fkd_seed, ReferenceOrder(self.store.num_images, replay.fkd_seed))
@@ -234,7 +253,14 @@ class Inquiry:
         return index if replay.order is None else replay.order[index]
 
     def view(self, labels: BatchLabels, slot: int, number: int, replay: ReplaySettings) -> torch.Tensor:
-        """Replay the view of row `slot` on image `number` of the folder: uint8 [S, S, 3]."""
+        """Return the view that the labels describe, taken from a given image: uint8 [S, S, 3].
+
+        Args:
+            labels: labels of a batch.
+            slot: number of the row whose crop and flip are used.
+            number: number of the image in the folder.
+            replay: how views are replayed.
+        """
         image = self.image(number)
         (top, left, height, width), flip = labels.view(slot, (image.height, image.width))
         if replay.flip == "before" and flip:
@@ -254,7 +280,7 @@ class Inquiry:
         Args:
             question: m rows of a batch.
             replay: how views are replayed.
-            another: replay each view on another image of the same class.
+            another: whether to take each view from another image of the same class.
         """
         labels, rows = question.labels, question.rows
         numbers = self.images_of(question, replay)
@@ -262,7 +288,8 @@ class Inquiry:
         shown = torch.arange(len(labels))
         partners = labels.mix.partner
         alone = not self.by_batch(replay)
-        if alone:  # only the rows of the question, followed by their mix partners
+        # if rows do not depend on each other, replay only the rows of the question and their mix partners
+        if alone:
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
             partners = None if partners is None else torch.arange(len(shown)).roll(len(rows))
         views = torch.stack([self.view(labels, slot, int(numbers[slot]), replay) for slot in shown.tolist()])
@@ -273,7 +300,14 @@ class Inquiry:
     def mixed(
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
     ) -> torch.Tensor:
-        """Normalise views uint8 [B, S, S, 3] and mix them as `labels` say: float32 [B, 3, S, S]."""
+        """Normalise views and mix them with their partners: uint8 [B, S, S, 3] to float32 [B, 3, S, S].
+
+        Args:
+            views: the views.
+            partners: int64 [B], number of the view with which each view is mixed; None without mixing.
+            labels: labels of the batch, which state the mixing ratio and the cutmix box.
+            replay: how views are replayed.
+        """
         box = labels.mix.box
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
@@ -283,23 +317,33 @@ class Inquiry:
 
     @torch.no_grad()
     def logits_of(self, images: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
-        """Return the teacher's logits for images [B, 3, S, S]: float32 [B, C] on the host, classes as in the labels."""
+        """Return the teacher's logits for images [B, 3, S, S]: float32 [B, C] on the host.
+
+        The classes are in the order of the labels.
+        """
         teachers = copy.copy(self.in_train_mode if replay.parts else self.teachers)
         teachers.rule = replay.rule or self.teachers.rule
         size = len(images) // max(replay.parts, 1) or len(images)
-        parts = images[:size], images[size:]  # two halves, as in BSSL, or the whole batch and an empty rest
+        # two halves of the batch if `replay.parts` is 2, as in BSSL; otherwise the whole batch and an empty second part
+        parts = images[:size], images[size:]
         answers = torch.cat([teachers(part) for part in parts if len(part)]).float().cpu()
         return answers if replay.classes is None else answers[:, replay.classes]
 
     @cached_property
     def in_train_mode(self) -> Ensemble:
-        """Return a copy of the teacher in train mode: batch normalisation uses the statistics of the batch."""
+        """Return a copy of the teacher in train mode, where batch normalisation uses the statistics of the batch."""
         twin = copy.copy(self.teachers)
         twin.teachers = [copy.deepcopy(teacher).train() for teacher in self.teachers.teachers]
         return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (stored logits of a question's rows, float32 [m, C]; mask of the stored classes, bool [m, C])."""
+        """Return the stored logits of a question's rows, and which classes can be compared.
+
+        If the labels hold probabilities p at temperature T, T * log p replaces the logits.
+
+        Returns:
+            (logits, float32 [m, C], 0 where unknown; whether the logit is known, bool [m, C]).
+        """
         answers = question.labels.logits
         rows = question.rows
         values = values_of(answers)[rows].float()
@@ -314,18 +358,24 @@ class Inquiry:
         return values, known
 
     def comparable(self, answers: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
-        """Make a teacher's logits comparable with `stored`: T · log softmax(z / T) if labels hold probabilities."""
+        """Return the teacher's logits z in the form of the stored values.
+
+        This is T * log softmax(z / T) if the labels hold probabilities at temperature T, and otherwise z itself.
+        """
         if self.store.answers == "probabilities":
             return replay.temperature * F.log_softmax(answers / replay.temperature, dim=1)
         return answers
 
     def difference(self, question: Question, answers: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
-        """Return the stored logits minus the teacher's, NaN for classes that are not stored: float32 [m, C]."""
+        """Return the stored logits minus the teacher's logits: float32 [m, C].
+
+        Classes without a stored logit get NaN.
+        """
         values, known = self.stored(question, replay)
         return torch.where(known, values - self.comparable(answers, replay), torch.nan)
 
     def rounding(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return the RMS difference of each row that rounding of the stored logits explains: float32 [m]."""
+        """Return the root mean square error that rounding causes in the stored logits of each row: float32 [m]."""
         values, known = self.stored(question, replay)
         size = row_size(torch.where(known, values, torch.nan))
         if self.store.answers == "probabilities":
@@ -340,7 +390,12 @@ class Inquiry:
         return torch.hypot(half, scale * steps.float().expand(len(size)) / 12**0.5)
 
     def judge(self, replay: ReplaySettings, questions: Sequence[Question] | None = None) -> Verdict:
-        """Compare the teacher's logits for questions (default: all) with the stored ones."""
+        """Compare the teacher's logits with the stored logits, and return the difference of each row.
+
+        Args:
+            replay: how views are replayed.
+            questions: the rows to compare; None: the default rows of this `Inquiry`.
+        """
         questions = self.questions if questions is None else questions
         found = [self.answers(question, replay) for question in questions]
         own, others, stored = [], [], []
@@ -365,7 +420,10 @@ class Inquiry:
         )
 
     def distance(self, question: Question, replay: ReplaySettings) -> float:
-        """Return the median difference over the rows of a question; cheaper than `judge(…).typical`."""
+        """Return the median difference of the rows of a question.
+
+        This is cheaper than `judge`, because no views are taken from other images.
+        """
         return row_size(self.difference(question, self.answers(question, replay), replay)).nanmedian().item()
 
 
