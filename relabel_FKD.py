@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
-    # the dataset needs its own `DrawnViews`: a loader thread may read it while the main thread reads `views`
+    # a second `DrawnViews`, because a loader thread may use the dataset while the main thread uses `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 
-    # open a new label store, or resume a started one
+    # choose the image loader, then create the label folder or resume one
     resident = plan_images(config.loader, folder.samples, precision.device, found.workers, world)
     kind = batch_class(resident, precision.device)
     # recorded with the labels, because images that are resized on the device differ slightly from PIL's
@@ -139,14 +139,14 @@ def open_writer(
         views: views of the images, drawn at random.
         teachers: teachers whose logits are stored.
         replay: where views are cropped and resized: "on the device", or None for PIL on the host.
-        images: the images with their digests.
+        images: names and digests of the images in `folder`.
         names: name of each class, in the order of the teachers' outputs.
-        leads: whether this process creates and checks the label folder (True for one process of the run).
+        leads: whether this process creates and checks the label folder; True in only one process of the run.
 
     Raises:
         InputError: the label folder holds other files, or labels with other settings or of other images.
     """
-    # a fixed text, without percentages that could vary, because labels are only resumed if all settings are equal
+    # no percentages in this text: they could vary, and labels are resumed only if all settings are equal
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings: dict[str, Any] = {
         **({"labels_accepted": accepted} if found.labels_accepted else {}),

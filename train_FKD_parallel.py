@@ -111,7 +111,7 @@ def draw_views(
     normalise: Normalise | None = None,
     teacher: Callable | None = None,
 ) -> None:
-    """Write a picture of the first augmented images that students would train on; this ends a dry run.
+    """Write a picture of the first augmented images that students would train on: the last step of a dry run.
 
     Args:
         config: settings; the picture is written to --output-dir.
@@ -161,8 +161,8 @@ def train(
         validation: this rank's batches (images, classes) of the validation set.
         world: processes of the run.
         signals: records signals that ask the run to stop.
-        label_file: function (epoch, batch) -> path of the batch's label file, for error messages. This `epoch` counts
-            only epochs with soft labels.
+        label_file: function (epoch, batch) -> path of the batch's label file, for error messages. Epochs with hard
+            labels are not counted in `epoch`.
 
     Raises:
         Interrupted: a signal asked the run to stop. The checkpoints are saved.
@@ -183,9 +183,9 @@ def train(
             for student in learning:
                 student.start_epoch(epoch)  # sets learning rate, loss, micro-batch size and metric sums
             started = time.time()
-            # until_stop ends the stream early after a signal
-            stream = line.training(epoch, signals.until_stop(batches.epoch(epoch, first_batch)))
-            for number, batch in enumerate(stream, start=first_batch):
+            # `until_stop` ends the loop early after a signal
+            remaining = line.training(epoch, signals.until_stop(batches.epoch(epoch, first_batch)))
+            for number, batch in enumerate(remaining, start=first_batch):
                 # if there are several students, crop, resize and mix the images only once, for all of them
                 batch = streams.share(batch)
                 for student in learning:
@@ -202,27 +202,26 @@ def train(
                             student.average.update()  # EMA of the weights
                         student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
                 streams.hold(batch)  # keeps the batch in memory until all students have used it
-            # the code below uses the models on the current stream, which must wait for the students' streams
-            streams.join()
+            streams.finish()  # waits for the device, so that the seconds cover its work and the models can be used
             seconds = time.time() - started
             for student in learning:
-                # if this student diverged, only this student stops; this is checked once per epoch, because reading a
-                # loss from the device makes the host wait
+                # a student that diverged stops alone; this is checked only once per epoch, because reading a loss makes
+                # the host wait for the device
                 with student.failing_alone():
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # evaluate every --eval-every epochs, but add every epoch to the log and to metrics.csv
+            # continue with the students that have not failed; evaluate them every --eval-every epochs
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
             digest = None
             if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
                 line.evaluating()
-                # with several ranks, a signal stops the run only after the evaluation: `until_stop` all-reduces after
-                # each batch, but ranks may have different numbers of validation batches
-                evaluated = validation if world.size > 1 else signals.until_stop(validation)
-                metrics = [*evaluate(learning, evaluated, world)]
+                # a signal ends the evaluation early only if there is one rank: `until_stop` needs all ranks after every
+                # batch, but ranks may have different numbers of validation batches
+                val_batches = validation if world.size > 1 else signals.until_stop(validation)
+                metrics = [*evaluate(learning, val_batches, world)]
                 # after a signal, stop here without recording the metrics: the evaluation may have been cut short
                 save_if_stopped(students, world, signals)
                 # saved in the checkpoint: a resumed run must be evaluated on the same images
@@ -261,7 +260,7 @@ def train_step(student: Student, batch: Batch) -> None:
         if len(labels):
             loss = student.loss_fn(logits, labels.soft_labels, labels.targets)
         else:
-            # without rows the loss is 0, but its backward pass takes part in the all-reduces of synchronised batch norm
+            # no rows: the loss is 0, but synchronised batch norm needs this rank in the backward pass
             loss = outputs.sum()
         student.precision.scaler.scale(loss * (len(labels) / batch.whole)).backward()
         student.sums.add(loss, outputs, micro_batch.targets)  # this rank's metrics; summed over ranks later

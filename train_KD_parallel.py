@@ -4,8 +4,8 @@
         --teacher-checkpoint TEACHER.pth --mix-type cutmix --batch-size 50 --cos --epochs 300
 
 The training loop, losses and output files are those of train_FKD_parallel.py. With the same --fkd-seed and the same
-flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would have labelled. So
-the result is the same as with stored labels.
+flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would have labelled. The
+student is then the same as one trained on stored labels, except that stored labels may be compressed.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 

@@ -64,7 +64,7 @@ def warp(canvas, rng):
     """Return a grey image whose rows and columns are shifted in random waves. Only validation images are warped."""
     pixels = np.asarray(canvas)
     lines = np.arange(CANVAS)
-    # each pass shifts the rows and transposes the image, so that the second pass shifts columns and transposes back
+    # shift rows and transpose, twice: the second pass shifts the columns and restores the orientation
     for _ in range(2):
         wave = rng.uniform(0.01, 0.03) * CANVAS * np.sin(lines / CANVAS * rng.uniform(4, 9) + rng.uniform(0, 6.28))
         shifts = np.round(wave).astype(int)
@@ -73,9 +73,9 @@ def warp(canvas, rng):
 
 
 def colour(mask, rng, noise):
-    """Return an RGB image of a grey mask (white is ink), with random colours and Gaussian noise.
+    """Return an RGB image of a grey mask (white is ink), in random colours and with Gaussian noise.
 
-    The colours of ink and paper differ by at least 0.4 (of 1) in every channel.
+    On a scale from 0 to 1, ink and paper differ by at least 0.4 in every channel. `noise` is a standard deviation.
     """
     dark, light = rng.uniform(0, 0.3, 3), rng.uniform(0.7, 1, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
@@ -95,7 +95,7 @@ def make_image(glyph, names, rng, side, held_out):
 
 
 def write_class(out, number, counts, side, seed):
-    """Write the images of class `number`, an index of GLYPHS; `counts` is their number in (train, distilled, val)."""
+    """Write the images of class `number`, an index of GLYPHS; `counts` is how many for (train, distilled, val)."""
     train, distilled, val = counts
     parts = [("train", TRAIN_FACES, train), ("val", VAL_FACES, val)]
     for part, (name, faces, count) in enumerate(parts):

@@ -1,6 +1,6 @@
 """Run the tests and benchmarks that need a GPU, and print a table of the results.
 
-gpu.sh shows how to call this script. Each benchmark (`row`) writes its logs and results to the folder OUT.
+gpu.sh shows how to call this script. Each benchmark is called a row, and writes its logs and results to the folder OUT.
 """
 
 import argparse
@@ -36,7 +36,7 @@ IMAGENET_VAL = 50000
 
 
 class Day:
-    """Folders, data sizes and time limits that all benchmarks share, and methods that run commands.
+    """Everything that the benchmarks of one call share: folders, data sizes, time limits, methods that run commands.
 
     Args:
         out: folder for results.
@@ -168,15 +168,15 @@ def tests(day):
 
 
 def throughput(day):
-    """Run the benchmark throughput.py with the student and batch size to which AIMS refers; yield its results."""
+    """Run the benchmark throughput.py for the default student and batch size; yield the results of all its rows."""
     yield from rates(day, day.model, "4/2" if day.quick else "50/2", 100, ())
 
 
 def models(day):
     """Run the benchmark throughput.py for ResNet-50, ResNet-101 and batch size 1024, and yield its results.
 
-    Only this project's fastest loader (`resident`, on a GPU also without a CUDA graph) and the upper bound (`ceiling`)
-    are measured.
+    Only two rows are measured: this project's fastest loader (`resident`) and the upper bound (`ceiling`). On a GPU,
+    `resident` is also measured without a CUDA graph.
     """
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:
@@ -193,8 +193,8 @@ def rates(day, model, setting, steps, names, before=""):
     Args:
         day: the `Day`.
         model: the student.
-        setting: "batch size/gradient accumulation steps".
-        steps: optimizer steps of each timed turn; ignored with --quick.
+        setting: batch size and gradient accumulation steps, such as "50/2".
+        steps: optimizer steps of each measurement; ignored with --quick.
         names: rows of throughput.py to measure; if empty, all rows.
         before: prefix of the names of the results.
     """
@@ -279,7 +279,7 @@ def processes(day, name, number, epochs, mps):
 
 @contextmanager
 def no_daemon():
-    """Yield an empty dict of environment variables; this context replaces `mps_daemon` in runs without MPS."""
+    """Yield an empty dict: processes that train without MPS need no extra environment variables."""
     yield {}
 
 
@@ -328,7 +328,7 @@ ROWS = {function.__name__: function for function in (tests, throughput, job, see
 def peak_memory(cuda):
     """Measure the GPU memory in use, by all processes together, twice per second while the context is open.
 
-    The context yields a list that is empty at first. Each sample updates its only item, the peak in GB (10^9 bytes).
+    The context yields a list. After the first measurement, the list holds one number: the peak in GB (10^9 bytes).
 
     Args:
         cuda: whether there is a GPU. If not, the list remains empty.

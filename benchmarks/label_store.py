@@ -5,15 +5,14 @@
 The script generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints median times. The
 reference code reads one .tar file per batch with `torch.load`; this is timed with the file in the page cache.
 
-Then the script writes a folder in LPQLD's format (the 50 largest of 1,000 logits, batch size 128), and packs the folder
-at 8 and at 4 bits. It prints, among others:
+Then the script writes a folder in the format of LPQLD (Xiao and He, 2026: the 50 largest of 1,000 logits, batch size
+128), and packs the folder at 8 and at 4 bits. It prints, among others:
 
 * `lpqld_bytes_*`: size of the packed labels divided by the size of LPQLD's folder. Both include views and image order.
 * `lpqld_read_speedup`: time to read a batch with `torch.load` divided by the time to read a packed batch, for batches
-  in random order. All packed epochs have been opened before.
+  in random order. All packed epochs are opened beforehand.
 * `lpqld_open_ms`: time to open and check a packed epoch, divided by the number of batches in the epoch.
-* `lpqld_speedup_with_opening`: the same as `lpqld_read_speedup`, but with `lpqld_open_ms` added to each packed read, as
-  if each batch were read only once.
+* `lpqld_speedup_with_opening`: as `lpqld_read_speedup`, with `lpqld_open_ms` added to the time of each packed read.
 
 `torch.load` is called with weights_only=False, which is faster than weights_only=True.
 """
@@ -99,9 +98,9 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Add hard links to the first epoch's file until the packed labels have `epochs` epochs, and finish the folder.
+    """Extend packed labels of 2 epochs to `epochs` epochs, and finish the folder.
 
-    Hard links take little disk space. Epochs 0 and 1 must have been written.
+    Each new epoch is a hard link to the file of epoch 0, which takes little disk space.
 
     Args:
         packed: `PackedWriter` of the labels.
@@ -147,8 +146,7 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
     """Return random logits float32 [rows, CLASSES] that resemble a teacher's logits of cutmix images.
 
     In each row, two random classes and the classes similar to them have high logits. Each class is a random direction
-    in 64 dimensions, so similar classes do not have neighbouring ids. Compression of the class ids can thus gain
-    nothing from their order.
+    in 64 dimensions. Similar classes therefore rarely have neighbouring ids, so the ids do not compress too easily.
     """
     directions = torch.randn(CLASSES, 64, generator=torch.Generator().manual_seed(0)) / 8
     first, second = directions[torch.randint(CLASSES, (2, rows), generator=generator)]

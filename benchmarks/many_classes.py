@@ -4,9 +4,9 @@
 
 The script makes images, trains a teacher and stores the teacher's labels. It then packs these labels in several ways:
 with all logits or only the 100, 50 or 10 largest of a row, and at 16, 8 or 4 bits per value. For each way it trains
---seeds students with --topk-mass kept, which takes the probability of the dropped classes into account. Top-k labels
-with the most bits are also used with --topk-mass renormalised, which ignores that probability. The table shows the
-bytes on disk, and the mean and standard deviation of the last epoch's top-1.
+--seeds students with --topk-mass kept, which takes the probability of the dropped classes into account. On the
+top-k labels with the most bits, it also trains students with --topk-mass renormalised, which ignores the dropped
+classes. The table shows the bytes on disk, and the mean and standard deviation of the last epoch's top-1.
 
 The script can be stopped at any time. If it is called again with the same WORK folder, it reuses finished results, and
 exits with an error if settings of the data or the training differ from those of the first call.
@@ -56,7 +56,7 @@ def parse(argv):
 
 
 def call(main, words):
-    """Call the main function of a command with `words` as its command line; exit with its code if it fails."""
+    """Call a script's main function with the command line `words`; if the script fails, exit with its exit code."""
     if code := run_script(main, [str(word) for word in words]):
         sys.exit(code)
 

@@ -2,9 +2,10 @@
 
     python benchmarks/profile_step.py --model resnet18 --setting 50/2 --json OUT.json
 
-The step runs without a CUDA graph, because the profiler sees a graph as a single kernel launch. The step includes
-cropping, flipping and mixing the images (`replay`), which are already in memory. The time of an operator does not
-include the operators that it calls. It is device time on CUDA, and host time on the CPU.
+The images are in memory. A step crops, flips and mixes them (`replay`), then trains on them. It runs without a CUDA
+graph, because the profiler sees a graph as a single kernel launch. --setting 50/2 stands for batch size 50 and 2
+gradient accumulation steps. The time of an operator does not include the operators that it calls. Times are device
+times on CUDA, and host times on the CPU.
 
 Gaps are the wall-clock time of a step without the profiler minus the times of all operators. During a gap, a GPU waits
 for the host. A CUDA graph removes the gaps.

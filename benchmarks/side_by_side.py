@@ -1,6 +1,6 @@
 """Measure several students in one process, compared with one process per student and with one student alone.
 
-    python benchmarks/side_by_side.py                                   a GPU: 1, 3 and 5 students, resnet18 at 50/2
+    python benchmarks/side_by_side.py                                   on a GPU: 1, 3 and 5 ResNet-18
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
@@ -85,7 +85,7 @@ class Together:
     """Child processes that train students at the same time.
 
     Args:
-        counts: number of students in each process; there are as many processes as numbers.
+        counts: for each process to start, the number of students that it trains.
         setting: passed to `serve`, the function that each process runs.
     """
 
@@ -152,7 +152,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print a row of the table; if `alone`, the row of a single student, is given, also print times relative to it."""
+    """Print a row of the table, with times relative to the row of a single student (`alone`) unless that is None."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""

@@ -1,4 +1,4 @@
-"""Compare the training speed (images per second) of this project, of code like the reference's, and an upper bound.
+"""Compare the training speed of this project with code like the reference's and with an upper bound.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model
@@ -13,9 +13,10 @@ The rows of the table are:
 * `resident, eager`: the same without a CUDA graph, on a GPU only.
 * `ceiling`: this project's training step, repeated on one batch that stays on the device. This is the upper bound.
 
-Each row is measured in its own process, and the table shows medians over --rounds. On the CPU, all these processes run
-and take turns, so that other programs on the machine slow down all rows alike. Images (noisy JPEG files) and labels
-(cutmix, random logits) are made in a temporary folder, or in the folder --data, where later calls find them again.
+Speeds are in images per second. Each row is measured in its own process, and the table shows medians over --rounds. On
+the CPU, the rows take turns in every round, so that other programs on the machine slow down all rows alike. Images
+(noisy JPEG files) and labels (cutmix, random logits) are made in a temporary folder, or in --data, where later calls
+find them.
 """
 
 import argparse
@@ -110,9 +111,9 @@ def once(folder, make, *arguments):
 
 
 class EveryClass(Dataset):
-    """Image folder, as (path, class) pairs in `samples`.
+    """Data set of random images; `samples` lists (path, class) for each image.
 
-    The number in a folder's name is its class, so classes without images are possible.
+    The class is the number in the name of the image's folder, so a class may have no images.
     """
 
     def __init__(self, folder):
@@ -304,9 +305,9 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Return the number of images in a batch, after the crops and cutmix that the loader leaves to the training step.
+    """Finish a batch as a training step would, with crops and cutmix, and return its number of images.
 
-    With --data-only this function replaces the training step, so that only data loading is measured.
+    With --data-only, this function replaces the training step, so that only data loading is measured.
     """
     if isinstance(batch, Batch):
         return len(batch.images)

@@ -10,8 +10,8 @@ process. Then it fetches the images as usual, and returns
 
 `apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. With spawn and
 forkserver, worker processes import an unpatched PyTorch, so a DataLoader needs a `worker_init_fn` that
-calls `apply()`. If the user's PyTorch has been edited by hand, `apply()` does nothing: the edited
-fetcher returns the same tuple for a dataset whose `mode` is `fkd_load`.
+calls `apply()`. `apply()` does nothing if the user has edited PyTorch by hand. An edited fetcher
+returns the same tuple by itself, if the dataset's attribute `mode` is `fkd_load`.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Measure how much images and labels each contribute to a result: train students on image sets in three regimes.
 
     HL      hard labels only (the class of the image's folder), on ordinary random crops and flips
-    SL      soft labels, stored for LABEL_EPOCHS epochs; if training takes more epochs, they are replayed again
+    SL      soft labels, stored for LABEL_EPOCHS epochs; longer training replays the same labels again
     SL+KD   soft labels that a live teacher computes during training, on new random views in every epoch
 
     IMAGE_SETS="data/distilled" REAL_DIR=data/train VAL_DIR=data/val \\
@@ -110,8 +110,8 @@ def check(settings: Settings) -> None:
 def cksum(data: bytes) -> str:
     """Return the checksum of `data` by the tool cksum, as text "CRC-length".
 
-    The commands of finished runs contain these checksums. When a command is repeated, it is compared with them as text.
-    Therefore the format must not change.
+    The commands of finished runs contain these checksums. A repeated command is compared with the finished one as text,
+    so the format must not change.
     """
     done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
     return done.stdout.decode().strip().replace(" ", "-")
@@ -149,9 +149,9 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
     """Return the plan for scripts/runs.py: one line for each kind of labels, image set and student, with all seeds.
 
-    Each command begins with DATA=…, which contains checksums of the run's data. If data change, the command changes
-    too, and scripts/runs.py refuses to mix new runs with finished ones. The values of PYTHON and WORKERS do not change
-    results. Commands therefore contain only the names of these two variables, and the values may change between calls.
+    Each command begins with DATA=…, which contains checksums of the run's data. If the data change, the command
+    changes too, and scripts/runs.py refuses to mix new runs with finished ones. Commands contain the names of the
+    variables PYTHON and WORKERS, not their values. The values may change between calls, as they do not affect results.
     """
     s = settings
     common = (

@@ -9,22 +9,24 @@ results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is 
 the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
-runs and to repeat failed ones. The script skips finished runs; if another command made one of them, it exits with an
-error. If GPUS (default: 0) names a GPU twice, two processes share this GPU. The script passes Ctrl-C, SIGTERM and
-SIGUSR1 on to all running processes, which save their state and exit.
+runs and to repeat failed ones. The script skips finished runs. It exits with an error if one of them was made by
+another command. If GPUS (default: 0) names a GPU twice, two processes share this GPU. The script passes Ctrl-C,
+SIGTERM and SIGUSR1 on to all running processes, which save their state and exit.
 
     PLAN=plan.txt RUNS_DIR=… GPUS=… python scripts/runs.py [flags]
 
 This form reads the runs from a plan, for example from that of scripts/evidence.py. Each line of a plan has a name, a
 tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
---no-progress, --resume or --overwrite, and [flags] to the command. After another tab, a line may list seeds. It then
-describes one run per seed, called NAME-seedSEED. For several seeds in one process, OUTPUT_DIR is the folder above
-RUNS_DIR/NAME. There the training script makes the folders MODEL-seedSEED, so NAME must end in the model's name.
+to the command: --no-progress, then --resume or --overwrite, then [flags].
+
+After another tab, a line may list seeds. It then describes one run per seed, called NAME-seedSEED. If one process
+trains several seeds, OUTPUT_DIR is the parent folder of RUNS_DIR/NAME. The training script makes one folder
+MODEL-seedSEED in it for each seed. Therefore NAME must end in the model's name.
 
 If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
 fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same
-results as alone. The runs share a log, whose name ends in their seeds. If the seeds do not fit into memory together,
-they are trained one after the other.
+results as if it were trained alone. The runs share a log, whose name ends in their seeds. If the seeds do not fit
+into memory together, they are trained one after the other.
 
 All settings come from environment variables. --help prints this text.
 
@@ -155,12 +157,12 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split the seeds of each line into groups; return one line per group, which one process will train.
+    """Split the seeds of each line into groups, and return a line for each group, to be trained by one process.
 
     Args:
         plan: lines of the plan.
-        jobs: number of processes that run at the same time. A group has at most (number of runs) / jobs seeds, rounded
-            up, so that there is work for every process.
+        jobs: number of processes that run at the same time. To give work to all of them, a group has at most
+            (number of runs) / jobs seeds, rounded up.
         most: maximum number of seeds in a group.
     """
     runs = sum(len(line.runs) for line in plan)
@@ -198,7 +200,7 @@ class Processes:
             log: file for the command's output; if None, the output goes to the terminal.
 
         Raises:
-            Stopped: a signal came before the command was started, or before it ended with an exit code other than 0.
+            Stopped: a signal came before the start; or a signal came later, and the exit code is not 0.
         """
         self.check()
         with open(log or os.devnull, "wb") as file:
@@ -212,7 +214,7 @@ class Processes:
                 start_new_session=True,
             )
         self.running.add(process)
-        # If a signal came while the process was being started, `stop` did not know the process yet.
+        # If a signal came while the process was being started, `stop` could not pass it on.
         if self.stopped_by:
             self.pass_on(self.stopped_by, process)
         while (code := self.code_of(process)) is None:

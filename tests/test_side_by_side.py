@@ -363,6 +363,7 @@ def fake_streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: main)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: notes.append(("host waits", "device")))
     return notes
 
 
@@ -410,8 +411,17 @@ def test_streams_wait_for_batches_and_hold_them(fake_streams, made_streams):
     last = fake_streams.index(("step", "b", MAX_BATCHES_IN_FLIGHT))
     assert fake_streams[last + 1 : last + 3] == [("host waits", "s0"), ("host waits", "s1")]
     assert ("host waits", "s0") not in fake_streams[:last]
-    assert fake_streams[-2:] == [("waits", "main", "s0"), ("waits", "main", "s1")]
+    assert fake_streams[-3:] == [("waits", "main", "s0"), ("waits", "main", "s1"), ("host waits", "device")]
     assert not made_streams[0].in_flight
+
+
+def test_the_seconds_of_training_include_what_the_device_has_queued(fake_streams, monkeypatch):
+    """The clock is read before the first step, and then only after the host has waited for the device."""
+    clock = SimpleNamespace(time=lambda: fake_streams.append(("clock",)) or 0.0)
+    monkeypatch.setattr(train_FKD_parallel, "time", clock)
+    train_epoch([stepping(fake_streams, "a")], numbered(3))
+    steps = [("step", "a", number) for number in range(3)]
+    assert fake_streams[:6] == [("clock",), *steps, ("host waits", "device"), ("clock",)]
 
 
 def test_recorded_steps_that_draw_take_turns(fake_streams):

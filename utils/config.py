@@ -40,7 +40,7 @@ ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Smallest input side S, in pixels, for which validation images are resized to 256/224 · S before the centre crop. For a
-# smaller S, they are resized to S itself, because the published code of other projects does not magnify small images.
+# smaller S, they are resized to S itself: the code published with papers does not magnify small images.
 MAGNIFIED_FROM = 128
 
 # Teacher ensembles of PRISM's relabel code: student -> (teachers in the order of that code, rule that combines their
@@ -140,8 +140,8 @@ RESULT = Meaning(resume=True, report=True)
 ONE_RUN = Meaning(resume=True, report=False)
 # for settings that may change when a run is resumed, but must agree between the runs of one group in a report
 ONE_GROUP = Meaning(resume=False, report=True)
-# for settings that are never compared, because the metrics of the last epoch do not depend on the setting, or because
-# another setting records its effect
+# for settings that are never compared: either they do not change the metrics of the last epoch, or another setting
+# records their effect
 NEUTRAL = Meaning(resume=False, report=False)
 
 
@@ -399,8 +399,8 @@ class LabelFlags(Group):
     fkd_seed: int = flag(
         42, "seed of the image order, for labels without an index", SEED, RESULT, names=("--fkd_seed", "--fkd-seed")
     )
-    # Reports need not compare this flag. A run that needs more labels than are stored is refused without the flag. If
-    # enough labels are stored, the flag does not change which batches the run visits.
+    # Reports do not compare this flag. Without it, a run that needs more labels than are stored is refused. If enough
+    # are stored, the flag does not change which batches are visited.
     reuse_labels: bool = flag(
         False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
@@ -725,8 +725,7 @@ class TeacherFlags(Group):
 
         Returns:
             (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
-            per teacher. A weight file is None if the teacher uses pretrained weights. The name of pretrained weights is
-            None if the teacher has a weight file, or if --weights was not given.
+            per teacher. The file of a teacher with pretrained weights is None. The names are as in `weights_of`.
 
         Raises:
             InputError: flags contradict each other.
@@ -1039,7 +1038,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
-        """Check that the flags fit together; return a config whose `bits` is set: bits per stored logit.
+        """Check that the flags fit together; return a config in which `bits` (per stored logit) is not None.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -1066,7 +1065,7 @@ def refuse_exchanged_scales(config: ViewFlags) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlag(Group):
-    """Flag for the seed of the image order, which all commands of `python -m utils.labels` have."""
+    """Flag --fkd-seed (seed of the image order), common to all commands of `python -m utils.labels`."""
 
     fkd_seed: int = flag(42, "seed of the image order", SEED, names=("--fkd-seed", "--fkd_seed"))
 
@@ -1278,8 +1277,8 @@ class Findings:
         teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: setting name -> digest, computed in the way of earlier releases, to compare with checkpoints of these
-            releases. It is not published.
+        earlier: setting name -> digest as earlier releases computed it. Digests in old checkpoints are compared with
+            these. They are not published.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1329,11 +1328,10 @@ def default_val_resize(input_size: int) -> int:
 def resolve_views(
     config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
 ) -> Findings:
-    """Choose input size, mean and standard deviation of the images; for training, also the size of validation images.
+    """Choose input size, mean and standard deviation of the images, and --val-resize if the command trains.
 
-    Input size, mean and standard deviation are each taken from their flag if it was given, otherwise from the labels if
-    the labels state a value, otherwise from a default. Validation images are resized to --val-resize, or to
-    `default_val_resize` if the flag was not given.
+    For each setting, the flag comes first, then the value that the labels state, then a default. The labels state no
+    --val-resize; its default is `default_val_resize`.
 
     Args:
         config: the flags; a flag that was not given is None.
@@ -1370,9 +1368,9 @@ def resolve_views(
 
 
 def comparable(value: Any) -> Any:
-    """Return a value in a form that can be compared: a list or tuple as a list of rounded floats, else unchanged.
+    """Convert a list or tuple of numbers to a list of floats with 6 decimals; return any other value unchanged.
 
-    A list that was read from JSON then equals the tuple of a flag, if the numbers agree to 6 decimals.
+    Use this to compare the tuple of a flag with a list that was read from JSON.
     """
     return [round(float(one), 6) for one in value] if isinstance(value, list | tuple) else value
 
@@ -1402,8 +1400,8 @@ def names_with(meaning: Callable[[Meaning], bool]) -> list[str]:
 FIXED_ON_RESUME = names_with(lambda meaning: meaning.resume)
 NEUTRAL_IN_REPORTS = frozenset(names_with(lambda meaning: not meaning.report))
 EARLIER = {name: about.earlier for name, about in every_setting().items() if about.earlier is not None}
-# A report compares runs with hard labels, with stored soft labels and with a live teacher. Between these three kinds of
-# runs, the following settings of labels, views and loss may differ.
+# Settings that may differ between runs with different kinds of labels: hard labels, stored soft labels, or soft labels
+# of a live teacher.
 REGIME_SETTINGS = [
     *(item.name for group in (LossFlags, LabelFlags, ViewFlags, LiveTeacherFlags) for item in own_fields(group)),
     *("labels", "answers", "teachers"),

@@ -40,10 +40,10 @@ class Batch:
         return len(self) if self.parts is None else sum(rows for _, rows in self.parts)
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Yield the micro-batches of this batch, which hold all its rows.
+        """Yield the rows of this batch as consecutive micro-batches.
 
-        If the attribute `parts` is set, it gives the sizes of the micro-batches; otherwise they have `size` rows, and
-        the last one may have fewer.
+        The attribute `parts` gives the number of rows of each micro-batch. If `parts` is None, each micro-batch has
+        `size` rows, except the last one, which may be smaller.
         """
         sizes = (min(size, len(self) - start) for start in range(0, len(self), size))
         parts = self.parts or tuple((n, n) for n in sizes)
@@ -80,7 +80,7 @@ class Batch:
         return self.images, self.targets, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "Batch":
-        """Return a batch of the same class, made of `tensors`: the result of `tensors()` of a batch of equal shapes."""
+        """Return a new batch of the same class with the given tensors, in the order of the method `tensors`."""
         images, targets, *soft_labels = tensors
         return Batch(images, answers_of(soft_labels), targets)
 
@@ -123,6 +123,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if `finite` (one bool: whether all of a teacher's logits are finite) is false."""
+    """Raise InputError if a teacher's logits are not all finite; `finite` is the result of this test, one bool."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

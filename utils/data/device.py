@@ -24,7 +24,7 @@ from utils.system.distributed import Parts
 class DeviceBatches:
     """Source of training batches that keeps all images on the device (uint8), and crops, resizes and mixes them there.
 
-    Labels are uploaded to the device in the background, `at_once` batches together, while earlier batches are in use.
+    A background thread uploads the labels of the next batches to the device while earlier batches are in use.
     The class also works on the CPU, but more slowly than `ResidentBatches`.
 
     Args:
@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels, which shares the images that are on the device.
 
-        It uploads the labels of an epoch in about as many steps as this object.
+        The new object uploads the labels of an epoch in at most as many steps as this object does.
 
         Args:
             dataset: `ViewDataset` of the same images.
@@ -75,8 +75,8 @@ class DeviceBatches:
         """Read the labels of some batches of an epoch, and copy them to the device.
 
         Returns:
-            for each batch a tuple of the geometry, int64 [B, 7], see `geometry_of`; the mixing, float32 [5], see
-            `mixing_of`; and the teacher's logits, or None without soft labels.
+            for each batch, a tuple (geometry, mixing, the teacher's logits). geometry is int64 [B, 7], see
+            `geometry_of`. mixing is float32 [5], see `mixing_of`. The logits are None without soft labels.
         """
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
@@ -190,7 +190,7 @@ class DeviceBatch(Batch):
         return self.geometry, self.mixing, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
-        """Return a batch of the same gallery, made of `tensors`: the result of `tensors()` of an equal-sized batch."""
+        """Return a new batch of the same gallery with the given tensors, in the order of the method `tensors`."""
         geometry, mixing, *soft_labels = tensors
         return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
 
@@ -216,8 +216,8 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
         sizes: int64 [N, 2], (height, width) of every image.
 
     Returns:
-        int64 [R, 7] on the host, R rows of all batches: image index; top, left, height, width of the crop in pixels;
-        flip (0 or 1); row of the mix partner within the batch.
+        int64 [R, 7] on the host, where R is the number of rows of all batches together. The columns are: image index;
+        top, left, height, width of the crop in pixels; flip (0 or 1); row of the mix partner within the batch.
     """
     rows = []
     for one in batches:

@@ -45,9 +45,9 @@ class ImageSet:
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; return its classes (sorted by name) and image files.
 
-    Symbolic links are followed, except links to a folder that contains the link. Files that are not images, hidden
-    files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS are skipped, which the
-    log reports.
+    Symbolic links are followed, except links to a folder that contains the link. These are skipped: files that are not
+    images, hidden files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS. The
+    log names some of the skipped files.
 
     Args:
         path: the folder.
@@ -156,7 +156,7 @@ def report_skipped(paths: list[str], root: str, flag: str) -> None:
 
 
 def first_images(samples: Samples, per_class: int | None) -> Samples:
-    """Return the first `per_class` images of each class, from a list of (path, class); all images if it is None."""
+    """Return the first `per_class` items of each class in `samples`; return all items if `per_class` is None."""
     seen: Counter[int] = Counter()
     kept = []
     for path, target in samples:
@@ -197,12 +197,12 @@ def why_undecodable(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
-    16-bit grey values are reduced to their high byte; PIL would clip these values at 255. (PIL already reduces 16-bit
-    colours to the high byte.) If an 8-bit value v was saved as v * 257 or v * 256, its high byte is v again.
+    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself reduces 16-bit
+    colours to the high byte. The high byte of v * 257 or v * 256 is v, so images that were once 8-bit are restored.
 
     Raises:
-        ValueError: the pixels are 32-bit integers or floats of unknown range, or 16-bit grey values that are all below
-            256 and would become black.
+        ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or they are 16-bit grey values
+            below 256, which would all become black.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))

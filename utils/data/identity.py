@@ -50,7 +50,7 @@ class KnownImages:
 
         Args:
             stored: digests of the images to compare with.
-            of: whose digests `stored` are, for the text of the clause: `labels` or `run`.
+            of: `labels` or `run`: who stored these digests. The clause names the owner.
         """
         return find_differences(stored, self.digests, self.names, of)
 
@@ -88,7 +88,7 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
 
     Args:
         samples: list of (path, class).
-        workers: number of threads; at least one per core is started.
+        workers: number of threads; if it is less than the number of cores, one thread per core is started.
         known: digests computed earlier, such as those stored with labels. If `known` contains the digest of a file, the
             digest of its pixels is taken from `known` too, so that the image need not be decoded.
 

@@ -33,8 +33,8 @@ def ask_teacher(
     """Let a live teacher label the first augmented images (views) of a run, and return the labels.
 
     The caller compares the labels with the class folders, to check the order of the teacher's classes. Labelling ends
-    after 30 usable views per class folder on average, after ASK_SECONDS, or after ASK_EPOCHS epochs. A view is usable
-    if one image fills most of it, which cutmix and mixup may prevent.
+    after ASK_SECONDS, after ASK_EPOCHS epochs, or after an average of 30 usable views per class folder. A view is
+    usable if, after cutmix or mixup, one image makes up at least two thirds of the view.
 
     Args:
         dataset: `ViewDataset` whose views are drawn at random and have no soft labels.
@@ -44,7 +44,7 @@ def ask_teacher(
         num_folders: number of class folders.
 
     Returns:
-        the labels of each batch. The crops in them are zeros.
+        the labels of each batch; the fields `crops` and `flips` contain only zeros.
 
     Raises:
         InputError: a logit is not finite.

@@ -123,9 +123,9 @@ def resize_views(
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
-        dtype: dtype of the computation. The default is float16 on CUDA, where its matrix products are fast, else
-            float32. float16 holds all pixel values from 0 to 255 exactly, and results with an error of at most 1/16.
-            After rounding, each value differs by at most 1 from PIL's, because PIL also rounds between the two axes.
+        dtype: dtype of the computation. The default is float16 on CUDA, for speed, and float32 elsewhere. float16
+            represents the pixel values 0 to 255 exactly, and rounds results by at most 1/16. The final whole numbers
+            differ from PIL's by at most 1, because PIL also rounds after the first axis.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.

@@ -52,8 +52,8 @@ class ViewDataset(Dataset):
 
     Args:
         samples: list of (path, class).
-        source: `TrainingViews`, the crops, flips and labels of every batch of the run. A label store or `DrawnViews` is
-            accepted too; its batches are then used in their own order.
+        source: crops, flips and labels of every batch of the run: `TrainingViews`. A label store or `DrawnViews` may be
+            given instead, to use the batches in the order in which they are stored or drawn.
         input_size: S, side of a view in pixels.
     """
 
@@ -89,7 +89,7 @@ class ViewDataset(Dataset):
         """Return one augmented image of the loaded batch; `Preview` and a hand-edited PyTorch call this.
 
         Raises:
-            InputError: several processes share every batch, which a hand-edited PyTorch does not support.
+            InputError: the batches are shared by several processes. A hand-edited PyTorch does not support this.
         """
         if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")
@@ -110,9 +110,10 @@ class ViewDataset(Dataset):
 
 
 class Positions:
-    """Batch sampler that yields, for each batch of `epochs`, the list of its positions (row numbers of the whole run).
+    """Batch sampler that yields one list of positions for each batch of `epochs`.
 
-    The first `first_batch` batches of the first epoch are skipped.
+    Positions number the rows of the whole run, see the module. The first `first_batch` batches of the first epoch are
+    skipped.
     """
 
     def __init__(self, epochs: Sequence[int], source: ViewSource, first_batch: int = 0) -> None:
@@ -254,10 +255,10 @@ class WorkerBatches:
         self.again = partial(WorkerBatches, normalise=normalise, workers=workers, device=device, context=context)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "WorkerBatches":
-        """Return a `WorkerBatches` with the same settings for a `ViewDataset` of the same images with other labels.
+        """Return a `WorkerBatches` for other views and labels of the same images, with the same settings.
 
         Args:
-            dataset: the `ViewDataset`.
+            dataset: `ViewDataset` of the same images.
             epochs: epochs that will be requested, in this order.
         """
         return self.again(dataset, epochs)

@@ -24,11 +24,11 @@ SLACK = 1e-3
 MAX_JSON_BYTES = 256 * 2**20
 MAX_IMAGES = 2**31
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
-SUM_SLACK = 0.02  # how far a row of probabilities in half precision may sum to more or less than 1
+SUM_SLACK = 0.02  # by how much the sum of a row of half-precision probabilities may differ from 1
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all values are finite. numpy is faster here than PyTorch, which would wake its threads."""
+    """Return whether all values are finite. This uses numpy: PyTorch would wake its threads, which is slower."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
@@ -49,9 +49,9 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
     """Check every item of a stored batch and return its `BatchLabels`.
 
     Args:
-        items: [coords, flip, mix_index, mix_lam, mix_bbox, logits]. If there is a 7th item, it holds the image numbers
-            [B] or, for top-k logits, the class ids [B, k]. If there is an 8th item, it is EDC's permutation of each
-            image's patches [B, 2, 2], and all its values must be zero.
+        items: [coords, flip, mix_index, mix_lam, mix_bbox, logits], and up to two more. The 7th item holds the image
+            numbers [B], or the class ids [B, k] of top-k logits. The 8th item, which only the project EDC stores, is
+            the permutation of each image's patches [B, 2, 2]. It must be all zero.
         source: the label file, for error messages.
         answers: the kind of the 6th item: `logits`, or `probabilities`, which are converted to natural logs.
 
@@ -98,7 +98,7 @@ def small_items(labels: BatchLabels) -> list[Any]:
 
 
 def refuse_other_projects(items: Any, source: object) -> None:
-    """Raise InputError if the items have the form of a project whose labels are not supported."""
+    """Raise InputError if the items look like the labels of a project that is not supported."""
     if not isinstance(items, list):
         return
     shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else () for item in items]

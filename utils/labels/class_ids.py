@@ -4,12 +4,12 @@ A row of top-k labels has k different class ids x_0 < x_1 < … below C, the num
 (P. Elias, 1974, doi 10.1145/321812.321820; R. Fano, 1971). It splits each id into its l = floor(log2(C / k)) lowest
 bits and the remaining high part x_i >> l. One row is stored as two blocks of bytes:
 
-    low bits      ceil(k l / 8) bytes                    bit j k + i is bit j of x_i
-    high parts    ceil((k + (C - 1 >> l)) / 8) bytes     bit (x_i >> l) + i is 1 for each i; all other bits are 0
+    low bits      ceil(k * l / 8) bytes                    bit j * k + i is bit j of x_i
+    high parts    ceil((k + ((C - 1) >> l)) / 8) bytes     bit (x_i >> l) + i is 1 for each i; all other bits are 0
 
 Bit b of a block is bit b % 8 of byte b // 8, counted from the lowest bit. For example, 50 of 1,000 ids take 39 bytes.
-The lower bound is 35.3 bytes, the log2 of the number of possible sets of 50 ids. All rows take the same number of
-bytes, which is why no offsets are stored.
+No code can take fewer than 35.3 bytes (282 bits) on average, the entropy of a random set of 50 ids. All rows take the
+same number of bytes, so no offsets are stored.
 """
 
 import numpy as np
@@ -70,7 +70,7 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         raise ValueError("not as many as the rows need")
     ids = places.reshape(rows, count)
     ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)  # `ids` now holds the high parts
-    # if not exactly k bits are set in a row's second block, a high part comes out too small or too large
+    # if a row has more or fewer than k bits set in its second block, some high part is too small or too large
     inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()
     planes = np.unpackbits(code[:, :low_bytes], axis=1, count=count * low, bitorder="little").reshape(rows, low, count)
     for plane in range(low)[::-1]:

@@ -110,8 +110,8 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
 def state_classes(store: LabelStore, config: PackConfig) -> None:
     """Set the number of classes of `store` if it has top-k labels that do not state this number.
 
-    The number is --num-classes. Without this flag, it is the lowest number that exceeds both the highest class id in
-    the labels and the number of logits kept per image.
+    The number is --num-classes. Without this flag, it is the lowest possible number: one more than the highest class
+    id in the labels or than the number of logits kept per image, whichever is larger.
 
     Raises:
         InputError: --num-classes is too low for the class ids in the labels.
@@ -139,7 +139,8 @@ def ratio(config: PackConfig | UnpackConfig) -> str:
 def unpack(config: UnpackConfig) -> None:
     """Convert a packed folder back to .tar files.
 
-    Each batch then has 6 or 7 items. Labels that were packed from LPLD, LPQLD or HALD return to that project's format.
+    Labels that were packed from LPLD, LPQLD or HALD return to that project's format. All other labels get batches of
+    6 or 7 items.
     """
     store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
@@ -213,9 +214,8 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher. It returns False if the flags name no teacher, and
-            then `verify` checks the labels without one. The caller passes the function, because this package must not
-            import teachers.
+        ask_teacher: function that verifies labels with a teacher. If the flags name no teacher, it returns False, and
+            `verify` is called instead. It is an argument because this package must not import teachers.
     """
 
     def run(words: list[str] | None) -> None:

@@ -91,8 +91,8 @@ class HaldStore(LabelStore):
         """Read an epoch and return its batches, with the image numbers filled in.
 
         Raises:
-            InputError: the batches have other numbers of rows or classes, or another type of mixing, than expected from
-                the first epoch and the list of images.
+            InputError: the file does not match the first epoch and the list of images: its batches have other numbers
+                of rows or classes, or another type of mixing.
         """
         if epoch in self.opened:
             return self.opened[epoch]

@@ -11,7 +11,7 @@ from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-# added to the seed, so that epochs with hard labels see other crops than soft labels that were made with the same seed
+# added to the seed, so that hard-label epochs do not repeat the crops of soft labels made with the same seed
 SEED_APART = 104_729
 
 
@@ -62,10 +62,9 @@ class Phases:
 class HardViews(DrawnViews):
     """Batches of random views with hard labels: mixed and smoothed class labels replace a teacher's soft labels.
 
-    Epochs are counted from the first epoch with hard labels, which is epoch 0. Views are mixed as by timm's Mixup in
-    batch mode with cutmix only. Row i is mixed with row B - 1 - i, and its label weights both classes by the area that
-    each image covers. All batches have an even number of rows. If the number of images is odd, each epoch leaves one
-    image out.
+    Epoch 0 is the first epoch with hard labels. Views are mixed by cutmix, in the way of timm's `Mixup` in batch mode:
+    row i is mixed with row B - 1 - i, and its label weights both classes by the area that each image covers. All
+    batches have an even number of rows. If the number of images is odd, each epoch leaves one image out.
 
     Args:
         targets: class of each of the N images.
@@ -89,7 +88,7 @@ class HardViews(DrawnViews):
         return min(self.batch_size, self.num_images - self.num_images % 2 - batch * self.batch_size)
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
-        """Return one batch of views. Its `logits` are the hard labels as class probabilities, float32 [B, C]."""
+        """Return one batch of views. The field `logits` holds the hard labels: class probabilities, float32 [B, C]."""
         drawn = super().read(epoch, batch)
         own = drawn.mix.own_share(self.policy.input_size)
         classes = F.one_hot(self.targets[drawn.index], self.num_classes).float()

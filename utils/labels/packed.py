@@ -8,10 +8,10 @@ Layout of a folder with the labels of N images:
     epoch_0000.safetensors    one file per epoch, with rows in the order of training;
                               utils/labels/packed_tensors.py describes the tensors
 
-Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. Drawn
-views are not stored. Crops, flips and mixes are drawn again when labels are read, since they depend only on the seed,
-the epoch and the batch; only the image sizes must be stored, once. If another version of numpy draws other random
-numbers, a digest of some sample draws in the manifest reveals this.
+Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. With
+drawn views, crops, flips and mixes are not stored. Reading the labels draws them again from the seed, the epoch and the
+batch; only the image sizes are stored, once. The manifest also holds a digest of sample views. It reveals whether the
+installed numpy draws other random numbers than the numpy that made the labels.
 
 Every file is written under a temporary name, fsynced and renamed, so that a killed process leaves no partial file.
 """
@@ -61,7 +61,7 @@ from utils.system.log import log
 
 
 def unpack_small(tensors: Tensors) -> dict[str, Any]:
-    """Convert the small tensors of an epoch to the types that `read` returns.
+    """Convert the image numbers and the mixes of an epoch to the types that `read` returns.
 
     Image numbers and mix partners become int64, mixing ratios floats, and boxes tuples of integers. Other tensors do
     not change.
@@ -177,7 +177,7 @@ class PackedStore(LabelStore):
     def batches(self, epoch: int) -> int:
         """Return the number of batches of a stored epoch.
 
-        The last epoch may have fewer than the others if the labels are not grouped into epochs.
+        Labels of LPLD and LPQLD are one long list of batches, cut into epochs; their last epoch may have fewer.
         """
         return math.ceil(rows_of(self.manifest, epoch) / self.batch_size)
 

@@ -20,8 +20,8 @@ class Codec:
     """The encoding of labels.
 
     Attributes:
-        bits: bits per value. 32 and 16 bits hold floats. 8 and 4 bits hold integer levels between a minimum and a
-            maximum. These are taken over a row if only the k largest logits are kept, and over a column otherwise.
+        bits: bits per value. 32 and 16 bits hold floats. 8 and 4 bits hold integer levels between the minimum and
+            the maximum of each column, or of each row if only the k largest logits are kept.
         keep_topk: number of logits kept per image, or None to keep all.
         views: `stored` if the files hold crops, flips and mixes, or `drawn` if these are drawn again from the
             manifest's policy.
@@ -48,14 +48,14 @@ class Codec:
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Return whether labels made of probabilities are stored as probabilities, rather than as logs."""
+        """Return whether probabilities (HALD's labels) are stored as they are. If not, their logs are stored."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:
-        """Encode logits, float [N, C] or a `TopK`, as the tensors that `shrink` takes.
+        """Encode logits, float [N, C] or a `TopK`; return the tensors by name, before `shrink` converts them.
 
         Raises:
-            InputError: a number is too large for half precision, in which it would be stored.
+            InputError: a number is too large to be stored with `bits` bits.
         """
         if isinstance(answers, TopK):
             answers = keep_fewer(answers, self.keep_topk)

@@ -26,14 +26,14 @@ CONTINUED = 3  # the oldest version that a writer can resume, because the layout
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
-# Entries that older manifests lack. A manifest without an entry is read as if it had the value given here.
+# Entries that older manifests lack, and the values that are assumed if they are missing.
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
     "label_order": STORED,  # order of batches in the training code of the project that made the labels
-    # number of stored batches if batches are not grouped into epochs (LPLD, LPQLD), otherwise None; without epochs, all
-    # batches must be full and must state their image numbers
+    # None if batches are grouped into epochs. Otherwise (LPLD, LPQLD), the number of stored batches, all of which must
+    # be full and must state their image numbers.
     "batches": None,
-    # whether the labels state their number of classes; otherwise num_classes is a lower bound from the class ids
+    # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,
 }
 
@@ -83,8 +83,8 @@ def make_manifest(
         has_index: whether the labels state image numbers.
         settings: names of the teachers, and other settings with which the labels were made.
         policy: distribution of the views; None if unknown, as for labels of other projects.
-        has_rest: whether mean and variance of the dropped logits are stored, if only the k largest are kept.
-        kind: values for entries of KIND that differ from the values in KIND.
+        has_rest: for top-k labels, whether mean and variance of the dropped logits are stored.
+        kind: entries that replace the default values in KIND.
     """
     drawn = codec.views == "drawn"
     return {
@@ -116,7 +116,7 @@ def kind_of(manifest: dict) -> dict:
 def batches_per_epoch(manifest: dict) -> int:
     """Return the number of batches in an epoch file.
 
-    If the labels are not grouped into epochs, the last epoch file may hold fewer.
+    Labels of LPLD and LPQLD are one long list of batches, cut into epoch files; their last file may hold fewer.
     """
     images, size, pooled = manifest["num_images"], manifest["batch_size"], manifest.get("batches")
     return -(-images // size) if pooled is None else max(1, min(images // size, pooled))
@@ -125,7 +125,8 @@ def batches_per_epoch(manifest: dict) -> int:
 def rows_of(manifest: dict, epoch: int) -> int:
     """Return the number of rows in the file of an epoch.
 
-    There is one row per image. If the labels are not grouped into epochs, the file holds full batches instead.
+    This is the number of images. For labels of LPLD and LPQLD, it is the number of batches in the file times the batch
+    size.
     """
     per_epoch, pooled = batches_per_epoch(manifest), manifest.get("batches")
     if pooled is None:
@@ -202,8 +203,7 @@ def in_words(key: str, value: Any) -> str:
 def teachers_in_words(teachers: Any) -> str:
     """Return teachers and their weights as text: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
 
-    Old manifests state `pretrained` if a teacher had the newest weights of its library at that time, without their
-    name.
+    In old manifests, `pretrained` stands for the weights that were the newest in the teacher's library at that time.
     """
     try:
         weights = {"pretrained": "pretrained, without a name"}

@@ -1,13 +1,14 @@
-"""The tensors of a packed epoch file. `shrink` converts them for the file; `expand` converts them back exactly.
+"""The tensors of a packed epoch file. `shrink` converts them for the file; `expand` converts them back.
 
-The table lists each tensor in memory and in files of versions 3 and 4, and the condition for having this tensor. An
-epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. Numbers are little-endian.
+The table lists each tensor in memory and in files of versions 3 and 4. A tensor exists only under its condition. An
+epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. Numbers are little-endian. The
+conversion is exact for all tensors but `rest`.
 
 | in memory | in the file | condition |
 |---|---|---|
 | coords f32 [N, 4] | f16 if exact (as for labels of LPLD), else f32 | views are stored |
 | flip bool [N] | u8 [ceil(N / 8)], one bit per row, the first row in the lowest bit | views are stored |
-| index i32 [N] | u8 [N, b], the b lowest bytes; b bytes suffice for the last image's number | the labels state it |
+| index i32 [N] | u8 [N, b], the b lowest bytes, enough for the highest number | views and image numbers are stored |
 | mix_index u8 or i32 [N] | the same; u8 if B <= 256 | views are stored and mixed |
 | mix_lam f64 [n] | the same | views are stored and mixed |
 | mix_bbox i32 [n, 4] | the same | views are stored and mixed by cutmix |
@@ -18,8 +19,8 @@ epoch has N rows in n batches of B rows, and k of the C logits of each row are k
 | classes i16 or i32 [N, k], ascending | ids u8 [N, M], encoded by utils/labels/class_ids.py | k < C |
 | rest f32 [N, 2]: mean and variance of the dropped logits | f32 with 32 bits, else f16 | k < C, if known |
 
-Version 2 stored flip as bool, and index, mix_index and classes as i32. If k < C, it stored the k logits of a row in
-descending order, range as f32 [2, k], and rest as f32.
+Files of version 2 hold coords as f32, flip as bool, and index, mix_index and classes as i32. If k < C, they hold the k
+logits of a row in descending order, range f32 [2, k] instead of spans, and rest as f32.
 """
 
 from collections.abc import Collection

@@ -85,7 +85,7 @@ class TarStore(LabelStore):
             self.order = self._listed_order(self.image_list)
 
     def _listed_order(self, file: Path) -> Callable[[int], torch.Tensor]:
-        """Read from `file`, written by LPLD, in which order each epoch visits the images.
+        """Read LPLD's file that lists the images of each epoch in order.
 
         Returns:
             a function from an epoch to the numbers of its images in order, int64 [N].

@@ -59,7 +59,7 @@ class LabelStore(ABC):
         has_epochs: whether the labels are grouped into epochs, each of which visits every image once. If False, the
             stored epochs are only consecutive sections of one long list of batches.
         epochs: number of consecutive epochs that are stored, counted from epoch 0.
-        gap: text that names the missing epochs up to the last known one; None if no epoch is missing.
+        gap: text that names the missing epochs, from `find_gap`; None if no epoch is missing.
         batches_per_epoch: number of batches of an epoch. If `has_epochs` is False, the last epoch may have fewer.
         batch_size: number of rows of a batch. The last batch of an epoch may be smaller.
         num_images: number of images that the labels refer to. If `has_epochs` is False, this is a lower bound.
@@ -136,8 +136,7 @@ class LabelStore(ABC):
     def batches(self, epoch: int) -> int:
         """Return the number of batches of a stored epoch.
 
-        The last epoch may have fewer than `batches_per_epoch` if the labels are not grouped into epochs (see
-        `has_epochs`).
+        Labels of LPLD and LPQLD are one long list of batches, cut into epochs; their last epoch may have fewer.
         """
         return self.batches_per_epoch
 
@@ -164,7 +163,7 @@ class LabelStore(ABC):
         return content
 
     def set_epochs(self, stored: set[int], stated: Iterable[int] = ()) -> None:
-        """Set `epochs` and `gap`.
+        """Set the attributes `epochs` and `gap` from the numbers of the epochs found.
 
         Args:
             stored: numbers of the stored epochs.
@@ -232,8 +231,7 @@ def epochs_without_gap(stored: set[int]) -> int:
 def find_gap(stored: set[int], name: Callable[[int], str], stated: Iterable[int] = ()) -> str | None:
     """Return a text that names the missing epochs; return None if none is missing.
 
-    An epoch is missing if its files are absent although a manifest lists it, or although a later epoch is stored or
-    listed.
+    All epochs from 0 to the highest number in `stored` and `stated` are expected; those not in `stored` are missing.
 
     Args:
         stored: numbers of the stored epochs.

@@ -25,9 +25,9 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
 
     Args:
         order: SAMPLED or SHUFFLED. With SAMPLED (LPLD, LPQLD), each epoch draws anew from all stored batches, without
-            replacement. With SHUFFLED (HALD), epochs take batches from a shuffled list of all stored batches, and a
-            newly shuffled list follows when the list is used up. This is the order of HALD's own training code if every
-            list ends together with an epoch.
+            replacement. With SHUFFLED (HALD), epochs read a shuffled list of all stored batches from start to end. When
+            it is used up, a newly shuffled list follows. HALD's own training code gives the same order if `stored` is a
+            multiple of `wanted`.
         seed: seed of the random order.
         epoch: epoch of training, from 0.
         stored: number of stored batches.
@@ -116,7 +116,7 @@ class TrainingViews(Generic[Source]):
         return epoch, batch
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Return the number of rows of a training batch, the rows of all ranks together."""
+        """Return the number of rows of a training batch, counted over all ranks."""
         return self.store.rows(*self.place(epoch, batch))
 
     def read(self, epoch: int, batch: int) -> Views:
@@ -141,7 +141,7 @@ class TrainingViews(Generic[Source]):
         return None if self.share is None else self.share.parts(self.rows(epoch, batch))
 
     def smallest_batch(self) -> int:
-        """Return the number of rows of the smallest batch in any epoch, the rows of all ranks together."""
+        """Return the number of rows of the smallest batch in any epoch, counted over all ranks."""
         if self.is_pool:
             store = self._labels
             epochs = range(store.epochs)
@@ -151,14 +151,14 @@ class TrainingViews(Generic[Source]):
 
 
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
-    """Reduce a batch to some of its rows and the rows that are mixed into them.
+    """Reduce a batch to some of its rows and the mix partners of these rows.
 
-    The result holds `rows`, followed by those mix partners of `rows` that are not in `rows` themselves. If `rows` is
+    The result holds first the rows to keep, then those of their mix partners that are not among them. If `rows` is
     empty, the result holds row 0, because a batch must not be empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
-        rows: int64 [own], numbers of the rows to keep, ascending; own is their count.
+        rows: int64 [own], numbers of the rows to keep, ascending.
 
     Returns:
         an object of the same class, with K rows, which include the mix partners. The field `logits` has only the first
@@ -174,7 +174,7 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        # only the partners of `rows` matter; the partners of the rows that were added may be missing from the result
+        # valid only for `rows`: the partner of an added row may be missing from the result
         partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:

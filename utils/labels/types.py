@@ -10,7 +10,7 @@ import torch
 
 
 class TopK(NamedTuple):
-    """The k largest of the C logits in each row. Data loaders pass on this compact form, and the loss calls `dense`.
+    """The k largest of the C logits in each row. The loss calls `dense` to get logits of all classes.
 
     Attributes:
         values: float [B, k], the k largest logits (or log probabilities).
@@ -158,10 +158,10 @@ class BatchLabels(BatchViews):
         """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`.
 
         The start and the end of a crop are its fractions times the image size, rounded to whole pixels (half to even).
-        PIL rounds in the same way when the reference code passes it these products. The rounding matters for fractions
-        in half precision (LPLD, LPQLD, HALD), because the product is then not a whole number. In images of more than
-        1,000 pixels, the end may be rounded to one pixel beyond the image. PIL fills that pixel with black, whereas
-        this crop ends with the last pixel of the image.
+        The reference code does not round, but PIL, which it calls, rounds in the same way. Rounding matters for
+        fractions in half precision (LPLD, LPQLD, HALD): multiplied by the image size, they are not whole numbers. If an
+        image is wider or higher than 1,000 pixels, the rounded end may lie one pixel beyond it. PIL fills that pixel
+        with black, whereas this crop ends with the last pixel of the image.
         """
         coords = self.coords[rows].double().numpy()
         start, length = coords[:, :2] * sizes, coords[:, 2:] * sizes

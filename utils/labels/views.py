@@ -140,7 +140,7 @@ class DrawnBatch(BatchViews):
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
     mix: Mix
-    logits: Answers | None = None  # hard labels as class probabilities [B, C], set by `HardViews`; else None
+    logits: Answers | None = None  # set only by `HardViews`: hard labels as class probabilities [B, C]
 
     def __len__(self) -> int:
         return len(self.index)

@@ -28,8 +28,8 @@ class Finding:
         group: runs on the image set.
         random: runs on random real images. The settings agree with those of `group`, except for images and labels.
         improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
-        recovery: `hard_label_recovery` over seeds, in percentage points. None if --full-data has no top-1 for the
-            student, or if the number of groups with hard labels on these images is not one.
+        recovery: `hard_label_recovery` over seeds, in percentage points. It needs the student's top-1 in --full-data
+            and exactly one group with hard labels on these images; otherwise it is None.
         score: `label_robust_score` over the seeds that `improvement` and `recovery` have in common, in percent. None if
             `recovery` is None, or if there are no common seeds.
     """
@@ -70,10 +70,10 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
         name: value of --random: a name as shown in tables, or the end of the path of the image folder.
 
     Returns:
-        the name, or None if no image set has the default name RANDOM, or if there are no groups.
+        the name; None if `name` is the default RANDOM and no image set is called so, or if there are no groups.
 
     Raises:
-        InputError: `name` fits several image sets of different content, or is not RANDOM and fits no image set.
+        InputError: `name` fits several image sets of different content, or it is not the default and fits none.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:
@@ -102,8 +102,8 @@ def origin_of(group: Group) -> str:
 def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, float]) -> list[Finding]:
     """Compare each group of runs with the group on random real images that has the same student and settings.
 
-    Hard-label recovery is computed from the runs with hard labels of the same student on the same images, with the same
-    validation set. It is computed only if exactly one group of these runs exists.
+    Hard-label recovery is computed from the group with hard labels that has the same student, images and validation
+    set. If there is no such group, or more than one, `recovery` is None.
 
     Args:
         groups: all groups.

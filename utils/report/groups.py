@@ -149,11 +149,11 @@ class Group:
         return {seed: run.summary["last"][figure] for seed, run in self.runs.items()}
 
     def last(self, figure: str = "top1") -> Spread:
-        """Return the `Spread` over seeds of the accuracy in percent after the last epoch; `figure` is top1 or top5."""
+        """Return mean and deviation over seeds of the last epoch's accuracy in percent; `figure` is top1 or top5."""
         return spread(list(self.by_seed(figure).values()))
 
     def best(self) -> Spread:
-        """Return the `Spread` over seeds of the best top-1 in percent that a run reached on the validation set."""
+        """Return mean and deviation over seeds of each run's best validation top-1 in percent."""
         return spread([run.summary["best"]["top1"] for run in self.runs.values()])
 
     def hours(self) -> float | None:
@@ -252,9 +252,9 @@ def student_name(run: FinishedRun) -> str:
 def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
     """Return texts `name=value` for the settings that distinguish `group` from the other `groups`.
 
-    Most settings are compared between groups of the same regime. The settings in EVERYWHERE are compared between all
-    groups. Digests of labels and training images are compared only between groups with the same regime and images. If
-    the labels of `group` seem wrong, but --accept-labels allowed training on them, the text `labels accepted` is added.
+    Settings in EVERYWHERE are compared with those of all groups. Digests of labels and training images are compared
+    with those of groups with the same regime and images. Other settings are compared with those of groups with the same
+    regime. The text `labels accepted` is added if --accept-labels tolerated faults of the labels.
     """
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]
@@ -265,7 +265,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
         value = group.settings.get(name)
         if name in EVERYWHERE:
             rivals = everyone
-        elif name in ("labels", "train_images"):  # other images have other values of these settings anyway
+        elif name in ("labels", "train_images"):  # these depend on the images
             rivals = same_images
         else:
             rivals = same_regime
@@ -282,8 +282,8 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
 def text_of(name: str, value: str, run: FinishedRun) -> str:
     """Return the value of the setting `name` as shown in tables.
 
-    Labels and validation sets are shown by the name of their folder and the start of their digest. Other digests are
-    cut, and other values are unchanged.
+    Labels and validation sets are shown by the name of their folder and the start of their digest. The digest of
+    training images and the git commit are shortened. Other values are unchanged.
     """
     if name == "labels":
         return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
@@ -316,8 +316,8 @@ class Comparison:
         ours, theirs: the two groups.
         difference: `Spread` of the difference of top-1, ours - theirs, over common seeds, in percentage points; None
             if there are no common seeds.
-        also: texts from `differences` for other settings in which the groups differ. Settings that always change along
-            the axis are left out; for example, other images have other labels.
+        also: texts from `differences` for other settings in which the groups differ. Settings that depend on the
+            axis are left out: for example, the labels if the axis is `images`.
     """
 
     axis: str

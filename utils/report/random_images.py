@@ -5,7 +5,8 @@
 The command draws as many images of each class as DISTILLED has, without replacement. Classes of REAL and DISTILLED are
 paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets links to the drawn
 files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines `CLASS/NAME<tab>PATH`.
-RANDOM.json records how the images were drawn, with a digest of the images that a report compares with its runs.
+RANDOM.json records how the images were drawn, and a digest of the images. By the digest, a report recognises runs that
+were trained on them.
 
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def refuse_another_draw(config: RandomImagesConfig, output: Path, links: dict[str, str], list_file: Path) -> None:
-    """Raise InputError if the images in the folder `output` are not those in `links`, which would be drawn now."""
+    """Raise InputError if the folder `output` does not hold exactly the images in `links`, the current draw."""
     before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
     try:
         same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())

@@ -33,7 +33,7 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 def settings_of(run: FinishedRun) -> dict[str, str]:
     """Return the settings that affect a run's result, without the seed, as a dict of name -> value as text.
 
-    If the run is from an earlier release that lacked a setting, the dict has the value that this release always used.
+    Earlier releases lacked some settings. For their runs, the dict has the values that these releases always used.
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
@@ -77,8 +77,8 @@ def image_digest(run: FinishedRun) -> str:
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
     """Return a dict of argument -> value for the arguments that earlier releases lacked.
 
-    The value is the one that earlier releases always used. For `val_resize` it depends on `input_size` in `args`, the
-    arguments of a run.
+    The value is the one that earlier releases always used. The value of `val_resize` is computed from `input_size` in
+    `args`, the arguments of a run.
     """
     known = dict(EARLIER)
     if "input_size" in args:
@@ -94,7 +94,7 @@ def mix_type_of(args: dict[str, Any]) -> str:
 def device_of(run: FinishedRun) -> str | None:
     """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
 
-    Earlier releases recorded `auto`. Then the type is derived from the name of the device, if that was recorded.
+    Earlier releases recorded `auto`. It is replaced by the type that fits the device's name, if the run has the name.
     """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
@@ -111,7 +111,7 @@ def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | 
         args: arguments of the run.
 
     Returns:
-        the entries, or None if flags of the run define the views, because `args` then has the same parameters.
+        the entries; None if views are drawn during training, because `args` then has the same parameters.
     """
     # Only train_KD_parallel.py has these flags. It draws views during training, according to its flags.
     if all(name in args for name in ("hflip", *ALPHAS)):
@@ -130,7 +130,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     loss = args.get("loss_type")
     if "sgd" in args:
         yield from ("adamw_lr", "adamw_weight_decay") if args["sgd"] else ("learning_rate", "momentum", "weight_decay")
-    if "smoothed" not in args.get("schedule", "smoothed"):  # only the schedules `smoothed` and `linear-smoothed` use it
+    if "smoothed" not in args.get("schedule", "smoothed"):  # `smoothed` and `linear-smoothed` use `smoothing`
         yield "smoothing"
     if args.get("processes") == 1:
         yield "sync_bn"
@@ -139,15 +139,15 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        # these labels determine the image of each row themselves: by a stored index, or by the seed in their policy
+        # packed labels fix the image of each row: by a stored index, or by the seed in their policy
         yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # Labels that are stored as probabilities are not divided by --temperature. With these labels, --temperature has an
-    # effect only through the student's logits, which it divides if --student-temperature is `teacher`.
+    # --temperature divides the logits of the labels. If labels are stored as probabilities, it can only divide the
+    # student's logits, and does so only if --student-temperature is `teacher`.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

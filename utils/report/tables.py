@@ -33,8 +33,7 @@ class Table:
         columns: headings of the columns.
         rows: rows of cells, one text per column.
         note: explanation below the table; may be empty.
-        left: number of columns with names, which come first and are left-aligned; columns with numbers are
-            right-aligned.
+        left: number of left-aligned columns, which come first; the other columns are right-aligned.
         remark: whether the last column has long text; it is then left-aligned, and LaTeX may wrap it.
     """
 

@@ -188,11 +188,11 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # if the run was evaluated, the next evaluation compares the pixels of the validation images: skip names and sizes
+    # skip names and sizes of validation images if the run was evaluated: the next evaluation compares their pixels
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    # do not compare sync_bn if it is None: in a run with a single process, which ignores it, and in old checkpoints
+    # sync_bn is None in runs with a single process, which ignore it, and in old checkpoints: do not compare it then
     if None in (stored.get("sync_bn"), arguments["sync_bn"]):
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]

@@ -224,8 +224,8 @@ def pair_names(
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
         """Return, for each key, the index of the equal training key, or None if no training key is equal.
 
-        Return None instead of a list if two training keys are equal, if two other keys are equal, or if a training key
-        is None or is missing in `keys`.
+        Return None instead of a list if a key other than None occurs twice in one of the two sequences, or if a
+        training key is None or is missing in `keys`.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None

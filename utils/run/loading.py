@@ -1,6 +1,6 @@
 """Decide where a run keeps its decoded images, and build its batches.
 
-`plan_memory` decides for a run and for its dry run. The rules of `--loader auto` are:
+`plan_memory` makes this decision, also in a dry run. The rules of `--loader auto` are:
 
 * In training on the CPU, decoded training images stay in host memory if they fit in half of the free host memory.
 * In training on a GPU, decoded training images stay in GPU memory if there is room for them beside the estimated needs
@@ -42,7 +42,7 @@ USABLE = 0.9  # usable fraction of the free device memory; the rest is lost to g
 LABEL_PART = 1e9
 # number of label uploads in device memory at the same time: one in use, one waiting, one in transfer
 IN_FLIGHT = 3
-# bytes per view of the crop, flip and mix parameters that are uploaded with the labels: seven int64 numbers
+# bytes of crop, flip and mix parameters per view, uploaded with the labels: seven int64 numbers
 GEOMETRY_BYTES = 56
 PIL_BYTES = 4  # bytes per pixel of a decoded RGB image in PIL
 
@@ -196,7 +196,7 @@ def plan_on_device(
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
     passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(data.val))) for one in estimates]
     source = share_of_rank(data.source, config.micro_batch, world)
-    # a short last batch (0 rows if there is none) runs without the CUDA graph, and needs memory beside the graph's
+    # rows of a short last batch, 0 if all are full; a short batch runs without the CUDA graph and needs extra memory
     short = source.smallest_batch() % config.batch_size
     if short:
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
@@ -296,7 +296,7 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
 
 
 def refuse_resident(free: float, place: str) -> None:
-    """Raise the InputError that says that decoded images do not fit in memory, as --loader resident requires.
+    """Raise the InputError that says that decoded images do not fit in memory, despite --loader resident.
 
     Args:
         free: bytes of free memory.
@@ -403,10 +403,11 @@ def batch_class(resident: bool, device: torch.device) -> Callable:
 class TrainingBatches:
     """The training batches of a run, from epochs with soft labels and epochs with hard labels.
 
+    `soft` and `hard` each number their own epochs from 0.
+
     Args:
-        soft: batches of the epochs with soft labels; only these epochs are counted, from 0.
-        hard: batches of the epochs with hard labels; only these epochs are counted, from 0. None if the run has no
-            epochs with hard labels.
+        soft: batches of the epochs with soft labels.
+        hard: batches of the epochs with hard labels; None if the run has no such epochs.
         phases: order of the two kinds of epochs in the run.
     """
 

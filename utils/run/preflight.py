@@ -42,7 +42,7 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # number of images in a sample whose content is compared, where comparing all images would take too long
+PROBES = 64  # number of images to compare by content, where comparing all would take too long
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
 # if this fraction of the validation classes has the same number of images, smaller classes are reported as incomplete
 EVEN = 0.9
@@ -137,8 +137,8 @@ def number_classes(
     theirs = number_val_folders(val.classes, train.classes, own, config.class_map, where)
     if max(number for number in own.numbers if number is not None) >= num_classes:
         raise InputError(
-            f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher have "
-            f"only {num_classes} classes; give labels or a teacher of all classes"
+            f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher "
+            f"have only {num_classes} classes; give labels or a teacher of all classes"
         )
     if own.numbers != list(range(len(own.numbers))):
         log.info("classes %d training folders are numbered %s", len(train.classes), own.how)
@@ -277,8 +277,8 @@ def identify_images(
         verify: whether a dry run compares all images too.
 
     Returns:
-        (the training images with their digests, or None if a dry run did not compute all digests; `found`, to which a
-        difference that --accept-labels tolerates is added).
+        (the training images with their digests, or None if a dry run did not compute all digests; `found`, to which
+        a difference is added if --accept-labels tolerates it).
 
     Raises:
         InputError: the number of images differs. Or the images or their order differ, and --accept-labels was not
@@ -350,8 +350,8 @@ def trailing_number(name: str) -> tuple[str, int | None]:
 def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:
     """Read a sample of stored label batches, to compare the labels with the class folders.
 
-    The batches are spread over the epochs that the run will train on. They are spread over all stored epochs if the run
-    draws its batches at random from all stored batches.
+    The sample comes from the epochs that the run will train on. If the run draws its batches at random from all stored
+    batches, the sample comes from all stored epochs.
 
     Args:
         config: flags of the run.
@@ -408,7 +408,7 @@ def report_labels(
         names: name of each of C classes.
 
     Returns:
-        `found`, to which mismatches that --accept-labels tolerates are added.
+        `found`, to which mismatches are added if --accept-labels tolerates them.
 
     Raises:
         InputError: the labels were made for other classes, or for another order of the classes or of the images, and
@@ -437,7 +437,7 @@ def report_labels(
 
 
 def count_batches(views: TrainingViews[LabelStore]) -> str:
-    """Return the number of batches for a log line that goes on with `batches`: for example, `300 epochs of 100`."""
+    """Return the words that stand before `batches` in a log line: for example, `300 epochs of 100`."""
     if views.is_pool:
         return f"{views.order}, {views.batches_per_epoch} an epoch, from {views.store.stored_batches()}"
     return f"{views.store.epochs} epochs of {views.batches_per_epoch}"
@@ -455,7 +455,7 @@ def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, na
         names: names of the class folders, sorted.
 
     Returns:
-        `found`, to which a mismatch that --accept-labels tolerates is added.
+        `found`, to which a mismatch is added if --accept-labels tolerates it.
 
     Raises:
         InputError: the names or their order differ, and --accept-labels was not given.
@@ -479,7 +479,7 @@ def accept_or_refuse(config: TrainConfig | RelabelConfig, found: Findings, fault
         fault: description of the fault, for the error or the warning.
 
     Returns:
-        `found`, to whose `labels_accepted` the fault is added. The fault is also logged as a warning.
+        `found` with the fault added to `labels_accepted`. The fault is also logged as a warning.
 
     Raises:
         InputError: --accept-labels was not given.
@@ -513,8 +513,8 @@ def report_live_agreement(
             time limit makes the number of labelled views differ between ranks.
 
     Returns:
-        (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`, to which a mismatch that
-        --accept-labels tolerates is added).
+        (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`, to which a mismatch is
+        added if --accept-labels tolerates it).
 
     Raises:
         InputError: the teacher's classes are certainly not those of the folders, and --accept-labels was not given.
@@ -543,8 +543,8 @@ def report_agreement(
         who: `labels` or `teacher`, for the messages.
 
     Returns:
-        `found`, to which a certain mismatch that --accept-labels tolerates is added. A mismatch that is only suspected
-        causes a warning.
+        `found`, to which a certain mismatch is added if --accept-labels tolerates it. A suspected mismatch only causes
+        a warning.
 
     Raises:
         InputError: a mismatch is certain, and --accept-labels was not given.
@@ -625,8 +625,8 @@ def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
     needed = 0
     for student in students:
         size = sum(t.numel() * t.element_size() for t in student.model.state_dict().values())
-        # The files hold several tensors per weight: the weight, its best value, the optimizer state (SGD 1, AdamW 2)
-        # and the EMA. They need twice their size, because an old file is removed only after the new one is complete.
+        # The files hold several numbers per weight: the weight, its best value, the optimizer state (SGD 1, AdamW 2)
+        # and the EMA. Files need room twice, because an old file is removed only after the new one is complete.
         needed += 2 * size * ((3 if config.sgd else 4) + (config.ema_decay is not None))
         needed -= sum(student.folder.file(name).stat().st_size for name in student.folder.previous)
     check_disk(config.output_dir, needed, "checkpoints need")

@@ -237,8 +237,8 @@ class Student:
 
         Args:
             seconds: training time of these batches.
-            label_file: function (epoch, batch) -> file with the soft labels of this batch, for error messages. It
-                counts only epochs with soft labels.
+            label_file: function (epoch, batch) -> file with the soft labels of this batch, for error messages.
+                Here `epoch` counts only epochs with soft labels.
 
         Raises:
             InputError: the training diverged: a loss or a weight is not finite.
@@ -319,7 +319,7 @@ class Student:
         self.tracker.log(row)
 
     def record_validation(self, digest: str) -> None:
-        """Store the digest of the validation images, and compare it with the digest of earlier evaluations if any.
+        """Compare the digest of the validation images with that of earlier evaluations, and store it.
 
         Raises:
             InputError: the digests differ: the run was evaluated on other validation images before it was resumed.
@@ -364,7 +364,7 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy, averaged over rows, in epochs with hard labels.
+    """Return the cross-entropy with target probabilities, averaged over rows: the loss of epochs with hard labels.
 
     Args:
         outputs: the student's logits [B, C].

@@ -47,7 +47,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 def versions(device_type: str = "auto") -> dict[str, str]:
     """Return the versions of Python, PyTorch and torchvision, and the name of the GPU or the CPU.
 
-    `device_name` is the CPU's if `device_type` is `cpu` or there is no GPU, else the GPU's.
+    `device_name` is the name of the GPU; without a GPU, or if `device_type` is `cpu`, it is the name of the CPU.
     """
     on_gpu = device_type != "cpu" and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
@@ -94,7 +94,7 @@ def summarise(
         progress: `Progress` of the run.
         arguments: settings of the run, as in args.json.
         labels: origin of the soft labels.
-        images: result of `describe_images` for the training images, and in `digest` a digest of the image content.
+        images: result of `describe_images` for the training images, and `digest`, a digest of their content.
         validation: the same for the validation images.
     """
     evaluated = [row for row in progress.history if row["val_top1"] is not None]

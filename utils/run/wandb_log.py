@@ -182,7 +182,7 @@ class WandbTracker:
 
     def finish(self) -> None:
         """Send all remaining data and close the W&B run."""
-        # `self._guard(self.run.finish)` would fail if self.run is None, so a lambda looks the method up later
+        # self.run may be None; `_guard` checks this before it calls the lambda
         self._guard(lambda: self.run.finish())
 
     def _guard(self, call: Callable[[], object]) -> None:

@@ -71,7 +71,7 @@ class Share:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one run, seen from one of them. Every method is a collective: all ranks must call it.
+    """The processes of one run, seen from one of them. If one rank calls a method, all ranks must call it.
 
     Attributes:
         rank: number of this process, from 0.
@@ -89,7 +89,7 @@ class World:
     host: "dist.ProcessGroup | None" = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "World":
-        # a deep copy of a module that refers to this object must refer to the same processes, so nothing is copied
+        # modules that refer to this object are deep-copied; the copies must refer to the same process group
         return self
 
     @property
@@ -121,7 +121,7 @@ class World:
                     dist.broadcast(tensor, 0)
 
     def broadcast_object(self, value: Value) -> Value:
-        """Return, on every rank, the `value` that rank 0 passed; it may be any picklable object."""
+        """Return, on every rank, the `value` that rank 0 passed. The value may be any picklable object."""
         if self.size == 1:
             return value
         box = [value]  # a list, because broadcast_object_list replaces list items in place
@@ -130,7 +130,7 @@ class World:
         return box[0]
 
     def all_gather_object(self, value: Value) -> list[Value]:
-        """Return a list with the `value` of each rank, in the order of ranks; it may be any picklable object."""
+        """Return a list with the `value` of each rank, in the order of ranks. Values may be any picklable objects."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -170,7 +170,7 @@ def start(device_name: str) -> World:
         device_name: --device: auto, cpu or cuda.
 
     Returns:
-        The `World` of the run. Its size is 1 if the environment variables name no rank or only one process.
+        The `World` of the run. Its size is 1 if torchrun's environment variables are not set, or name one process.
 
     Raises:
         InputError: the environment variables of torchrun are incomplete or wrong, this machine has fewer GPUs than
@@ -233,9 +233,8 @@ def processes_here() -> int:
 def may_report_error() -> bool:
     """Return whether this process may print the error that ends the run, so that only one process prints it.
 
-    The first process that calls this function gets True, and the others get False. Before the processes are connected,
-    all of them fail for the same reason, so only rank 0 gets True. If the processes can no longer communicate, return
-    True.
+    Only the first process that calls this function gets True. There are two exceptions. Before the processes are
+    connected, only rank 0 gets True. After the connection is lost, every process gets True.
     """
     if not dist.is_available() or not dist.is_initialized():
         return os.environ.get("RANK", "0") in ("0", "")

@@ -43,7 +43,7 @@ def shorten(text: object, width: int) -> str:
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    # keep width - 1 characters; the next statement drops at least one of them, which leaves room for ` …`
+    # ` …` needs 2 characters: one is left out here, and the next statement drops at least one more
     start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"
@@ -110,7 +110,7 @@ def explain_system_error(error: Exception) -> str | None:
     """
     if met_file_limit(error):
         return OPEN_FILES
-    # if a worker dies, PyTorch's signal handler raises this error in the parent process, at whatever line it executes
+    # if a worker dies, PyTorch's signal handler raises this error in the parent process, at any line
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         return WORKER_DIED
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -80,8 +80,8 @@ class StopSignals:
     def record_signal(self, number: int, _frame: FrameType | None) -> None:
         """Record that a stop signal was received (handler of the stop signals).
 
-        Also restore the default action of SIGINT, so that the next SIGINT ends the process, and start the timer that
-        calls `give_up` every PATIENCE seconds.
+        The next SIGINT will end the process, because its default action is restored. A timer is started, which calls
+        `give_up` every PATIENCE seconds.
         """
         self.received = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -118,8 +118,7 @@ class StopSignals:
     def agreed(self) -> int | None:
         """Return the number of the stop signal that any rank has received, or None if no rank has received one.
 
-        All ranks must call this method and get the same result. If ranks received different signals, the result is the
-        highest number.
+        All ranks must call this method. All get the same result: the highest number that any rank has received.
         """
         self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
@@ -141,7 +140,7 @@ def prepare_worker() -> None:
     # after SIGTERM, the worker exits only after WORKER_GRACE seconds, because the parent may still need a batch
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
-        if not parent.is_alive():  # the parent ended before the call of prctl, which then sends no signal
+        if not parent.is_alive():  # prctl has no effect if the parent ended before the call
             os._exit(1)
     else:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
@@ -211,7 +210,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         text = "stopped: interrupted"
         code = 130
     finally:
-        # otherwise Python would wait WORKER_GRACE seconds for worker processes whose DataLoader is still referenced
+        # otherwise Python would send SIGTERM to the workers at exit, and wait WORKER_GRACE seconds until they end
         end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)

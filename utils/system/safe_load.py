@@ -201,12 +201,11 @@ class Inert:
         """Discard several items; the unpickler calls this method to fill an object that is a list."""
 
 
-# SETTINGS, below, lists the classes that training scripts often use for settings, which they save beside the weights.
-# It maps the name of a Python module to the names of its classes. When a checkpoint is read, each object of these
-# classes is replaced by an `Inert` object, so the classes themselves are never used.
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _PLAIN = "set frozenset slice range complex bytearray int float str bool list tuple dict bytes object"
 _DTYPES = "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool"
+# Classes of the settings that training scripts save beside the weights: Python module -> names in it. When a checkpoint
+# is read, an `Inert` object replaces each object of these classes, so the classes themselves are never used.
 SETTINGS = {
     "argparse": "Namespace",
     "types": "SimpleNamespace",
@@ -255,7 +254,7 @@ class _Unpickler(pickle._Unpickler):
     Args:
         file: the file from which the pickle is read.
         allowed: the allow-list, {(module, name): object to use}.
-        load_storage: function that returns the tensor of a storage which the pickle names.
+        load_storage: function that takes the pickle's reference to a storage and returns the storage as a tensor.
     """
 
     stack: list[Any]  # attribute of the base class; declared here because the base class's type stub lacks it
@@ -374,7 +373,7 @@ class _OldArchive:
         """Return the next line of the file; the unpickler calls this method.
 
         Raises:
-            UnpicklingError: the line does not end before the file ends, or within MAX_PICKLE_BYTES.
+            UnpicklingError: the file ends within the line, or the line is longer than MAX_PICKLE_BYTES.
         """
         line = self.file.readline(MAX_PICKLE_BYTES)
         if not line.endswith(b"\n"):
@@ -508,9 +507,9 @@ def load_archive(
 
 
 def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:
-    """Return whether a file, whose pickle was refused with `error`, most likely holds a whole pickled model.
+    """Return whether a refused file probably holds a whole pickled model; `error` is the reason for the refusal.
 
-    This is assumed if the refused name is not from the standard library and the file mentions `torch.nn.modules`.
+    The answer is True if the refused name is not from the standard library and the file mentions `torch.nn.modules`.
     """
     top = error.module.partition(".")[0]
     if not top or (top in sys.stdlib_module_names and top != "__main__") or top == "builtins":

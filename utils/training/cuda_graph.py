@@ -65,10 +65,10 @@ class CapturedStep:
         self.failed = False
 
     def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
-        """Train the student on the batch: launch the CUDA graph if it can be used, else call `step(student, batch)`.
+        """Train the student on the batch, with the CUDA graph or by an eager call of `step(student, batch)`.
 
-        The graph is captured first if there is none yet, or if the batch has more rows than the captured batch. It can
-        be used if the batch has the same shapes as the captured batch.
+        If there is no graph yet, or the batch has more rows than the captured batch, a graph is captured first. The
+        graph is then launched if the batch has the shapes of the captured batch.
         """
         if not self.failed and (self.launch is None or len(batch) > self.rows):
             self.capture(step, student, batch)
@@ -104,7 +104,7 @@ class CapturedStep:
 
         def step() -> None:
             self.sums.sums.zero_()
-            # build the batch inside the captured step, so that the graph also computes its images from the inputs
+            # build the batch inside the captured step, so that the graph also computes the images of the batch
             eager(captured, batch.like(self.inputs))
 
         before = Snapshot(student.model, optimizer, device)
@@ -158,8 +158,8 @@ def capture_graph(step: Callable[[], object], device: torch.device, restore: Cal
     """Capture `step` as a CUDA graph and return the function that launches it.
 
     Before the capture, `step` runs a few times as a warm-up, and `restore` is called to undo the effects of these runs.
-    Each graph is captured on a new stream. The reason is that cuBLAS has one workspace per stream, and that the graphs
-    of several students run concurrently.
+    cuBLAS has one workspace per stream. Each graph is captured on a new stream, so that the graphs of several students,
+    which run concurrently, do not share a workspace.
     """
     stream = torch.cuda.Stream(device)
     graph = torch.cuda.CUDAGraph()

@@ -1,7 +1,7 @@
 """Data parallelism: an optimizer step of several processes equals the step of one process that has the whole batch.
 
 PyTorch's own SyncBatchNorm needs GPUs. The `SyncBatchNorm` of this module works on any device. It computes in float32,
-and it computes the variance in two passes, as a single process does. A rank may have no rows of a micro-batch.
+and it computes the variance in two passes, as a single process does. It also works on a rank without any rows.
 """
 
 from typing import Any
@@ -123,9 +123,10 @@ class SyncBatchNorm(nn.Module):
             self.register_buffer(name, getattr(layer, name))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x [b, C, …], in training mode with batch statistics of all ranks, else with the running statistics.
+        """Apply batch norm to x [b, C, …].
 
-        A layer without running statistics uses batch statistics in both modes.
+        Training mode uses batch statistics over all ranks; eval mode uses the running statistics. A layer without
+        running statistics uses batch statistics in both modes.
         """
         if not self.training and self.running_mean is not None:
             return nn.functional.batch_norm(

@@ -1,8 +1,8 @@
 """Losses between the logits of a student and the logits of a teacher. All losses except `dist` are means over samples.
 
 Notation: outputs are the student's logits and soft_labels the teacher's logits, [B, C] each. targets are the classes of
-the image folders, int64 [B]. T is the temperature. k is the number of a teacher's highest classes that a loss keeps per
-sample (--keep-topk).
+the image folders, int64 [B]. T is the temperature. If --keep-topk is k, a loss keeps, for each sample, the k classes
+to which the teacher gives the largest logits.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def build_loss(
         loss_type: one of LOSS_TYPES.
         temperature: divisor T of the teacher's logits in kl and dist.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
-        keep_topk: number of the teacher's highest classes that the loss keeps; None: all classes.
-        answers: `logits`, or `probabilities` if the soft labels are natural logarithms of probabilities. Probabilities
-            already include a temperature, so they are not divided by T.
+        keep_topk: k, number of classes that the loss keeps, by the teacher's logits; None: all classes.
+        answers: `logits`, or `probabilities` if the soft labels are log-probabilities (natural logarithm). A
+            temperature has already been applied to log-probabilities, so they are not divided by T.
         student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
         last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each

@@ -23,8 +23,8 @@ PROBE_BATCH_SIZES = 2, 4
 class MemoryEstimate:
     """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
 
-    Saved activations are measured at two batch sizes. The two are needed because some memory (the weights that autocast
-    converts) does not grow with the batch. `model` is left unchanged.
+    The activations that a forward pass saves are measured at two batch sizes, because some memory (the weights that
+    autocast converts) does not grow with the batch. `model` is left unchanged.
 
     Args:
         model: the model, on its device.

@@ -18,7 +18,7 @@ from utils.training.weights import State, classes_of, load_weights
 
 USUAL_SIZE = 224  # side in pixels of the images for which torchvision builds its models by default
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
-# time limit for finding an architecture that the weights in a file fit, if the weights do not fit the chosen model
+# If the weights in a file do not fit the chosen model, a fitting architecture is searched for during at most this time.
 SEARCH_SECONDS = 4
 # architectures to try if the weights in a file do not fit the chosen model: name of a weight in the file -> names of
 # common models that have a weight of this name
@@ -73,7 +73,7 @@ def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any)
     """Return the model `make(name, **options)`.
 
     Raises:
-        InputError: the call fails, and `options` sets the input size `side`, which is then the likely cause.
+        InputError: the call fails although it gives the input size; the message blames this size, `side`.
     """
     try:
         return make(name, **options)
@@ -165,9 +165,9 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
 
     Args:
         name: name of a torchvision or timm model.
-        asked: name of the weights; DEFAULT for the library's default, which is the newest weights in torchvision. None:
-            IMAGENET1K_V1 if the model has weights of that name, else DEFAULT. Other projects load IMAGENET1K_V1, too,
-            if their code says `pretrained=True`.
+        asked: name of the weights. DEFAULT means the library's default; in torchvision, these are the newest weights.
+            None means IMAGENET1K_V1 if the model has these weights, else DEFAULT. (`pretrained=True` in the code of
+            other projects also loads IMAGENET1K_V1.)
         flag: the command-line flag that set `name`; error messages mention it.
 
     Returns:
@@ -321,8 +321,8 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
     """Return the end of the error message about a file whose weights do not fit the model `name`.
 
-    The text names flags for a model that the weights do fit. If no model is found, it lists how the file and the model
-    differ.
+    The text names the flags of another model that fits the weights. If none is found, the text lists how the file
+    differs from the model.
 
     Args:
         own: names and shapes of the model's weights.

@@ -25,8 +25,8 @@ class Streams:
 
     Args:
         device: torch.device of the students.
-        several: whether there is more than one student. Then the images of a batch are computed once for all students,
-            not in the CUDA graph of each student.
+        several: whether there is more than one student. If so, the images of a batch are computed only once, and not
+            again in the CUDA graph of each student.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
@@ -83,6 +83,12 @@ class Streams:
         for stream in self.streams.values():
             torch.cuda.current_stream(self.device).wait_stream(stream)
         self.in_flight.clear()
+
+    def finish(self) -> None:
+        """Wait until the device has finished all steps, so that a clock that is read next covers them."""
+        self.join()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 class RandomStream:

@@ -53,10 +53,10 @@ class Ensemble:
         precision: `Precision` of the forward passes.
         stem: `standard` or `small`; all teachers have this stem.
         flag: the command-line flag that set `names`; error messages mention it.
-        weights: for each teacher without a file, the name of its pretrained weights; see the argument `asked` of
-            `pretrained_name`. None: the default of `pretrained_name` for every teacher.
-        input_size: side of the images in pixels, with which each teacher is tested on one image. None: each teacher has
-            its default size and is not tested.
+        weights: for each teacher, the name of its pretrained weights, or None for the default; see `asked` of
+            `pretrained_name`. Unused for teachers with a file.
+        input_size: side of the images in pixels; each teacher is tested on one image of this size. None: each teacher
+            is built for its default size, without a test.
 
     Attributes:
         described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
@@ -187,8 +187,8 @@ class Ensemble:
         """Yield the combined logits of each batch: float32 [B, C] on the host.
 
         On a GPU, a forward pass covers several batches, and the next pass is queued before this method waits for the
-        previous pass. On the CPU, a single batch keeps the cores busy, so each batch has a forward pass of its own.
-        Then the logits of a batch do not depend on its neighbours, bit for bit.
+        previous pass. On the CPU, each batch has its own forward pass: a single batch keeps the cores busy, and its
+        logits do not depend on neighbouring batches, not even by rounding.
 
         Raises:
             InputError: the teachers have different numbers of classes, or a logit is not finite.

@@ -40,7 +40,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def load_weights(path: Path | str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a checkpoint file (`.safetensors` or `torch.save`), without running code of its pickle.
+    """Return the state dict of a checkpoint file (`.safetensors` or `torch.save`), without running code from the file.
 
     The state dict may be the whole file, or nested under one of KEYS or AVERAGED_KEYS. Other content of the file, such
     as optimizer state and settings, is ignored. COUNTERS and common PREFIXES are removed, see `plain_names`.
@@ -78,8 +78,8 @@ def is_state(value: Any) -> bool:
 def unwrapped(value: Any, path: Path | str) -> Any:
     """Return the state dict that is nested in `value`, the content of a checkpoint file.
 
-    If there are several, the first one in the order of KEYS and AVERAGED_KEYS is returned and logged. An EMA is logged,
-    too. If there is no nested state dict, `value` itself is returned.
+    If there are several, the first one in the order of KEYS and AVERAGED_KEYS is returned. If there is none, `value`
+    itself is returned. The log mentions the choice if there were several, or if an EMA was chosen.
     """
     if is_state(value) or not isinstance(value, dict):
         return value
@@ -98,8 +98,8 @@ def unwrapped(value: Any, path: Path | str) -> Any:
 def plain_names(state: State) -> dict[str, torch.Tensor]:
     """Return a state dict whose names are those of a plain torchvision or timm model.
 
-    COUNTERS and the prefix of torch.compile are removed. If all names start with the same one of PREFIXES, this prefix
-    is removed too, and so on until no common prefix remains. Old DenseNet names are updated.
+    COUNTERS and the prefix of torch.compile are removed. A prefix from PREFIXES is removed if all names start with it;
+    this is repeated until no such prefix remains. Old DenseNet names are updated.
     """
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
