@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
-    # a second `DrawnViews`, because a loader thread may use the dataset while the main thread uses `views`
+    # the dataset does not share `views`, because a loader thread may read it while the main thread uses `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
@@ -146,7 +146,7 @@ def open_writer(
     Raises:
         InputError: the label folder holds other files, or labels with other settings or of other images.
     """
-    # no percentages in this text: they could vary, and labels are resumed only if all settings are equal
+    # this text must be the same in every run, or labels could not be resumed: it must not contain percentages
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings: dict[str, Any] = {
         **({"labels_accepted": accepted} if found.labels_accepted else {}),

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # run all checks before hours of training are spent; settings that follow from labels or folders go into `found`
+    # run all checks before hours of training are spent; `found` collects settings derived from labels and folders
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
     views, found = check_labels(config, found, train_set)
@@ -132,7 +132,7 @@ def session(students: Sequence[Student], world: World) -> Iterator[StopSignals]:
     Yields:
         the `StopSignals`, which record a signal (such as SIGTERM) instead of ending the process.
     """
-    # rank 0 changes files of an earlier run next, so wait until all ranks have read them
+    # wait until all ranks have read the files of an earlier run, because rank 0 now changes these files
     world.barrier()
     with StopSignals(world.all_reduce_max, alone=world.size == 1) as signals, contextlib.ExitStack() as sessions:
         for student in students:
@@ -192,7 +192,7 @@ def train(
                     if number < student.progress.batch:  # before a restart, this student trained on the batch already
                         continue
                     with streams.stream_of(student):
-                        with student.random:  # dropout masks that do not depend on the other students
+                        with student.random:  # makes dropout masks independent of the other students
                             if student.graph is None:
                                 train_step(student, batch)
                             else:
@@ -202,7 +202,7 @@ def train(
                             student.average.update()  # EMA of the weights
                         student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
                 streams.hold(batch)  # keeps the batch in memory until all students have used it
-            streams.finish()  # waits for the device, so that the seconds cover its work and the models can be used
+            streams.finish()  # waits for the device: `seconds` then includes its work, and the models can be read
             seconds = time.time() - started
             for student in learning:
                 # a student that diverged stops alone; this is checked only once per epoch, because reading a loss makes
@@ -218,8 +218,8 @@ def train(
             digest = None
             if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
                 line.evaluating()
-                # a signal ends the evaluation early only if there is one rank: `until_stop` needs all ranks after every
-                # batch, but ranks may have different numbers of validation batches
+                # with several ranks, a signal does not end the evaluation early: `until_stop` synchronises the ranks
+                # after every batch, but ranks may have different numbers of validation batches
                 val_batches = validation if world.size > 1 else signals.until_stop(validation)
                 metrics = [*evaluate(learning, val_batches, world)]
                 # after a signal, stop here without recording the metrics: the evaluation may have been cut short

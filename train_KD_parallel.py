@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
-    # `auto` means `kept` here: a live teacher gives the logits of all classes, so the mass outside the top k is known
+    # `auto` means `kept` here: top-k probabilities need no renormalising, because a live teacher gives all classes
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
     # run all checks before hours of training are spent

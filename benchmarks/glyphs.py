@@ -95,7 +95,7 @@ def make_image(glyph, names, rng, side, held_out):
 
 
 def write_class(out, number, counts, side, seed):
-    """Write the images of class `number`, an index of GLYPHS; `counts` is how many for (train, distilled, val)."""
+    """Write the images of the glyph GLYPHS[number]; `counts` is the number of (train, distilled, val) images."""
     train, distilled, val = counts
     parts = [("train", TRAIN_FACES, train), ("val", VAL_FACES, val)]
     for part, (name, faces, count) in enumerate(parts):

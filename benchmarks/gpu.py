@@ -1,6 +1,6 @@
 """Run the tests and benchmarks that need a GPU, and print a table of the results.
 
-gpu.sh shows how to call this script. Each benchmark is called a row, and writes its logs and results to the folder OUT.
+gpu.sh shows how to call this script. --rows selects benchmarks. All logs and results are written to the folder OUT.
 """
 
 import argparse
@@ -36,7 +36,7 @@ IMAGENET_VAL = 50000
 
 
 class Day:
-    """Everything that the benchmarks of one call share: folders, data sizes, time limits, methods that run commands.
+    """Settings that all benchmarks share (folders, data sizes, time limits), and methods that run commands.
 
     Args:
         out: folder for results.
@@ -82,7 +82,7 @@ class Day:
             )
 
     def run(self, name, *words, accept=(0,), **environment):
-        """Run a command (see `start`) and return its seconds.
+        """Run a command (see `start`) until it ends, and return how many seconds it took.
 
         Raises:
             TimeoutError, subprocess.TimeoutExpired: a time limit was reached.
@@ -245,8 +245,8 @@ def job(day):
 def seeds(day):
     """Time epochs of 1, 3 and 5 students, and yield the seconds per epoch.
 
-    Several students train first in one process, then in one process per student. On a GPU the latter is repeated under
-    NVIDIA's multi-process service (MPS) if that is installed.
+    Several students are timed in one process, and then with one process for each student. If NVIDIA's multi-process
+    service (MPS) is installed, the separate processes are timed again with MPS (on a GPU only).
     """
     day.data()
     alone = None
@@ -353,7 +353,7 @@ def peak_memory(cuda):
 
 
 def table(out):
-    """Return the table as lines of text; it shows the results of all benchmarks that are stored in the folder `out`."""
+    """Return the lines of a table of all results that are stored in the folder `out`."""
     lines = [f"{'row':<12}{'figure':<46}{'value':>12}   aim"]
     for name in ROWS:
         file = Path(out) / f"{name}.json"

@@ -3,7 +3,7 @@
     python benchmarks/label_store.py [--json OUT]
 
 The script generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints median times. The
-reference code reads one .tar file per batch with `torch.load`; this is timed with the file in the page cache.
+reference code reads one .tar file per batch with `torch.load`. While this is timed, the files are in the page cache.
 
 Then the script writes a folder in the format of LPQLD (Xiao and He, 2026: the 50 largest of 1,000 logits, batch size
 128), and packs the folder at 8 and at 4 bits. It prints, among others:
@@ -43,10 +43,10 @@ KEPT, POOL_BATCH = 50, 128  # logits per row and batch size of LPQLD
 
 
 def make_epoch(views, epoch, sizes):
-    """Return the labels of each batch of an epoch: the views that `views` draws, with random logits.
+    """Return a list with the labels of each batch of an epoch: crops, flips and mixes, and random logits.
 
     Args:
-        views: `DrawnViews`.
+        views: `DrawnViews`, which draws the crops, flips and mixes.
         epoch: number of the epoch, also the seed of the logits.
         sizes: (height, width) in pixels, the same for all images.
     """
@@ -145,8 +145,8 @@ def measure(tar, packed, batches):
 def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
     """Return random logits float32 [rows, CLASSES] that resemble a teacher's logits of cutmix images.
 
-    In each row, two random classes and the classes similar to them have high logits. Each class is a random direction
-    in 64 dimensions. Similar classes therefore rarely have neighbouring ids, so the ids do not compress too easily.
+    In each row, two random classes and the classes similar to them have high logits. The similarity of two classes is
+    random and does not depend on their ids. Otherwise the stored ids of the largest logits would compress too well.
     """
     directions = torch.randn(CLASSES, 64, generator=torch.Generator().manual_seed(0)) / 8
     first, second = directions[torch.randint(CLASSES, (2, rows), generator=generator)]
@@ -161,7 +161,7 @@ def write_lpqld(folder: Path, pool: int) -> None:
     Each file has the same contents and dtypes as a file that LPQLD's code writes.
     """
     folder.mkdir()
-    # an epoch has at most 78 batches of 128 images, which are nearly 10,000 images
+    # an epoch has at most 78 batches: 9,984 images, about as many as 10 images for each of 1,000 classes
     images_of_set = POOL_BATCH * min(pool, 78)
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)
     generator = torch.Generator().manual_seed(1)

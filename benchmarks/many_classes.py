@@ -3,10 +3,10 @@
     python benchmarks/many_classes.py WORK [--json OUT] [--csv OUT] [--figure OUT.png]
 
 The script makes images, trains a teacher and stores the teacher's labels. It then packs these labels in several ways:
-with all logits or only the 100, 50 or 10 largest of a row, and at 16, 8 or 4 bits per value. For each way it trains
---seeds students with --topk-mass kept, which takes the probability of the dropped classes into account. On the
-top-k labels with the most bits, it also trains students with --topk-mass renormalised, which ignores the dropped
-classes. The table shows the bytes on disk, and the mean and standard deviation of the last epoch's top-1.
+with all logits or only the 100, 50 or 10 largest of a row, and at 16, 8 or 4 bits per value. On each of these label
+sets it trains --seeds students. If logits were dropped, the loss still counts the probability of the dropped classes
+(--topk-mass kept). At 16 bits, more students train with a loss that ignores it (--topk-mass renormalised). The table
+shows the bytes on disk, and the mean and standard deviation of the last epoch's top-1.
 
 The script can be stopped at any time. If it is called again with the same WORK folder, it reuses finished results, and
 exits with an error if settings of the data or the training differ from those of the first call.

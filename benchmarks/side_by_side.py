@@ -128,7 +128,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
         way: `side-by-side` for all students in one process, or `processes` for one process per student.
         students: number of students.
         setting: passed to `serve`.
-        rounds: number of repetitions, of which the row holds the medians (for memory, the maximum).
+        rounds: number of repetitions. The row holds the median over repetitions (for memory, the maximum).
         steps: training steps of each repetition.
         warm_up: training steps before the first repetition.
     """
@@ -152,7 +152,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print a row of the table, with times relative to the row of a single student (`alone`) unless that is None."""
+    """Print a row of the table; if `alone` (the row of a single student) is given, add times relative to it."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""

@@ -113,7 +113,7 @@ def once(folder, make, *arguments):
 class EveryClass(Dataset):
     """Data set of random images; `samples` lists (path, class) for each image.
 
-    The class is the number in the name of the image's folder, so a class may have no images.
+    The class is the number in the name of the image's folder. Empty class folders are allowed.
     """
 
     def __init__(self, folder):
@@ -268,7 +268,7 @@ class OwnStep:
 
 
 class Repeated:
-    """Wrapper of a label store that repeats the stored epochs without end. It forwards all other attributes."""
+    """Label store that repeats the epochs of another `store` without end."""
 
     def __init__(self, store):
         self.store = store
@@ -305,7 +305,7 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Finish a batch as a training step would, with crops and cutmix, and return its number of images.
+    """Apply the remaining image operations (crops, cutmix) to a batch, and return its number of images.
 
     With --data-only, this function replaces the training step, so that only data loading is measured.
     """
@@ -370,8 +370,8 @@ class Row:
         self.rates = []
         self.host = 0  # peak bytes of host memory
         self.device = None  # peak bytes of device memory
-        # how long idle OpenMP threads wait in a busy loop. The reference code uses libgomp's default, 300000. This
-        # project sets OMP_WAIT_POLICY=passive, which means 0.
+        # number of busy-loop iterations before an idle OpenMP thread sleeps. The reference code has the default of
+        # libgomp, 300000. This project has 0, because it sets OMP_WAIT_POLICY=passive.
         spins = "300000" if name == "reference-like" else "0"
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -479,9 +479,9 @@ def measure_evaluation(setting, images):
 
 
 def ratios_of(rows):
-    """Return a dict name -> speed of one row divided by the speed of another; pairs that were not measured are missing.
+    """Return the ratios of the speeds of certain pairs of rows, as a dict name -> ratio.
 
-    The name `loader_vs_reference_like` compares the row `workers` with the row `reference-like`.
+    A pair is left out if one of its rows was not measured. `loader` in a name stands for the row `workers`.
     """
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {

@@ -18,7 +18,7 @@ SIDE = 32
 
 
 def save(folder, number, pixels, digit):
-    """Write `pixels` (values 0 to 16), an image of the class `digit`, as RGB PNG file `number` below `folder`."""
+    """Write `pixels` (values 0 to 16) as an RGB image to `folder`/digit_`digit`/`number`.png."""
     image = Image.fromarray(np.uint8(pixels * 255 / 16)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     path = Path(folder) / f"digit_{digit}" / f"{number:04d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

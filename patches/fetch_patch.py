@@ -8,10 +8,10 @@ process. Then it fetches the images as usual, and returns
 
     python -m patches.fetch_patch      prints whether the installed PyTorch is supported
 
-`apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. With spawn and
-forkserver, worker processes import an unpatched PyTorch, so a DataLoader needs a `worker_init_fn` that
-calls `apply()`. `apply()` does nothing if the user has edited PyTorch by hand. An edited fetcher
-returns the same tuple by itself, if the dataset's attribute `mode` is `fkd_load`.
+`apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. Worker processes
+started by spawn or forkserver import PyTorch anew, without the patch. Their DataLoader needs a
+`worker_init_fn` that calls `apply()`. `apply()` does nothing if the user has edited PyTorch by hand. The
+edited fetcher returns the same tuple for datasets whose attribute `mode` is `fkd_load`.
 """
 
 import functools
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils import fetch
 
-# attribute in which the patched fetch method keeps PyTorch's original fetch method
+# name of the attribute that stores PyTorch's original fetch method on the patched one
 ORIGINAL = "original"
 
 

@@ -110,8 +110,8 @@ def check(settings: Settings) -> None:
 def cksum(data: bytes) -> str:
     """Return the checksum of `data` by the tool cksum, as text "CRC-length".
 
-    The commands of finished runs contain these checksums. A repeated command is compared with the finished one as text,
-    so the format must not change.
+    The format must not change: commands contain these checksums, and the commands of finished runs are compared as
+    text.
     """
     done = subprocess.run(["cksum"], input=data, capture_output=True, check=True)
     return done.stdout.decode().strip().replace(" ", "-")
@@ -147,11 +147,11 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
 
 
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
-    """Return the plan for scripts/runs.py: one line for each kind of labels, image set and student, with all seeds.
+    """Return the plan for scripts/runs.py, with one line per regime (HL, SL, SL+KD), image set and model.
 
-    Each command begins with DATA=…, which contains checksums of the run's data. If the data change, the command
-    changes too, and scripts/runs.py refuses to mix new runs with finished ones. Commands contain the names of the
-    variables PYTHON and WORKERS, not their values. The values may change between calls, as they do not affect results.
+    Each line lists all seeds. Its command begins with DATA=…, which contains checksums of the run's data. If the data
+    change, the command changes too, and scripts/runs.py refuses to mix new runs with finished ones. PYTHON and WORKERS
+    do not affect results, so commands contain only the names of these variables; their values may change.
     """
     s = settings
     common = (

@@ -9,7 +9,7 @@ results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is 
 the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
-runs and to repeat failed ones. The script skips finished runs. It exits with an error if one of them was made by
+runs and to repeat failed ones. The script skips finished runs. It exits with an error if a finished run was made by
 another command. If GPUS (default: 0) names a GPU twice, two processes share this GPU. The script passes Ctrl-C,
 SIGTERM and SIGUSR1 on to all running processes, which save their state and exit.
 
@@ -19,9 +19,9 @@ This form reads the runs from a plan, for example from that of scripts/evidence.
 tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
 to the command: --no-progress, then --resume or --overwrite, then [flags].
 
-After another tab, a line may list seeds. It then describes one run per seed, called NAME-seedSEED. If one process
-trains several seeds, OUTPUT_DIR is the parent folder of RUNS_DIR/NAME. The training script makes one folder
-MODEL-seedSEED in it for each seed. Therefore NAME must end in the model's name.
+After another tab, a line may list seeds. It then describes one run per seed, called NAME-seedSEED. NAME must then end
+in the model's name, for example a/resnet18. If one process trains several seeds, OUTPUT_DIR is the parent folder of
+RUNS_DIR/NAME. In this folder, the training script makes a folder MODEL-seedSEED for each seed.
 
 If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
 fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same
@@ -49,15 +49,15 @@ from queue import SimpleQueue
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-# Settings of train.sh that change results. Commands of the default plan contain their values, so that a run with other
-# values has another command.
+# Settings of train.sh that change results. Commands of the default plan contain the values of these settings, so that
+# runs with different values have different commands.
 SETTINGS = (
     "TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE".split()
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
-# Seconds after which a wait for a process or thread is repeated. Without this limit, a signal that arrives just before
-# the wait begins would be handled only after the process or thread has ended.
+# Longest wait for a process or thread, in seconds; waits are repeated. Python handles a signal that arrives just before
+# a wait only after the wait, so waits must be short.
 PATIENCE = 0.5
 SOME_FAILED = 123  # exit code if some runs failed; xargs, which earlier releases used, exits with the same code
 
@@ -161,8 +161,8 @@ def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
 
     Args:
         plan: lines of the plan.
-        jobs: number of processes that run at the same time. To give work to all of them, a group has at most
-            (number of runs) / jobs seeds, rounded up.
+        jobs: number of processes that run at the same time. To give work to every process, a group has at most
+            (number of all runs in the plan) / jobs seeds, rounded up.
         most: maximum number of seeds in a group.
     """
     runs = sum(len(line.runs) for line in plan)
@@ -214,7 +214,7 @@ class Processes:
                 start_new_session=True,
             )
         self.running.add(process)
-        # If a signal came while the process was being started, `stop` could not pass it on.
+        # `stop` could not pass on a signal that came while the process was being started.
         if self.stopped_by:
             self.pass_on(self.stopped_by, process)
         while (code := self.code_of(process)) is None:
@@ -256,7 +256,7 @@ class Processes:
     def handling_signals(self) -> Iterator[None]:
         """Call `stop` for every signal in SIGNALS that arrives while the `with` block runs.
 
-        If this process already ignores a signal, as it ignores SIGHUP under nohup, the block ignores the signal too.
+        Signals that this process already ignores stay ignored, for example SIGHUP under nohup.
         """
         handled = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self.stop) for number in handled}
@@ -277,9 +277,9 @@ class Runs:
         processes: starts the commands and passes signals on to them.
     """
 
-    # Command with which sh prepares for signals before it starts the training script. A signal reaches both of them.
-    # Without the trap, sh would exit at once, while the training script is still saving its state. With the trap, sh
-    # waits until the training script has ended. The script does not inherit the trap and handles signals itself.
+    # Start of each shell command: the trap makes sh survive a signal and wait until the training script has ended.
+    # Without the trap, sh would exit while the training script is still saving its state. The training script does not
+    # inherit the trap. It gets the signal too, and handles it itself.
     TRAP = "trap : INT TERM USR1; "
 
     def __init__(self, folder: str, flags: Sequence[str], environment: Mapping[str, str], processes: Processes) -> None:

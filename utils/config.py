@@ -39,12 +39,11 @@ LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Smallest input side S, in pixels, for which validation images are resized to 256/224 · S before the centre crop. For a
-# smaller S, they are resized to S itself: the code published with papers does not magnify small images.
+# Before the centre crop of S pixels, validation images are resized to 256/224 · S pixels if S is at least this number,
+# otherwise to S pixels, as in the code of the papers.
 MAGNIFIED_FROM = 128
 
-# Teacher ensembles of PRISM's relabel code: student -> (teachers in the order of that code, rule that combines their
-# logits).
+# PRISM's teacher ensembles: student -> (teachers in the order of PRISM's relabel code, rule that combines their logits)
 PRESETS = {
     "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
     "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
@@ -140,8 +139,7 @@ RESULT = Meaning(resume=True, report=True)
 ONE_RUN = Meaning(resume=True, report=False)
 # for settings that may change when a run is resumed, but must agree between the runs of one group in a report
 ONE_GROUP = Meaning(resume=False, report=True)
-# for settings that are never compared: either they do not change the metrics of the last epoch, or another setting
-# records their effect
+# for settings that are never compared: they do not change the final metrics, or another setting records the effect
 NEUTRAL = Meaning(resume=False, report=False)
 
 
@@ -399,8 +397,8 @@ class LabelFlags(Group):
     fkd_seed: int = flag(
         42, "seed of the image order, for labels without an index", SEED, RESULT, names=("--fkd_seed", "--fkd-seed")
     )
-    # Reports do not compare this flag. Without it, a run that needs more labels than are stored is refused. If enough
-    # are stored, the flag does not change which batches are visited.
+    # Reports need not compare this flag. It only matters if a run needs more labels than are stored: without the flag,
+    # such a run is refused.
     reuse_labels: bool = flag(
         False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
@@ -725,7 +723,7 @@ class TeacherFlags(Group):
 
         Returns:
             (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
-            per teacher. The file of a teacher with pretrained weights is None. The names are as in `weights_of`.
+            per teacher. A weight file is None if the teacher has pretrained weights. `weights_of` returns the names.
 
         Raises:
             InputError: flags contradict each other.
@@ -745,15 +743,15 @@ class TeacherFlags(Group):
         return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
 
     def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Assign the values of --weights, which name pretrained weights, to the teachers without a weight file.
+        """Assign the pretrained weights that --weights names to the teachers without a weight file.
 
         Args:
             names: models of the teachers.
             files: weight file of each teacher; None for pretrained weights.
 
         Returns:
-            one item per teacher: the name of its pretrained weights. None if the teacher has a weight file, or if
-            --weights was not given.
+            one item per teacher: the name of its pretrained weights. The item is None if the teacher has a weight
+            file, or if --weights was not given.
 
         Raises:
             InputError: --weights was given, but not once for each teacher without a weight file.
@@ -1038,7 +1036,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
-        """Check that the flags fit together; return a config in which `bits` (per stored logit) is not None.
+        """Check that the flags fit together; return a config in which `bits`, the bits per logit, is a number.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -1263,8 +1261,7 @@ class Findings:
         input_size: S, side of the model's input in pixels.
         mean, std: mean and standard deviation of each channel of images in [0, 1].
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
-        classes: a text that tells how classes were numbered, and how validation folders were paired with training
-            folders.
+        classes: how classes were numbered, and how validation folders were paired with training folders, in words.
         mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
             --mix-type as typed, and None if the flag was not given.
         keep_topk: number of classes per image that the loss uses; None: all classes.
@@ -1277,8 +1274,8 @@ class Findings:
         teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: setting name -> digest as earlier releases computed it. Digests in old checkpoints are compared with
-            these. They are not published.
+        earlier: setting name -> digest as earlier releases computed it, to compare with the digest in an old
+            checkpoint. `settings` omits this field.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1304,7 +1301,7 @@ class Findings:
     earlier: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Return a dict of name -> value of all these settings, except `earlier`, which is not published."""
+        """Return a dict of name -> value of all these settings, except `earlier`."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "earlier"}
 
 

@@ -23,7 +23,7 @@ class Batch:
         soft_labels: the teacher's logits, float [B, C] or `TopK` (the k largest of each row); None without soft labels.
             In epochs with hard labels: the smoothed class probabilities, float [B, C].
         targets: int64 [B], class of each image, from the folder that the image is in.
-        parts: (rows of this rank, rows of all ranks) of each micro-batch; None if this process has all rows.
+        parts: for each micro-batch, (number of rows on this rank, number on all ranks); None with only one process.
     """
 
     images: torch.Tensor
@@ -60,7 +60,7 @@ class Batch:
         This rank's rows come first. The rows after them were loaded only as cutmix or mixup partners.
 
         Args:
-            parts: (rows of this rank, rows of all ranks) of each micro-batch.
+            parts: for each micro-batch, (number of rows on this rank, number on all ranks).
         """
         if parts is None:
             return self
@@ -69,7 +69,7 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return a batch whose images are already computed, so that several students can use them."""
+        """Return a batch with finished images, which several students can use; here, the batch itself."""
         return self
 
     def tensors(self) -> StepTensors:
@@ -80,7 +80,7 @@ class Batch:
         return self.images, self.targets, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "Batch":
-        """Return a new batch of the same class with the given tensors, in the order of the method `tensors`."""
+        """Return a new `Batch` made of the given tensors; their order is that of the result of `self.tensors()`."""
         images, targets, *soft_labels = tensors
         return Batch(images, answers_of(soft_labels), targets)
 
@@ -98,7 +98,7 @@ class LiveTeacher:
     """Source of training batches that adds a teacher's logits to each batch of another source.
 
     Args:
-        batches: source of batches without soft labels, such as `WorkerBatches` of `DrawnViews`.
+        batches: source of batches without soft labels.
         teacher: function from images [B, 3, S, S] to logits float32 [B, C].
     """
 
@@ -123,6 +123,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if a teacher's logits are not all finite; `finite` is the result of this test, one bool."""
+    """Raise InputError unless all logits of a teacher are finite, as the bool tensor `finite` says."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

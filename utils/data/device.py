@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels, which shares the images that are on the device.
 
-        The new object uploads the labels of an epoch in at most as many steps as this object does.
+        An epoch's labels are uploaded in parts. The new object has no more parts per epoch than this object.
 
         Args:
             dataset: `ViewDataset` of the same images.
@@ -117,8 +117,7 @@ class Gallery:
     """All training images in device memory.
 
     Args:
-        images: uint8 [N, H, 3, W], padded with zeros. In this layout, both matrix products of `resize_views` are plain
-            batched products.
+        images: uint8 [N, H, 3, W], padded with zeros. With this layout, `resize_views` need not transpose the images.
         sizes: int64 [N, 2] on the host, (height, width) of each image before padding.
         targets: int64 [N] on the device, class of each image.
         input_size: S, side of the model's input in pixels.
@@ -190,7 +189,7 @@ class DeviceBatch(Batch):
         return self.geometry, self.mixing, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
-        """Return a new batch of the same gallery with the given tensors, in the order of the method `tensors`."""
+        """Return a new batch made of the given tensors; their order is that of the result of `self.tensors()`."""
         geometry, mixing, *soft_labels = tensors
         return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
 

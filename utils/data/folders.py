@@ -17,7 +17,7 @@ Samples = list[tuple[str, int]]  # (path, class) of every image
 
 # suffixes of the image files that are read: those of torchvision's ImageFolder, and two more for JPEG
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# suffixes of other image types, which are skipped as by torchvision's ImageFolder, but with a warning
+# suffixes of image types that are not read: such files are skipped with a warning
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
@@ -95,7 +95,7 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
         return status.st_dev, status.st_ino
 
     found: list[tuple[str, list[str]]] = []
-    # folders that are still to be scanned: (path, device and inode numbers of all its parent folders)
+    # folders that are still to be scanned, as pairs: path, and the set of (device, inode) of its parent folders
     waiting = [(folder, frozenset([identity_of(root)]))]
     while waiting:
         folder, parents = waiting.pop()
@@ -198,7 +198,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
     16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself reduces 16-bit
-    colours to the high byte. The high byte of v * 257 or v * 256 is v, so images that were once 8-bit are restored.
+    colours in this way. If 8-bit values were multiplied by 256 or 257 to get 16 bits, the high byte restores them.
 
     Raises:
         ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or they are 16-bit grey values

@@ -50,7 +50,7 @@ class KnownImages:
 
         Args:
             stored: digests of the images to compare with.
-            of: `labels` or `run`: who stored these digests. The clause names the owner.
+            of: `labels` or `run`: what the other images belong to, for the wording of the clause.
         """
         return find_differences(stored, self.digests, self.names, of)
 

@@ -19,7 +19,7 @@ from utils.system.files import atomic_file
 
 SHOWN = 16  # number of augmented images in a preview picture, four per row
 ASK_SECONDS = 3  # time limit for a live teacher that labels some images before training, as a check
-ASK_EPOCHS = 30  # largest number of epochs from which a live teacher labels images before training
+ASK_EPOCHS = 30  # in that check, the teacher labels images of at most this many epochs
 NAME_WIDTH = 16  # longest class name in characters, so that two names fit above an image of the preview
 
 

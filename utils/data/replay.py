@@ -50,8 +50,7 @@ class Normalise:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = images.shape
-        # repeat mean and std for a whole row of RGB pixels: on a CPU, operations on long rows are faster than on the
-        # three channels of each pixel
+        # repeat mean and std for each pixel of a row: on a CPU, arithmetic on long rows is faster than on 3 channels
         mean, std = self.mean.repeat(width), self.std.repeat(width)
         rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
         rows.div_(255).sub_(mean).div_(std)

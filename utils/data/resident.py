@@ -43,7 +43,7 @@ def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
 class ResidentBatches:
     """Source of training batches that decodes all images once and keeps them in host memory.
 
-    The batches are equal to those of `WorkerBatches`, where the arguments are explained.
+    The batches are equal to those of `WorkerBatches`. The arguments are explained there.
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class CentreCrops(Dataset):
 class ValidationBatches:
     """Validation batches in file order; by default, images are decoded only once and kept in memory.
 
-    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size is independent of
-    --batch-size, because it does not affect the result of an evaluation.
+    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size does not
+    affect the result of an evaluation, so --batch-size is not used.
 
     Attributes:
         digest: sum of the digests of all images, modulo 2^64. The sum identifies the images and their classes,

@@ -1,7 +1,7 @@
 """Load training batches with worker processes, which decode, crop, resize and flip the images.
 
-The sampler of the DataLoader yields *positions*. A position numbers the augmented images (views) of all epochs:
-position p is row (slot) `p % batch_size` of batch `p // batch_size`, and batches are numbered through all epochs. If a
+The sampler of the DataLoader yields *positions*. A position is the number of an augmented image (view) in the whole
+run: position p is row (slot) `p % batch_size` of batch `p // batch_size`. Batches are numbered through all epochs. If a
 batch is short, the positions of its missing rows are unused. Thus one DataLoader iterator serves the whole run: its
 workers stay alive and prefetch across epochs.
 """
@@ -52,12 +52,12 @@ class ViewDataset(Dataset):
 
     Args:
         samples: list of (path, class).
-        source: crops, flips and labels of every batch of the run: `TrainingViews`. A label store or `DrawnViews` may be
-            given instead, to use the batches in the order in which they are stored or drawn.
+        source: crops, flips and labels of every batch of the run: a `TrainingViews`, a label store or a `DrawnViews`.
+            The batches of a label store are used in stored order.
         input_size: S, side of a view in pixels.
     """
 
-    # for users who edited PyTorch by hand for the reference code: the edited fetcher reads this attribute
+    # the reference code requires a PyTorch whose fetcher was edited by hand; that fetcher reads this attribute
     mode = "fkd_load"
 
     def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
@@ -74,8 +74,7 @@ class ViewDataset(Dataset):
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
         """Load the labels of the batch that starts at `position`; return (mix partner, lam, box, logits).
 
-        These must be four items in this order, because a PyTorch that was edited by hand for the reference code
-        unpacks them.
+        The reference code requires a PyTorch that was edited by hand. That PyTorch unpacks these four items.
         """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)
@@ -136,8 +135,8 @@ def start_worker(_worker_id: int) -> None:
     gc.freeze()  # leave the parent's objects alone: garbage collection would copy their memory pages
     fetch_patch.apply()
     prepare_worker()
-    # end the worker if its queue thread cannot send a batch; Python would drop the batch or retry for ever, while the
-    # parent waits for it
+    # end the worker if its queue thread cannot send a batch; by default, Python would drop the batch or retry for
+    # ever, and the parent would wait in vain
     Queue._on_queue_feeder_error = staticmethod(lambda error, _item: end_worker(error))  # type: ignore[attr-defined]
     sys.excepthook = lambda _type, error, _traceback: end_worker(error)
 
@@ -246,8 +245,8 @@ class WorkerBatches:
     ) -> None:
         self.source, self.device = dataset.source, device
         self.batches_per_epoch = self.source.batches_per_epoch
-        # partial functions, not methods: if `self.stream` referred to this object, the reference cycle would be freed
-        # late, and the workers would take 10 s to end
+        # partial functions, because methods would create a reference cycle: self -> `stream` -> method -> self. A cycle
+        # is freed late, and the workers would then take 10 s to end.
         self.prepare = partial(prepare_batch, normalise, device)
         self.loader = partial(view_loader, dataset, workers=workers, device=device, context=context)
         self.epochs = epochs

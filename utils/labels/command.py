@@ -50,7 +50,7 @@ def walk(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def read_epochs(store: LabelStore, epochs: Sequence[int], description: str) -> Iterator[tuple[int, list[BatchLabels]]]:
-    """Yield (epoch, list of the `BatchLabels` of its batches) for each of `epochs`, and show a progress bar."""
+    """Read each epoch in `epochs` and show a progress bar; yield (epoch, list of the epoch's batches)."""
     for epoch in progress_bar(epochs, description, len(epochs)):
         yield epoch, [store.read(epoch, batch) for batch in range(store.batches(epoch))]
 
@@ -110,8 +110,8 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
 def state_classes(store: LabelStore, config: PackConfig) -> None:
     """Set the number of classes of `store` if it has top-k labels that do not state this number.
 
-    The number is --num-classes. Without this flag, it is the lowest possible number: one more than the highest class
-    id in the labels or than the number of logits kept per image, whichever is larger.
+    The number is --num-classes. Without this flag, it is max(h, k) + 1, where h is the highest class id in the labels
+    and k is the number of logits kept per image.
 
     Raises:
         InputError: --num-classes is too low for the class ids in the labels.
@@ -125,7 +125,7 @@ def state_classes(store: LabelStore, config: PackConfig) -> None:
 
 
 def amount(store: LabelStore) -> str:
-    """Return how many labels `store` holds, as text: `300 epochs of 500 images`, or `40 batches` without epochs."""
+    """Return the size of `store` as text: `300 epochs of 500 images`, or `40 batches` if it has no epochs."""
     count = store.stored_batches()
     return f"{store.epochs} epochs of {store.num_images} images" if store.has_epochs else f"{count} batches"
 
@@ -139,8 +139,8 @@ def ratio(config: PackConfig | UnpackConfig) -> str:
 def unpack(config: UnpackConfig) -> None:
     """Convert a packed folder back to .tar files.
 
-    Labels that were packed from LPLD, LPQLD or HALD return to that project's format. All other labels get batches of
-    6 or 7 items.
+    Labels that were packed from LPLD, LPQLD or HALD get back their original format. All others get format `sre2l`
+    (without image numbers) or `prism` (with image numbers).
     """
     store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
@@ -214,8 +214,9 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher. If the flags name no teacher, it returns False, and
-            `verify` is called instead. It is an argument because this package must not import teachers.
+        ask_teacher: function that verifies labels with a teacher. A return value of False means that the flags name
+            no teacher; then `verify` is called. The caller passes this function because this package must not import
+            teachers.
     """
 
     def run(words: list[str] | None) -> None:

@@ -21,8 +21,8 @@ class Format(NamedTuple):
     open: Callable[..., LabelStore]  # called with (path, fkd_seed, verify)
 
 
-# A folder is opened with the first format whose test it passes. Every folder passes the last test; if the folder holds
-# no labels, TarStore reports the missing files.
+# A folder is opened with the first format whose test it passes. Every folder passes the last test. TarStore therefore
+# also gets folders without labels, and reports the missing files.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),
@@ -40,8 +40,7 @@ def open_labels(path: str | Path, fkd_seed: int = 42, verify: bool = False) -> L
         verify: whether packed files are compared with their digests when they are opened.
 
     Raises:
-        InputError: the folder does not exist or holds no usable labels, or `verify` is True and the labels are not
-            packed.
+        InputError: the folder does not exist, holds no usable labels, or has no digests although `verify` is True.
     """
     if not os.path.isdir(path):
         raise InputError(f"--fkd-path {path} is not a folder; give the folder that holds the labels")

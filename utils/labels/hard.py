@@ -17,7 +17,7 @@ SEED_APART = 104_729
 
 @dataclass(frozen=True)
 class Phases:
-    """The order of a run's epochs with soft labels and with hard labels.
+    """A run's plan: which epochs train on soft labels, and which on hard labels.
 
     Half of the soft-label epochs (rounded down) come first, then all hard-label epochs, then the other soft-label
     epochs.
@@ -62,9 +62,9 @@ class Phases:
 class HardViews(DrawnViews):
     """Batches of random views with hard labels: mixed and smoothed class labels replace a teacher's soft labels.
 
-    Epoch 0 is the first epoch with hard labels. Views are mixed by cutmix, in the way of timm's `Mixup` in batch mode:
-    row i is mixed with row B - 1 - i, and its label weights both classes by the area that each image covers. All
-    batches have an even number of rows. If the number of images is odd, each epoch leaves one image out.
+    Epoch 0 is the first epoch with hard labels. Views are mixed by cutmix, as in timm's `Mixup` in batch mode: row i
+    is mixed with row B - 1 - i. In the label of a row, each of the two classes is weighted by the area of its image.
+    All batches have an even number of rows. If the number of images is odd, each epoch leaves one image out.
 
     Args:
         targets: class of each of the N images.

@@ -8,10 +8,10 @@ Layout of a folder with the labels of N images:
     epoch_0000.safetensors    one file per epoch, with rows in the order of training;
                               utils/labels/packed_tensors.py describes the tensors
 
-Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. With
-drawn views, crops, flips and mixes are not stored. Reading the labels draws them again from the seed, the epoch and the
-batch; only the image sizes are stored, once. The manifest also holds a digest of sample views. It reveals whether the
-installed numpy draws other random numbers than the numpy that made the labels.
+Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. If
+views are drawn, their crops, flips and mixes are not stored. Reading the labels draws them again from the seed, the
+epoch and the batch. For this, the image sizes are stored once. The manifest also holds a digest of sample views. It
+reveals whether the installed numpy draws other random numbers than the numpy that made the labels.
 
 Every file is written under a temporary name, fsynced and renamed, so that a killed process leaves no partial file.
 """
@@ -252,7 +252,7 @@ class PackedStore(LabelStore):
         return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
 
     def check(self, epoch: int) -> None:
-        """Read all batches of an epoch and check each with `parse_items`, like label files of other projects.
+        """Read all batches of an epoch and check each with `parse_items`, as readers of other formats do.
 
         Raises:
             InputError: a batch is faulty.

@@ -154,7 +154,7 @@ def keep_largest(logits: torch.Tensor, k: int) -> TopK:
 
 
 def keep_fewer(answers: TopK, k: int | None) -> TopK:
-    """Reduce a `TopK` to its k largest logits; return it unchanged if k is None or if it has no more than k.
+    """Reduce a `TopK` to the k largest logits of each row. If k is None, or if there are at most k, change nothing.
 
     A reduced `TopK` no longer holds mean and variance of the other logits.
     """

@@ -20,7 +20,7 @@ from utils.system.files import digest_of_text
 
 FORMAT, VERSION = "fkd-packed", 4
 OLDEST = 2  # the oldest version of the packed format that can be read
-CONTINUED = 3  # the oldest version that a writer can resume, because the layout of epoch files has not changed since
+CONTINUED = 3  # the oldest version that a writer can resume: its epoch files have the present layout
 
 
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -30,8 +30,8 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
     "label_order": STORED,  # order of batches in the training code of the project that made the labels
-    # None if batches are grouped into epochs. Otherwise (LPLD, LPQLD), the number of stored batches, all of which must
-    # be full and must state their image numbers.
+    # None if batches are grouped into epochs, else (LPLD, LPQLD) the number of stored batches. In the latter case, all
+    # batches must be full and must state their image numbers.
     "batches": None,
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,

@@ -8,7 +8,7 @@ conversion is exact for all tensors but `rest`.
 |---|---|---|
 | coords f32 [N, 4] | f16 if exact (as for labels of LPLD), else f32 | views are stored |
 | flip bool [N] | u8 [ceil(N / 8)], one bit per row, the first row in the lowest bit | views are stored |
-| index i32 [N] | u8 [N, b], the b lowest bytes, enough for the highest number | views and image numbers are stored |
+| index i32 [N] | u8 [N, b]: the lowest b bytes; the others are 0 | views and image numbers are stored |
 | mix_index u8 or i32 [N] | the same; u8 if B <= 256 | views are stored and mixed |
 | mix_lam f64 [n] | the same | views are stored and mixed |
 | mix_bbox i32 [n, 4] | the same | views are stored and mixed by cutmix |

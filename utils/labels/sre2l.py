@@ -226,7 +226,7 @@ class TarWriter:
             mix = labels.mix
             items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
             items += [values_of(labels.logits).to(self.dtype), labels.index]
-            # clone: a tensor may be a slice of a whole epoch's tensor, which torch.save would store completely
+            # a tensor may be a slice of a whole epoch's tensor; without clone, torch.save would store the whole epoch
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             save_archive(folder / f"batch_{batch}.tar", items if self.with_index else items[:6])
 

@@ -50,12 +50,12 @@ class LabelStore(ABC):
 
     Attributes:
         path: the label folder.
-        fkd_seed: seed of random orders, also of the order of images if the labels do not state image numbers.
+        fkd_seed: seed of random orders. If the labels do not state image numbers, it determines the order of images.
         dialect: name of the format.
         answers: kind of the stored values: `logits`, or `probabilities`. In the second case, `BatchLabels.logits` holds
             the logs of the probabilities.
-        label_order: order in which the project that made the labels visits batches in training, one of
-            `config.LABEL_ORDERS`.
+        label_order: default order of the batches in training, one of `config.LABEL_ORDERS`. It is the order used by
+            the project that made the labels.
         has_epochs: whether the labels are grouped into epochs, each of which visits every image once. If False, the
             stored epochs are only consecutive sections of one long list of batches.
         epochs: number of consecutive epochs that are stored, counted from epoch 0.
@@ -96,7 +96,7 @@ class LabelStore(ABC):
     image_list: Path | None = None
     class_list: list[str] | None = None
     class_names: str | None = None
-    file_digests: bool = False  # whether the folder states digests of the label files, so that `verify` may be True
+    file_digests: bool = False  # whether the folder has digests of the label files; --verify-labels needs them
     described: Sequence[str] = ()  # names of the attributes that `provenance` reports
 
     def __init__(self, path: str | Path, fkd_seed: int, verify: bool) -> None:

@@ -25,9 +25,9 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
 
     Args:
         order: SAMPLED or SHUFFLED. With SAMPLED (LPLD, LPQLD), each epoch draws anew from all stored batches, without
-            replacement. With SHUFFLED (HALD), epochs read a shuffled list of all stored batches from start to end. When
-            it is used up, a newly shuffled list follows. HALD's own training code gives the same order if `stored` is a
-            multiple of `wanted`.
+            replacement. With SHUFFLED (HALD), successive epochs read on in a shuffled list of all stored batches. After
+            the end of the list, a newly shuffled list follows. If `stored` is a multiple of `wanted`, the order is the
+            same as in HALD's own training code.
         seed: seed of the random order.
         epoch: epoch of training, from 0.
         stored: number of stored batches.
@@ -153,16 +153,16 @@ class TrainingViews(Generic[Source]):
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     """Reduce a batch to some of its rows and the mix partners of these rows.
 
-    The result holds first the rows to keep, then those of their mix partners that are not among them. If `rows` is
-    empty, the result holds row 0, because a batch must not be empty.
+    The result holds the rows to keep, followed by any mix partners that are not rows to keep. If `rows` is empty, the
+    result holds row 0, because a batch must not be empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
         rows: int64 [own], numbers of the rows to keep, ascending.
 
     Returns:
-        an object of the same class, with K rows, which include the mix partners. The field `logits` has only the first
-        `own` rows, and `mix.partner`, int64 [K], is valid only for these.
+        a batch of the same class with K rows, mix partners included. Its `logits` have only the first `own` rows. Its
+        `mix.partner`, int64 [K], is valid only for the first `own` rows.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -174,7 +174,7 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        # valid only for `rows`: the partner of an added row may be missing from the result
+        # the entries of added mix partners are meaningless: their own partners may be missing from the result
         partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:

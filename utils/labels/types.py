@@ -28,10 +28,10 @@ class TopK(NamedTuple):
         Args:
             num_classes: C.
             temperature: T, the temperature of the softmax that the caller will apply.
-            renormalise: if True, dropped classes get the logit -inf, so that softmax gives them probability 0 (marginal
-                re-normalisation, LPQLD). If False, each gets mean + variance / (2 T), from the mean and variance in
-                `rest`. The total probability of the dropped classes is then correct up to the second moment of their
-                logits. If `rest` is None, dropped classes always get -inf.
+            renormalise: whether dropped classes get the logit -inf and thus probability 0 (marginal re-normalisation,
+                LPQLD). If False, they get the logit mean + variance / (2 T), with the mean and variance in `rest`. This
+                approximates their total probability up to the second moment of their logits. If `rest` is None, they
+                always get -inf.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -61,7 +61,7 @@ def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
 
 
 def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Turn a tuple that `tensors_of` returned back into a tensor of logits or a `TopK`."""
+    """Invert `tensors_of`: return the tensor of logits, or the `TopK`, from which the tuple was made."""
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
 
 
@@ -157,11 +157,10 @@ class BatchLabels(BatchViews):
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
         """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`.
 
-        The start and the end of a crop are its fractions times the image size, rounded to whole pixels (half to even).
-        The reference code does not round, but PIL, which it calls, rounds in the same way. Rounding matters for
-        fractions in half precision (LPLD, LPQLD, HALD): multiplied by the image size, they are not whole numbers. If an
-        image is wider or higher than 1,000 pixels, the rounded end may lie one pixel beyond it. PIL fills that pixel
-        with black, whereas this crop ends with the last pixel of the image.
+        The start and the end of a crop are rounded to whole pixels, half to even, as PIL does in the reference code.
+        Rounding matters for fractions in half precision (LPLD, LPQLD, HALD), which rarely give whole pixels. In images
+        of more than 1,000 pixels per side, the rounded end of a crop may lie one pixel outside the image. PIL fills
+        that pixel with black; here, the crop ends with the last pixel of the image.
         """
         coords = self.coords[rows].double().numpy()
         start, length = coords[:, :2] * sizes, coords[:, 2:] * sizes

@@ -106,9 +106,9 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 class ReferenceOrder:
     """The order of images in SRe2L's code, for labels that do not state image numbers.
 
-    SRe2L seeds the random generator of one `RandomSampler` over N images with --fkd_seed, and iterates over the sampler
-    once per epoch, beginning with epoch 0. Each iteration advances the generator. This class also accepts epochs in any
-    other order.
+    SRe2L iterates over one `RandomSampler` of the N images, once per epoch from epoch 0 on. --fkd_seed seeds the
+    sampler's random generator, and each epoch advances it. This class returns the order of any epoch, in any sequence
+    of calls.
     """
 
     def __init__(self, num_images: int, seed: int):

@@ -28,10 +28,10 @@ class Finding:
         group: runs on the image set.
         random: runs on random real images. The settings agree with those of `group`, except for images and labels.
         improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
-        recovery: `hard_label_recovery` over seeds, in percentage points. It needs the student's top-1 in --full-data
-            and exactly one group with hard labels on these images; otherwise it is None.
-        score: `label_robust_score` over the seeds that `improvement` and `recovery` have in common, in percent. None if
-            `recovery` is None, or if there are no common seeds.
+        recovery: `hard_label_recovery` over seeds, in percentage points; None if --full-data gives no top-1 for the
+            student, or if there is not exactly one group with hard labels on these images.
+        score: `label_robust_score` in percent, over the common seeds of `improvement` and `recovery`; None if there are
+            none.
     """
 
     group: Group
@@ -70,10 +70,10 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
         name: value of --random: a name as shown in tables, or the end of the path of the image folder.
 
     Returns:
-        the name; None if `name` is the default RANDOM and no image set is called so, or if there are no groups.
+        the name; None if `groups` is empty, or if no image set fits the default name RANDOM.
 
     Raises:
-        InputError: `name` fits several image sets of different content, or it is not the default and fits none.
+        InputError: `name` fits several image sets of different content, or no image set fits a name other than RANDOM.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:

@@ -1,8 +1,8 @@
 """Sorts finished runs into groups, whose runs differ only in the seed, and compares the groups.
 
 Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`
-and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md explains on which
-choices each metric depends, and which conclusions it does not allow.
+and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md states what
+each metric depends on, and which conclusions the metrics do not allow.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings that are also compared between groups of different regimes
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all groups, not only within a regime
 
 
 def regime_of(run: FinishedRun) -> str:
@@ -252,9 +252,9 @@ def student_name(run: FinishedRun) -> str:
 def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
     """Return texts `name=value` for the settings that distinguish `group` from the other `groups`.
 
-    Settings in EVERYWHERE are compared with those of all groups. Digests of labels and training images are compared
-    with those of groups with the same regime and images. Other settings are compared with those of groups with the same
-    regime. The text `labels accepted` is added if --accept-labels tolerated faults of the labels.
+    A setting is compared with the other groups of the same regime. There are two exceptions: settings in EVERYWHERE are
+    compared with all groups; `labels` and `train_images` only with groups that also have the same images. The text
+    `labels accepted` is added if --accept-labels tolerated faults of the labels.
     """
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]

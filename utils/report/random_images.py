@@ -5,8 +5,8 @@
 The command draws as many images of each class as DISTILLED has, without replacement. Classes of REAL and DISTILLED are
 paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets links to the drawn
 files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines `CLASS/NAME<tab>PATH`.
-RANDOM.json records how the images were drawn, and a digest of the images. By the digest, a report recognises runs that
-were trained on them.
+RANDOM.json records how the images were drawn, and a digest of the images. A report uses the digest to check that a run
+was trained on exactly these images.
 
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
@@ -39,7 +39,7 @@ def draw_images(
     Args:
         samples: (path, class) of all images to draw from.
         wanted: class -> number of images to draw.
-        seed: seed of the draw. Each class has its own random stream, so its images do not depend on other classes.
+        seed: seed of the draw. Each class has its own random stream; other classes do not affect its draw.
         classes: names of the classes, for error messages.
 
     Returns:
@@ -81,7 +81,7 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
 
 
 def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[Samples, str]:
-    """Pair the class folders of REAL and --like, and number the images of REAL by the classes of --like.
+    """Pair the class folders of REAL with those of --like, and give the images of REAL the class numbers of --like.
 
     Args:
         real: folder of real images; images of classes that `like` lacks are left out of the result.

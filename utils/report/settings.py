@@ -47,7 +47,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     if "schedule" in args:
         settings.pop("cos", None)  # --cos means --schedule cos, and `schedule` is `cos` in both cases
     if "arithmetic" in args:
-        settings.pop("precision", None)  # `arithmetic` has the precision in use, also for --precision auto
+        settings.pop("precision", None)  # `arithmetic` states the precision that was used, even with --precision auto
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
         settings.pop("mix_type", None)  # mix type `none` means the same as no mix type
@@ -139,15 +139,15 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        # packed labels fix the image of each row: by a stored index, or by the seed in their policy
+        # --fkd-seed is not used: a stored index, or the seed in the policy, determines the image of each row
         yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # --temperature divides the logits of the labels. If labels are stored as probabilities, it can only divide the
-    # student's logits, and does so only if --student-temperature is `teacher`.
+    # --temperature divides the logits of the labels. If labels are stored as probabilities, it has an effect only with
+    # --student-temperature teacher: it then divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

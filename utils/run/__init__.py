@@ -1,1 +1,1 @@
-"""The run wing: one run, from its flags to its summary."""
+"""Modules for one run of a program: checks before it starts, checkpoints, progress, logging and the summary."""

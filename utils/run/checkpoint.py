@@ -168,7 +168,7 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: setting name -> digest as earlier releases computed it, to compare with checkpoints of these releases.
+        earlier: setting name -> digest computed in the old way, for checkpoints that earlier releases wrote.
 
     Returns:
         the dict that `save_checkpoint` wrote.
@@ -188,11 +188,11 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # skip names and sizes of validation images if the run was evaluated: the next evaluation compares their pixels
+    # after a first evaluation, do not compare names and sizes of validation images: evaluations compare the pixels
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
-    # sync_bn is None in runs with a single process, which ignore it, and in old checkpoints: do not compare it then
+    # sync_bn is None for a single process and in old checkpoints: if either value is None, do not compare them
     if None in (stored.get("sync_bn"), arguments["sync_bn"]):
         stored["sync_bn"] = arguments["sync_bn"]
     changed = [name for name in FIXED_ON_RESUME if plain(stored.get(name)) != plain(arguments.get(name))]

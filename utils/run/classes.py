@@ -5,7 +5,7 @@ folder comes from --class-order, from the labels' manifest or from ImageNet's li
 training folders are numbered in the order of sorted names, as in torchvision's ImageFolder.
 
 A validation folder gets the class number of the training folder with the same name. If the names cannot be matched, an
-error says so. Folders are paired by position only with --class-map sorted.
+error says so. With --class-map sorted, folders are instead paired by their position in sorted order.
 """
 
 import re
@@ -18,7 +18,7 @@ from pathlib import Path
 from utils.system.errors import InputError, listing
 
 IMAGENET_CLASSES = 1000
-# value of --class-map that pairs the first folder with the first, the second with the second, …, in sorted order
+# value of --class-map that pairs validation and training folders by their position in sorted order
 BY_POSITION = "sorted"
 WNID = re.compile(r"n\d{8}")
 
@@ -39,7 +39,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Names of two image folders, for error messages about pairing the class folders of one with those of the other.
+    """Flags of two image folders whose class folders are paired with each other, for error messages.
 
     Attributes:
         own: flag of the image folder whose classes are to be found, such as `--val-dir`.
@@ -222,10 +222,10 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Return, for each key, the index of the equal training key, or None if no training key is equal.
+        """Return, for each key, its index in `train_keys` (or None); if the keys cannot be paired, return None.
 
-        Return None instead of a list if a key other than None occurs twice in one of the two sequences, or if a
-        training key is None or is missing in `keys`.
+        Pairing requires that no key occurs twice, except None in `keys`. Every training key must occur in `keys`
+        and must not be None.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
@@ -250,7 +250,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # numbers in folder names are ImageNet's class numbers only if all 1,000 occur: subsets have other numberings
+        # trust numbers in folder names as ImageNet's class numbers only if all 1,000 occur: a subset may number anew
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:

@@ -54,12 +54,14 @@ class TrainingData:
     Attributes:
         train: (path, class) of every training image.
         val: (path, class) of every validation image.
-        source: views of the epochs with soft labels; batches hold the rows of all ranks.
+        source: training views; if `hard` is given, only those of epochs with soft labels. Batches are not yet divided
+            among ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
         images: the training images with their digests; None in a dry run that does not compute digests.
-        hard: views of the epochs with hard labels; None if there are no epochs with hard labels.
-        teacher: live teacher of the views of `source`, images [B, 3, S, S] -> logits [B, C]; None if labels are stored.
+        hard: views for training with hard labels; None if there are no epochs with hard labels.
+        teacher: live teacher that labels the views in `source`, images [B, 3, S, S] -> logits [B, C]; None without
+            a live teacher.
     """
 
     train: Samples
@@ -170,7 +172,7 @@ def plan_memory(
 def most_modest(plans: Sequence[Plan]) -> Plan:
     """Combine the plans of all ranks into one plan that fits in the memory of every rank.
 
-    Each field of the result is the value, among the plans, that needs the least memory.
+    For each field, the value that needs the least memory is taken from the plans.
     """
     places = ["device", "host", "files"]
     at_once = [plan.labels_at_once for plan in plans if plan.labels_at_once is not None]
@@ -190,7 +192,7 @@ def plan_on_device(
     """
     device = students[0].precision.device
     free = free_memory(device)[0]
-    # epochs with hard labels need their own label tensors and their own CUDA graph
+    # count hard batches in addition, because hard labels have their own label tensors and their own CUDA graph
     hard_batch = config.hard_batch_size or 0
     rows = config.micro_batch + hard_batch
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
@@ -317,7 +319,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
     Args:
         samples: (path, class) of every image.
         device: the device whose memory would hold the images.
-        limit: number of bytes at which the estimate stops; the result may then leave out images.
+        limit: number of bytes at which counting stops; the remaining images are then not counted.
     """
     total = height = width = needed = 0
     for number, (path, _) in enumerate(samples, start=1):

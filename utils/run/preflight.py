@@ -127,7 +127,7 @@ def number_classes(
         stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
 
     Returns:
-        (display name of each of C classes; `found` with `classes`, the rule in words).
+        (display name of each of C classes; `found`, whose `classes` describes in words how classes are numbered).
 
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
@@ -192,16 +192,16 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     """Compute digests that tell whether the images of a resumed run have changed; warn if the two folders share images.
 
     The digests cover the classes of the training images, and the names, sizes and classes of the validation images.
-    The content of the images is checked elsewhere: that of training images by `identify_images`, that of validation
-    images by `Student.record_validation` after an evaluation.
+    They do not cover pixels: `identify_images` checks the content of training images, and `Student.record_validation`
+    that of validation images.
 
     Args:
         config, found: settings of the run: flags, and values derived from labels, folders and the machine.
         train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        `found` with the digests in `train_images` and `val_images`. For comparison with old checkpoints, `earlier` gets
-        the digests that earlier releases stored.
+        `found` with the digests in `train_images` and `val_images`. Its `earlier` holds digests as earlier releases
+        computed them, for comparison with old checkpoints.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -265,16 +265,16 @@ def identify_images(
 ) -> tuple[KnownImages | None, Findings]:
     """Check by content that the training images are the images that the soft labels were made for.
 
-    A run computes the digests of all training images, because the summary and --resume need the digests. A dry run
-    without --resume only compares a sample of the images. If the sample differs, the dry run compares all images, to
-    name the differences.
+    All training images are compared, and their digests are returned for the summary and --resume. To save time, a dry
+    run without --resume first compares only a sample. If the sample differs, the dry run compares all images, so that
+    the error can name the differences.
 
     Args:
         config, found: settings of the run: flags, and values derived from labels, folders and the machine.
         train: (path, class) of every training image.
         stored: digests of the images that the labels were made for; None if the labels store no digests.
         world: ranks of the run. Every rank must call this function.
-        verify: whether a dry run compares all images too.
+        verify: whether even a dry run compares all images.
 
     Returns:
         (the training images with their digests, or None if a dry run did not compute all digests; `found`, to which
@@ -446,8 +446,8 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
     """Refuse packed labels that were made for class folders with other names or in another order.
 
-    The names are not compared in two cases: if the labels store image digests, because `identify_images` has compared
-    the images; and if --class-order was given, because the user has then stated the order of the classes.
+    Names are not compared if the labels store image digests: `identify_images` has then compared the images. Names are
+    not compared with --class-order either: the user has then stated the order of the classes.
 
     Args:
         config, found: settings of the run: flags, and values derived from labels, folders and the machine.
@@ -534,7 +534,7 @@ def report_agreement(
     names: Sequence[str],
     who: str = "labels",
 ) -> Findings:
-    """Log how often the teacher's predictions match the class folders, and stop the run at a certain mismatch.
+    """Log how often the teacher's predictions match the class folders; stop the run at a definite mismatch.
 
     Args:
         config, found: settings of the run: flags, and values derived from labels, folders and the machine.
@@ -543,11 +543,11 @@ def report_agreement(
         who: `labels` or `teacher`, for the messages.
 
     Returns:
-        `found`, to which a certain mismatch is added if --accept-labels tolerates it. A suspected mismatch only causes
-        a warning.
+        `found`, to which a definite mismatch is added if --accept-labels tolerates it. A suspected mismatch only
+        causes a warning.
 
     Raises:
-        InputError: a mismatch is certain, and --accept-labels was not given.
+        InputError: the mismatch is definite, and --accept-labels was not given.
     """
     log.info(
         "teacher agrees with the folders on %.1f%% of %d views of %d images (chance: %.1f%%)",
@@ -625,8 +625,8 @@ def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
     needed = 0
     for student in students:
         size = sum(t.numel() * t.element_size() for t in student.model.state_dict().values())
-        # The files hold several numbers per weight: the weight, its best value, the optimizer state (SGD 1, AdamW 2)
-        # and the EMA. Files need room twice, because an old file is removed only after the new one is complete.
+        # Numbers stored per weight: the last weight, the weight in model_best, the optimizer state (one number for SGD,
+        # two for AdamW) and the EMA. The factor 2: an old file is removed only after the new one is complete.
         needed += 2 * size * ((3 if config.sgd else 4) + (config.ema_decay is not None))
         needed -= sum(student.folder.file(name).stat().st_size for name in student.folder.previous)
     check_disk(config.output_dir, needed, "checkpoints need")

@@ -49,7 +49,7 @@ class Student:
 
     Attributes:
         model, optimizer: the model and its optimizer, either fresh or restored from a checkpoint.
-        precision: this student's `Precision`; students do not share it, because fp16 adapts the loss scale to a model.
+        precision: this student's own `Precision`, because fp16 training adapts the loss scale to each model.
         average: EMA of the weights, which is evaluated instead of the model; None without --ema-decay.
         random: this student's own random state, so that other students in the process do not change its dropout masks.
         progress: `Progress` of this student, stored in the checkpoint.
@@ -172,9 +172,9 @@ class Student:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """Create and lock the output folder, and start the W&B run; unlock and finish them when the `with` block ends.
+        """Lock the output folder and keep a W&B run open until the `with` block ends.
 
-        Only rank 0 does this.
+        The folder is created if needed. Ranks other than 0 do nothing.
         """
         config, settings = self.config, run_settings(self.config, self.found)
         first = self.world.is_main
@@ -190,7 +190,7 @@ class Student:
                         metadata=run_metadata(settings),
                         run_id=self.progress.wandb_id,
                     )
-                # if W&B is off now, keep the checkpoint's id of the W&B run: a later resume with W&B can continue it
+                # without W&B, keep the run id from the checkpoint, so that a later resume can continue the W&B run
                 self.progress.wandb_id = self.tracker.run_id or self.progress.wandb_id
                 yield
             finally:
@@ -364,11 +364,12 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy with target probabilities, averaged over rows: the loss of epochs with hard labels.
+    """Return the mean cross-entropy with target probabilities, which is the loss of epochs with hard labels.
 
     Args:
         outputs: the student's logits [B, C].
         answers: target probabilities [B, C]: class labels after cutmix and label smoothing, see `HardViews`.
+        _targets: not used; all loss functions take this argument.
     """
     return F.cross_entropy(outputs, answers)
 

@@ -68,7 +68,7 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: list[tuple[str, int]]) -> dict:
-    """Return a dict with the folder, the number and the total file size in bytes of a run's images.
+    """Describe the images of a run for summary.json: folder, number of images, and total file size in bytes.
 
     Args:
         folder: --train-dir or --val-dir.
@@ -94,8 +94,8 @@ def summarise(
         progress: `Progress` of the run.
         arguments: settings of the run, as in args.json.
         labels: origin of the soft labels.
-        images: result of `describe_images` for the training images, and `digest`, a digest of their content.
-        validation: the same for the validation images.
+        images: description of the training images: the dict from `describe_images`, plus the key `digest`.
+        validation: description of the validation images, with the same keys.
     """
     evaluated = [row for row in progress.history if row["val_top1"] is not None]
     last = evaluated[-1] if evaluated else None

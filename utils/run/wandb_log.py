@@ -275,8 +275,8 @@ def server() -> str:
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
     """Return whether a server answers at `url` within `seconds`.
 
-    Any answer counts, even an error status. The request goes through the proxy that the environment names, if any,
-    because the requests of wandb do so too. The request is made in a thread, because a DNS lookup has no timeout.
+    Any answer counts, even an error status. Like wandb, this function uses the proxy from the environment variables.
+    The request is made in a thread, because a DNS lookup has no timeout.
     """
     answered = threading.Event()
 

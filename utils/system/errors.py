@@ -43,7 +43,7 @@ def shorten(text: object, width: int) -> str:
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    # ` …` needs 2 characters: one is left out here, and the next statement drops at least one more
+    # at most `width - 1` characters; the next line drops at least one more, so that ` …` fits
     start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"

@@ -91,7 +91,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield a path of an existing file that is valid UTF-8, for libraries that reject other paths.
+    """Yield a path in valid UTF-8 that leads to the file `path`, for libraries that reject other paths.
 
     If `path` is valid UTF-8, yield `path`. Otherwise open the file until the `with` block ends, and yield the path
     /dev/fd/N of the open file.
@@ -148,7 +148,7 @@ class FolderLock:
 
     The `filelock` package is not used, for these reasons:
 
-    * Up to version 3.20, it empties the file before it has the lock. The line about the process with the lock is lost.
+    * Up to version 3.20, it empties the file before it has the lock, so the file no longer tells who has the lock.
     * Up to version 3.20, forked worker processes keep the lock if their parent process is killed.
     * Up to version 4.3, it raises an error on file systems without locks, or leaves a marker file there after a kill.
 

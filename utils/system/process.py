@@ -182,7 +182,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     If the run has several processes, only one of them prints the error. Unexpected errors are raised again.
     """
     for stream in (sys.stdout, sys.stderr):
-        # print characters that the terminal's encoding lacks as escapes, instead of raising an error
+        # if the terminal's encoding lacks a character, print an escape instead of raising an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if argv is None:

@@ -474,7 +474,7 @@ def load_archive(
     Args:
         path: the file.
         allowed: classes and functions that the pickle may name: {(module, name): object to use in its place}.
-        remedy: advice to the user, for the message of the error that is raised if the pickle uses other names.
+        remedy: advice to the user, for the error message about a name that is not allowed.
 
     Raises:
         InputError: the file is missing or damaged, or its pickle uses names that are not in `allowed`.

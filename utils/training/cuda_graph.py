@@ -67,8 +67,8 @@ class CapturedStep:
     def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
         """Train the student on the batch, with the CUDA graph or by an eager call of `step(student, batch)`.
 
-        If there is no graph yet, or the batch has more rows than the captured batch, a graph is captured first. The
-        graph is then launched if the batch has the shapes of the captured batch.
+        The graph is captured on the first call, and again when a batch has more rows than the captured batch. A batch
+        with other shapes than the captured batch is trained eagerly, and so is every batch after a failed capture.
         """
         if not self.failed and (self.launch is None or len(batch) > self.rows):
             self.capture(step, student, batch)
@@ -188,11 +188,10 @@ FAILED_CAPTURES: list[object] = []
 
 
 def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
-    """Clean up after a failed capture, because some versions of PyTorch (such as 2.11) do not.
+    """Release the memory pool of a failed capture, and capture a trivial graph.
 
-    In these versions, the memory allocator would not free the memory of the graph, and drawing random numbers on the
-    device would fail until another capture succeeds. Therefore this function releases the memory pool and captures a
-    trivial graph. In other versions of PyTorch, this is harmless.
+    Without this clean-up, some versions of PyTorch (such as 2.11) would never free the memory of the failed graph, and
+    could not draw random numbers on the device until a capture succeeds. In other versions, it is harmless.
     """
     FAILED_CAPTURES.append(graph)
     with suppress(RuntimeError, AttributeError):

@@ -67,7 +67,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, eps: float, world: World) -> tuple[torch.Tensor, ...]:
-        """Normalise x [b, C, …], of which this rank has b rows.
+        """Normalise x [b, C, …], the b rows of this rank, with the mean and variance over all ranks.
 
         Returns:
             (normalised x [b, C, …], mean [C], biased variance [C], number of values per channel on all ranks [1]).

@@ -39,8 +39,8 @@ def build_loss(
         temperature: divisor T of the teacher's logits in kl and dist.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
         keep_topk: k, number of classes that the loss keeps, by the teacher's logits; None: all classes.
-        answers: `logits`, or `probabilities` if the soft labels are log-probabilities (natural logarithm). A
-            temperature has already been applied to log-probabilities, so they are not divided by T.
+        answers: kind of the soft labels: `logits`, or `probabilities`, which are passed as their natural logs. These
+            logs are not divided by T, because a temperature was applied when the probabilities were made.
         student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
         last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each
@@ -98,14 +98,14 @@ class LastMicroBatch:
     """Student logits and teacher probabilities of the last micro-batch, in static tensors that a CUDA graph can fill.
 
     Args:
-        rows: number of rows to allocate: those of the largest micro-batch.
+        rows: number of rows of the largest micro-batch, for which the tensors are allocated.
         num_classes: C.
         device: torch.device.
 
     Attributes:
-        outputs: the student's logits, float32 [rows, C].
-        probabilities: the teacher's probabilities, float32 [rows, C].
-        rows: number of allocated rows that the last micro-batch fills, int64 [1].
+        outputs: the student's logits, float32 [allocated rows, C].
+        probabilities: the teacher's probabilities, float32 [allocated rows, C].
+        rows: number of rows of the last micro-batch, int64 [1]; the allocated rows after them are not valid.
     """
 
     def __init__(self, rows: int, num_classes: int, device: torch.device) -> None:
@@ -219,5 +219,5 @@ def dist(
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Return the Pearson correlations [n] of each row of a [n, m] with the same row of b [n, m]."""
+    """Return the Pearson correlation of each row of `a` with the same row of `b`, [n, m] each: float [n]."""
     return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1, eps=eps)

@@ -96,7 +96,7 @@ def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precisi
     def record_storage(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            # keep the tensor alive: a later tensor at the address of a freed tensor would overwrite its size
+            # keep the tensor alive, so that no later tensor gets the same address and replaces this entry
             saved[storage.data_ptr()] = storage.nbytes(), tensor
         return tensor
 

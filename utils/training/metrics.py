@@ -23,7 +23,7 @@ class MetricSums:
 
     Args:
         device: device that holds the sums.
-        sums, samples: initial values, from the earlier batches of the same epoch, for example after a resume.
+        sums, samples: initial sums and their number of samples; not 0 if a run is resumed within an epoch.
     """
 
     def __init__(self, device: torch.device | str, sums: Sequence[float] = (0, 0, 0), samples: int = 0):

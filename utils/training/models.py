@@ -73,7 +73,7 @@ def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any)
     """Return the model `make(name, **options)`.
 
     Raises:
-        InputError: the call fails although it gives the input size; the message blames this size, `side`.
+        InputError: `options` contain an input size, and the call fails. The message blames the input size `side`.
     """
     try:
         return make(name, **options)
@@ -319,10 +319,10 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
-    """Return the end of the error message about a file whose weights do not fit the model `name`.
+    """Return advice that is appended to the error message if the weights in a file do not fit the model `name`.
 
-    The text names the flags of another model that fits the weights. If none is found, the text lists how the file
-    differs from the model.
+    The advice names the flags of a model that fits the weights. If no such model is found, it lists the differences
+    between the file and the model `name`.
 
     Args:
         own: names and shapes of the model's weights.

@@ -25,7 +25,7 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
     try:
-        # pass copies of the groups, because a constructor that fails has already written its defaults into them
+        # pass copies: even if this call fails, it adds default values to the dicts, which the second call must not see
         return make([dict(group) for group in groups], lr=lr, weight_decay=weight_decay, fused=True)
     except (RuntimeError, TypeError):  # fused SGD and fused optimizers on the CPU need PyTorch 2.4
         return make(groups, lr=lr, weight_decay=weight_decay)
@@ -46,7 +46,7 @@ class AveragedModel:
 
     The averages equal those of `timm.utils.ModelEmaV3`, bit for bit, but cost less time. At each step, ModelEmaV3
     builds two state dicts and copies integer buffers one by one. For a ResNet, this takes milliseconds on the host.
-    `update` makes a single call instead.
+    `update` averages all tensors in a single call of a PyTorch function instead.
 
     Args:
         model: the model in training, on its device.

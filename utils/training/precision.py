@@ -13,9 +13,9 @@ from utils.system.errors import InputError
 class Precision:
     """Autocast, loss scaling and memory layout for training in fp32, bf16 or fp16.
 
-    Autocast is disabled in fp32. Loss scaling is enabled only in fp16. The name `fp32` selects the NCHW layout, to
-    reproduce results of the reference code. All other names select channels-last, which is faster. `auto` therefore
-    selects channels-last even on devices where it computes in fp32. fp32 never uses TF32, see `configure_cuda`.
+    Autocast is disabled in fp32. Loss scaling is enabled only in fp16. fp32 never uses TF32, see `configure_cuda`.
+    `--precision fp32` uses the NCHW layout, to reproduce results of the reference code. `auto`, `bf16` and `fp16` use
+    channels-last, which is faster. This holds for `auto` even where it means fp32.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`. `auto` means bf16 if the device computes bf16 natively, else fp32.

@@ -16,9 +16,9 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
     With e = epoch, E = epochs, s = smoothing, the schedules are:
 
     * linear: 1 - e/E.
-    * linear-smoothed: 1 - e/(s E), with s >= 1. The script of EDC uses it, but was meant to use `smoothed`.
+    * linear-smoothed: 1 - e/(s E), with s >= 1; used by EDC's script in place of `smoothed`.
     * cos: 0.5 (1 + cos(pi e / E)).
-    * smoothed: 0.5 (1 + cos(pi e / (s E))), from EDC (Shao et al., 2024).
+    * smoothed: 0.5 (1 + cos(pi e / (s E))), from the EDC paper (Shao et al., 2024).
     * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E. PRISM uses this
       smoothed cosine with a linear end.
     """

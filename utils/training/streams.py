@@ -16,12 +16,11 @@ MAX_BATCHES_IN_FLIGHT = 2
 class Streams:
     """CUDA streams of the students of a run, one for each student; all students train on the same batches.
 
-    On a GPU, batches are computed on the current stream, and the stream of each student waits for them. Every batch is
-    held in memory until all students have finished it. This also limits how many batches the host can queue.
+    On a GPU, the images of a batch are computed on the current stream, and the students' streams wait for them. Every
+    batch is held in memory until all students have finished it. The number of batches held at a time is limited.
 
-    All CUDA graphs of a process share one tensor on the device for the random state. Therefore, once a student has
-    drawn random numbers on the device (for dropout), all students run on the current stream, one after another. A
-    single student also runs on the current stream.
+    All CUDA graphs of a process share one random state on the device. If a student draws numbers from it (for dropout),
+    all students run one after another on the current stream. A single student also runs on the current stream.
 
     Args:
         device: torch.device of the students.
@@ -85,7 +84,7 @@ class Streams:
         self.in_flight.clear()
 
     def finish(self) -> None:
-        """Wait until the device has finished all steps, so that a clock that is read next covers them."""
+        """Wait until the device has finished all steps. Call this before reading a clock that times the steps."""
         self.join()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

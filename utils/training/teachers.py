@@ -53,8 +53,8 @@ class Ensemble:
         precision: `Precision` of the forward passes.
         stem: `standard` or `small`; all teachers have this stem.
         flag: the command-line flag that set `names`; error messages mention it.
-        weights: for each teacher, the name of its pretrained weights, or None for the default; see `asked` of
-            `pretrained_name`. Unused for teachers with a file.
+        weights: for each teacher, the name of its pretrained weights, or None for the default of `pretrained_name`.
+            Unused for teachers with a file.
         input_size: side of the images in pixels; each teacher is tested on one image of this size. None: each teacher
             is built for its default size, without a test.
 
@@ -105,7 +105,7 @@ class Ensemble:
             try:
                 with self.precision.autocast():
                     answer = teacher(images)
-            except torch.cuda.OutOfMemoryError:  # this is no sign of an unsuitable image size
+            except torch.cuda.OutOfMemoryError:  # lack of memory does not mean that the image size is wrong
                 raise
             except Exception as error:  # models raise many kinds of errors if an image is too small
                 raise InputError(
@@ -187,8 +187,8 @@ class Ensemble:
         """Yield the combined logits of each batch: float32 [B, C] on the host.
 
         On a GPU, a forward pass covers several batches, and the next pass is queued before this method waits for the
-        previous pass. On the CPU, each batch has its own forward pass: a single batch keeps the cores busy, and its
-        logits do not depend on neighbouring batches, not even by rounding.
+        previous pass. On the CPU, each batch has its own forward pass: one batch is enough to keep all cores busy. This
+        also rules out that neighbouring batches change the rounding of the logits.
 
         Raises:
             InputError: the teachers have different numbers of classes, or a logit is not finite.
@@ -228,5 +228,5 @@ def checked(copies: Sequence[torch.Tensor], arrived: torch.cuda.Event | None) ->
         arrived.synchronize()
     for copy in copies:
         refuse_non_finite(copy.isfinite().all())
-        # yield a clone of a copy in pinned memory, so that the pinned memory can be used again
+        # clone if the memory is pinned, so that the pinned memory can be used again
         yield copy.clone() if copy.is_pinned() else copy
