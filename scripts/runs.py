@@ -334,8 +334,9 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # if a thread raised an exception, for example Stopped, `result` raises it here
-        return all(future.result() for future in futures)
+        # ask every thread: `result` raises Stopped if a signal ended its run, even after another run has failed
+        succeeded = [future.result() for future in futures]
+        return all(succeeded)
 
     def run_line(self, line: Line) -> bool:
         """Train the unfinished runs of a line on a free GPU; return whether all of them succeeded."""

@@ -20,7 +20,7 @@ from PIL import Image
 from utils.data.folders import open_folder
 from utils.data.identity import know_images
 from utils.report import random_images
-from utils.report.random_images import draw_images
+from utils.report.random_images import draw_images, name_links
 
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
 
@@ -91,6 +91,17 @@ def test_impossible_draws_are_refused(words, message, tiny, real, tmp_path):
     assert result.code == 2
     assert re.search(message, result.err)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_drawn_image_has_its_own_link():
+    """Equal file names in sub-folders of a class get a number, which no other file name of the class has."""
+    drawn = [(path, 0) for path in ("a/x.png", "1-x.png", "2-x.png", "b/x.png")] + [("x.png", 1)]
+    links = name_links(drawn, ["cat", "dog"])
+    assert list(links.values()) == [path for path, _ in drawn]
+    assert list(links) == ["cat/x.png", "cat/1-x.png", "cat/2-x.png", "cat/3-x.png", "dog/x.png"]
+    assert (
+        list(name_links([("a/x.png", 0), ("3-x.png", 0), ("2-x.png", 0), ("b/x.png", 0)], ["cat"]))[-1] == "cat/4-x.png"
+    )
 
 
 def make_named(folder, names):

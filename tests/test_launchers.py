@@ -353,6 +353,16 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     ] == [*("--resume", "--resume", "--overwrite")]
 
 
+def test_a_signal_counts_even_after_a_run_has_failed(tmp_path):
+    """The exit code is that of the signal, because the same command can go on with the other run."""
+    process = start_runs(tmp_path, [("broken", "false"), ("a", RUN_UNTIL_SIGNAL)], GPUS="0")
+    wait_for(tmp_path / "runs/a/started")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "broken" in out + err
+
+
 def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
     """It was in its last step."""
     finish = "sh -c 'trap \"echo >$OUTPUT_DIR/summary.json; exit 0\" INT; : >$OUTPUT_DIR/started; sleep 150 & wait' sh"

@@ -11,6 +11,7 @@ was trained on exactly these images.
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
 
+import itertools
 import os
 import sys
 from collections import Counter
@@ -73,9 +74,9 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
     """
     links: dict[str, str] = {}
     for path, target in drawn:
-        link = f"{classes[target]}/{os.path.basename(path)}"
-        if link in links:
-            link = f"{classes[target]}/{len(links)}-{os.path.basename(path)}"
+        folder, name = classes[target], os.path.basename(path)
+        numbered = (f"{folder}/{number}-{name}" for number in itertools.count(len(links)))
+        link = next(link for link in itertools.chain([f"{folder}/{name}"], numbered) if link not in links)
         links[link] = path
     return links
 
