@@ -77,7 +77,7 @@ class Agreement:
         share: fraction of views, in [0, 1], for which the teacher predicts the class of the image's folder.
         chance: the fraction that guessing would give, 1 / C.
         views, images: number of compared views, and number of compared images.
-        worst: (class, fraction) of each class for which the fraction is below a quarter of `share`, worst first.
+        worst: (class, share of its views) of each class whose share is below a quarter of `share`, worst first.
         fault: text that names the fault and the remedy, for an error or a warning; None if no fault was detected.
         certain: whether the fault cannot be a coincidence. If False, the fault is only a suspicion.
     """
@@ -121,8 +121,8 @@ def pick_evenly(items: Sequence[Any], most: int) -> list[Any]:
 def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) -> Views:
     """Return the teacher's logits, standardised per view, for all views that one image dominates.
 
-    An image dominates a view if it fills at least two thirds of the view. If one image dominates in fewer than a tenth
-    of the views, all views are returned.
+    An image dominates a view if it fills at least two thirds of the view. If fewer than a tenth of the views have a
+    dominating image, all views are returned.
 
     Args:
         samples: batches of labels.
@@ -274,7 +274,7 @@ def permutation_of(
         (text that names the permuted classes, or None if there are none; p-value of the permutation).
     """
     present, place = own.unique(return_inverse=True)
-    # the half, 0 or 1, in which each image is; the images of a class alternate between the halves
+    # split the images of each class into two halves: its images get 0 and 1 in turn
     turn = torch.zeros_like(own)
     for f in range(len(present)):
         rows = place == f
@@ -286,7 +286,7 @@ def permutation_of(
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # If many classes are permuted, some of them are not recognised. This breaks the cycles into open chains.
+    # folders that at least one half assigns to a wrong class; if only one half does, a cycle becomes an open chain
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
@@ -300,11 +300,11 @@ def permutation_of(
         for_other = [int((gain[:, 0] > gain[:, 1]).sum()) for gain in gains]
         counts = list(map(len, gains))
         majority = all(2 * prefer > count for prefer, count in zip(for_other, counts, strict=True))
-        # the test is stricter for chains, because they contain only classes for which the teacher prefers another class
+        # chains are weaker evidence than cycles, so the teacher must prefer the wrong class for more images
         if group is chains:
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        # A weak teacher may mistake all images of a class with few images. `strays` estimates how often.
+        # A weak teacher may misclassify all images of a small class by coincidence. `strays` estimates how often.
         if min(counts) < FEWEST_IMAGES:
             strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
             chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))
@@ -319,9 +319,9 @@ def permutation_of(
 
 
 def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Return {folder: class}, the wrong class that the teacher predicts for more than half of the folder's images.
+    """Find the folders most of whose images get the same wrong class, and return {folder: this class}.
 
-    Folders without a wrong class of this kind are left out.
+    An image gets the class with its largest score. Most of the images means more than half.
 
     Args:
         scores: float32 [n, C], mean scores of n images.
@@ -340,7 +340,7 @@ def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) ->
 def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
     """Assign folders to distinct classes so that the sum of their mean scores is as large as possible.
 
-    Only folders whose best class is not their own class take part.
+    Only folders that have a higher mean score for another class than for their own take part.
 
     Args:
         scores: float32 [n, C], scores of n images.
@@ -451,10 +451,10 @@ def shift_of(
         border = moved != own
         if border.sum() < 3 or border.all():
             continue
-        # `usual` is the fraction of images inside a class for which the teacher prefers the neighbouring class
         side = 1 if shift > 0 else -1
         neighbour = classes[(stretch[images] + side).clamp(0, len(classes) - 1)]
         inside = ~border & (neighbour != own)
+        # how often the teacher prefers the neighbouring class for images that are not at the border of their class
         wrong = int((scores[rows, neighbour] > scores[rows, own])[inside].sum())
         usual = (wrong + 1) / (int(inside.sum()) + 2)
         against = int((scores[rows, moved] > scores[rows, own])[border].sum())

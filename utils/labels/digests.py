@@ -35,7 +35,7 @@ from utils.labels.packed_tensors import read_tensors
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, digest_of_text, utf8_path
 
-# prefix of digests that cover all label files; digests of earlier releases cover only the first file, without prefix
+# Prefix of digests that cover all label files. Earlier releases used no prefix and covered only the first file.
 NEW = "v2:"
 # number of bytes that are read from the end of a zip file; in most files they hold the whole central directory
 TAIL = 4096
@@ -293,7 +293,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     for digests in (found.files, found.pixels):
         places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
-    # number in the folder of each stored image; None if the folder does not hold the image
+    # for each stored image, its number in the folder now; None if it is not there
     now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]
     gone = [number for number, place in enumerate(now) if place is None]
     began, owners = {
@@ -316,7 +316,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
             f"{len(moved)} images have another number: image {number} of the {of} is now image {now[number]}, "
             f"{names[now[number] or 0]}"
         )
-    # the folder holds all stored images, but several of the stored images are the same image there
+    # the folder holds every stored image, but one image of the folder is equal to several stored images
     if not clauses:
         most, times = Counter(place for place in now if place is not None).most_common(1)[0]
         clauses.append(f"{names[most]} stands for {times} of {owners} images")

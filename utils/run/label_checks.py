@@ -22,8 +22,8 @@ from utils.training.losses import NEEDS_LOGITS
 # chance is ruled out as an explanation if its probability is below exp(-IMPOSSIBLE)
 IMPOSSIBLE = 20
 # The size of the views is inferred from up to SAMPLED_BOXES cutmix boxes. FEW_BOXES boxes suggest a size, MANY_BOXES
-# boxes prove it. With uniform centres and alpha 1, one box misses both the right and the lower edge of the view with a
-# probability of 0.46. All of 8 boxes do so with 0.46^8 = 0.2 %, all of 18 boxes with 1e-6.
+# boxes prove it. A cutmix box (alpha 1) touches neither the right nor the lower edge of the view with probability 0.46.
+# For all of 8 boxes this probability is 0.46^8 = 0.2 %, and for all of 18 boxes 1e-6.
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
 
 
@@ -33,9 +33,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     A dry run without --resume does not compute the digest of the labels.
 
     Returns:
-        (the batches of the run, whose label files all exist; a copy of `found` with the settings that the labels
-        determine: size and normalisation of views, `mix_type`, `keep_topk`, `topk_mass`, `answers`, `label_order` and
-        `labels`).
+        (batches, settings). All label files of the batches exist. The settings are a copy of `found`, completed with
+        values that the labels determine, for example the size and normalisation of views and `mix_type`.
 
     Raises:
         InputError: --fkd-path is missing, the labels are incomplete or damaged, or they do not fit.
@@ -138,10 +137,9 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the soft-label epochs that a run trains from --start-epoch on.
+    """Return the numbers of the soft-label epochs that a run trains from --start-epoch on.
 
-    Only epochs with soft labels are counted, so the numbers are smaller than the run's epoch numbers if epochs with
-    hard labels come before.
+    Hard-label epochs are not counted. For example, after 10 of them, epoch 12 of the run is soft-label epoch 2.
     """
     phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
@@ -300,10 +298,10 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return whether it cannot be chance that the labels contain none of the last images of the training folder.
+    """Return whether chance cannot explain why the last images of the training folder are not in the labels.
 
-    If labels are not grouped into epochs, their images are drawn at random. Some images may then be in no batch by
-    chance: n rows drawn from N images contain none of m given images with a probability of about exp(-m n / N).
+    If labels are not grouped into epochs, their images are drawn at random, and some may never be drawn. The
+    probability that n draws from N images miss m given images is about exp(-m n / N).
 
     Args:
         images: N, number of images in the training folder.

@@ -34,7 +34,7 @@ NORMALISATIONS = {
 }
 # values of --fkd-seed that are always tried
 SEEDS = range(21)
-# number of further values that are tried below the given --fkd-seed, and as many above it
+# number of neighbouring seeds that are tried on either side of the given --fkd-seed
 SEEDS_AROUND = 10
 # maximum number of label rows on which each hypothesis is tried
 SCREENED_ROWS = 8
@@ -47,7 +47,7 @@ MIN_IMPROVEMENT = 4
 TRIED_ROWS = 8
 # number of images whose whole-image logits `find_images` compares with each row
 TRIED_IMAGES = 2000
-# number of nearest images on which `find_images` replays the row's own view
+# number of images from which `find_images` takes a row's view: those with the nearest whole-image logits
 NEAR_IMAGES = 32
 # number of images per forward pass in `find_images`
 CHUNK = 64
@@ -147,7 +147,7 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
 def drop_needless(
     inquiry: Inquiry, assumed: ReplaySettings, replay: ReplaySettings, taken: list[Hypothesis], verdict: Verdict
 ) -> tuple[ReplaySettings, list[Hypothesis], Verdict]:
-    """Drop accepted hypotheses without which the labels fit as well.
+    """Drop accepted hypotheses that are not needed: without them, the fit is equally good.
 
     Args:
         inquiry: labels, images and teacher.
@@ -342,8 +342,8 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     are compared with the teacher's logits for these views.
 
     Returns:
-        sentences about the rows whose image was identified. Empty if this succeeds for fewer than half of the rows, or
-        if views cannot be searched because they are mixed too much or because the logits of a row depend on other rows.
+        sentences about the rows whose image was identified; empty if fewer than half of the searched rows were. Views
+        are not searched if they are mixed too much, or if their logits depend on the rest of the batch.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -390,7 +390,7 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
     """Return up to TRIED_IMAGES image numbers in random order: int64 [n].
 
-    Images of the same classes as the images `assumed` come first.
+    Images that share a class with one of the images `assumed` come first.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

@@ -181,7 +181,7 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
 
 
 def reason(inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the likely cause if labels fit the teacher under no tried settings.
+    """Return the likely reason why labels do not fit the teacher under any of the tried settings.
 
     The returned text is the end of an error message.
     """
@@ -236,7 +236,7 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
     Raises:
         InputError: the teachers' logits differ from the stored logits.
     """
-    # epoch 0 is missing if the process that labels it was stopped before it finished the epoch
+    # several processes may share the epochs, so other epochs may be stored before epoch 0
     if not Path(config.fkd_path, epoch_name(0)).exists():
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return

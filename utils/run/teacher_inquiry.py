@@ -1,10 +1,10 @@
 """Replay the views of stored labels, and measure how far a teacher's logits for these views are from the stored logits.
 
-Even with the right teacher and image there is a small difference, for four reasons: crops are stored in half precision,
-images are resized in another way, the teacher computes in bf16, and stored logits are quantised. The difference of a
-row is therefore not compared with a fixed threshold. It is compared with the difference that results if the same view
-is taken from another image of the same class. If the row was made from the assumed image, its difference is far smaller
-than the difference for the other image. Otherwise the two differences are similar.
+Even with the right teacher and the right image there is a small difference: crops are stored in half precision, images
+may be resized by another method, the teacher computes in bf16, and stored logits are quantised. There is therefore no
+fixed threshold. Instead, each view is also taken from a second image of the same class. If the stored logits belong to
+the assumed image, they are far closer to the teacher's logits for this image than to those for the second image. If
+not, both differences are similar.
 
 Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
 whose views are shown to the teacher.
@@ -36,10 +36,10 @@ from utils.training.teachers import Ensemble
 BATCHES, VIEWS = 4, 256
 # probabilities below this value are not compared, because half precision stores them too coarsely
 KNOWN = 1e-5
-# A row was made from another image or by another teacher if its difference is above this fraction of the difference
-# for another image of the same class.
+# A label row does not fit its image or the teacher if its difference is above this fraction of the difference for a
+# second image of the same class.
 LIMIT = 0.5
-# STRICT replaces LIMIT if most classes have only one image: the other image then has another class and differs more.
+# STRICT replaces LIMIT if most classes have one image: the second image then has another class and differs more.
 STRICT = 0.25
 # If the difference is below this fraction of the difference for another image, the labels fit so closely that no other
 # settings are tried.
@@ -57,8 +57,8 @@ class ReplaySettings:
     Attributes:
         size: S, side of the views in pixels.
         mean, std: mean and standard deviation per channel, for the normalisation.
-        order: int64 [N], the folder's image number for each image number of the labels; None if they are equal.
-        fkd_seed: seed that determines the image order of labels without image numbers; None: the seed of the store.
+        order: int64 [N], maps image numbers of the labels to those of the folder; None if they are equal.
+        fkd_seed: seed that determines the image order; None: the image numbers that the label store returns.
         flip: whether views are flipped `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
@@ -85,7 +85,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Rows of a stored batch for whose views the teacher's logits are computed.
+    """Selected rows of a stored batch, whose views are shown to the teacher.
 
     Attributes:
         epoch, batch: number of the stored epoch, and number of the batch in this epoch.
@@ -99,7 +99,7 @@ class Question:
     rows: torch.Tensor
 
     def other_share(self, size: int) -> float:
-        """Return the fraction of a view, of side `size` in pixels, that comes from the row's mix partner."""
+        """Return the fraction of each view that its mix partner fills. Views have `size` x `size` pixels."""
         return 1 - self.labels.mix.own_share(size)
 
 
@@ -118,7 +118,7 @@ class Verdict:
         found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
         low, high: smallest and largest stored logit.
-        limit: LIMIT or STRICT. A row does not fit its image if its difference is above this fraction of `other`.
+        limit: LIMIT or STRICT. A row is a misfit if its difference is above this fraction of the median of `others`.
     """
 
     own: torch.Tensor
@@ -156,7 +156,7 @@ class Verdict:
     def fits(self) -> bool:
         """Return whether the stored logits are this teacher's logits for these images.
 
-        At most a tenth of the rows may be misfits. If a typical row fits very closely, no row may be a misfit.
+        A tenth of the rows may be misfits. If the typical row fits very closely, a single misfit is too many.
         """
         beyond_rounding = (self.own.square() - self.rounding.square()).median().item()
         allowed = 0.0 if beyond_rounding <= (self.limit / 5 * self.other) ** 2 else 0.1
@@ -219,9 +219,9 @@ class Inquiry:
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """Return the number of another image of the same class for each image: int64 [N].
+        """Assign to each image a second image of the same class, and return their numbers: int64 [N].
 
-        If an image is the only one of its class, the other image is from another class.
+        If an image is the only one of its class, the second image is from another class.
         """
         targets = torch.tensor([target for _, target in self.samples])
         following = torch.arange(len(targets)).roll(-1)
