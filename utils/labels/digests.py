@@ -302,8 +302,9 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     }[of]
     if len(gone) == len(stored):
         return f"none of its images is one of those that {began}"
-    equal = stored.rows(range(min(len(stored), len(found)))).same(found.rows(range(min(len(stored), len(found)))))
-    moved = [n for n, place in enumerate(now) if place is not None and not (n < len(equal) and equal[n])]
+    both = range(min(len(stored), len(found)))
+    kept = {number for number, same in enumerate(stored.rows(both).same(found.rows(both))) if same}
+    moved = [n for n, place in enumerate(now) if place is not None and n not in kept and place not in kept]
     clauses = []
     if len(stored) != len(found):
         clauses.append(f"it holds {len(found)} images and {began} {len(stored)}")
