@@ -168,7 +168,7 @@ def train(
         Interrupted: a signal asked the run to stop. The checkpoints are saved.
     """
     streams = Streams(students[0].precision.device, several=len(students) > 1)
-    # checkpoints of several students may be at different batches: start at the earliest one
+    # position: (epoch, batch) that comes next. Checkpoints of several students may differ in it: start at the earliest
     first_epoch, first_batch = min(student.position for student in students)
     epochs = range(first_epoch, config.epochs)
     with contextlib.closing(ProgressLine(config.epochs, not config.no_progress and world.is_main)) as line:
@@ -253,7 +253,8 @@ def train_step(student: Student, batch: Batch) -> None:
                 continue
         outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows
         logits, labels = outputs, micro_batch
-        # a joint loss (such as `dist`) is not a mean over rows, so each rank computes it over the rows of all ranks
+        # a joint loss (such as `dist`) is not a mean over rows, so each rank computes it over the rows of all ranks;
+        # its gradient only reaches the rows of this rank
         if student.joint_loss and world.size > 1:
             logits = all_rows(outputs, micro_batch.whole, world)
             labels = gather_micro_batch(micro_batch, world)
