@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
-    # the dataset does not share `views`, because a loader thread may read it while the main thread uses `views`
+    # a second DrawnViews for the dataset: a loader thread may read the dataset while the main thread uses `views`
     dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
@@ -146,7 +146,8 @@ def open_writer(
     Raises:
         InputError: the label folder holds other files, or labels with other settings or of other images.
     """
-    # this text must be the same in every run, or labels could not be resumed: it must not contain percentages
+    # This text is one of the settings. Labels can be resumed only if all settings are the same, so the text must not
+    # contain percentages, which may vary.
     accepted = "the teachers' answers did not fit the class folders when the labels were made"
     settings: dict[str, Any] = {
         **({"labels_accepted": accepted} if found.labels_accepted else {}),

@@ -111,7 +111,7 @@ def draw_views(
     normalise: Normalise | None = None,
     teacher: Callable | None = None,
 ) -> None:
-    """Write a picture of the first augmented images that students would train on: the last step of a dry run.
+    """Finish a dry run: write a picture of the first augmented images that students would train on.
 
     Args:
         config: settings; the picture is written to --output-dir.
@@ -161,14 +161,14 @@ def train(
         validation: this rank's batches (images, classes) of the validation set.
         world: processes of the run.
         signals: records signals that ask the run to stop.
-        label_file: function (epoch, batch) -> path of the batch's label file, for error messages. Epochs with hard
-            labels are not counted in `epoch`.
+        label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path. The
+            number `epoch` counts only epochs with soft labels.
 
     Raises:
         Interrupted: a signal asked the run to stop. The checkpoints are saved.
     """
     streams = Streams(students[0].precision.device, several=len(students) > 1)
-    # position: (epoch, batch) that comes next. Checkpoints of several students may differ in it: start at the earliest
+    # a student's position is its next (epoch, batch). Students may resume at different positions; start at the earliest
     first_epoch, first_batch = min(student.position for student in students)
     epochs = range(first_epoch, config.epochs)
     with contextlib.closing(ProgressLine(config.epochs, not config.no_progress and world.is_main)) as line:
@@ -205,8 +205,8 @@ def train(
             streams.finish()  # waits for the device: `seconds` then includes its work, and the models can be read
             seconds = time.time() - started
             for student in learning:
-                # a student that diverged stops alone; this is checked only once per epoch, because reading a loss makes
-                # the host wait for the device
+                # if a student has diverged, only this student stops. Divergence is checked only once per epoch, because
+                # reading a loss makes the host wait for the device
                 with student.failing_alone():
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
@@ -235,7 +235,7 @@ def train(
 
 
 def train_step(student: Student, batch: Batch) -> None:
-    """Take one optimizer step on a batch, of which this rank has some rows; accumulate gradients over micro-batches.
+    """Take one optimizer step on this rank's rows of a batch; accumulate gradients over micro-batches.
 
     The loss of a micro-batch of b rows is weighted by b / B, where B is the number of rows of the batch on all ranks.
     The sum of the gradients over micro-batches and ranks is then the gradient of the mean loss over the batch, even if

@@ -4,8 +4,8 @@
         --teacher-checkpoint TEACHER.pth --mix-type cutmix --batch-size 50 --cos --epochs 300
 
 The training loop, losses and output files are those of train_FKD_parallel.py. With the same --fkd-seed and the same
-flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would have labelled. The
-student is then the same as one trained on stored labels, except that stored labels may be compressed.
+flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would label. Training on
+the stored labels of these images gives the same student, unless the labels are compressed.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     found = resolve_views(config, found, {})
-    # `auto` means `kept` here: top-k probabilities need no renormalising, because a live teacher gives all classes
+    # `auto` means `kept` here: a live teacher gives the logits of all classes, so nothing needs to be renormalised
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
     # run all checks before hours of training are spent

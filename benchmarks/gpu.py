@@ -302,8 +302,8 @@ def mps_daemon(day):
 def relabel(day):
     """Time relabel_FKD.py with each of its two image loaders; yield the labelled views per second.
 
-    Each loader relabels twice, with different numbers of epochs. The rate is computed from the difference in time,
-    which does not contain the start-up.
+    Each loader relabels twice, with different numbers of epochs. The rate is the number of additional views per
+    additional second, so the start-up does not count.
     """
     work = day.data()
     found = {}

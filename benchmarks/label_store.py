@@ -121,8 +121,9 @@ def measure(tar, packed, batches):
         batches: number of batches per epoch.
 
     Returns:
-        dict of medians: milliseconds per batch of each way to read, milliseconds to open a packed epoch, seconds to
-        open the packed folder, and `read_speedup`, the time of `torch.load` divided by the time of a packed read.
+        dict of medians: milliseconds per batch for each way to read, milliseconds to open a packed epoch, and seconds
+        to open the packed folder. The dict also holds `read_speedup`: the time of `torch.load` divided by the time of
+        a packed read.
     """
     tar_store, packed_store = open_labels(tar), open_labels(packed)
     packed_store.read(0, 0)
@@ -146,7 +147,7 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
     """Return random logits float32 [rows, CLASSES] that resemble a teacher's logits of cutmix images.
 
     In each row, two random classes and the classes similar to them have high logits. The similarity of two classes is
-    random and does not depend on their ids. Otherwise the stored ids of the largest logits would compress too well.
+    random and does not depend on their ids. If similar classes had similar ids, the stored ids would compress too well.
     """
     directions = torch.randn(CLASSES, 64, generator=torch.Generator().manual_seed(0)) / 8
     first, second = directions[torch.randint(CLASSES, (2, rows), generator=generator)]
@@ -161,7 +162,7 @@ def write_lpqld(folder: Path, pool: int) -> None:
     Each file has the same contents and dtypes as a file that LPQLD's code writes.
     """
     folder.mkdir()
-    # an epoch has at most 78 batches: 9,984 images, about as many as 10 images for each of 1,000 classes
+    # An epoch has at most 78 batches, or 9,984 images. This is close to a set of 1,000 classes with 10 images each.
     images_of_set = POOL_BATCH * min(pool, 78)
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)
     generator = torch.Generator().manual_seed(1)

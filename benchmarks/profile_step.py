@@ -7,8 +7,8 @@ graph, because the profiler sees a graph as a single kernel launch. --setting 50
 gradient accumulation steps. The time of an operator does not include the operators that it calls. Times are device
 times on CUDA, and host times on the CPU.
 
-Gaps are the wall-clock time of a step without the profiler minus the times of all operators. During a gap, a GPU waits
-for the host. A CUDA graph removes the gaps.
+The wall-clock time of a step is measured while the profiler is off. The time of the gaps is this wall-clock time, minus
+the times of all operators. During a gap, a GPU waits for the host. A CUDA graph removes the gaps.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from utils.data.replay import Normalise
 from utils.run.summary import versions
 from utils.training.precision import pick_device
 
-# kind of operator -> substrings of operator names; an operator has the first kind with a matching substring
+# kind of operator -> substrings of operator names; if substrings of several kinds match, the first kind counts
 KINDS = {
     "convolution": ("conv",),
     "batch norm": ("batch_norm",),
@@ -42,7 +42,7 @@ REPLAY = "replay"
 def make_batch(batch_size, images, precision):
     """Return a batch of `batch_size` views of random images; `images` is the number of images in device memory.
 
-    The views are cropped, flipped and mixed only when the attribute `images` of the batch is read for the first time.
+    The views are not cropped, flipped and mixed yet. The first access to `batch.images` does this.
     """
     device = precision.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)

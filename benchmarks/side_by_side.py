@@ -40,10 +40,10 @@ FULL = {"steps": 200, "warm_up": 20, "images": 10000}
 
 
 def serve(count: int, setting: dict, pipe: Connection) -> None:
-    """Train `count` students in a child process, as the parent process commands through `pipe`.
+    """Train `count` students in a child process, which receives orders from the parent process.
 
-    For each number received, every student takes that many training steps. The reply is (CPU seconds of this process,
-    peak bytes of reserved GPU memory). The function returns when it receives None.
+    Each order is the number of steps that every student takes. The reply to an order is (CPU seconds of this process,
+    peak bytes of reserved GPU memory). The order None ends the function.
 
     Args:
         count: number of students.

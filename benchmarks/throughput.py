@@ -100,7 +100,7 @@ def make_images(folder, count, classes=CLASSES):
 def once(folder, make, *arguments):
     """Create `folder` with `make(path, *arguments)` if it does not exist, and return it.
 
-    `path` is a temporary name, so that an interrupted call does not leave an incomplete folder under the final name.
+    The folder is made at a temporary `path`, then renamed. An interrupted call leaves no incomplete `folder`.
     """
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
@@ -162,7 +162,7 @@ class ReferenceDataset(Dataset):
 
 
 class Positions:
-    """Endless batch sampler over the stored epochs of labels, repeated in order.
+    """Batch sampler that visits the stored epochs of labels in order, and then starts again, without end.
 
     Each batch is a list of consecutive positions. Position p is row p % count of the labels of epoch p // count.
     """
@@ -285,7 +285,7 @@ class Repeated:
 
 
 def own_batches(loader, samples, setting, precision):
-    """Yield training batches without end from this project's loader `workers` or `resident` (argument `loader`)."""
+    """Yield training batches without end from the loader of this project that the row `loader` measures."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
@@ -338,12 +338,12 @@ def build_row(name, setting):
 
 
 def serve(name, setting, pipe):
-    """Measure a row of the table in a child process, as the parent process commands through `pipe`.
+    """Measure a row of the table in a child process, which the parent process controls through `pipe`.
 
-    For each number received, take that many training steps. The reply is (images per second, peak bytes of device
-    memory or None on the CPU). The function returns when it receives None.
+    For each number received, take that many training steps and send (images per second, peak bytes of device memory).
+    On the CPU, the second value is None. If None is received instead of a number, return.
     """
-    # this process was spawned, and would also spawn its data workers; let them start by Python's default method
+    # a spawned process like this one would also spawn its data workers; choose Python's default start method instead
     set_start_method(None, force=True)
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"

@@ -43,7 +43,7 @@ def herd(features: torch.Tensor, number: int) -> list[int]:
 
 @torch.no_grad()
 def features_of(samples: list[tuple[str, int]], checkpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (penultimate features of the teacher [N, 512], scaled to unit length; classes [N]) of all images."""
+    """Return the teacher's penultimate features [N, 512], scaled to unit length, and the classes [N] of the images."""
     device = pick_device("auto")
     precision = Precision("fp32", device)
     teacher = build_teacher("resnet18", checkpoint).to(device)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data._utils import fetch
 
-# name of the attribute that stores PyTorch's original fetch method on the patched one
+# the patched fetch method stores PyTorch's original method in an attribute of this name
 ORIGINAL = "original"
 
 

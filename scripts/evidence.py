@@ -108,7 +108,7 @@ def check(settings: Settings) -> None:
 
 
 def cksum(data: bytes) -> str:
-    """Return the checksum of `data` by the tool cksum, as text "CRC-length".
+    """Return the output of the program cksum for `data`, as text "CRC-length".
 
     The format must not change: commands contain these checksums, and the commands of finished runs are compared as
     text.

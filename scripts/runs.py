@@ -15,7 +15,7 @@ SIGTERM and SIGUSR1 on to all running processes, which save their state and exit
 
     PLAN=plan.txt RUNS_DIR=… GPUS=… python scripts/runs.py [flags]
 
-This form reads the runs from a plan, for example from that of scripts/evidence.py. Each line of a plan has a name, a
+This form reads the runs from a plan file; scripts/evidence.py writes such a file. Each line of a plan has a name, a
 tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
 to the command: --no-progress, then --resume or --overwrite, then [flags].
 
@@ -56,10 +56,10 @@ SETTINGS = (
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
-# Longest wait for a process or thread, in seconds; waits are repeated. Python handles a signal that arrives just before
-# a wait only after the wait, so waits must be short.
+# Longest wait for a process or thread, in seconds; waits are repeated. If a signal arrives just before a wait, Python
+# handles the signal only after the wait. So waits must be short.
 PATIENCE = 0.5
-SOME_FAILED = 123  # exit code if some runs failed; xargs, which earlier releases used, exits with the same code
+SOME_FAILED = 123  # exit code if some runs failed; earlier releases used xargs and had the same exit code
 
 
 class RunsError(Exception):
@@ -94,7 +94,7 @@ class Line:
 def quoted(text: str) -> str:
     """Return `text` in quotes for sh.
 
-    The style of the quotes must not change, because commands are compared as text with those of finished runs.
+    The style of the quotes must not change: a plan's command must equal the stored command of a finished run exactly.
     """
     return "'" + text.replace("'", "'\\''") + "'"
 
@@ -105,7 +105,7 @@ def folders_of(text: str) -> list[str]:
 
 
 def last_name(folder: str) -> str:
-    """Return the last component of a folder's path, which serves as the folder's name in names of runs."""
+    """Return the last component of a folder's path; the names of runs contain it."""
     return os.path.basename(folder.rstrip("/"))
 
 
@@ -157,13 +157,13 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split the seeds of each line into groups, and return a line for each group, to be trained by one process.
+    """Split each line of a plan into lines with fewer seeds; one process trains all seeds of such a line.
 
     Args:
         plan: lines of the plan.
-        jobs: number of processes that run at the same time. To give work to every process, a group has at most
+        jobs: number of processes that run at the same time. To give work to every process, such a line has at most
             (number of all runs in the plan) / jobs seeds, rounded up.
-        most: maximum number of seeds in a group.
+        most: maximum number of seeds in such a line.
     """
     runs = sum(len(line.runs) for line in plan)
     size = max(1, min(-(-runs // jobs), most))
@@ -334,7 +334,7 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # ask every thread: `result` raises Stopped if a signal ended its run, even after another run has failed
+        # get every result before `all` stops at a failed run: if a signal stopped a run, its `result` raises Stopped
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 
@@ -349,7 +349,7 @@ class Runs:
         if not left:
             return True
         seeds = [seed for seed in line.seeds or () if f"{line.name}-seed{seed}" in left]
-        gpu = self.free_gpus.get()  # never blocks, since there are no more threads than GPUs
+        gpu = self.free_gpus.get()  # never blocks: there are as many GPUs as threads
         try:
             if len(left) > 1:
                 return self.run_side_by_side(line, seeds, gpu)

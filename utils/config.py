@@ -33,14 +33,14 @@ TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
 JOINT_LOSSES = ("dist",)
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
-STEP_FLOOR = 2.0  # --temperature-schedule step never goes below this temperature
+STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Before the centre crop of S pixels, validation images are resized to 256/224 · S pixels if S is at least this number,
-# otherwise to S pixels, as in the code of the papers.
+# Validation images are resized before their centre of S pixels is cropped. If S is at least this number, they are
+# resized to 256/224 · S pixels; if S is smaller, they are resized to S pixels. The code of the papers does the same.
 MAGNIFIED_FROM = 128
 
 # PRISM's teacher ensembles: student -> (teachers in the order of PRISM's relabel code, rule that combines their logits)
@@ -139,7 +139,7 @@ RESULT = Meaning(resume=True, report=True)
 ONE_RUN = Meaning(resume=True, report=False)
 # for settings that may change when a run is resumed, but must agree between the runs of one group in a report
 ONE_GROUP = Meaning(resume=False, report=True)
-# for settings that are never compared: they do not change the final metrics, or another setting records the effect
+# for settings that are never compared: they do not change the final metrics, or another setting records their effect
 NEUTRAL = Meaning(resume=False, report=False)
 
 
@@ -155,8 +155,7 @@ class Flag:
             `batch_size`. A name without leading dashes makes a positional argument.
         choices, nargs, const, required: arguments of argparse's `add_argument`.
         repeats: whether the flag may be given several times, so that its value is the list of all given values.
-        earlier: value that runs of older releases, which lacked the setting, are assumed to have; None if no value is
-            assumed.
+        earlier: value assumed for runs of older releases, which did not have this setting yet; None: no assumed value.
     """
 
     help: str
@@ -176,7 +175,7 @@ class Flag:
         Args:
             parser: the argparse parser, or one of its argument groups.
             name: name of the dataclass field, under which argparse stores the value.
-            default: value without the flag. If it is False, the flag takes no value and sets the field to True.
+            default: value if the flag is not given. If it is False, the flag takes no value and sets the field to True.
         """
         names = self.names or (f"--{name.replace('_', '-')}",)
         help_text = self.help.replace("%", "%%")
@@ -203,8 +202,8 @@ def typed(value: Any) -> str:
 def flag(default: Any, help: str, kind: Kind = TEXT, meaning: Meaning = NEUTRAL, **options: Any) -> Any:
     """Return a dataclass field for a setting that is a command-line flag.
 
-    The field's metadata holds a `Flag` with `help`, `kind`, `meaning` and `options`, which are further attributes of
-    `Flag`.
+    The field's metadata holds a `Flag` with the given `help`, `kind` and `meaning`. The `options` set other attributes
+    of the `Flag`.
     """
     return field(default=default, metadata={"flag": Flag(help, kind, meaning, **options)})
 
@@ -215,8 +214,7 @@ def finding(default: Any, meaning: Meaning, earlier: Any = None) -> Any:
     Args:
         default: default of the field.
         meaning: whether a changed value prevents resuming a run, and whether reports compare the value.
-        earlier: value that runs of older releases, which lacked the setting, are assumed to have; None if no value is
-            assumed.
+        earlier: value assumed for runs of older releases, which did not have this setting yet; None: no assumed value.
     """
     return flag(default, "", meaning=meaning, earlier=earlier)
 
@@ -281,7 +279,7 @@ class CommandConfig:
                 item.metadata["flag"].add_to(place, item.name, item.default)
 
     def resolved(self: Config) -> Config:
-        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+        """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
 
         A subclass overrides this method if its command needs checks or has defaults of this kind.
 
@@ -583,7 +581,7 @@ class OptimizerFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class HardFlags(Group):
-    """Flags for epochs on hard labels, which a run inserts in the middle of its epochs on soft labels (HALD)."""
+    """Flags for the hard-label epochs that a run inserts in the middle of its soft-label epochs (HALD)."""
 
     title = "hard epochs"
 
@@ -723,7 +721,7 @@ class TeacherFlags(Group):
 
         Returns:
             (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
-            per teacher. A weight file is None if the teacher has pretrained weights. `weights_of` returns the names.
+            per teacher. A weight file is None if the teacher has pretrained weights. The names come from `weights_of`.
 
         Raises:
             InputError: flags contradict each other.
@@ -743,18 +741,19 @@ class TeacherFlags(Group):
         return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
 
     def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Assign the pretrained weights that --weights names to the teachers without a weight file.
+        """Return the name of each teacher's pretrained weights.
+
+        The names in --weights belong, in order, to the teachers that have no weight file.
 
         Args:
             names: models of the teachers.
             files: weight file of each teacher; None for pretrained weights.
 
         Returns:
-            one item per teacher: the name of its pretrained weights. The item is None if the teacher has a weight
-            file, or if --weights was not given.
+            one item per teacher: a name, or None if the teacher has a weight file or --weights was not given.
 
         Raises:
-            InputError: --weights was given, but not once for each teacher without a weight file.
+            InputError: --weights gives too many or too few names for the teachers without a weight file.
         """
         asked = self.weights or [None] * files.count(None)
         if len(asked) != files.count(None):
@@ -871,7 +870,7 @@ class TrainConfig(
         }
 
     def resolved(self: "TrainConfigType") -> "TrainConfigType":
-        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+        """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -1012,7 +1011,7 @@ class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
     prefix = "kd-"
 
     def resolved(self) -> "KDConfig":
-        """Check that the flags fit together; return a config with the defaults that depend on other flags filled in.
+        """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -1274,8 +1273,8 @@ class Findings:
         teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: setting name -> digest as earlier releases computed it, to compare with the digest in an old
-            checkpoint. `settings` omits this field.
+        earlier: setting name -> digest, computed in the way of earlier releases. It is compared with the digest in an
+            old checkpoint. `settings` omits this field.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1301,7 +1300,7 @@ class Findings:
     earlier: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Return a dict of name -> value of all these settings, except `earlier`."""
+        """Return a dict of field name -> value. It has all fields except `earlier`."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "earlier"}
 
 
@@ -1325,7 +1324,7 @@ def default_val_resize(input_size: int) -> int:
 def resolve_views(
     config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
 ) -> Findings:
-    """Choose input size, mean and standard deviation of the images, and --val-resize if the command trains.
+    """Choose input size, mean and standard deviation of the images. For training, also choose --val-resize.
 
     For each setting, the flag comes first, then the value that the labels state, then a default. The labels state no
     --val-resize; its default is `default_val_resize`.
@@ -1333,7 +1332,7 @@ def resolve_views(
     Args:
         config: the flags; a flag that was not given is None.
         found: the settings that were derived before.
-        stated: name -> value of the settings that the labels state, out of `input_size`, `mean` and `std`.
+        stated: settings that the labels state, as name -> value. Only `input_size`, `mean` and `std` are used.
         labels: the label folder, for error messages.
 
     Returns:

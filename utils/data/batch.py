@@ -110,8 +110,8 @@ class LiveTeacher:
         """Yield the batches of an epoch, from `first_batch` on, with the teacher's logits as soft labels.
 
         Raises:
-            InputError: a logit is not finite. All logits are checked at the end of the epoch, because a check
-                synchronises with the device.
+            InputError: a logit is not finite. The check waits for the device, so all logits are checked together at
+                the end of the epoch.
         """
         finite = []
         for batch in self.batches.epoch(epoch, first_batch):
@@ -123,6 +123,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError unless all logits of a teacher are finite, as the bool tensor `finite` says."""
+    """Raise InputError if the bool tensor `finite` is False, which means that a teacher's logit is not finite."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

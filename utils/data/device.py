@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels, which shares the images that are on the device.
 
-        An epoch's labels are uploaded in parts. The new object has no more parts per epoch than this object.
+        An epoch's labels are uploaded in parts. The new object uses at most as many parts as this object.
 
         Args:
             dataset: `ViewDataset` of the same images.
@@ -181,7 +181,7 @@ class DeviceBatch(Batch):
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
 
     def ready(self) -> Batch:
-        """Return a plain `Batch` with the finished images, so that several students do not each compute the images."""
+        """Return a plain `Batch` with the finished images, so that they are computed once for all students."""
         return Batch(self.images, self.soft_labels, self.targets, self.parts)
 
     def tensors(self) -> StepTensors:
@@ -189,7 +189,7 @@ class DeviceBatch(Batch):
         return self.geometry, self.mixing, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
-        """Return a new batch made of the given tensors; their order is that of the result of `self.tensors()`."""
+        """Return a new batch made of `tensors`. They must have the same order as the tensors from `self.tensors()`."""
         geometry, mixing, *soft_labels = tensors
         return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
 

@@ -45,13 +45,13 @@ class ImageSet:
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; return its classes (sorted by name) and image files.
 
-    Symbolic links are followed, except links to a folder that contains the link. These are skipped: files that are not
-    images, hidden files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS. The
-    log names some of the skipped files.
+    Symbolic links are followed, unless a link leads to one of its own parent folders. These are skipped: files that are
+    not images, hidden files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS.
+    The log names some of the skipped files.
 
     Args:
         path: the folder.
-        flag: the command-line flag that gave the path, for error messages.
+        flag: the command-line flag that gave the path; error messages mention it.
 
     Raises:
         InputError: `path` is not a folder, cannot be read, has no sub-folders, or has a sub-folder without images. The
@@ -95,7 +95,7 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
         return status.st_dev, status.st_ino
 
     found: list[tuple[str, list[str]]] = []
-    # folders that are still to be scanned, as pairs: path, and the set of (device, inode) of its parent folders
+    # (path, parents) of each folder that is still to be scanned; parents: (device, inode) of each folder above it
     waiting = [(folder, frozenset([identity_of(root)]))]
     while waiting:
         folder, parents = waiting.pop()
@@ -186,7 +186,7 @@ def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
 
 
 def why_undecodable(error: Exception) -> str:
-    """Return the reason why PIL could not decode a file, for an error message that already names the file."""
+    """Return the reason why PIL could not decode a file, as a part of an error message."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or of a type that PIL does not know"
     if isinstance(error, OSError) and error.strerror:
@@ -197,8 +197,8 @@ def why_undecodable(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
-    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself reduces 16-bit
-    colours in this way. If 8-bit values were multiplied by 256 or 257 to get 16 bits, the high byte restores them.
+    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself also reduces
+    16-bit colours to the high byte. The high byte restores 8-bit values that were multiplied by 256 or 257.
 
     Raises:
         ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or they are 16-bit grey values

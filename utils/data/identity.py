@@ -49,8 +49,8 @@ class KnownImages:
         """Return a clause that describes how the images of the folder differ from other images; None if they are equal.
 
         Args:
-            stored: digests of the images to compare with.
-            of: `labels` or `run`: what the other images belong to, for the wording of the clause.
+            stored: digests of the other images.
+            of: owner of the other images, `labels` or `run`. The clause names the owner.
         """
         return find_differences(stored, self.digests, self.names, of)
 
@@ -84,7 +84,7 @@ def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
-    """Return two digests of each image, of its file and of its pixels; a pool of threads computes them.
+    """Return the file digest and the pixel digest of each image; a pool of threads computes them.
 
     Args:
         samples: list of (path, class).

@@ -19,8 +19,8 @@ from utils.system.files import atomic_file
 
 SHOWN = 16  # number of augmented images in a preview picture, four per row
 ASK_SECONDS = 3  # time limit for a live teacher that labels some images before training, as a check
-ASK_EPOCHS = 30  # in that check, the teacher labels images of at most this many epochs
-NAME_WIDTH = 16  # longest class name in characters, so that two names fit above an image of the preview
+ASK_EPOCHS = 30  # maximum number of epochs whose images a live teacher labels in the check before training
+NAME_WIDTH = 16  # class names are cut to this length, because two of them must fit above an image of the preview
 
 
 def ask_teacher(
@@ -114,7 +114,7 @@ class Preview:
         self.logits = None if logits is None else logits[:n].float().cpu()
 
     def draw(self, path: Path, names: list[str]) -> None:
-        """Write a picture of the augmented images, each below its classes and the teacher's top 3 classes.
+        """Write a picture of the augmented images. The text above each image is its `caption`.
 
         Args:
             path: PNG file to write; its folder is created.

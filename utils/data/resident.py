@@ -58,7 +58,7 @@ class ResidentBatches:
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":
-        """Return a `ResidentBatches` for a `ViewDataset` of the same images with other labels; do not decode again."""
+        """Return a `ResidentBatches` that shares the decoded images and reads the views and labels of `dataset`."""
         other = copy(self)
         other.source, other.batches_per_epoch = dataset.source, dataset.source.batches_per_epoch
         return other

@@ -19,7 +19,7 @@ HOST = torch.device("cpu")
 
 
 class CentreCrops(Dataset):
-    """Dataset of validation images: the shorter side is resized to `resize` pixels, then the centre S x S is cropped.
+    """Dataset of validation images. The shorter side is resized to `resize` pixels. The central S x S pixels are kept.
 
     An item is (image uint8 [S, S, 3], class, digest). While the attribute `digesting` is True, the digest is an int64
     hash of the decoded pixels and the class; otherwise it is 0.

@@ -65,7 +65,7 @@ class ViewDataset(Dataset):
         self.labels: Views  # labels of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """Return (epoch, batch in the epoch, row in the batch) of a position, which counts through all epochs."""
+        """Return (epoch, batch in the epoch, row in the batch) of a view; `position` is its number in the whole run."""
         number, slot = divmod(position, self.source.batch_size)
         return *divmod(number, self.source.batches_per_epoch), slot
 
@@ -132,7 +132,7 @@ class Positions:
 
 def start_worker(_worker_id: int) -> None:
     """Prepare a worker process: patch its PyTorch, ignore signals that the parent handles, exit with the parent."""
-    gc.freeze()  # leave the parent's objects alone: garbage collection would copy their memory pages
+    gc.freeze()  # exclude the parent's objects from garbage collection, which would copy their memory pages
     fetch_patch.apply()
     prepare_worker()
     # end the worker if its queue thread cannot send a batch; by default, Python would drop the batch or retry for

@@ -4,8 +4,8 @@ Two images may be mixed in one view. The teacher should predict the class of the
 check reads about 30 views per class and searches for three faults:
 
 * **Permuted classes.** The teacher predicts class B for the images of folder A, and the pairs (A, B) form a cycle: two
-  classes are swapped, or more than two are permuted. The images of each class are split into two halves. A cycle counts
-  only if both halves show it. A sign test then counts for how many images the teacher prefers the wrong class to the
+  classes are swapped, or more than two are permuted. The images of each class are split into two halves. Both
+  halves must show the cycle. A sign test then counts the images for which the teacher prefers the wrong class to the
   class of the folder. A weak teacher may mistake class A for class B, but seldom also B for A.
 * **Shifted image numbers.** All image numbers are wrong by the same small offset, for example because an image was
   deleted. The teacher then predicts the neighbouring class for the images at the border between two classes, but not
@@ -40,7 +40,7 @@ VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_00
 DOMINANT = 2 / 3
 # p-value of a fault below which labels are refused, and p-value below which a warning is logged
 REFUSED, DOUBTED = 1e-3, 0.2
-# The sign test is reliable from this number of images per class on: each half of a class then holds two or more.
+# The sign test is reliable if each class has at least this number of images, two in each half.
 FEWEST_IMAGES = 4
 # An open chain is a cycle of permuted classes in which some classes were not recognised. Open chains count only if
 # they hold at least this number of classes in total, because fewer classes may form chains by coincidence.
@@ -77,9 +77,10 @@ class Agreement:
         share: fraction of views, in [0, 1], for which the teacher predicts the class of the image's folder.
         chance: the fraction that guessing would give, 1 / C.
         views, images: number of compared views, and number of compared images.
-        worst: (class, share of its views) of each class whose share is below a quarter of `share`, worst first.
+        worst: (class, share within this class) for the classes with the lowest shares, worst first. A class is listed
+            if its share is below a quarter of `share`; no class is listed if `share` is at most 4 times `chance`.
         fault: text that names the fault and the remedy, for an error or a warning; None if no fault was detected.
-        certain: whether the fault cannot be a coincidence. If False, the fault is only a suspicion.
+        certain: True if the fault is an error; False if it is only a suspicion, which leads to a warning.
     """
 
     share: float
@@ -274,7 +275,7 @@ def permutation_of(
         (text that names the permuted classes, or None if there are none; p-value of the permutation).
     """
     present, place = own.unique(return_inverse=True)
-    # split the images of each class into two halves: its images get 0 and 1 in turn
+    # split the images of each class into two halves: the first image goes to half 0, the second to half 1, and so on
     turn = torch.zeros_like(own)
     for f in range(len(present)):
         rows = place == f
@@ -286,11 +287,11 @@ def permutation_of(
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # folders that at least one half assigns to a wrong class; if only one half does, a cycle becomes an open chain
+    # Folders that one or both halves assign to a wrong class. If the halves disagree, the cycle is only an open chain.
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    # number of classes that the teacher mistakes for another class, but that are in no cycle and in no chain
+    # number of folders in `agreed` that belong to no group: the teacher mistakes their class for another class
     one_way = len(agreed) - sum(map(len, groups))
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []
@@ -319,9 +320,9 @@ def permutation_of(
 
 
 def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
-    """Find the folders most of whose images get the same wrong class, and return {folder: this class}.
+    """Return {folder: wrong class} for each folder where more than half of the images get the same wrong class.
 
-    An image gets the class with its largest score. Most of the images means more than half.
+    An image gets the class with its largest score.
 
     Args:
         scores: float32 [n, C], mean scores of n images.
@@ -340,7 +341,7 @@ def elsewhere(scores: torch.Tensor, own: torch.Tensor, present: torch.Tensor) ->
 def best_assignment(scores: torch.Tensor, place: torch.Tensor, present: torch.Tensor) -> dict[int, int]:
     """Assign folders to distinct classes so that the sum of their mean scores is as large as possible.
 
-    Only folders that have a higher mean score for another class than for their own take part.
+    A folder takes part only if its highest mean score is for a class other than its own.
 
     Args:
         scores: float32 [n, C], scores of n images.
@@ -376,8 +377,8 @@ def assign(gain: np.ndarray) -> np.ndarray:
     """
     cost, (rows, columns) = -gain, gain.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    # The row to which each column is assigned. Rows and columns count from 1 here. Row 0 means that the column is free,
-    # and column 0 is the start of each path.
+    # Row to which each column is assigned; 0 if the column is free. Rows and columns are numbered from 1 here. Column 0
+    # is the start of each path.
     owner = np.zeros(columns + 1, dtype=np.int64)
     for row in range(1, rows + 1):
         owner[0], here = row, 0

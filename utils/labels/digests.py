@@ -6,8 +6,8 @@ has the same pixels, but other bytes. A JPEG that another library decodes has th
 The digests of the images are in the file `images.safetensors` in the folder of the labels. It holds two digests (8-byte
 blake2b) of each of N images, in the order of the image numbers:
 
-* `pixel_digests`, uint8 [N, 8], of the text `WIDTHxHEIGHT` and the decoded RGB bytes, row by row,
-* `file_digests`, uint8 [N, 8], of the bytes of the image file.
+* `pixel_digests`, uint8 [N, 8]: digests of the text `WIDTHxHEIGHT` followed by the decoded RGB bytes, row by row.
+* `file_digests`, uint8 [N, 8]: digests of the bytes of the image files.
 
 Packed labels state the settings of relabelling (`input_size`, `mean`, `std`, `classes` and the teachers) in a manifest.
 Unpacked labels have no manifest, so their `images.safetensors` has these settings as JSON in the metadata entry
@@ -275,13 +275,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[str], of: str = "labels") -> str | None:
-    """Compare the image digests that labels or a run stored with the digests of the images that are in a folder now.
+    """Compare stored image digests with the digests of the images that are in a folder now.
 
     Args:
-        stored: digests that the labels or the run stored.
+        stored: digests stored by labels or by a run.
         found: digests of the images in the folder.
         names: path of each image in the folder, relative to the folder.
-        of: who stored the digests: `labels` or `run`. The returned text names the owner.
+        of: owner of the stored digests, `labels` or `run`. The returned text names the owner.
 
     Returns:
         None if all images are the same; otherwise a text that says how they differ. The text is part of a sentence

@@ -21,8 +21,8 @@ class Format(NamedTuple):
     open: Callable[..., LabelStore]  # called with (path, fkd_seed, verify)
 
 
-# A folder is opened with the first format whose test it passes. Every folder passes the last test. TarStore therefore
-# also gets folders without labels, and reports the missing files.
+# A folder is opened with the first format whose test it passes. Every folder passes the test of TarStore, the last one.
+# If a folder holds no labels at all, TarStore reports the missing files.
 FORMATS = [
     Format(lambda path: (path / MANIFEST).exists(), PackedStore),
     Format(is_hald, HaldStore),

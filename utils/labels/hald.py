@@ -91,8 +91,8 @@ class HaldStore(LabelStore):
         """Read an epoch and return its batches, with the image numbers filled in.
 
         Raises:
-            InputError: the file does not match the first epoch and the list of images: its batches have other numbers
-                of rows or classes, or another type of mixing.
+            InputError: the numbers of rows in the batches contradict the list of images; or the number of classes or
+                the type of mixing differs from the first epoch.
         """
         if epoch in self.opened:
             return self.opened[epoch]

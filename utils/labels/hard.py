@@ -11,7 +11,7 @@ from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-# added to the seed, so that hard-label epochs do not repeat the crops of soft labels made with the same seed
+# added to the seed; otherwise, epochs with hard labels would repeat the crops of soft labels with the same seed
 SEED_APART = 104_729
 
 
@@ -32,7 +32,7 @@ class Phases:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Phases":
-        """Return the order of epochs that a run's settings `epochs` and `hard_epochs` imply."""
+        """Return the `Phases` of a run, from its settings `epochs` and `hard_epochs`."""
         return cls(config.epochs, config.hard_epochs or 0)
 
     @property
@@ -60,10 +60,10 @@ class Phases:
 
 
 class HardViews(DrawnViews):
-    """Batches of random views with hard labels: mixed and smoothed class labels replace a teacher's soft labels.
+    """Batches of random views with hard labels. A hard label is a mixed and smoothed class label; no teacher is used.
 
     Epoch 0 is the first epoch with hard labels. Views are mixed by cutmix, as in timm's `Mixup` in batch mode: row i
-    is mixed with row B - 1 - i. In the label of a row, each of the two classes is weighted by the area of its image.
+    is mixed with row B - 1 - i. The label of a row mixes the classes of its two images in proportion to their areas.
     All batches have an even number of rows. If the number of images is odd, each epoch leaves one image out.
 
     Args:

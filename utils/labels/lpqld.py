@@ -39,7 +39,7 @@ def kind_of(answers: Answers) -> str:
 
 
 def highest_class(answers: Answers) -> int:
-    """Return the highest class that has a logit in `answers`: C - 1, or the highest class id of a `TopK`."""
+    """Return the highest class that has a logit: C - 1 if all logits are stored, else the highest id in the `TopK`."""
     return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
 
 
@@ -106,7 +106,7 @@ class FlatStore(LabelStore):
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Return the number of rows of a batch, one for each image that the JSON file lists."""
+        """Return the number of rows of a batch, which is the number of its images in the JSON file."""
         return len(self.images[self._place(epoch, batch)])
 
     def name(self, epoch: int, batch: int) -> str:

@@ -177,7 +177,7 @@ class PackedStore(LabelStore):
     def batches(self, epoch: int) -> int:
         """Return the number of batches of a stored epoch.
 
-        Labels of LPLD and LPQLD are one long list of batches, cut into epochs; their last epoch may have fewer.
+        Labels of LPLD and LPQLD are one long list of batches, cut into epochs. The last epoch may have fewer batches.
         """
         return math.ceil(rows_of(self.manifest, epoch) / self.batch_size)
 
@@ -375,9 +375,9 @@ class PackedWriter:
             raise InputError(f"{where}: {clause}; {remedy}")
 
     def finish(self) -> None:
-        """Add the digests of epoch files that the manifest does not list yet, and write the manifest.
+        """Add missing digests of epoch files to the manifest, and write the manifest.
 
-        A file is not listed yet if another process wrote it, or if a process was killed before it could list the file.
+        A digest is missing if another process wrote the file, or if a process was killed before it added the digest.
         """
         for epoch in range(self.manifest["epochs"]):
             name = epoch_name(epoch)
@@ -394,7 +394,7 @@ class PackedWriter:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return the epochs below `epochs` that the manifest does not list yet, in ascending order."""
+        """Return, in ascending order, the epochs from 0 to `epochs` - 1 that the manifest does not list yet."""
         return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:

@@ -154,7 +154,7 @@ def keep_largest(logits: torch.Tensor, k: int) -> TopK:
 
 
 def keep_fewer(answers: TopK, k: int | None) -> TopK:
-    """Reduce a `TopK` to the k largest logits of each row. If k is None, or if there are at most k, change nothing.
+    """Reduce a `TopK` to the k largest logits of each row. Change nothing if k is None or rows have at most k logits.
 
     A reduced `TopK` no longer holds mean and variance of the other logits.
     """

@@ -29,9 +29,9 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 # Entries that older manifests lack, and the values that are assumed if they are missing.
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
-    "label_order": STORED,  # order of batches in the training code of the project that made the labels
-    # None if batches are grouped into epochs, else (LPLD, LPQLD) the number of stored batches. In the latter case, all
-    # batches must be full and must state their image numbers.
+    "label_order": STORED,  # default order of the batches in training, see `LabelStore`
+    # None for labels whose batches are grouped into epochs. For labels of LPLD and LPQLD, the number of stored batches:
+    # all of these batches must be full and must state their image numbers.
     "batches": None,
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,
@@ -52,8 +52,7 @@ def digest_of_names(names: Sequence[str]) -> str:
 def digest_of_draws(policy: ViewPolicy) -> str:
     """Return a digest of sample views that are drawn from `policy`.
 
-    If the digest differs from the one in a manifest, the installed numpy draws other views than the numpy that made the
-    labels.
+    If the digest differs from the digest in a manifest, the installed version of numpy cannot redraw the labels' views.
     """
     partner, lam, mix_box = policy.draw_mix(1, 2, 16)
     crops = policy.crops(policy.draw_crops(1, 2, 16), np.array([[97, 131]] * 16)).tolist()

@@ -55,7 +55,7 @@ class Shape(NamedTuple):
         mix_type: `cutmix`, `mixup` or `none`.
         has_views: whether the file holds crops, flips and mixes.
         has_index: whether the file holds image numbers.
-        has_rest: whether mean and variance of the dropped logits are stored, if k < C.
+        has_rest: for k < C, whether mean and variance of the dropped logits are stored.
         version: version of the packed format.
     """
 

@@ -22,7 +22,7 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of
 from utils.system.safe_load import load_archive, save_archive
 
-ORDER = "sampler_indices_epoch.json"  # file of LPLD that lists the images of each epoch in order, {"EPOCH": [image, …]}
+ORDER = "sampler_indices_epoch.json"  # LPLD's file with the images of each epoch in order: {"EPOCH": [image, …]}
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 

@@ -50,7 +50,7 @@ class LabelStore(ABC):
 
     Attributes:
         path: the label folder.
-        fkd_seed: seed of random orders. If the labels do not state image numbers, it determines the order of images.
+        fkd_seed: seed that determines the order of images, if the labels do not state image numbers.
         dialect: name of the format.
         answers: kind of the stored values: `logits`, or `probabilities`. In the second case, `BatchLabels.logits` holds
             the logs of the probabilities.

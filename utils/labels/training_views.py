@@ -25,9 +25,9 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
 
     Args:
         order: SAMPLED or SHUFFLED. With SAMPLED (LPLD, LPQLD), each epoch draws anew from all stored batches, without
-            replacement. With SHUFFLED (HALD), successive epochs read on in a shuffled list of all stored batches. After
-            the end of the list, a newly shuffled list follows. If `stored` is a multiple of `wanted`, the order is the
-            same as in HALD's own training code.
+            replacement. With SHUFFLED (HALD), all stored batches form a shuffled list, and each epoch starts where the
+            previous epoch stopped. After the end of the list, a newly shuffled list follows. If `stored` is a multiple
+            of `wanted`, the order is the same as in HALD's own training code.
         seed: seed of the random order.
         epoch: epoch of training, from 0.
         stored: number of stored batches.
@@ -129,7 +129,7 @@ class TrainingViews(Generic[Source]):
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:
-        """Return the path of the label file that a training batch reads, for error messages."""
+        """Return the path of the label file that holds a training batch. Error messages show this path."""
         return self._labels.file(*self.place(epoch, batch))
 
     def parts(self, epoch: int, batch: int) -> Parts | None:
@@ -161,8 +161,8 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
         rows: int64 [own], numbers of the rows to keep, ascending.
 
     Returns:
-        a batch of the same class with K rows, mix partners included. Its `logits` have only the first `own` rows. Its
-        `mix.partner`, int64 [K], is valid only for the first `own` rows.
+        a batch of the same type as `views`. It has K rows, mix partners included. Its `logits` have only the first
+        `own` rows. Its `mix.partner`, int64 [K], is valid only for the first `own` rows.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -174,7 +174,7 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        # the entries of added mix partners are meaningless: their own partners may be missing from the result
+        # only the first `own` entries are valid; the others belong to added mix partners, which are not mixed
         partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:

@@ -29,9 +29,9 @@ class TopK(NamedTuple):
             num_classes: C.
             temperature: T, the temperature of the softmax that the caller will apply.
             renormalise: whether dropped classes get the logit -inf and thus probability 0 (marginal re-normalisation,
-                LPQLD). If False, they get the logit mean + variance / (2 T), with the mean and variance in `rest`. This
-                approximates their total probability up to the second moment of their logits. If `rest` is None, they
-                always get -inf.
+                LPQLD). If False, dropped classes get the logit m + v / (2 T), with mean m and variance v from `rest`.
+                This approximates the total probability of the dropped classes to second order. If `rest` is None,
+                dropped classes get -inf in both cases.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -48,7 +48,7 @@ Answers = torch.Tensor | TopK  # the logits of a batch: all logits [B, C], or th
 
 
 def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]) -> Answers | None:
-    """Apply `change` to the logits, or to every tensor of a `TopK`; return the result, or None for None."""
+    """Apply `change` to the logits, or to every tensor of a `TopK`. Return None if `answers` is None."""
     if isinstance(answers, TopK):
         rest = None if answers.rest is None else change(answers.rest)
         return TopK(change(answers.values), change(answers.classes), rest)
@@ -99,7 +99,7 @@ class Mix(NamedTuple):
         return "none" if self.lam is None else "mixup"
 
     def own_share(self, size: int) -> float:
-        """Return which fraction, in [0, 1], of a view of `size` x `size` pixels comes from the row's own image."""
+        """Return the share of the row's own image in a view of `size` x `size` pixels, from 0 to 1."""
         if self.box is not None:
             y1, x1, y2, x2 = self.box
             return 1 - (y2 - y1) * (x2 - x1) / size**2

@@ -58,10 +58,10 @@ class ViewPolicy:
     def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Turn random numbers into crops: int64 [R, 5], (top, left, height, width, flip) of each row.
 
-        The distribution is that of torchvision's RandomResizedCrop and RandomHorizontalFlip. Each attempt draws the
-        crop's area, a fraction of the image's area in [min_scale, max_scale], and its aspect ratio in [3/4, 4/3]
-        (log-uniform). The first attempt that fits into the image is used. If none of CROP_ATTEMPTS fits, the crop is
-        the largest central one whose aspect ratio is allowed.
+        The distribution is that of torchvision's RandomResizedCrop and RandomHorizontalFlip. Each attempt draws
+        an area and an aspect ratio. The area is in [min_scale, max_scale], as a fraction of the image's area. The
+        aspect ratio is in [3/4, 4/3], log-uniform. The first attempt that fits into the image is used. If none of
+        CROP_ATTEMPTS fits, the crop is the largest central one whose aspect ratio is allowed.
 
         Args:
             draws: float64 [R, CROP_DRAWS], uniform in [0, 1).
@@ -106,9 +106,9 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 class ReferenceOrder:
     """The order of images in SRe2L's code, for labels that do not state image numbers.
 
-    SRe2L iterates over one `RandomSampler` of the N images, once per epoch from epoch 0 on. --fkd_seed seeds the
-    sampler's random generator, and each epoch advances it. This class returns the order of any epoch, in any sequence
-    of calls.
+    In SRe2L, one `RandomSampler` draws the order of the N images for every epoch, from epoch 0 on. Its random generator
+    is seeded with --fkd_seed only once, so the order of an epoch depends on all earlier draws. Here, epochs may be
+    requested in any sequence.
     """
 
     def __init__(self, num_images: int, seed: int):

@@ -28,10 +28,10 @@ class Finding:
         group: runs on the image set.
         random: runs on random real images. The settings agree with those of `group`, except for images and labels.
         improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
-        recovery: `hard_label_recovery` over seeds, in percentage points; None if --full-data gives no top-1 for the
-            student, or if there is not exactly one group with hard labels on these images.
-        score: `label_robust_score` in percent, over the common seeds of `improvement` and `recovery`; None if there are
-            none.
+        recovery: `hard_label_recovery` over seeds, in percentage points. None if --full-data gives no top-1 for the
+            student, or if no group or several groups have hard labels on these images.
+        score: `label_robust_score` in percent, over the seeds that `improvement` and `recovery` have in common; None if
+            they have no seed in common.
     """
 
     group: Group
@@ -73,7 +73,8 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
         the name; None if `groups` is empty, or if no image set fits the default name RANDOM.
 
     Raises:
-        InputError: `name` fits several image sets of different content, or no image set fits a name other than RANDOM.
+        InputError: `name` fits several image sets of different content. Or `name` is not the default and fits no
+            image set.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:

@@ -126,7 +126,7 @@ class Group:
 
     @property
     def folder(self) -> PurePath:
-        """Return the folder of the training images; if it differs between runs, that of the first run."""
+        """Return the first run's folder of training images; other runs may have the same images in another folder."""
         return PurePath(next(iter(self.runs.values())).args["train_dir"])
 
     @property
@@ -187,7 +187,7 @@ class Group:
 def group_runs(
     runs: list[FinishedRun], ignore: frozenset[str] = frozenset(), baseline: str = "random"
 ) -> tuple[list[Group], list[FinishedRun]]:
-    """Sort finished runs into groups. Runs of one group differ only in the seed and in the settings `ignore`.
+    """Sort finished runs into groups. Runs of one group differ only in the seed and in settings named in `ignore`.
 
     Args:
         runs: finished runs with any settings.
@@ -220,13 +220,13 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Return whether `name` is the name of a group's images in tables, or the end of the path of their folder."""
+    """Return whether a group's images are called `name` in tables, or the path of their folder ends with `name`."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
-    """Choose short unique names for the image sets of `runs`; return digest of the images -> name.
+    """Choose a short unique name for each image set of `runs`; return a dict from image digest to name.
 
     A name is made of the last components of the folder's path, as few as possible. If this does not make names unique,
     the start of the digest is added.
@@ -252,9 +252,10 @@ def student_name(run: FinishedRun) -> str:
 def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
     """Return texts `name=value` for the settings that distinguish `group` from the other `groups`.
 
-    A setting is compared with the other groups of the same regime. There are two exceptions: settings in EVERYWHERE are
-    compared with all groups; `labels` and `train_images` only with groups that also have the same images. The text
-    `labels accepted` is added if --accept-labels tolerated faults of the labels.
+    Each setting is compared between `group` and the other groups of the same regime. There are two exceptions. Settings
+    in EVERYWHERE are compared between all groups. The settings `labels` and `train_images` are compared only between
+    groups that have the same regime and the same images. The text `labels accepted` is added if --accept-labels
+    tolerated faults of the labels.
     """
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]

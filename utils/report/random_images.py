@@ -2,11 +2,11 @@
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-The command draws as many images of each class as DISTILLED has, without replacement. Classes of REAL and DISTILLED are
-paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets links to the drawn
-files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines `CLASS/NAME<tab>PATH`.
-RANDOM.json records how the images were drawn, and a digest of the images. A report uses the digest to check that a run
-was trained on exactly these images.
+The command draws images without replacement. Each class gets as many images as it has in DISTILLED. Classes of REAL
+and DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets
+links to the drawn files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines
+`CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images. A report uses the
+digest to check that a run was trained on exactly these images.
 
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def refuse_another_draw(config: RandomImagesConfig, output: Path, links: dict[str, str], list_file: Path) -> None:
-    """Raise InputError if the folder `output` does not hold exactly the images in `links`, the current draw."""
+    """Raise InputError unless the folder `output` holds exactly the current draw, which `links` lists."""
     before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
     try:
         same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())

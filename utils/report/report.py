@@ -1,4 +1,4 @@
-"""Turns groups of runs and comparisons between groups into the tables and CSV rows of a report."""
+"""Make the tables and CSV rows of a report from groups of runs and from comparisons of these groups."""
 
 from utils.report.evidence import Finding, origin_of
 from utils.report.groups import Comparison, Group

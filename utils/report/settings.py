@@ -50,7 +50,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
         settings.pop("precision", None)  # `arithmetic` states the precision that was used, even with --precision auto
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
-        settings.pop("mix_type", None)  # mix type `none` means the same as no mix type
+        settings.pop("mix_type", None)  # the value `none` means the same as a missing `mix_type`
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
         # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes
@@ -77,8 +77,7 @@ def image_digest(run: FinishedRun) -> str:
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
     """Return a dict of argument -> value for the arguments that earlier releases lacked.
 
-    The value is the one that earlier releases always used. The value of `val_resize` is computed from `input_size` in
-    `args`, the arguments of a run.
+    Earlier releases always used these values. `val_resize` depends on the run's `input_size`, which is in `args`.
     """
     known = dict(EARLIER)
     if "input_size" in args:
@@ -94,7 +93,7 @@ def mix_type_of(args: dict[str, Any]) -> str:
 def device_of(run: FinishedRun) -> str | None:
     """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
 
-    Earlier releases recorded `auto`. It is replaced by the type that fits the device's name, if the run has the name.
+    Earlier releases recorded `auto`. In that case, the type is inferred from the device's name, if that was recorded.
     """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
@@ -146,8 +145,8 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if loss == "ce":
         yield "keep_topk"
 
-    # --temperature divides the logits of the labels. If labels are stored as probabilities, it has an effect only with
-    # --student-temperature teacher: it then divides the student's logits.
+    # --temperature divides the logits of the labels. It cannot do so if labels are stored as probabilities. With
+    # --student-temperature teacher, it also divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

@@ -168,7 +168,7 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: setting name -> digest computed in the old way, for checkpoints that earlier releases wrote.
+        earlier: setting name -> digest computed as in earlier releases. Used if such a release wrote the checkpoint.
 
     Returns:
         the dict that `save_checkpoint` wrote.
@@ -188,7 +188,7 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # after a first evaluation, do not compare names and sizes of validation images: evaluations compare the pixels
+    # ignore names and sizes of validation images once the run was evaluated: later evaluations compare the pixels
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)
@@ -220,7 +220,7 @@ def load_checkpoint(
 
 
 def flag(name: str) -> str:
-    """Return how error messages name a setting: by its flag, or in words if it has no flag."""
+    """Return a setting's name as error messages show it: its flag, or a few words if it has no flag."""
     words = {
         "labels": "digest of the labels",
         "train_images": "digest of the training images' classes",

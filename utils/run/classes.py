@@ -39,7 +39,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Flags of two image folders whose class folders are paired with each other, for error messages.
+    """Words for error messages about pairing the class folders of two image folders.
 
     Attributes:
         own: flag of the image folder whose classes are to be found, such as `--val-dir`.
@@ -170,7 +170,7 @@ def number_val_folders(
 ) -> Numbering:
     """Return the class number of every validation folder.
 
-    A validation folder gets the class number of the training folder that it is paired with, or None without a partner.
+    A validation folder gets the class number of the training folder that is its partner. Without one, it gets None.
 
     Args:
         folders: sorted names of the validation folders.
@@ -205,8 +205,8 @@ def pair_names(
         sides: flags of the two image folders, for error messages.
 
     Returns:
-        (for each validation folder the index of its training folder, or None if it has none; the rule that gave the
-        pairs, in words).
+        (indices, rule). `indices` holds the index of each validation folder's training folder, or None if it has none.
+        `rule` says in words how the folders were paired, for example `by name`.
 
     Raises:
         InputError: the folders cannot be matched by name, or the --class-map does not fit them.
@@ -222,10 +222,11 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Return, for each key, its index in `train_keys` (or None); if the keys cannot be paired, return None.
+        """Return a list with the index of each key in `train_keys`, or return None if the keys cannot be paired.
 
-        Pairing requires that no key occurs twice, except None in `keys`. Every training key must occur in `keys`
-        and must not be None.
+        A key that is not in `train_keys` has None in the list. The keys can be paired if `keys` holds every training
+        key, and no key occurs twice in `keys` or in `train_keys`. None may occur several times in `keys`, but not in
+        `train_keys`.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
@@ -250,7 +251,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # trust numbers in folder names as ImageNet's class numbers only if all 1,000 occur: a subset may number anew
+        # trust numbers in folder names as ImageNet's class numbers only if all 1,000 occur: subsets may be renumbered
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:

@@ -27,7 +27,7 @@ class LogFile(logging.FileHandler):
     """Log handler that writes train.log and ignores write errors, for example on a full disk."""
 
     def handleError(self, _record: logging.LogRecord) -> None:
-        """Ignore the error. A full disk is still reported, when metrics.csv or the checkpoint is written."""
+        """Ignore the error. If the disk is full, writing metrics.csv or the checkpoint will report it."""
 
 
 class RunFolder:

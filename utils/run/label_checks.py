@@ -19,7 +19,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.losses import NEEDS_LOGITS
 
-# chance is ruled out as an explanation if its probability is below exp(-IMPOSSIBLE)
+# `unlikely_gap` rules out chance if the probability of the gap is below exp(-IMPOSSIBLE)
 IMPOSSIBLE = 20
 # The size of the views is inferred from up to SAMPLED_BOXES cutmix boxes. FEW_BOXES boxes suggest a size, MANY_BOXES
 # boxes prove it. A cutmix box (alpha 1) touches neither the right nor the lower edge of the view with probability 0.46.
@@ -273,7 +273,7 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
     """
     where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
-    # if labels store image digests, leave a wrong number of images to `identify_images`, which names the missing images
+    # if labels store image digests, `identify_images` reports a wrong number of images, and names the missing images
     knows = store.image_digests is not None and store.has_epochs
     if (
         images != store.num_images
@@ -298,7 +298,7 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return whether chance cannot explain why the last images of the training folder are not in the labels.
+    """Return True if the labels lack so many of the last training images that chance is ruled out as the cause.
 
     If labels are not grouped into epochs, their images are drawn at random, and some may never be drawn. The
     probability that n draws from N images miss m given images is about exp(-m n / N).

@@ -1,4 +1,4 @@
-"""Search for the replay settings under which stored labels are a teacher's logits, if the assumed settings do not fit.
+"""Search for replay settings under which stored labels fit a teacher better than under the assumed settings.
 
 Each `Hypothesis` changes one replay setting, for example the input size, the normalisation or the image order. Each
 round tries all hypotheses and accepts the best one if it improves the fit. The next round starts from the changed
@@ -45,9 +45,9 @@ MAX_CHANGES = 3
 MIN_IMPROVEMENT = 4
 # number of rows for which `find_images` searches for the right image
 TRIED_ROWS = 8
-# number of images whose whole-image logits `find_images` compares with each row
+# maximum number of whole images whose logits `find_images` compares with the logits of each row
 TRIED_IMAGES = 2000
-# number of images from which `find_images` takes a row's view: those with the nearest whole-image logits
+# number of images that `find_images` crops, flips and mixes like a row: those with the nearest whole-image logits
 NEAR_IMAGES = 32
 # number of images per forward pass in `find_images`
 CHUNK = 64
@@ -70,7 +70,7 @@ class Hypothesis:
         words: the guess in words, as the end of the sentence `they fit …`.
         remedy: advice to the user, as an imperative; may be empty.
         change: {field of `ReplaySettings`: guessed value}.
-        harmless: whether the labels still count as this teacher's logits for these images if the guess is right.
+        harmless: True if labels with this setting are accepted as this teacher's logits; False if they are refused.
     """
 
     kind: str
@@ -338,12 +338,12 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     """Search for the images from which misfitting rows of labels were made.
 
     The batch with the least mixing is searched. First, the stored logits of each row are compared with the teacher's
-    logits for whole images. Then the row's own view is replayed on the nearest of these images, and the stored logits
+    logits for whole images. Then the nearest images are cropped, flipped and mixed like the row, and the stored logits
     are compared with the teacher's logits for these views.
 
     Returns:
-        sentences about the rows whose image was identified; empty if fewer than half of the searched rows were. Views
-        are not searched if they are mixed too much, or if their logits depend on the rest of the batch.
+        sentences about the rows whose image was identified. Empty if these are fewer than half of the searched rows,
+        if the views are mixed too much, or if the logits of a view depend on the rest of the batch.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:

@@ -54,7 +54,7 @@ class TrainingData:
     Attributes:
         train: (path, class) of every training image.
         val: (path, class) of every validation image.
-        source: training views; if `hard` is given, only those of epochs with soft labels. Batches are not yet divided
+        source: views of the epochs with soft labels, or of all epochs if `hard` is None. Batches are not yet divided
             among ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
@@ -192,7 +192,7 @@ def plan_on_device(
     """
     device = students[0].precision.device
     free = free_memory(device)[0]
-    # count hard batches in addition, because hard labels have their own label tensors and their own CUDA graph
+    # add the rows of a hard batch, because hard labels have their own label tensors and their own CUDA graph
     hard_batch = config.hard_batch_size or 0
     rows = config.micro_batch + hard_batch
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
@@ -298,7 +298,7 @@ def keeps_images(loader: str, images: int, device: torch.device) -> bool:
 
 
 def refuse_resident(free: float, place: str) -> None:
-    """Raise the InputError that says that decoded images do not fit in memory, despite --loader resident.
+    """Raise InputError, because --loader resident was given and the decoded images do not fit in memory.
 
     Args:
         free: bytes of free memory.
@@ -313,8 +313,7 @@ def refuse_resident(free: float, place: str) -> None:
 def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
     """Return an estimate of the bytes that all decoded images take, from the sizes in the file headers.
 
-    On the host each image takes the memory of its own size. On a GPU all images are padded to the largest height and
-    the largest width.
+    On a GPU, all images are padded to the largest height and the largest width. On the host, images are not padded.
 
     Args:
         samples: (path, class) of every image.

@@ -314,7 +314,7 @@ def identify_images(
 
 
 def warn_of_folder_order(names: Sequence[str]) -> None:
-    """Warn if folder names end in numbers but are sorted differently from the numbers (`new1000` before `new101`)."""
+    """Warn if folder names end in numbers but are not in the order of these numbers (`new1000` before `new101`)."""
     parts = [trailing_number(name) for name in names]
     numbers = [number for _, number in parts if number is not None]
     if len({prefix for prefix, _ in parts}) != 1 or len(numbers) < len(names):
@@ -569,7 +569,7 @@ def report_agreement(
 def check_students(
     config: TrainConfig, found: Findings, data: TrainingData, students: Sequence[Student], world: World
 ) -> None:
-    """Check that the students can train, by one forward pass each, and that the disk has room for their files.
+    """Check that each student can train (one forward pass), and that the disk has room for the checkpoints.
 
     Log the numbers of epochs and batches of the run, and the files that it writes.
 
@@ -633,7 +633,7 @@ def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
 
 
 def check_forward(student: Student, rows: int, num_classes: int) -> None:
-    """Check that the student can train on `rows` images, by a forward pass of a copy of its model in train mode.
+    """Check that the student can train on `rows` images: copy its model and run a forward pass in train mode.
 
     The student and the random generators are left unchanged.
 

@@ -44,8 +44,8 @@ class Student:
         folder: output folder of this student; `session` creates and locks it.
         device: device of the student.
         world: ranks of the run; only rank 0 writes files and logs.
-        images: the training images with digests, which --resume compares with those in the checkpoint; None to skip
-            the comparison.
+        images: names and digests of the training images. The digests are stored in the checkpoint, and --resume
+            compares them with the stored ones. None: no digests are stored or compared.
 
     Attributes:
         model, optimizer: the model and its optimizer, either fresh or restored from a checkpoint.
@@ -237,8 +237,8 @@ class Student:
 
         Args:
             seconds: training time of these batches.
-            label_file: function (epoch, batch) -> file with the soft labels of this batch, for error messages.
-                Here `epoch` counts only epochs with soft labels.
+            label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path. The
+                number `epoch` counts only epochs with soft labels.
 
         Raises:
             InputError: the training diverged: a loss or a weight is not finite.
@@ -258,7 +258,8 @@ class Student:
         """Raise InputError if the loss of a batch, or a weight after the last batch, is not finite.
 
         Args:
-            label_file: function batch -> file with the soft labels of this batch, for the message; None without files.
+            label_file: function (batch) -> path of the batch's label file. The error message shows this path. None: no
+                path is shown.
         """
         epoch, bad = self.progress.epoch, self.sums.first_non_finite()
         finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()]).all()

@@ -92,8 +92,8 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
     Args:
         inquiry: labels, images and teacher.
         replay: the assumed settings.
-        path: path of the labels, for errors.
-        folder: folder of the images, for errors.
+        path: path of the labels, quoted in error messages.
+        folder: folder of the images, quoted in error messages.
 
     Raises:
         InputError: the number of images or classes differs between labels, images and teacher; the teacher cannot
@@ -142,7 +142,7 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
     """Return the sentence that confirms that the labels are the teacher's logits for the images.
 
     Args:
-        path: path of the labels, for errors.
+        path: path of the labels, quoted in error messages.
         inquiry: labels, images and teacher.
         explanation: result of the comparison.
 
@@ -210,8 +210,8 @@ def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
     Args:
         inquiry: labels, images and teacher.
         replay: how views are replayed.
-        path: path of the labels, for messages.
-        folder: folder of the images, for errors.
+        path: path of the labels, quoted in error messages.
+        folder: folder of the images, quoted in error messages.
 
     Returns:
         the sentence that confirms that the labels are the teacher's logits.

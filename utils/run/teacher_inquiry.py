@@ -3,8 +3,8 @@
 Even with the right teacher and the right image there is a small difference: crops are stored in half precision, images
 may be resized by another method, the teacher computes in bf16, and stored logits are quantised. There is therefore no
 fixed threshold. Instead, each view is also taken from a second image of the same class. If the stored logits belong to
-the assumed image, they are far closer to the teacher's logits for this image than to those for the second image. If
-not, both differences are similar.
+the assumed image, the teacher's logits for this image are far closer to them than its logits for the second image. If
+the stored logits belong to neither image, both differences are similar.
 
 Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
 whose views are shown to the teacher.
@@ -32,17 +32,18 @@ from utils.labels.types import BatchLabels, Mix, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 
-# maximum number of batches that one check compares by default, and maximum number of views
+# A check compares at most BATCHES batches and VIEWS views in total. If the caller names batches, all of them are
+# compared, with at most VIEWS views of each batch.
 BATCHES, VIEWS = 4, 256
 # probabilities below this value are not compared, because half precision stores them too coarsely
 KNOWN = 1e-5
-# A label row does not fit its image or the teacher if its difference is above this fraction of the difference for a
-# second image of the same class.
+# Each row is compared twice: with the teacher's logits for its own image, and with those for a second image of the same
+# class. The row does not fit if the first difference is above LIMIT times the typical second difference.
 LIMIT = 0.5
-# STRICT replaces LIMIT if most classes have one image: the second image then has another class and differs more.
+# STRICT replaces LIMIT if there are at most 1.5 images per class, because many second images then have another class.
 STRICT = 0.25
-# If the difference is below this fraction of the difference for another image, the labels fit so closely that no other
-# settings are tried.
+# A fit is tight if the first difference, apart from rounding, is below TIGHT times the typical second difference. No
+# other settings are tried after a tight fit.
 TIGHT = 0.05
 # relative error of bf16 arithmetic
 BF16 = 2.0**-8
@@ -52,19 +53,19 @@ CACHE_BYTES = 1e9
 
 @dataclass(frozen=True, eq=False)
 class ReplaySettings:
-    """How views of stored labels are replayed and passed to the teacher. The defaults are the settings of training.
+    """How views of stored labels are replayed and passed to the teacher. By default, views are replayed as in training.
 
     Attributes:
         size: S, side of the views in pixels.
         mean, std: mean and standard deviation per channel, for the normalisation.
         order: int64 [N], maps image numbers of the labels to those of the folder; None if they are equal.
-        fkd_seed: seed that determines the image order; None: the image numbers that the label store returns.
-        flip: whether views are flipped `after` the crop, `before` the crop, or `never`.
+        fkd_seed: seed that determines the image order. If None, the image numbers of the label store are used.
+        flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
         parts: mode of the teacher. 0: eval mode. 1: train mode, on the whole batch. 2: train mode, on halves of the
             batch.
-        classes: int64 [C], class of the teacher for each class of the labels; None if the classes are the same.
+        classes: int64 [C], the teacher's class number for each class of the labels; None if the numbers are equal.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
     """
@@ -105,9 +106,9 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """The differences between the teacher's logits and the stored logits of n rows.
+    """Differences between the teacher's logits and the stored logits of n rows.
 
-    The difference of a row is the root mean square over classes.
+    The difference of a row is the root mean square of the differences of its classes.
 
     Attributes:
         own: float32 [n], difference of each row if the view is taken from the assumed image.
@@ -118,7 +119,7 @@ class Verdict:
         found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
         low, high: smallest and largest stored logit.
-        limit: LIMIT or STRICT. A row is a misfit if its difference is above this fraction of the median of `others`.
+        limit: LIMIT or STRICT. A row is a misfit if `own` is above hypot(2 * `noise`, `limit` * median of `others`).
     """
 
     own: torch.Tensor
@@ -134,22 +135,22 @@ class Verdict:
 
     @property
     def typical(self) -> float:
-        """Return the median difference of the rows, with views of the assumed images."""
+        """Return the median of `own`."""
         return self.own.median().item()
 
     @property
     def other(self) -> float:
-        """Return the median difference of the rows, with views of another image of the same class."""
+        """Return the median of `others`."""
         return self.others.median().item()
 
     @property
     def excess(self) -> float:
-        """Return the mean squared difference that rounding of the stored logits does not explain."""
+        """Return the mean of `own**2 - rounding**2` over the rows, or 0 if the mean is negative."""
         return max((self.own.square() - self.rounding.square()).mean().item(), 0.0)
 
     @property
     def misfits(self) -> torch.Tensor:
-        """Return which rows are not this teacher's logits for the assumed image: bool [n]."""
+        """Return a mask of the rows whose stored logits do not fit the teacher's logits: bool [n]."""
         return self.own > torch.hypot(2 * self.noise, torch.full_like(self.noise, self.limit * self.other))
 
     @property
@@ -199,7 +200,7 @@ class Inquiry:
     def questions(self) -> list[Question]:
         """Return the rows to compare, one `Question` for each batch.
 
-        By default, at most BATCHES batches with at most VIEWS rows in total are compared.
+        If `places` is None, at most BATCHES batches are chosen, with at most VIEWS rows in total.
         """
         places = self.places or pick_evenly(self.full_batches, max(1, min(BATCHES, VIEWS // self.store.batch_size)))
         return [self.question(epoch, batch) for epoch, batch in places]
@@ -219,7 +220,7 @@ class Inquiry:
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """Assign to each image a second image of the same class, and return their numbers: int64 [N].
+        """Return, for each image, the number of a second image of the same class: int64 [N].
 
         If an image is the only one of its class, the second image is from another class.
         """
@@ -244,7 +245,7 @@ class Inquiry:
         return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return the image number in the folder for every row of the question's batch: int64 [B]."""
+        """Return, for each row of the question's batch, the number of its image in the folder: int64 [B]."""
         index = index_of(question.labels)
         if replay.fkd_seed is not None:
             order = self.orders.setdefault(replay.fkd_seed, ReferenceOrder(self.store.num_images, replay.fkd_seed))
@@ -337,12 +338,12 @@ class Inquiry:
         return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the stored logits of a question's rows, and which classes can be compared.
+        """Return the stored logits of a question's rows, and a mask of the known logits. Only these can be compared.
 
         If the labels hold probabilities p at temperature T, T * log p replaces the logits.
 
         Returns:
-            (logits, float32 [m, C], 0 where unknown; whether the logit is known, bool [m, C]).
+            (logits, float32 [m, C], 0 where unknown; mask of the known logits, bool [m, C]).
         """
         answers = question.labels.logits
         rows = question.rows
@@ -420,7 +421,7 @@ class Inquiry:
         )
 
     def distance(self, question: Question, replay: ReplaySettings) -> float:
-        """Return the median difference of the rows of a question.
+        """Return the median of `Verdict.own` for the rows of one question.
 
         This is cheaper than `judge`, because no views are taken from other images.
         """

@@ -140,7 +140,7 @@ class WandbTracker:
         """Send the final results of a run to W&B, when training has ended.
 
         The accuracies and the training speed go to the summary of the W&B run. Facts about labels, images, package
-        versions and git commit go to its config. The plot of the training curves is logged as an image.
+        versions and git commit go to the config of the W&B run. The plot of the training curves is logged as an image.
 
         Args:
             summary: content of summary.json. Its entry `last` holds the top-1 and top-5 of the last epoch.

@@ -170,7 +170,7 @@ def start(device_name: str) -> World:
         device_name: --device: auto, cpu or cuda.
 
     Returns:
-        The `World` of the run. Its size is 1 if torchrun's environment variables are not set, or name one process.
+        the `World` of the run. Its size is 1 if torchrun's environment variables are not set, or if WORLD_SIZE is 1.
 
     Raises:
         InputError: the environment variables of torchrun are incomplete or wrong, this machine has fewer GPUs than
@@ -231,10 +231,11 @@ def processes_here() -> int:
 
 
 def may_report_error() -> bool:
-    """Return whether this process may print the error that ends the run, so that only one process prints it.
+    """Return whether this process may print the error of a failed run.
 
-    Only the first process that calls this function gets True. There are two exceptions. Before the processes are
-    connected, only rank 0 gets True. After the connection is lost, every process gets True.
+    To print the error only once, this function returns True only in the first process that calls it. There are two
+    exceptions. Before the processes are connected, only rank 0 gets True. After the connection is lost, every process
+    gets True.
     """
     if not dist.is_available() or not dist.is_initialized():
         return os.environ.get("RANK", "0") in ("0", "")

@@ -91,7 +91,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path | str) -> Iterator[str]:
-    """Yield a path in valid UTF-8 that leads to the file `path`, for libraries that reject other paths.
+    """Yield a valid UTF-8 path of the file `path`. Some libraries reject all other paths.
 
     If `path` is valid UTF-8, yield `path`. Otherwise open the file until the `with` block ends, and yield the path
     /dev/fd/N of the open file.

@@ -23,10 +23,10 @@ def progress_bar(batches: Iterable[Item], description: str, total: int, enabled:
 
 
 class Printable(logging.Formatter):
-    """Log formatter that replaces characters which cannot be encoded, as in file names that are not valid UTF-8."""
+    """Log formatter that replaces invalid bytes by escapes. Some file names contain bytes that are not valid UTF-8."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the formatted record, with characters that cannot be encoded replaced by escapes."""
+        """Return the formatted record, in which each invalid byte is replaced by an escape."""
         return printable(super().format(record))
 
 

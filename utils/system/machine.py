@@ -27,7 +27,7 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes, "device") of GPU memory if `device` is a GPU, else (free bytes, "host") of host memory."""
+    """Return (free bytes, place) of the memory that `device` uses: place is "device" for a GPU, else "host"."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
     return free_host_memory(), "host"

@@ -52,8 +52,8 @@ class StopSignals:
     Args:
         all_reduce_max: `World.all_reduce_max`. All ranks call this function after each batch, so that all ranks stop
             after the same batch even if only one of them received a signal.
-        alone: whether the run has only one rank. If so, the run waits at most PATIENCE seconds for the next batch
-            after a signal.
+        alone: whether the run has only one rank. After a signal, such a run waits at most PATIENCE seconds for the next
+            batch.
 
     Attributes:
         received: number of the signal that was received last, or None.
@@ -98,8 +98,8 @@ class StopSignals:
     def until_stop(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield `items` one by one until any rank has received a stop signal.
 
-        If the signal arrives while this generator waits for an item, that item is still yielded. If the run has only
-        one rank, the wait ends PATIENCE seconds after the signal at the latest, without an item.
+        If the signal arrives while this generator waits for an item, that item is still yielded. A run with only one
+        rank waits at most PATIENCE seconds after the signal; if no item has arrived by then, the generator ends.
         """
         stream = iter(items)
         while True:
@@ -137,7 +137,7 @@ def prepare_worker() -> None:
         signal.signal(number, signal.SIG_IGN)
     # let SIGALRM end the worker; a forked worker has inherited `StopSignals.give_up` as the handler of SIGALRM
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # after SIGTERM, the worker exits only after WORKER_GRACE seconds, because the parent may still need a batch
+    # the worker exits WORKER_GRACE seconds after SIGTERM, not at once, because the parent may still need a batch
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
         if not parent.is_alive():  # prctl has no effect if the parent ended before the call

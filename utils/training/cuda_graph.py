@@ -110,7 +110,7 @@ class CapturedStep:
         before = Snapshot(student.model, optimizer, device)
         try:
             with capturable(optimizer, self.rates), warnings.catch_warnings():
-                # PyTorch warns if a capturable optimizer runs outside a capture, as it does in the warm-up steps
+                # PyTorch warns if a capturable optimizer runs outside a capture; in the warm-up steps, this is intended
                 warnings.filterwarnings("ignore", "(?s).*capturable=True")
                 self.launch = capture_graph(step, device, before.restore)
         except (RuntimeError, TypeError, AssertionError) as error:  # old PyTorch optimizers raise AssertionError

@@ -38,8 +38,8 @@ def build_loss(
         loss_type: one of LOSS_TYPES.
         temperature: divisor T of the teacher's logits in kl and dist.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
-        keep_topk: k, number of classes that the loss keeps, by the teacher's logits; None: all classes.
-        answers: kind of the soft labels: `logits`, or `probabilities`, which are passed as their natural logs. These
+        keep_topk: k, number of classes that the loss keeps: those with the teacher's largest logits. None: all classes.
+        answers: kind of the soft labels: `logits` or `probabilities`. Probabilities are passed as natural logs. The
             logs are not divided by T, because a temperature was applied when the probabilities were made.
         student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
@@ -115,7 +115,7 @@ class LastMicroBatch:
 
     @torch.no_grad()
     def record(self, outputs: torch.Tensor, probabilities: torch.Tensor) -> None:
-        """Copy the student's logits and the teacher's probabilities of a micro-batch into the buffers, [b, C] each."""
+        """Copy a micro-batch into the buffers: the student's logits [b, C] and the teacher's probabilities [b, C]."""
         self.outputs[: len(outputs)] = outputs
         self.probabilities[: len(outputs)] = probabilities
         self.rows.fill_(len(outputs))

@@ -23,7 +23,8 @@ class MetricSums:
 
     Args:
         device: device that holds the sums.
-        sums, samples: initial sums and their number of samples; not 0 if a run is resumed within an epoch.
+        sums: initial sums. They are 0 unless a run is resumed within an epoch.
+        samples: number of samples in the initial sums.
     """
 
     def __init__(self, device: torch.device | str, sums: Sequence[float] = (0, 0, 0), samples: int = 0):

@@ -16,9 +16,9 @@ from torch import nn
 from utils.system.errors import InputError, clause, listing
 from utils.training.weights import State, classes_of, load_weights
 
-USUAL_SIZE = 224  # side in pixels of the images for which torchvision builds its models by default
+USUAL_SIZE = 224  # torchvision's default for the side of a model's images, in pixels
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
-# If the weights in a file do not fit the chosen model, a fitting architecture is searched for during at most this time.
+# If the weights in a file do not fit the chosen model, other architectures are tried for about this many seconds.
 SEARCH_SECONDS = 4
 # architectures to try if the weights in a file do not fit the chosen model: name of a weight in the file -> names of
 # common models that have a weight of this name
@@ -92,9 +92,9 @@ def in_torchvision(name: str) -> bool:
 
 
 def sized(name: str, input_size: int | None) -> dict[str, Any]:
-    """Return the constructor arguments with which the model `name` takes images of `input_size` pixels.
+    """Return the constructor arguments that make the model `name` take images with sides of `input_size` pixels.
 
-    Most models take images of any size, or have this size by default. The result is then an empty dict.
+    The dict is empty for models that take images of any size, and for models with the default size `input_size`.
     """
     if input_size is None:
         return {}
@@ -132,12 +132,12 @@ def refuse_unknown(name: str, flag: str) -> None:
 
 
 def stem_flag(flag: str) -> str:
-    """Return the flag that sets the stem of a model whose name was set by `flag`: --teacher-stem or --stem."""
+    """Return the stem flag for a model flag: --teacher-stem if `flag` starts with --teacher, else --stem."""
     return "--teacher-stem" if flag.startswith("--teacher") else "--stem"
 
 
 def weights_flag(flag: str) -> str:
-    """Return the flag that sets the weights of a model whose name was set by `flag`: --teacher-weights or --weights."""
+    """Return the weights flag for a model flag: --teacher-weights if `flag` starts with --teacher, else --weights."""
     return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
 
 
@@ -319,7 +319,7 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
-    """Return advice that is appended to the error message if the weights in a file do not fit the model `name`.
+    """Return the advice at the end of an error message about weights that do not fit the model `name`.
 
     The advice names the flags of a model that fits the weights. If no such model is found, it lists the differences
     between the file and the model `name`.

@@ -14,8 +14,8 @@ class Precision:
     """Autocast, loss scaling and memory layout for training in fp32, bf16 or fp16.
 
     Autocast is disabled in fp32. Loss scaling is enabled only in fp16. fp32 never uses TF32, see `configure_cuda`.
-    `--precision fp32` uses the NCHW layout, to reproduce results of the reference code. `auto`, `bf16` and `fp16` use
-    channels-last, which is faster. This holds for `auto` even where it means fp32.
+    `--precision fp32` uses the NCHW layout, to reproduce results of the reference code. `bf16`, `fp16` and `auto` use
+    channels-last, which is faster. `auto` uses channels-last even on devices where it means fp32.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`. `auto` means bf16 if the device computes bf16 natively, else fp32.

@@ -23,8 +23,8 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
         rule: one of
 
             * `mean`: the mean over teachers.
-            * `norm-mean` (PRISM for ResNet-18): the logits of each teacher are scaled to the same Frobenius norm over
-              the batch, namely the mean of the teachers' norms. The result is the mean over teachers.
+            * `norm-mean` (PRISM for ResNet-18): each teacher's logits are scaled to the same Frobenius norm over the
+              batch. This norm is the mean of the teachers' norms before scaling. The result is the mean over teachers.
             * `main-weighted` (PRISM for ResNet-50 and ResNet-101): the first teacher has weight 0.5, and the mean of
               the other teachers has weight 0.5. Then each row is scaled to the mean row norm of the batch.
 
@@ -127,7 +127,7 @@ class Ensemble:
 
         Args:
             folders: number of class folders.
-            data: flag and path of these folders, for the error message.
+            data: flag and path of these folders; the error message mentions them.
             input_size: side of the images in pixels.
 
         Raises:
@@ -187,8 +187,8 @@ class Ensemble:
         """Yield the combined logits of each batch: float32 [B, C] on the host.
 
         On a GPU, a forward pass covers several batches, and the next pass is queued before this method waits for the
-        previous pass. On the CPU, each batch has its own forward pass: one batch is enough to keep all cores busy. This
-        also rules out that neighbouring batches change the rounding of the logits.
+        previous pass. On the CPU, each batch has its own forward pass: one batch is enough to keep all cores busy, and
+        other batches cannot change the rounding of its logits.
 
         Raises:
             InputError: the teachers have different numbers of classes, or a logit is not finite.
