@@ -133,7 +133,8 @@ def open_writer(
     """Return the object that writes labels in the format of --format; continue packed labels of an interrupted run.
 
     Args:
-        config, found: settings.
+        config: flags of the run.
+        found: settings that were derived from the image folder, the teachers and the machine.
         codec: compression of the logits.
         folder: images to label.
         views: views of the images, drawn at random.

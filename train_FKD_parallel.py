@@ -162,7 +162,7 @@ def train(
         world: processes of the run.
         signals: records signals that ask the run to stop.
         label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path. The
-            number `epoch` counts only epochs with soft labels.
+            argument `epoch` is an index among the epochs with soft labels, counted from 0.
 
     Raises:
         Interrupted: a signal asked the run to stop. The checkpoints are saved.
@@ -202,7 +202,7 @@ def train(
                             student.average.update()  # EMA of the weights
                         student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
                 streams.hold(batch)  # keeps the batch in memory until all students have used it
-            streams.finish()  # waits for the device: `seconds` then includes its work, and the models can be read
+            streams.finish()  # waits until the device is idle: `seconds` then covers all steps, and models can be read
             seconds = time.time() - started
             for student in learning:
                 # if a student has diverged, only this student stops. Divergence is checked only once per epoch, because
@@ -248,13 +248,13 @@ def train_step(student: Student, batch: Batch) -> None:
             if student.last_micro_batch is not None:
                 # drop rows of an earlier micro-batch: the temperature calibration must not use them
                 student.last_micro_batch.clear()
-            # with synchronised batch norm or a joint loss, even a rank without rows takes part in the all-reduces below
+            # skip the micro-batch, unless other ranks wait for this rank in synchronised batch norm or in a joint loss
             if not (student.joint_statistics or student.joint_loss):
                 continue
         outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows
         logits, labels = outputs, micro_batch
-        # a joint loss (such as `dist`) is not a mean over rows, so each rank computes it over the rows of all ranks;
-        # its gradient only reaches the rows of this rank
+        # a joint loss (such as `dist`) is not a mean over rows, so each rank computes the loss over the rows of all
+        # ranks, but gradients only for its own rows
         if student.joint_loss and world.size > 1:
             logits = all_rows(outputs, micro_batch.whole, world)
             labels = gather_micro_batch(micro_batch, world)

@@ -3,9 +3,10 @@
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --teacher-model resnet18 \
         --teacher-checkpoint TEACHER.pth --mix-type cutmix --batch-size 50 --cos --epochs 300
 
-The training loop, losses and output files are those of train_FKD_parallel.py. With the same --fkd-seed and the same
-flags for crops, flips and mixing, the student sees the augmented images that relabel_FKD.py would label. Training on
-the stored labels of these images gives the same student, unless the labels are compressed.
+The training loop, losses and output files are those of train_FKD_parallel.py. If this script and relabel_FKD.py
+get the same images, --fkd-seed, --batch-size and flags for crops, flips and mixing, the student sees the augmented
+images that relabel_FKD.py labels. Training on the stored labels gives the same student, unless the labels are
+compressed.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 

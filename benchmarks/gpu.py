@@ -173,7 +173,7 @@ def throughput(day):
 
 
 def models(day):
-    """Run the benchmark throughput.py for ResNet-50, ResNet-101 and batch size 1024, and yield its results.
+    """Run the benchmark throughput.py for ResNet-50, ResNet-101 and (batch size 1024) ResNet-18; yield its results.
 
     Only two rows are measured: this project's fastest loader (`resident`) and the upper bound (`ceiling`). On a GPU,
     `resident` is also measured without a CUDA graph.
@@ -243,10 +243,10 @@ def job(day):
 
 
 def seeds(day):
-    """Time epochs of 1, 3 and 5 students, and yield the seconds per epoch.
+    """Time training with 1, 3 and 5 students, and yield the seconds per epoch.
 
-    Several students are timed in one process, and then with one process for each student. If NVIDIA's multi-process
-    service (MPS) is installed, the separate processes are timed again with MPS (on a GPU only).
+    Several students are trained first in one process, and then each in a process of its own. If there is a GPU and
+    NVIDIA's multi-process service (MPS) is installed, the separate processes are timed again with MPS.
     """
     day.data()
     alone = None
@@ -268,7 +268,8 @@ def seeds(day):
 def processes(day, name, number, epochs, mps):
     """Train one student in each of `number` processes at the same time; return the seconds per epoch.
 
-    The time of a process is the median over its epochs, without the first epoch. The slowest process counts.
+    The time of a process is the median over its epochs, without the first epoch. The result is the time of the slowest
+    process.
     """
     with mps_daemon(day) if mps else no_daemon() as environment:
         names = [f"{name}-{seed}" for seed in range(number)]
@@ -302,8 +303,8 @@ def mps_daemon(day):
 def relabel(day):
     """Time relabel_FKD.py with each of its two image loaders; yield the labelled views per second.
 
-    Each loader relabels twice, with different numbers of epochs. The rate is the number of additional views per
-    additional second, so the start-up does not count.
+    Each loader relabels twice, with different numbers of epochs. The difference in views is divided by the difference
+    in seconds, so the start-up has no effect.
     """
     work = day.data()
     found = {}

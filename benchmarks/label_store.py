@@ -1,17 +1,17 @@
-"""Compare this project's packed label format with .tar files and with LPQLD's folders in reading speed and size.
+"""Compare packed labels with .tar files (reading speed) and with LPQLD's folders (reading speed and size).
 
     python benchmarks/label_store.py [--json OUT]
 
 The script generates labels with 1,000 classes and batch size 50, as for ImageNet-1K, and prints median times. The
-reference code reads one .tar file per batch with `torch.load`. While this is timed, the files are in the page cache.
+reference code reads one .tar file per batch with `torch.load`. When reading is timed, the files are in the page cache.
 
 Then the script writes a folder in the format of LPQLD (Xiao and He, 2026: the 50 largest of 1,000 logits, batch size
 128), and packs the folder at 8 and at 4 bits. It prints, among others:
 
 * `lpqld_bytes_*`: size of the packed labels divided by the size of LPQLD's folder. Both include views and image order.
-* `lpqld_read_speedup`: time to read a batch with `torch.load` divided by the time to read a packed batch, for batches
-  in random order. All packed epochs are opened beforehand.
-* `lpqld_open_ms`: time to open and check a packed epoch, divided by the number of batches in the epoch.
+* `lpqld_read_speedup`: time to read a batch with `torch.load` divided by the time to read a batch packed at 8 bits.
+  Batches are read in random order. All packed epochs are opened beforehand.
+* `lpqld_open_ms`: time to open and check an epoch packed at 8 bits, divided by the number of batches in the epoch.
 * `lpqld_speedup_with_opening`: as `lpqld_read_speedup`, with `lpqld_open_ms` added to the time of each packed read.
 
 `torch.load` is called with weights_only=False, which is faster than weights_only=True.
@@ -98,7 +98,7 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Extend packed labels of 2 epochs to `epochs` epochs, and finish the folder.
+    """Add epochs to a packed folder of 2 epochs until it has `epochs` epochs, and finish the folder.
 
     Each new epoch is a hard link to the file of epoch 0, which takes little disk space.
 
@@ -157,7 +157,7 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def write_lpqld(folder: Path, pool: int) -> None:
-    """Write labels in LPQLD's format: `pool` batch files and the JSON list of the images of each batch.
+    """Write labels in LPQLD's format: `pool` batch files, and a JSON file with the image numbers of each batch.
 
     Each file has the same contents and dtypes as a file that LPQLD's code writes.
     """

@@ -40,9 +40,9 @@ REPLAY = "replay"
 
 
 def make_batch(batch_size, images, precision):
-    """Return a batch of `batch_size` views of random images; `images` is the number of images in device memory.
+    """Put `images` random images in device memory, and return a batch of `batch_size` views of them.
 
-    The views are not cropped, flipped and mixed yet. The first access to `batch.images` does this.
+    The first access to `batch.images` crops, flips and mixes the views.
     """
     device = precision.device
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device, precision.memory_format)

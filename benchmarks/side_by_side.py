@@ -4,10 +4,11 @@
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
-All students use the `resident` loader, which keeps the decoded images in memory, and the default precision. Rates are
-images per second, summed over students: if 5 students share a batch of 50 images, this counts as 250 images. `time` is
-the wall-clock time divided by the time of one student alone. `of the cores` is the CPU time divided by the CPU time of
-one student alone, and depends less on other programs on the machine. Images and labels are random, as in throughput.py.
+All students use the default precision and the `resident` loader, which keeps the decoded images in memory. Images and
+labels are random, as in throughput.py. Rates are images per second, summed over students: if 5 students share a batch
+of 50 images, the batch counts as 250 images. `time` is the wall-clock time divided by the wall-clock time of one
+student alone. `of the cores` is the CPU time divided by the CPU time of one student alone. Other programs on the
+machine affect `of the cores` less than `time`.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from utils.training.precision import pick_device
 from utils.training.streams import Streams
 
 WAYS = ("side-by-side", "processes")
-# default values of some flags: QUICK with --quick, FULL without
+# default values of some flags: QUICK if --quick is given, else FULL
 QUICK = {"steps": 3, "warm_up": 1, "images": 100}
 FULL = {"steps": 200, "warm_up": 20, "images": 10000}
 
@@ -152,7 +153,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print a row of the table; if `alone` (the row of a single student) is given, add times relative to it."""
+    """Print a row of the table. If `alone`, the row of a single student, is given, print the two time ratios, too."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""

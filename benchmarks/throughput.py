@@ -1,4 +1,4 @@
-"""Compare the training speed of this project with code like the reference's and with an upper bound.
+"""Measure the training speed of this project, the speed of code like the reference's, and an upper bound.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model
@@ -15,8 +15,8 @@ The rows of the table are:
 
 Speeds are in images per second. Each row is measured in its own process, and the table shows medians over --rounds. On
 the CPU, the rows take turns in every round, so that other programs on the machine slow down all rows alike. Images
-(noisy JPEG files) and labels (cutmix, random logits) are made in a temporary folder, or in --data, where later calls
-find them.
+(noisy JPEG files) and labels (cutmix, random logits) are made in a temporary folder. With --data FOLDER, images and
+labels are made in FOLDER and kept for later calls.
 """
 
 import argparse
@@ -98,9 +98,9 @@ def make_images(folder, count, classes=CLASSES):
 
 
 def once(folder, make, *arguments):
-    """Create `folder` with `make(path, *arguments)` if it does not exist, and return it.
+    """Return `folder`; if the folder is missing, first call `make(path, *arguments)`.
 
-    The folder is made at a temporary `path`, then renamed. An interrupted call leaves no incomplete `folder`.
+    `path` is temporary: the finished folder is renamed to `folder`. An interrupted call leaves no incomplete `folder`.
     """
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
@@ -164,7 +164,8 @@ class ReferenceDataset(Dataset):
 class Positions:
     """Batch sampler that visits the stored epochs of labels in order, and then starts again, without end.
 
-    Each batch is a list of consecutive positions. Position p is row p % count of the labels of epoch p // count.
+    Each batch is a list of consecutive positions. Each position stands for one row of labels: with N images, position
+    p stands for epoch p // N, row p % N.
     """
 
     def __init__(self, count, batch_size, epochs):
@@ -285,7 +286,7 @@ class Repeated:
 
 
 def own_batches(loader, samples, setting, precision):
-    """Yield training batches without end from the loader of this project that the row `loader` measures."""
+    """Yield training batches without end. `loader` is a row name: `workers`, `resident` or `resident, eager`."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
@@ -305,7 +306,7 @@ def one_batch(batch_size, precision):
 
 
 def count_rows(batch):
-    """Apply the remaining image operations (crops, cutmix) to a batch, and return its number of images.
+    """Apply the image operations (crops, cutmix) that the loader has not applied yet, and return the number of images.
 
     With --data-only, this function replaces the training step, so that only data loading is measured.
     """

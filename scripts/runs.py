@@ -19,9 +19,10 @@ This form reads the runs from a plan file; scripts/evidence.py writes such a fil
 tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
 to the command: --no-progress, then --resume or --overwrite, then [flags].
 
-After another tab, a line may list seeds. It then describes one run per seed, called NAME-seedSEED. NAME must then end
-in the model's name, for example a/resnet18. If one process trains several seeds, OUTPUT_DIR is the parent folder of
-RUNS_DIR/NAME. In this folder, the training script makes a folder MODEL-seedSEED for each seed.
+After another tab, a line may list seeds. Such a line describes one run per seed, called NAME-seedSEED, and NAME must
+end in the model's name. For example, NAME is a/resnet18, and the seeds are 0 and 1. If one process trains both seeds,
+OUTPUT_DIR is RUNS_DIR/a, and the training script makes the folders resnet18-seed0 and resnet18-seed1 in RUNS_DIR/a. If
+a process trains only seed 0, OUTPUT_DIR is RUNS_DIR/a/resnet18-seed0.
 
 If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
 fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same
@@ -157,13 +158,13 @@ def refuse_equal_names(plan: Sequence[Line]) -> None:
 
 
 def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
-    """Split each line of a plan into lines with fewer seeds; one process trains all seeds of such a line.
+    """Split the lines of a plan into new lines with fewer seeds; one process trains all seeds of a new line.
 
     Args:
         plan: lines of the plan.
-        jobs: number of processes that run at the same time. To give work to every process, such a line has at most
+        jobs: number of processes that run at the same time. To give work to every process, a new line has at most
             (number of all runs in the plan) / jobs seeds, rounded up.
-        most: maximum number of seeds in such a line.
+        most: maximum number of seeds in a new line.
     """
     runs = sum(len(line.runs) for line in plan)
     size = max(1, min(-(-runs // jobs), most))
@@ -200,7 +201,7 @@ class Processes:
             log: file for the command's output; if None, the output goes to the terminal.
 
         Raises:
-            Stopped: a signal came before the start; or a signal came later, and the exit code is not 0.
+            Stopped: a signal came before the command started, or a signal came later and the command failed.
         """
         self.check()
         with open(log or os.devnull, "wb") as file:
@@ -334,7 +335,7 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # get every result before `all` stops at a failed run: if a signal stopped a run, its `result` raises Stopped
+        # `result` raises Stopped if a signal stopped a line. The list calls `result` for all lines, even if one failed.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

@@ -297,7 +297,7 @@ SECRET = {"wandb_api_key"}
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parsed values of all flags, with each list replaced by a tuple, so that a config is immutable."""
+    """Return the parsed values of all flags. Replace each list by a tuple, because a config must be immutable."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -381,7 +381,7 @@ class DataFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlags(Group):
-    """Flags for training on stored soft labels: where they are, and in which order a run visits their batches."""
+    """Flags for training on stored soft labels: the label folder, the order of the batches, and checks."""
 
     title = "soft labels"
 
@@ -395,8 +395,8 @@ class LabelFlags(Group):
     fkd_seed: int = flag(
         42, "seed of the image order, for labels without an index", SEED, RESULT, names=("--fkd_seed", "--fkd-seed")
     )
-    # Reports need not compare this flag. It only matters if a run needs more labels than are stored: without the flag,
-    # such a run is refused.
+    # Reports do not compare this flag, because it does not change the result of a run. If a run needs more labels than
+    # are stored, the run starts only with this flag.
     reuse_labels: bool = flag(
         False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
@@ -444,7 +444,7 @@ class ViewFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentFlags(Group):
-    """Flags for the students. A run trains one student for each combination of a model and a seed."""
+    """Flags for the students. A command trains one student for each combination of a model and a seed."""
 
     title = "student"
 
@@ -743,7 +743,7 @@ class TeacherFlags(Group):
     def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
         """Return the name of each teacher's pretrained weights.
 
-        The names in --weights belong, in order, to the teachers that have no weight file.
+        --weights gives one name for each teacher without a weight file, in the order of the teachers.
 
         Args:
             names: models of the teachers.
@@ -909,7 +909,7 @@ class TrainConfig(
             )
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or if -T is below the minimum of its schedule."""
+        """Raise InputError if a temperature flag has no effect, or if the schedule's lowest temperature is above -T."""
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -1035,7 +1035,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
-        """Check that the flags fit together; return a config in which `bits`, the bits per logit, is a number.
+        """Check that the flags fit together, and set the default of --bits. Return the resulting config.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -1084,7 +1084,7 @@ class FoldersArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
-    """Flag for the number of classes, which `python -m utils.labels pack` needs if top-k labels do not state it."""
+    """Flag of `python -m utils.labels pack` for the number of classes, if top-k labels do not state this number."""
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -1268,13 +1268,13 @@ class Findings:
         answers: whether the stored soft labels are `logits` or `probabilities`.
         label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
         labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
-        labels_accepted: faults of the labels or the teacher that --accept-labels tolerates, in words; None if there are
-            none.
+        labels_accepted: faults of labels or teacher that the user accepted with --accept-labels, in words; None
+            without such faults.
         teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: setting name -> digest, computed in the way of earlier releases. It is compared with the digest in an
-            old checkpoint. `settings` omits this field.
+        earlier: setting name -> digest, computed as in earlier releases. Each digest is compared with the digest of the
+            same setting in an old checkpoint. `settings` omits this field.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1326,8 +1326,8 @@ def resolve_views(
 ) -> Findings:
     """Choose input size, mean and standard deviation of the images. For training, also choose --val-resize.
 
-    For each setting, the flag comes first, then the value that the labels state, then a default. The labels state no
-    --val-resize; its default is `default_val_resize`.
+    Use the value of the flag, else the value that the labels state, else a default. For --val-resize, use the value of
+    the flag, else `default_val_resize`.
 
     Args:
         config: the flags; a flag that was not given is None.
@@ -1377,7 +1377,7 @@ def comparable(value: Any) -> Any:
 def every_setting() -> dict[str, Flag]:
     """Return a dict of name -> `Flag` with every setting of a training run, named as in args.json.
 
-    If a field of `Findings` has the same name as a flag, the dict has the `Flag` of the field of `Findings`.
+    If a field of `Findings` has the same name as a flag, the dict has the `Flag` from `Findings`.
     """
     kinds: list[type] = [FKDConfig, KDConfig, Findings]
     found = {item.name: item.metadata["flag"] for kind in kinds for item in fields(kind) if "flag" in item.metadata}

@@ -20,8 +20,9 @@ class Batch:
 
     Attributes:
         images: float [B, 3, S, S], normalised.
-        soft_labels: the teacher's logits, float [B, C] or `TopK` (the k largest of each row); None without soft labels.
-            In epochs with hard labels: the smoothed class probabilities, float [B, C].
+        soft_labels: in epochs with soft labels, the teacher's logits, float [B, C] or `TopK` (the k largest per row).
+            In epochs with hard labels, the smoothed class probabilities, float [B, C]. None until a teacher has
+            labelled the batch.
         targets: int64 [B], class of each image, from the folder that the image is in.
         parts: for each micro-batch, (number of rows on this rank, number on all ranks); None with only one process.
     """
@@ -69,7 +70,7 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return a batch with finished images, which several students can use; here, the batch itself."""
+        """Return this batch, because its images are finished already; `DeviceBatch` computes its images here."""
         return self
 
     def tensors(self) -> StepTensors:
@@ -123,6 +124,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if the bool tensor `finite` is False, which means that a teacher's logit is not finite."""
+    """Raise InputError if the bool tensor `finite` is False: then the teacher's logits are not all finite."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

@@ -126,7 +126,8 @@ def is_debris(name: str) -> bool:
 def is_file(entry: os.DirEntry) -> bool:
     """Return whether a folder's entry counts as a file.
 
-    A dead link counts as a file, so that decoding it raises an error. Otherwise the image would be missing unnoticed.
+    A dead link counts as a file, and decoding it raises an error. If dead links were skipped, nobody would notice that
+    images are missing.
     """
     return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or is_dead_link(entry)
 
@@ -197,12 +198,12 @@ def why_undecodable(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
-    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself also reduces
-    16-bit colours to the high byte. The high byte restores 8-bit values that were multiplied by 256 or 257.
+    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself reduces 16-bit
+    colours to the high byte. If 8-bit values were multiplied by 256 or 257, the high byte is the original value.
 
     Raises:
-        ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or they are 16-bit grey values
-            below 256, which would all become black.
+        ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or the 16-bit grey values are
+            all below 256 (but not all 0), and the image would become black.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))

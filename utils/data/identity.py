@@ -27,7 +27,7 @@ def file_digest(data: bytes) -> bytes:
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Return the digest (8-byte blake2b) of an RGB image: of its size and its pixels in row-major order."""
+    """Return the digest (8-byte blake2b) of the size and the pixels of an RGB image; pixels are in row-major order."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
     digest.update(image.tobytes())
     return digest.digest()

@@ -69,10 +69,10 @@ def ask_teacher(
 
 
 class Preview:
-    """The first augmented images (views) of an epoch, with their classes and the teacher's logits, for a picture.
+    """Data of a preview picture: the first augmented images (views) of an epoch, their classes and teacher logits.
 
     Attributes (n = up to 16 views):
-        images: uint8 [n, S, S, 3], the views, mixed.
+        images: uint8 [n, S, S, 3], the views after cutmix or mixup.
         targets: int64 [n], class of each view.
         partners: int64 [n], class of the image that is mixed into each view.
         logits: float32 [n, C]; None if there are neither soft labels nor a teacher.

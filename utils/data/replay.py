@@ -123,8 +123,8 @@ def resize_views(
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
         dtype: dtype of the computation. The default is float16 on CUDA, for speed, and float32 elsewhere. float16
-            represents the pixel values 0 to 255 exactly, and rounds results by at most 1/16. The final whole numbers
-            differ from PIL's by at most 1, because PIL also rounds after the first axis.
+            represents the pixel values 0 to 255 exactly, and rounds results by at most 1/16. PIL rounds to whole
+            numbers after each axis, this function only after the second. The results differ by at most 1.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.

@@ -85,10 +85,10 @@ class ViewDataset(Dataset):
         return [self.view(slot) for slot in range(len(self.labels))]
 
     def __getitem__(self, position: int) -> View:
-        """Return one augmented image of the loaded batch; `Preview` and a hand-edited PyTorch call this.
+        """Return one augmented image of the loaded batch. Callers: `Preview`, and a PyTorch that was edited by hand.
 
         Raises:
-            InputError: the batches are shared by several processes. A hand-edited PyTorch does not support this.
+            InputError: several processes share the batches. Only `__getitems__` supports shared batches.
         """
         if self.source.share is not None:
             raise InputError("this PyTorch was edited by hand and cannot share batches; reinstall it, or use 1 process")

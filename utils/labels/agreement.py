@@ -9,14 +9,14 @@ check reads about 30 views per class and searches for three faults:
   class of the folder. A weak teacher may mistake class A for class B, but seldom also B for A.
 * **Shifted image numbers.** All image numbers are wrong by the same small offset, for example because an image was
   deleted. The teacher then predicts the neighbouring class for the images at the border between two classes, but not
-  for the other images. The check compares how often the teacher prefers the neighbouring class in these two groups.
+  for the other images. The check counts how often the teacher prefers the neighbouring class at borders and elsewhere.
 * **Agreement at chance level.** The teacher's predictions agree with the folders no more often than guesses do. The
   labels were made for other images, for another image order or with another --fkd_seed. If a seed determines the image
   order of the labels, other seeds are tried.
 
 Before the comparison, the logits of each view are standardised, so that confident views do not count more than others.
-For each class, the mean over all images is then subtracted, so that classes with large logits for all images do not
-count more either.
+For each class, the mean of its logits over all images is then subtracted. Otherwise, classes with large logits for all
+images would count more than others.
 
 Labels are refused if the p-value of a fault is below 0.001. A warning is logged if the p-value is below 0.2.
 tests/test_agreement.py calibrates these thresholds on synthetic labels.
@@ -40,17 +40,17 @@ VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_00
 DOMINANT = 2 / 3
 # p-value of a fault below which labels are refused, and p-value below which a warning is logged
 REFUSED, DOUBTED = 1e-3, 0.2
-# The sign test is reliable if each class has at least this number of images, two in each half.
+# The sign test is reliable only if each class has at least this number of images.
 FEWEST_IMAGES = 4
-# An open chain is a cycle of permuted classes in which some classes were not recognised. Open chains count only if
-# they hold at least this number of classes in total, because fewer classes may form chains by coincidence.
+# In an open chain, the teacher predicts class B for A, C for B and so on, but the chain does not lead back to A. Open
+# chains count only if they hold at least this number of classes in total: fewer classes may form chains by chance.
 FEWEST_OPEN = 5
 # Open chains count only if the teacher prefers the wrong class for at least this fraction of the images.
 CLEAR = 0.85
 # agreement at chance level proves a fault only if at least this number of images was compared
 ENOUGH_IMAGES = 50
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-# seeds that are always tried, and differences from the given --fkd_seed that are tried as well
+# Other seeds to try: each seed in SEEDS, and the sum of the given --fkd_seed and each number in NEAR_SEEDS.
 SEEDS, NEAR_SEEDS = range(101), range(-10, 11)
 
 
@@ -77,8 +77,8 @@ class Agreement:
         share: fraction of views, in [0, 1], for which the teacher predicts the class of the image's folder.
         chance: the fraction that guessing would give, 1 / C.
         views, images: number of compared views, and number of compared images.
-        worst: (class, share within this class) for the classes with the lowest shares, worst first. A class is listed
-            if its share is below a quarter of `share`; no class is listed if `share` is at most 4 times `chance`.
+        worst: (class, share within this class) for each class with a share below `share` / 4, worst first. If `share`
+            is at most 4 * `chance`, no class is listed.
         fault: text that names the fault and the remedy, for an error or a warning; None if no fault was detected.
         certain: True if the fault is an error; False if it is only a suspicion, which leads to a warning.
     """
@@ -195,8 +195,8 @@ def judge(
         num_classes: C, the number of the teacher's classes.
         other_seed: function that returns a --fkd_seed for which the predictions fit the folders, or None if there is
             none. It is called only if the agreement is at chance level.
-        live: whether the logits come from a live teacher. If False, they come from stored labels, and image numbers may
-            be shifted.
+        live: True if the logits come from a live teacher, False if they come from stored labels. Only stored labels
+            are checked for shifted image numbers.
     """
     classes = targets[views.images]
     hits = (views.answers == classes).double()
@@ -287,11 +287,11 @@ def permutation_of(
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # Folders that one or both halves assign to a wrong class. If the halves disagree, the cycle is only an open chain.
+    # Folders that at least one half assigns to a wrong class. Where the halves disagree, an open chain may end.
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    # number of folders in `agreed` that belong to no group: the teacher mistakes their class for another class
+    # number of folders in `agreed` outside all groups; such folders count as mistakes of a weak teacher
     one_way = len(agreed) - sum(map(len, groups))
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []
@@ -301,11 +301,12 @@ def permutation_of(
         for_other = [int((gain[:, 0] > gain[:, 1]).sum()) for gain in gains]
         counts = list(map(len, gains))
         majority = all(2 * prefer > count for prefer, count in zip(for_other, counts, strict=True))
-        # chains are weaker evidence than cycles, so the teacher must prefer the wrong class for more images
+        # a cycle needs a majority in each class; chains are weaker evidence and need the fraction CLEAR of all images
         if group is chains:
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        # A weak teacher may misclassify all images of a small class by coincidence. `strays` estimates how often.
+        # A weak teacher may misclassify all images of a small class by coincidence. `strays` estimates the fraction of
+        # such classes.
         if min(counts) < FEWEST_IMAGES:
             strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
             chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))

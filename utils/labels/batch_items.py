@@ -19,7 +19,7 @@ from utils.system.safe_load import load_archive
 
 Require = Callable[[Any, str], None]
 FLOATS = [torch.float16, torch.float32]
-# how far a crop may reach beyond its image, as a fraction of the image: rounding to half precision can cause this
+# how far a crop may end outside its image, as a fraction of the image's side: half precision rounds the coords
 SLACK = 1e-3
 MAX_JSON_BYTES = 256 * 2**20
 MAX_IMAGES = 2**31
@@ -28,7 +28,7 @@ SUM_SLACK = 0.02  # by how much the sum of a row of half-precision probabilities
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all values are finite. This uses numpy: PyTorch would wake its threads, which is slower."""
+    """Return whether all values are finite. PyTorch would wake its threads for this check, so numpy is faster."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
@@ -50,8 +50,8 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: [coords, flip, mix_index, mix_lam, mix_bbox, logits], and up to two more. The 7th item holds the image
-            numbers [B], or the class ids [B, k] of top-k logits. The 8th item, which only the project EDC stores, is
-            the permutation of each image's patches [B, 2, 2]. It must be all zero.
+            numbers [B], or the class ids [B, k] of top-k logits. The 8th item [B, 2, 2] exists only in labels of
+            EDC. Its entries say where patches of an image were moved to. All must be 0: no patch was moved.
         source: the label file, for error messages.
         answers: the kind of the 6th item: `logits`, or `probabilities`, which are converted to natural logs.
 
@@ -122,9 +122,9 @@ def refuse_other_projects(items: Any, source: object) -> None:
 
 
 def check_patches(require: Require, status: Any, rows: int, source: object) -> None:
-    """Raise InputError unless EDC's 8th item, the permutation of each image's patches, is all zero.
+    """Raise InputError if an entry of EDC's 8th item is not 0. Such an entry means that patches of an image were moved.
 
-    Other values mean that the teacher saw images with shuffled patches, and training cannot shuffle images in this way.
+    If patches were moved, the teacher saw images with shuffled patches. Training cannot shuffle patches.
     """
     require_tensor(require, "indices_status", status, [torch.int32, torch.int64], rows, 2, 2)
     if status.any():
@@ -246,7 +246,7 @@ def read_json_indices(file: Path) -> dict[int, list[int]]:
 def read_saved_indices(file: Path) -> dict[int, list[int]]:
     """Read and check a `torch.save` file `{"EPOCH": [image, …]}`, which lists the images of each epoch.
 
-    Code that a manipulated file may contain is never run.
+    If a manipulated file contains code, the code is not run.
 
     Returns:
         the list of image numbers of each epoch, sorted by epoch number.

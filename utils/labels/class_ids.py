@@ -70,7 +70,7 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         raise ValueError("not as many as the rows need")
     ids = places.reshape(rows, count)
     ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)  # `ids` now holds the high parts
-    # `inside` is False if a row has more or fewer than k high parts: some ids then belong to a neighbouring row
+    # whether all high parts are in range. If a row has more or fewer than k high parts, at least one is out of range
     inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()
     planes = np.unpackbits(code[:, :low_bytes], axis=1, count=count * low, bitorder="little").reshape(rows, low, count)
     for plane in range(low)[::-1]:

@@ -108,10 +108,10 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
 
 
 def state_classes(store: LabelStore, config: PackConfig) -> None:
-    """Set the number of classes of `store` if it has top-k labels that do not state this number.
+    """Set the number of classes of top-k labels, unless the labels themselves state the number.
 
-    The number is --num-classes. Without this flag, it is max(h, k) + 1, where h is the highest class id in the labels
-    and k is the number of logits kept per image.
+    The number is --num-classes. Without this flag, the number is max(h, k) + 1, where h is the highest class id in the
+    labels and k is the number of logits kept per image.
 
     Raises:
         InputError: --num-classes is too low for the class ids in the labels.
@@ -214,9 +214,8 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher. A return value of False means that the flags name
-            no teacher; then `verify` is called. The caller passes this function because this package must not import
-            teachers.
+        ask_teacher: function that verifies labels with a teacher. If the flags name no teacher, the function returns
+            False, and `verify` is called. The function is an argument because this package must not import teachers.
     """
 
     def run(words: list[str] | None) -> None:

@@ -43,7 +43,7 @@ TAIL = 4096
 END = struct.Struct("<4s8xIIH")
 # entry of the central directory: signature, CRC-32, packed size, size, lengths of the three fields that follow
 ENTRY = struct.Struct("<4s12xIIIHHH12x")
-# number of label files that all threads together read at a time; each thread takes AHEAD / THREADS of them
+# each thread takes AHEAD / THREADS label files at a time, so all threads together take AHEAD label files
 AHEAD = 4096
 # number of threads that read label files; useful even with fewer cores, because a network disk makes threads wait
 THREADS = 8
@@ -95,8 +95,8 @@ def digest_of_archive(path: Path) -> str:
     """Return a digest of a label file in the zip format of `torch.save`, in most cases without reading the whole file.
 
     The central directory of the zip file holds the name, size and CRC-32 of every record, so a digest of the directory
-    is enough. The CRC-32 itself is checked when the file is loaded. In two cases the digest covers the whole file: if
-    PyTorch was told to compute no CRC-32, and if the file is from before PyTorch 1.6 and has no directory.
+    is enough. The CRC-32 itself is checked when the file is loaded. If PyTorch was told to compute no CRC-32, or
+    if the file has no directory (before PyTorch 1.6), the digest covers the whole file.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -182,7 +182,7 @@ class ImageDigests:
         return dict(zip(NAMES, (self.pixels.contiguous(), self.files.contiguous()), strict=True))
 
     def rows(self, places: Sequence[int]) -> "ImageDigests":
-        """Return the digests of the images with the numbers `places`, in this order."""
+        """Return the digests of some images. `places` lists the image numbers, and the result has the same order."""
         return ImageDigests(self.pixels[list(places)], self.files[list(places)])
 
     def same(self, other: "ImageDigests") -> np.ndarray:
@@ -212,8 +212,8 @@ def read_image_digests(
         the digests; None if the folder has no file of digests, as in labels of other projects.
 
     Raises:
-        InputError: the file is damaged, does not hold exactly the expected tensors, or holds the digests of another
-            number of images.
+        InputError: the file is damaged, lacks a tensor, has an unexpected tensor, or holds digests of more or fewer
+            than N images.
     """
     path = folder / IMAGES
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Training on hard labels in the middle of a run (HALD, arXiv 2512.15647): the order of epochs, and the views."""
+"""Plan the hard-label epochs in the middle of a run (HALD, arXiv 2512.15647), and draw views for hard-label epochs."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-# added to the seed; otherwise, epochs with hard labels would repeat the crops of soft labels with the same seed
+# added to --fkd_seed: soft labels may have views drawn with --fkd_seed, and hard-label epochs must draw other crops
 SEED_APART = 104_729
 
 

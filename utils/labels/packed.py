@@ -8,10 +8,10 @@ Layout of a folder with the labels of N images:
     epoch_0000.safetensors    one file per epoch, with rows in the order of training;
                               utils/labels/packed_tensors.py describes the tensors
 
-Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. If
-views are drawn, their crops, flips and mixes are not stored. Reading the labels draws them again from the seed, the
-epoch and the batch. For this, the image sizes are stored once. The manifest also holds a digest of sample views. It
-reveals whether the installed numpy draws other random numbers than the numpy that made the labels.
+Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. Drawn
+views are not stored. Reading the labels draws their crops, flips and mixes again from the seed, the epoch, the batch
+and the image sizes, which are stored once. The manifest also holds a digest of sample views. If the installed numpy
+draws other random numbers than the numpy that made the labels, the digests differ and the labels are refused.
 
 Every file is written under a temporary name, fsynced and renamed, so that a killed process leaves no partial file.
 """
@@ -131,7 +131,7 @@ class PackedStore(LabelStore):
         self.answers, self.label_order = kind["answers"], kind["label_order"]
         self.has_epochs, self.num_classes_stated = kind["batches"] is None, kind["num_classes_stated"]
         self.batches_per_epoch, self.keep_topk = batches_per_epoch(manifest), shape_of(manifest).kept
-        # the policy, from which views were drawn, adds settings of its own, for example input_size
+        # the policy of random views holds further settings, for example input_size
         self.settings = {**manifest["settings"], **(manifest["policy"] or {})}
         self.class_list, self.class_names = manifest["settings"].get("classes"), manifest["settings"].get("class_names")
         stored = {int(m[1]) for m in map(EPOCH_FILE.fullmatch, os.listdir(path)) if m}

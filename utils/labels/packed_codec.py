@@ -23,8 +23,8 @@ class Codec:
         bits: bits per value. 32 and 16 bits hold floats. 8 and 4 bits hold integer levels between the minimum and
             the maximum of each column, or of each row if only the k largest logits are kept.
         keep_topk: number of logits kept per image, or None to keep all.
-        views: `stored` if the files hold crops, flips and mixes, or `drawn` if these are drawn again from the
-            manifest's policy.
+        views: `stored`: the files hold crops, flips and mixes. `drawn`: the files hold none, and training draws crops,
+            flips and mixes again with the policy in the manifest.
     """
 
     bits: int = 16
@@ -48,7 +48,7 @@ class Codec:
         return self.encode(logs.clamp_min(LOG_FLOOR))
 
     def holds_probabilities(self, num_classes: int) -> bool:
-        """Return whether probabilities (HALD's labels) are stored as they are. If not, their logs are stored."""
+        """Return True if probabilities (HALD's labels) are stored as they are, False if their logs are stored."""
         return self.bits >= 16 and (self.keep_topk or num_classes) >= num_classes
 
     def encode(self, answers: Answers) -> Tensors:

@@ -30,8 +30,8 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
     "label_order": STORED,  # default order of the batches in training, see `LabelStore`
-    # None for labels whose batches are grouped into epochs. For labels of LPLD and LPQLD, the number of stored batches:
-    # all of these batches must be full and must state their image numbers.
+    # None for labels whose batches are grouped into epochs. For labels of LPLD and LPQLD, the number of stored batches.
+    # Batches of LPLD and LPQLD must be full, and must state image numbers.
     "batches": None,
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,
@@ -115,7 +115,7 @@ def kind_of(manifest: dict) -> dict:
 def batches_per_epoch(manifest: dict) -> int:
     """Return the number of batches in an epoch file.
 
-    Labels of LPLD and LPQLD are one long list of batches, cut into epoch files; their last file may hold fewer.
+    Labels of LPLD and LPQLD are one long list of batches, cut into epoch files. The last file may hold fewer batches.
     """
     images, size, pooled = manifest["num_images"], manifest["batch_size"], manifest.get("batches")
     return -(-images // size) if pooled is None else max(1, min(images // size, pooled))

@@ -1,26 +1,26 @@
 """The tensors of a packed epoch file. `shrink` converts them for the file; `expand` converts them back.
 
 The table lists each tensor in memory and in files of versions 3 and 4. A tensor exists only under its condition. An
-epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. Numbers are little-endian. The
-conversion is exact for all tensors but `rest`.
+epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. A stored logit has 4, 8, 16 or 32
+bits. Numbers are little-endian. All tensors are converted without loss, except that `rest` may be rounded to f16.
 
 | in memory | in the file | condition |
 |---|---|---|
 | coords f32 [N, 4] | f16 if exact (as for labels of LPLD), else f32 | views are stored |
 | flip bool [N] | u8 [ceil(N / 8)], one bit per row, the first row in the lowest bit | views are stored |
-| index i32 [N] | u8 [N, b]: the lowest b bytes; the others are 0 | views and image numbers are stored |
+| index i32 [N] | u8 [N, b]: the lowest b bytes, with b = `Shape.index_bytes` | views and image numbers are stored |
 | mix_index u8 or i32 [N] | the same; u8 if B <= 256 | views are stored and mixed |
 | mix_lam f64 [n] | the same | views are stored and mixed |
 | mix_bbox i32 [n, 4] | the same | views are stored and mixed by cutmix |
 | logits f16 or f32 [N, k] | the same | 16 or 32 bits |
-| levels u8 [N, k] | u8 [N, ceil(k bits / 8)]; with 4 bits, two per byte, the first in the high half | 4 or 8 bits |
+| levels u8 [N, k] | 8 bits: the same; 4 bits: u8 [N, ceil(k / 2)], see `pack_nibbles` | 4 or 8 bits |
 | range f32 [2, C] | the same: low and step of each column; value = low + step * level | 4 or 8 bits, k = C |
 | spans f32 [N, 2] | f16: low and step of each row; value = low + step * level | 4 or 8 bits, k < C |
-| classes i16 or i32 [N, k], ascending | ids u8 [N, M], encoded by utils/labels/class_ids.py | k < C |
-| rest f32 [N, 2]: mean and variance of the dropped logits | f32 with 32 bits, else f16 | k < C, if known |
+| classes i16 or i32 [N, k], ascending | ids u8 [N, M], see `encode_ids` in utils/labels/class_ids.py | k < C |
+| rest f32 [N, 2]: mean and variance of the dropped logits | 32 bits: f32; fewer bits: f16 | k < C, `Shape.has_rest` |
 
-Files of version 2 hold coords as f32, flip as bool, and index, mix_index and classes as i32. If k < C, they hold the k
-logits of a row in descending order, range f32 [2, k] instead of spans, and rest as f32.
+Files of version 2 hold coords and rest as f32, flip as bool, and index, mix_index and classes as i32. If k < C, the k
+logits of each row are in descending order, and range f32 [2, k] takes the place of spans.
 """
 
 from collections.abc import Collection

@@ -1,6 +1,7 @@
 """Formats `sre2l`, `prism` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
 
-A batch is a list of 6 items in format `sre2l`, 7 in `prism` and 8 in `edc`.
+A batch is a list of 6 items in format `sre2l`, 7 in `prism` and 8 in `edc`. If the 7th of 7 items is None, the format
+is `sre2l`, too.
 """
 
 import os
@@ -22,15 +23,16 @@ from utils.system.errors import InputError
 from utils.system.files import digest_of
 from utils.system.safe_load import load_archive, save_archive
 
-ORDER = "sampler_indices_epoch.json"  # LPLD's file with the images of each epoch in order: {"EPOCH": [image, …]}
+ORDER = "sampler_indices_epoch.json"  # LPLD's file {"EPOCH": [image, …]}: the order of the images in each epoch
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
 
 
 def dialect_of(items: list[Any]) -> str:
-    """Return the format of a batch, `sre2l`, `prism` or `edc`, which follows from the number of its items.
+    """Return the format of a batch: `sre2l`, `prism` or `edc`.
 
-    The items must have passed `parse_items`.
+    6 items: `sre2l`. 7 items: `prism`, or `sre2l` if the 7th item is None. 8 items: `edc`. The items must have passed
+    `parse_items`.
     """
     if len(items) == 8:
         return "edc"
@@ -88,10 +90,10 @@ class TarStore(LabelStore):
         """Read LPLD's file that lists the images of each epoch in order.
 
         Returns:
-            a function from an epoch to the numbers of its images in order, int64 [N].
+            a function that takes an epoch and returns the epoch's image numbers in order, int64 [N].
 
         Raises:
-            InputError: the file cannot be read, or an epoch does not visit every image once.
+            InputError: the file cannot be read, or an epoch skips or repeats an image.
         """
         listed = read_json_indices(file)
         for epoch in range(self.epochs):
@@ -164,7 +166,7 @@ class TarStore(LabelStore):
         """Read all batches of an epoch.
 
         Raises:
-            InputError: a batch is faulty, or the epoch does not visit every image once.
+            InputError: a batch is faulty, or the epoch skips or repeats an image.
         """
         index = torch.cat([index_of(self.read(epoch, batch)) for batch in range(self.batches_per_epoch)])
         if len(index.unique()) != self.num_images:
@@ -185,7 +187,7 @@ class TarWriter:
         path: the folder to write to; it is created if it does not exist.
         dtype: dtype of the stored logits, float16 or float32.
         with_index: whether to store the image numbers as a 7th item.
-        leads: whether this process is the first one, which creates and checks the folder.
+        leads: True for the process that creates and checks the folder; False for all other processes.
         image_digests: digests of the images, written to a file beside the labels; None if they are unknown.
         settings: settings with which the labels are made, written to the same file as the digests.
 
@@ -208,7 +210,7 @@ class TarWriter:
         empty_folder(self.path, image_digests, settings)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return all epochs below `epochs`, because this writer never resumes: it only accepts an empty folder."""
+        """Return the epochs to write: 0 … `epochs` - 1. The folder was empty, so no epoch is skipped."""
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:

@@ -58,7 +58,7 @@ class LabelStore(ABC):
             the project that made the labels.
         has_epochs: whether the labels are grouped into epochs, each of which visits every image once. If False, the
             stored epochs are only consecutive sections of one long list of batches.
-        epochs: number of consecutive epochs that are stored, counted from epoch 0.
+        epochs: number of epochs before the first missing one. If epochs 0, 1 and 3 are stored, `epochs` is 2.
         gap: text that names the missing epochs, from `find_gap`; None if no epoch is missing.
         batches_per_epoch: number of batches of an epoch. If `has_epochs` is False, the last epoch may have fewer.
         batch_size: number of rows of a batch. The last batch of an epoch may be smaller.
@@ -224,7 +224,7 @@ class LabelStore(ABC):
 
 
 def epochs_without_gap(stored: set[int]) -> int:
-    """Return how many consecutive epochs are stored, counted from epoch 0."""
+    """Return the number of epochs before the first missing one: 2 if epochs 0, 1 and 3 are stored."""
     return next(epoch for epoch in itertools.count() if epoch not in stored)
 
 
@@ -249,7 +249,7 @@ def empty_folder(path: str | Path, image_digests: ImageDigests | None, settings:
 
     Args:
         path: the folder, which must be empty or not exist yet.
-        image_digests: digests of the images; None if they are unknown, and then nothing is written.
+        image_digests: digests of the images; None if unknown. If None, neither digests nor settings are written.
         settings: settings with which the labels are made, written to the same file as the digests.
 
     Raises:

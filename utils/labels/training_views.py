@@ -19,7 +19,7 @@ Source = TypeVar("Source", bound=ViewSource, covariant=True)
 
 @lru_cache(maxsize=8)  # the function is called with the same arguments for every batch of an epoch
 def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) -> tuple[int, ...]:
-    """Return the numbers of the stored batches that one epoch of training reads, in order.
+    """Return, for each training batch of `epoch`, the index of the stored batch to read.
 
     The result depends only on the arguments.
 
@@ -47,7 +47,7 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingViews(Generic[Source]):
-    """The batches of a run. A batch is identified by the epoch of training and by its number in this epoch.
+    """The batches of a run. Two indices identify a batch: the epoch of training, and the batch within the epoch.
 
     Attributes:
         store: the source of the batches. If it is `DrawnViews`, `order` must be STORED.
@@ -105,7 +105,7 @@ class TrainingViews(Generic[Source]):
         return self.store.num_images
 
     def place(self, epoch: int, batch: int) -> tuple[int, int]:
-        """Return (epoch, number in this epoch) of the stored batch that a training batch reads."""
+        """Return (epoch, index within the epoch) of the stored batch that a training batch reads."""
         if self.is_pool:
             numbers = draw_batches(self.order, self.seed, epoch, self._stored, self.batches_drawn)
             return divmod(numbers[batch], self.store.batches_per_epoch)
@@ -153,12 +153,12 @@ class TrainingViews(Generic[Source]):
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     """Reduce a batch to some of its rows and the mix partners of these rows.
 
-    The result holds the rows to keep, followed by any mix partners that are not rows to keep. If `rows` is empty, the
-    result holds row 0, because a batch must not be empty.
+    The result begins with the rows to keep; mix partners follow. No row appears twice. If `rows` is empty, the result
+    holds row 0, because a batch must not be empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
-        rows: int64 [own], numbers of the rows to keep, ascending.
+        rows: int64 [own], indices of the rows to keep, ascending.
 
     Returns:
         a batch of the same type as `views`. It has K rows, mix partners included. Its `logits` have only the first

@@ -28,10 +28,10 @@ class TopK(NamedTuple):
         Args:
             num_classes: C.
             temperature: T, the temperature of the softmax that the caller will apply.
-            renormalise: whether dropped classes get the logit -inf and thus probability 0 (marginal re-normalisation,
-                LPQLD). If False, dropped classes get the logit m + v / (2 T), with mean m and variance v from `rest`.
-                This approximates the total probability of the dropped classes to second order. If `rest` is None,
-                dropped classes get -inf in both cases.
+            renormalise: if True, or if `rest` is None, dropped classes get the logit -inf and thus probability 0
+                (marginal re-normalisation, LPQLD). Otherwise, dropped classes get the logit m + v / (2 T), with mean m
+                and variance v from `rest`. The logit m + v / (2 T) approximates the total probability of the dropped
+                classes to second order.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)
@@ -56,12 +56,12 @@ def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
-    """Return logits as a tuple of one tensor, or a `TopK` as a tuple of its three fields. `answers_of` undoes this."""
+    """Return a tuple: the three fields if `answers` is a `TopK`, else `answers` as the only entry."""
     return tuple(answers) if isinstance(answers, TopK) else (answers,)
 
 
 def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Invert `tensors_of`: return the tensor of logits, or the `TopK`, from which the tuple was made."""
+    """Invert `tensors_of`: return the only entry of the tuple, or the `TopK` with the three entries as fields."""
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
 
 
@@ -99,7 +99,7 @@ class Mix(NamedTuple):
         return "none" if self.lam is None else "mixup"
 
     def own_share(self, size: int) -> float:
-        """Return the share of the row's own image in a view of `size` x `size` pixels, from 0 to 1."""
+        """Return the share of a row's own image in its view, from 0 to 1. A view has `size` x `size` pixels."""
         if self.box is not None:
             y1, x1, y2, x2 = self.box
             return 1 - (y2 - y1) * (x2 - x1) / size**2

@@ -16,7 +16,7 @@ from torch.utils.data import RandomSampler
 from utils.labels.types import ALL, Answers, BatchLabels, BatchViews, Crop, Mix, MixBox
 
 CROP_ATTEMPTS = 10
-# number of random numbers that a row needs: for top, left and flip, then for area and aspect ratio of each attempt
+# random numbers for one row: 3 for top, left and flip, and 2 per attempt for area and aspect ratio
 CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS
 
 
@@ -104,11 +104,11 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 
 
 class ReferenceOrder:
-    """The order of images in SRe2L's code, for labels that do not state image numbers.
+    """The order of images in SRe2L's code, for drawn views and for labels that do not store image indices.
 
     In SRe2L, one `RandomSampler` draws the order of the N images for every epoch, from epoch 0 on. Its random generator
-    is seeded with --fkd_seed only once, so the order of an epoch depends on all earlier draws. Here, epochs may be
-    requested in any sequence.
+    is seeded with --fkd_seed only once, so the order of an epoch depends on all earlier draws. A
+    `ReferenceOrder` can be called for epochs in any sequence, for example 3, 0, 7.
     """
 
     def __init__(self, num_images: int, seed: int):
@@ -119,7 +119,7 @@ class ReferenceOrder:
         self.epoch, self.order = -1, torch.empty(0, dtype=torch.int64)
 
     def __call__(self, epoch: int) -> torch.Tensor:
-        """Return the numbers of all images in the order in which `epoch` visits them: int64 [N]."""
+        """Return the order of images in `epoch`, as a permutation of the indices 0 to N - 1: int64 [N]."""
         if epoch == self.epoch:
             return self.order
         generator = torch.Generator()
@@ -168,7 +168,7 @@ Views = BatchLabels | DrawnBatch
 
 
 def index_of(views: Views) -> torch.Tensor:
-    """Return the number of each row's image, int64 [B]; raise ValueError if the batch does not state these numbers."""
+    """Return the index of each row's image in the data set, int64 [B]; raise ValueError if `views.index` is None."""
     if views.index is None:
         raise ValueError("a store states the images of its batches")
     return views.index

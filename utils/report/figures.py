@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
-MARKERS = "osD^v"  # if there are more series than colours, the marker tells series of equal colour apart
+MARKERS = "osD^v"  # if there are more series than colours, series of the same colour have different markers
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
 AXIS = 0.8  # height in cm of the tick labels and the axis label below the lowest panel
@@ -87,7 +87,7 @@ def make_panels(groups: list[Group], height: float, legend: float) -> tuple[Figu
 
 
 def series_of(groups: list[Group]) -> dict[str, dict[str, Any]]:
-    """Choose a colour and a marker for each different `Group.series`, which is the text of a legend entry.
+    """Choose a colour and a marker for each value of `Group.series` (the text of a legend entry).
 
     Returns:
         `Group.series` -> keyword arguments `color` and `marker` of `Axes.plot`, in the order of the groups.

@@ -1,4 +1,4 @@
-"""Sorts finished runs into groups, whose runs differ only in the seed, and compares the groups.
+"""Sort finished runs into groups and compare the groups. Runs of one group differ only in the seed.
 
 Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`
 and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md states what
@@ -23,7 +23,7 @@ from utils.system.files import digest_of_text
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (divisor n - 1) of n values; the deviation is None for one value."""
+    """Mean and sample standard deviation (divisor n - 1) of n values; the deviation is None if n is 1."""
 
     mean: float
     deviation: float | None
@@ -31,7 +31,7 @@ class Spread:
 
     @property
     def error(self) -> float | None:
-        """Return the standard error of the mean; None for one value."""
+        """Return the standard error of the mean; None if n is 1."""
         return None if self.deviation is None else self.deviation / math.sqrt(self.n)
 
 
@@ -136,7 +136,7 @@ class Group:
 
     @property
     def accepted(self) -> str | None:
-        """Return the faults of the labels that --accept-labels tolerated, as text; None if no fault was found."""
+        """Return the faults of labels or teacher that --accept-labels tolerated, as text; None if there are none."""
         return self.settings.get("labels_accepted")
 
     @property
@@ -192,7 +192,7 @@ def group_runs(
     Args:
         runs: finished runs with any settings.
         ignore: names of settings that are not compared.
-        baseline: name of the image set that comes last in the order of groups.
+        baseline: name of the image set that comes last among groups with the same student and regime.
 
     Returns:
         (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If a
@@ -220,7 +220,7 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Return whether a group's images are called `name` in tables, or the path of their folder ends with `name`."""
+    """Return True if tables call the group's images `name`, or if the path of the image folder ends with `name`."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
@@ -228,8 +228,8 @@ def is_called(group: Group, name: str) -> bool:
 def image_names(runs: list[FinishedRun]) -> dict[str, str]:
     """Choose a short unique name for each image set of `runs`; return a dict from image digest to name.
 
-    A name is made of the last components of the folder's path, as few as possible. If this does not make names unique,
-    the start of the digest is added.
+    A name is made of the last components of the folder's path, as few as possible. If full paths are not unique, the
+    start of the digest is added.
     """
     folders: dict[str, PurePath] = {}
     for run in runs:
@@ -255,7 +255,7 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
     Each setting is compared between `group` and the other groups of the same regime. There are two exceptions. Settings
     in EVERYWHERE are compared between all groups. The settings `labels` and `train_images` are compared only between
     groups that have the same regime and the same images. The text `labels accepted` is added if --accept-labels
-    tolerated faults of the labels.
+    tolerated a fault of the labels or the teacher.
     """
     run = next(iter(group.runs.values()))
     everyone = [other.settings for other in groups]

@@ -1,8 +1,8 @@
-"""Finds the settings that affect a run's result. Runs that agree in all of these settings form one group of a report.
+"""Find the settings that affect a run's result. Runs that agree in all of these settings form one group of a report.
 
-Some flags are left out. A flag may have no effect because of another flag: --momentum has none without --sgd. Two
-flags may also mean the same, as --cos and --schedule cos do. Runs that differ only in flags of these two kinds are in
-the same group. Data are compared by digests of their content, not by the names of folders and files.
+Two kinds of flags are left out. Flags of the first kind have no effect because of another flag or of the labels:
+without --sgd, --momentum has no effect. Flags of the second kind repeat another flag: --cos means --schedule cos.
+Data are compared by digests of their content. If an old run lacks such a digest, names of folders or files are used.
 """
 
 import re
@@ -31,9 +31,9 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return the settings that affect a run's result, without the seed, as a dict of name -> value as text.
+    """Return a dict of name -> value (as text) of the settings that affect a run's result. The seed is left out.
 
-    Earlier releases lacked some settings. For their runs, the dict has the values that these releases always used.
+    Earlier releases lacked some settings. If a run lacks a setting, the dict has the value that was always used.
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
@@ -45,12 +45,12 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     settings["git_commit"] = run.summary.get("git_commit")
 
     if "schedule" in args:
-        settings.pop("cos", None)  # --cos means --schedule cos, and `schedule` is `cos` in both cases
+        settings.pop("cos", None)  # --cos and --schedule cos both set `schedule` to `cos`
     if "arithmetic" in args:
         settings.pop("precision", None)  # `arithmetic` states the precision that was used, even with --precision auto
     settings["device"] = device_of(run)
     if mix_type_of(args) == "none":
-        settings.pop("mix_type", None)  # the value `none` means the same as a missing `mix_type`
+        settings.pop("mix_type", None)  # runs without mixing record `none` or no `mix_type`; both mean the same
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
         # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes
@@ -69,7 +69,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
 def image_digest(run: FinishedRun) -> str:
     """Return the digest of the pixels of a run's training images.
 
-    Runs of the first releases did not record this digest; return the path of the image folder for them.
+    Runs of the first releases did not record this digest. For such a run, return the path of the image folder.
     """
     return run.summary.get("images", {}).get("digest") or run.args["train_dir"]
 
@@ -77,7 +77,7 @@ def image_digest(run: FinishedRun) -> str:
 def earlier_arguments(args: dict[str, Any]) -> dict[str, Any]:
     """Return a dict of argument -> value for the arguments that earlier releases lacked.
 
-    Earlier releases always used these values. `val_resize` depends on the run's `input_size`, which is in `args`.
+    Each value is the one that earlier releases always used. `val_resize` is computed from `input_size` in `args`.
     """
     known = dict(EARLIER)
     if "input_size" in args:
@@ -93,7 +93,7 @@ def mix_type_of(args: dict[str, Any]) -> str:
 def device_of(run: FinishedRun) -> str | None:
     """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
 
-    Earlier releases recorded `auto`. In that case, the type is inferred from the device's name, if that was recorded.
+    Earlier releases recorded `auto`. Infer the type from the device's name then; without a name, return `auto`.
     """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
@@ -110,7 +110,7 @@ def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | 
         args: arguments of the run.
 
     Returns:
-        the entries; None if views are drawn during training, because `args` then has the same parameters.
+        the entries. If views are drawn during training, return None, because `args` has the same parameters.
     """
     # Only train_KD_parallel.py has these flags. It draws views during training, according to its flags.
     if all(name in args for name in ("hflip", *ALPHAS)):
@@ -138,15 +138,15 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        # --fkd-seed is not used: a stored index, or the seed in the policy, determines the image of each row
+        # --fkd-seed has no effect: image numbers are stored with the labels, or drawn with the seed in the policy
         yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # --temperature divides the logits of the labels. It cannot do so if labels are stored as probabilities. With
-    # --student-temperature teacher, it also divides the student's logits.
+    # --temperature divides the logits of the labels, except labels that are stored as probabilities. With
+    # --student-temperature teacher, --temperature also divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

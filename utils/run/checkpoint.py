@@ -33,8 +33,8 @@ class Progress:
         best_top1, best_epoch: top-1 (percent) and epoch of the best evaluation; None before the first evaluation.
         seconds: wall-clock time that the run has taken so far, summed over all restarts.
         wandb_id: id of the W&B run that --resume continues; None without W&B.
-        student_temperature: student temperature of the current epoch, if it is calibrated.
-        next_student_temperature: calibrated student temperature of the next epoch.
+        student_temperature: calibrated student temperature of the current epoch; 1 without calibration.
+        next_student_temperature: calibrated student temperature of the next epoch; 1 without calibration.
         validation: digest of the validation images and their classes; None before the first evaluation.
     """
 
@@ -138,7 +138,7 @@ def save_checkpoint(
 
 
 def result_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return name -> value of the settings that affect a run's result, out of all its settings.
+    """Select the settings that affect the result of a run; return {name: value}.
 
     `sync_bn` is set to None for a run with a single process, because that run ignores --sync-bn.
     """
@@ -168,7 +168,7 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: setting name -> digest computed as in earlier releases. Used if such a release wrote the checkpoint.
+        earlier: setting name -> digest computed in the old way, to compare with checkpoints of earlier releases.
 
     Returns:
         the dict that `save_checkpoint` wrote.
@@ -188,7 +188,7 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # ignore names and sizes of validation images once the run was evaluated: later evaluations compare the pixels
+    # if the run was evaluated, skip `val_images`: later evaluations compare the images with `progress.validation`
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)

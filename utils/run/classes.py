@@ -39,11 +39,11 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Words for error messages about pairing the class folders of two image folders.
+    """Words for two image folders in error messages. Class folders of `own` are paired with those of `other`.
 
     Attributes:
-        own: flag of the image folder whose classes are to be found, such as `--val-dir`.
-        other: flag of the image folder whose classes are known, such as `--train-dir`.
+        own: flag or argument that gives the image folder with unknown classes, such as `--val-dir`.
+        other: flag that gives the image folder with known classes, such as `--train-dir`.
         line: format of a line in the --class-map file.
     """
 
@@ -170,7 +170,7 @@ def number_val_folders(
 ) -> Numbering:
     """Return the class number of every validation folder.
 
-    A validation folder gets the class number of the training folder that is its partner. Without one, it gets None.
+    Each validation folder gets the class number of its training folder. Folders without a training folder get None.
 
     Args:
         folders: sorted names of the validation folders.
@@ -181,7 +181,7 @@ def number_val_folders(
         where: the two image folders, in words, for error messages.
 
     Raises:
-        InputError: the folders cannot be matched by name, or a class has no validation folder.
+        InputError: the folders cannot be matched by name, --class-map is wrong, or a class has no validation folder.
     """
     places, how = pair_names(folders, train_folders, class_map, where)
     lacking = [name for place, name in enumerate(train_folders) if place not in places]
@@ -205,7 +205,7 @@ def pair_names(
         sides: flags of the two image folders, for error messages.
 
     Returns:
-        (indices, rule). `indices` holds the index of each validation folder's training folder, or None if it has none.
+        (indices, rule). `indices` has an entry for each validation folder: the index of its training folder, or None.
         `rule` says in words how the folders were paired, for example `by name`.
 
     Raises:
@@ -222,11 +222,11 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Return a list with the index of each key in `train_keys`, or return None if the keys cannot be paired.
+        """Return one entry for each key of `keys`: its index in `train_keys`, or None if it is not there.
 
-        A key that is not in `train_keys` has None in the list. The keys can be paired if `keys` holds every training
-        key, and no key occurs twice in `keys` or in `train_keys`. None may occur several times in `keys`, but not in
-        `train_keys`.
+        Return None instead of a list if `keys` lacks a training key, if `train_keys` contains None, or if a key occurs
+        twice in `keys` or in `train_keys`. None stands for an unknown key, gets the entry None,
+        and may occur several times in `keys`.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
@@ -273,9 +273,9 @@ def pair_names(
 def map_names(
     folders: Sequence[str], train_folders: Sequence[str], class_map: str, sides: Sides = VALIDATION
 ) -> list[int | None]:
-    """Return, for each validation folder, the index of the training folder that a --class-map file pairs it with.
+    """Read a --class-map file; return the index of each validation folder's training folder.
 
-    A validation folder that the file does not list gets None.
+    If the file does not list a validation folder, the entry of the folder is None.
 
     Args:
         folders: names of the validation folders.
@@ -284,7 +284,7 @@ def map_names(
         sides: flags of the two image folders, for error messages.
 
     Raises:
-        InputError: a line is malformed or names an unknown folder, or a folder is listed twice.
+        InputError: the file cannot be read, a line is malformed or names an unknown folder, or a folder occurs twice.
     """
     pairs: dict[str, str] = {}
     for line in read_names(class_map, "--class-map"):

@@ -121,9 +121,9 @@ class RunFolder:
                 handler.close()
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write metrics.csv anew, with one row for each entry of `history`, which has one entry per epoch.
+        """Write metrics.csv anew, with one row for each entry of `history`: one per finished epoch.
 
-        Rows are not appended to the existing file, because a resumed run would then repeat some epochs.
+        Appending to an existing file would repeat some epochs in a resumed run.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -22,8 +22,8 @@ from utils.training.losses import NEEDS_LOGITS
 # `unlikely_gap` rules out chance if the probability of the gap is below exp(-IMPOSSIBLE)
 IMPOSSIBLE = 20
 # The size of the views is inferred from up to SAMPLED_BOXES cutmix boxes. FEW_BOXES boxes suggest a size, MANY_BOXES
-# boxes prove it. A cutmix box (alpha 1) touches neither the right nor the lower edge of the view with probability 0.46.
-# For all of 8 boxes this probability is 0.46^8 = 0.2 %, and for all of 18 boxes 1e-6.
+# boxes prove it. A cutmix box (alpha 1) reaches the right or the lower edge of the view with probability 0.54. The
+# probability that no box reaches either edge is 0.46^8 = 0.2 % for 8 boxes, and 1e-6 for 18 boxes.
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
 
 
@@ -41,8 +41,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # Unpacked labels state no digests of their files. If they state digests of the images, --verify-labels only checks
-    # the images.
+    # Labels without a manifest hold no digests of their label files. If such labels hold digests of the images,
+    # --verify-labels checks the images only.
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
@@ -94,7 +94,7 @@ def cutmix_reach(store: LabelStore) -> tuple[int, int]:
     """Return how far the cutmix boxes of the first SAMPLED_BOXES batches reach, and the number of these boxes.
 
     Returns:
-        (largest coordinate of a lower or right edge of a box, in pixels; number of boxes); (0, 0) without cutmix.
+        (largest pixel coordinate of all lower and right edges; number of boxes); (0, 0) without cutmix.
     """
     if store.mix_type != "cutmix":
         return 0, 0
@@ -137,9 +137,9 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the numbers of the soft-label epochs that a run trains from --start-epoch on.
+    """Return the indices of the soft-label epochs of a run that starts at --start-epoch.
 
-    Hard-label epochs are not counted. For example, after 10 of them, epoch 12 of the run is soft-label epoch 2.
+    Hard-label epochs are skipped in the count. After 10 hard-label epochs, epoch 12 of the run is soft-label epoch 2.
     """
     phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
@@ -149,7 +149,8 @@ def hard_views(config: FKDConfig, found: Findings, samples: Samples, num_classes
     """Return the views and the hard labels for epochs that train on hard labels; None without --hard-epochs.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that were derived from the labels, the folders and the machine.
         samples: (path, class) of each training image.
         num_classes: C, number of the student's outputs.
 
@@ -298,10 +299,10 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return True if the labels lack so many of the last training images that chance is ruled out as the cause.
+    """Return True if more of the last training images lack labels than chance can explain.
 
-    If labels are not grouped into epochs, their images are drawn at random, and some may never be drawn. The
-    probability that n draws from N images miss m given images is about exp(-m n / N).
+    If labels are not grouped into epochs, their images are drawn at random, and some may never be drawn. If n images
+    are drawn from N, the probability to miss m given images is about exp(-m n / N).
 
     Args:
         images: N, number of images in the training folder.

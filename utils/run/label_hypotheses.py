@@ -128,7 +128,7 @@ def explain(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict, seed: in
         trials = [replay, *(replace(replay, **hypothesis.change) for hypothesis in untried)]
         distances = [distance(inquiry, question, trial) for trial in progress_bar(trials, "hypotheses", len(trials))]
         best = min(range(len(trials)), key=distances.__getitem__)
-        if distances[best] > 0.95 * distances[0]:
+        if best == 0 or distances[best] > 0.95 * distances[0]:
             break
         replay = trials[best]
         # trial 0 tries no hypothesis, so trial n tries hypothesis n - 1
@@ -172,7 +172,7 @@ def drop_needless(
 def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
     """Return the rows on which hypotheses are tried: the SCREENED_ROWS worst-fitting rows of the worst-fitting batch.
 
-    `verdict` is the comparison of labels and teacher that says how well each row fits.
+    `verdict` compares labels and teacher. A row fits badly if its difference in `verdict.own` is large.
     """
     starts = torch.tensor([0, *(len(question.rows) for question in inquiry.questions)]).cumsum(0).tolist()
     rows = [verdict.own[first:last] for first, last in itertools.pairwise(starts)]
@@ -185,14 +185,14 @@ def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
 
 
 def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> float:
-    """Return the median difference between the stored logits of some rows and the teacher's logits.
+    """Return the median difference between stored logits and the teacher's logits in the rows of `question`.
 
-    Return infinity if the difference is NaN, or if the teacher fails on views of this size.
+    Return infinity if the median is NaN, or if the teacher raises an error under the settings `replay`.
     """
     try:
         value = inquiry.distance(question, replay)
     except (RuntimeError, ValueError, AssertionError, IndexError):
-        # the teacher cannot process views of this size
+        # for example, the teacher cannot process views of the size `replay.size`
         return float("inf")
     return value if value == value else float("inf")
 
@@ -237,7 +237,7 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
     """Yield hypotheses about the image order: other seeds, other sorting of the files, and shifts by a few images.
 
     Files are also sorted by the numbers in their names, so that new2 comes before new10. `seed` is the given
-    --fkd-seed; None if the labels state the image order, so that no seeds are tried.
+    --fkd-seed. If the labels state the image order, `seed` is None, and no seeds are tried.
     """
     if seed is not None:
         for other in sorted({*SEEDS, *range(max(seed - SEEDS_AROUND, 0), seed + SEEDS_AROUND + 1)} - {seed}):
@@ -268,7 +268,7 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
 
 
 def as_numbers(name: str) -> list[tuple[int, str]]:
-    """Return a sort key for a name that compares digits as numbers, so that new2 comes before new10."""
+    """Return a sort key for a name. Digits in names are compared as numbers: new2 comes before new10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
@@ -388,9 +388,9 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return up to TRIED_IMAGES image numbers in random order: int64 [n].
+    """Return the indices of up to TRIED_IMAGES images in random order: int64 [n].
 
-    Images that share a class with one of the images `assumed` come first.
+    `assumed` holds image indices, too. Images of the same class as an image in `assumed` come first.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

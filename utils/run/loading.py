@@ -137,7 +137,8 @@ def plan_memory(
     """Decide where a run keeps its decoded images and labels, log the decision and return it.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that were derived from labels, folders and the machine.
         data: training and validation images, and labels.
         students: the students, already on their device.
         world: ranks of the run. Every rank must call this function; all ranks get the same plan.
@@ -192,7 +193,7 @@ def plan_on_device(
     """
     device = students[0].precision.device
     free = free_memory(device)[0]
-    # add the rows of a hard batch, because hard labels have their own label tensors and their own CUDA graph
+    # the estimates include a soft and a hard batch, because each kind has its own label tensors and CUDA graph
     hard_batch = config.hard_batch_size or 0
     rows = config.micro_batch + hard_batch
     estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
@@ -311,7 +312,7 @@ def refuse_resident(free: float, place: str) -> None:
 
 
 def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
-    """Return an estimate of the bytes that all decoded images take, from the sizes in the file headers.
+    """Estimate the bytes that all decoded images take; the sizes of the images are read from the file headers.
 
     On a GPU, all images are padded to the largest height and the largest width. On the host, images are not padded.
 
@@ -332,7 +333,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
 
 
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
-    """Return an estimate of the bytes that an epoch's labels take on the device, from the labels of its first batch."""
+    """Estimate the bytes that an epoch's labels take on the device; the estimate is scaled up from the first batch."""
     labels = source.read(epoch, 0)
     tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

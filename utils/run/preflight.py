@@ -42,9 +42,9 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # number of images to compare by content, where comparing all would take too long
+PROBES = 64  # maximum number of training images in a sample that is compared by content
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-# if this fraction of the validation classes has the same number of images, smaller classes are reported as incomplete
+# if at least this fraction of the validation classes has the same number of images, smaller classes are reported
 EVEN = 0.9
 
 
@@ -118,16 +118,18 @@ def number_classes(
 ) -> tuple[list[str], Findings]:
     """Replace the folder index of every image by the class number that the labels use for its folder.
 
-    If the class numbers do not simply follow the sorted folder names, log the rule that gave the numbers.
+    If the sorted training folders do not have the numbers 0, 1, 2, …, log how they are numbered. If validation folders
+    are not paired with training folders by name, log how they are paired.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         train, val: the image folders; `samples` is replaced. Validation images of untrained classes are removed.
         num_classes: C, number of classes of the labels or of the live teacher.
         stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
 
     Returns:
-        (display name of each of C classes; `found`, whose `classes` describes in words how classes are numbered).
+        (display name of each of C classes; `found` with a description of numbering and pairing in `classes`).
 
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
@@ -192,16 +194,17 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     """Compute digests that tell whether the images of a resumed run have changed; warn if the two folders share images.
 
     The digests cover the classes of the training images, and the names, sizes and classes of the validation images.
-    They do not cover pixels: `identify_images` checks the content of training images, and `Student.record_validation`
-    that of validation images.
+    The digests do not cover pixels. `identify_images` digests the content of training images, and
+    `Student.record_validation` checks the content of validation images.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        `found` with the digests in `train_images` and `val_images`. Its `earlier` holds digests as earlier releases
-        computed them, for comparison with old checkpoints.
+        `found` with the digests in `train_images` and `val_images`. Two digests are added to `earlier`:
+        they are computed in the way of earlier releases, to be compared with old checkpoints.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -270,19 +273,20 @@ def identify_images(
     the error can name the differences.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         train: (path, class) of every training image.
         stored: digests of the images that the labels were made for; None if the labels store no digests.
         world: ranks of the run. Every rank must call this function.
         verify: whether even a dry run compares all images.
 
     Returns:
-        (the training images with their digests, or None if a dry run did not compute all digests; `found`, to which
-        a difference is added if --accept-labels tolerates it).
+        (the training images with their digests, or None if a dry run did not compute all digests; `found`). If
+        --accept-labels tolerates a difference, the difference is added to `found.labels_accepted`.
 
     Raises:
-        InputError: the number of images differs. Or the images or their order differ, and --accept-labels was not
-            given.
+        InputError: the labels were made for a different number of images. If --accept-labels was not given: the labels
+            were made for other images, or for another order of the images.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None
@@ -402,13 +406,14 @@ def report_labels(
     """Log a summary of image folders and labels, and check that the labels fit the class folders.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         train, val: the image folders.
         views: views of the stored labels, in the order of training.
         names: name of each of C classes.
 
     Returns:
-        `found`, to which mismatches are added if --accept-labels tolerates them.
+        `found`. If --accept-labels tolerates mismatches, the mismatches are added to `found.labels_accepted`.
 
     Raises:
         InputError: the labels were made for other classes, or for another order of the classes or of the images, and
@@ -446,19 +451,20 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
     """Refuse packed labels that were made for class folders with other names or in another order.
 
-    Names are not compared if the labels store image digests: `identify_images` has then compared the images. Names are
-    not compared with --class-order either: the user has then stated the order of the classes.
+    If the labels store image digests, names are not compared, because `identify_images` compares the images. If
+    --class-order was given, names are not compared either, because the flag states the order of the classes.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         store: the labels.
         names: names of the class folders, sorted.
 
     Returns:
-        `found`, to which a mismatch is added if --accept-labels tolerates it.
+        `found`. If --accept-labels tolerates a mismatch, the mismatch is added to `found.labels_accepted`.
 
     Raises:
-        InputError: the names or their order differ, and --accept-labels was not given.
+        InputError: the labels were made for other names or for another order, and --accept-labels was not given.
     """
     stated = store.class_names
     if stated is None or stated == digest_of_names(names) or store.image_digests is not None or config.class_order:
@@ -475,7 +481,8 @@ def accept_or_refuse(config: TrainConfig | RelabelConfig, found: Findings, fault
     """Stop the run because of a fault of its labels or its teacher, unless --accept-labels was given.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         fault: description of the fault, for the error or the warning.
 
     Returns:
@@ -503,18 +510,19 @@ def report_live_agreement(
     """Label a few views with a live teacher, and check that its predictions fit the class folders.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         dataset: views without soft labels.
         epoch: the first epoch whose views are labelled.
         normalise: turns the views into the teacher's inputs.
         teacher: images [B, 3, S, S] -> logits [B, C].
         names: name of each of C classes.
-        world: ranks of the run. Every rank must call this function. All ranks use the comparison of rank 0, because a
-            time limit makes the number of labelled views differ between ranks.
+        world: ranks of the run. Every rank must call this function. Because of a time limit, the number of
+            labelled views can differ between ranks. All ranks use the comparison of rank 0.
 
     Returns:
-        (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`, to which a mismatch is
-        added if --accept-labels tolerates it).
+        (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`). If
+        --accept-labels tolerates a mismatch, the mismatch is added to `found.labels_accepted`.
 
     Raises:
         InputError: the teacher's classes are certainly not those of the folders, and --accept-labels was not given.
@@ -537,14 +545,15 @@ def report_agreement(
     """Log how often the teacher's predictions match the class folders; stop the run at a definite mismatch.
 
     Args:
-        config, found: settings of the run: flags, and values derived from labels, folders and the machine.
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
         agreement: result of the comparison of the teacher's predictions with the folders.
         names: name of each of C classes.
         who: `labels` or `teacher`, for the messages.
 
     Returns:
-        `found`, to which a definite mismatch is added if --accept-labels tolerates it. A suspected mismatch only
-        causes a warning.
+        `found`. If --accept-labels tolerates a definite mismatch, the mismatch is added to `found.labels_accepted`. A
+        suspected mismatch only causes a warning.
 
     Raises:
         InputError: the mismatch is definite, and --accept-labels was not given.
@@ -577,7 +586,7 @@ def check_students(
         InputError: a student cannot train on the smallest micro-batch, or the disk is too full.
     """
     smallest = TrainingViews.of(data.source).smallest_batch()
-    # rows of the smallest micro-batch: the last one of a batch may be short
+    # number of rows of the smallest micro-batch: the last micro-batch of a batch may have fewer rows than the others
     rows = smallest % config.micro_batch or config.micro_batch
     if data.hard:
         rows = min(rows, TrainingViews.of(data.hard).smallest_batch())
@@ -625,8 +634,8 @@ def check_room(config: TrainConfig, students: Sequence[Student]) -> None:
     needed = 0
     for student in students:
         size = sum(t.numel() * t.element_size() for t in student.model.state_dict().values())
-        # Numbers stored per weight: the last weight, the weight in model_best, the optimizer state (one number for SGD,
-        # two for AdamW) and the EMA. The factor 2: an old file is removed only after the new one is complete.
+        # Stored for each weight: the last value, the value in model_best, the optimizer state (SGD: one number, AdamW:
+        # two numbers) and the EMA. The factor 2: while a new file is written, the old file still exists.
         needed += 2 * size * ((3 if config.sgd else 4) + (config.ema_decay is not None))
         needed -= sum(student.folder.file(name).stat().st_size for name in student.folder.previous)
     check_disk(config.output_dir, needed, "checkpoints need")

@@ -16,7 +16,7 @@ class ProgressLine:
 
     Args:
         epochs: number of epochs of the whole run.
-        enabled: whether to show the progress bar on a terminal; if False, it is always hidden.
+        enabled: whether to show the progress bar on a terminal; if False, the bar is always hidden.
     """
 
     def __init__(self, epochs: int, enabled: bool) -> None:
@@ -27,7 +27,7 @@ class ProgressLine:
         self.bar = tqdm(disable=True)
 
     def start(self, batches: int) -> None:
-        """Show the progress bar, with `batches` as the number of batches that the run still has to train on."""
+        """Show the progress bar of a run that still has to train on `batches` batches."""
         # with disable=None, tqdm hides the progress bar only if stderr is not a terminal
         hide = None if self.enabled else True
         self.bar = tqdm(total=batches, leave=False, disable=hide, bar_format=FORMAT, smoothing=0, dynamic_ncols=True)

@@ -44,8 +44,8 @@ class Student:
         folder: output folder of this student; `session` creates and locks it.
         device: device of the student.
         world: ranks of the run; only rank 0 writes files and logs.
-        images: names and digests of the training images. The digests are stored in the checkpoint, and --resume
-            compares them with the stored ones. None: no digests are stored or compared.
+        images: names and digests of the training images. The digests are stored in each checkpoint. They are also
+            compared with the digests in the checkpoint of --resume. None: no digests are stored or compared.
 
     Attributes:
         model, optimizer: the model and its optimizer, either fresh or restored from a checkpoint.
@@ -237,8 +237,8 @@ class Student:
 
         Args:
             seconds: training time of these batches.
-            label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path. The
-                number `epoch` counts only epochs with soft labels.
+            label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path.
+                `epoch` is the number of earlier epochs with soft labels.
 
         Raises:
             InputError: the training diverged: a loss or a weight is not finite.
@@ -365,7 +365,7 @@ class Student:
 
 
 def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy with target probabilities, which is the loss of epochs with hard labels.
+    """Return the loss of epochs with hard labels: the mean cross-entropy with target probabilities.
 
     Args:
         outputs: the student's logits [B, C].
@@ -379,7 +379,7 @@ class NamedLog(logging.LoggerAdapter):
     """The log of one student.
 
     Args:
-        owner: name of the student, which is attached to every log record as `owner`.
+        owner: name of the student, stored in the attribute `owner` of every log record.
         several: whether several students train; if so, each line begins with the name of the student.
     """
 
@@ -388,5 +388,5 @@ class NamedLog(logging.LoggerAdapter):
         self.prefix = f"{owner}  " if several else ""
 
     def process(self, msg: str, kwargs: MutableMapping) -> tuple[str, MutableMapping]:
-        """Return the message with the prefix, and the logging arguments with the owner's name."""
+        """Return `prefix` + `msg`, and the logging arguments with the name of the student."""
         return self.prefix + msg, {**kwargs, "extra": self.extra}

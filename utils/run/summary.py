@@ -118,11 +118,11 @@ def summarise(
 
 
 def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
-    """Return, in words, whether the weights of the last step or the EMA weights were evaluated.
+    """Return in words which weights were evaluated: those of the last step, or the EMA weights.
 
     Args:
         ema_decay: decay of the EMA; None without EMA.
-        ema_buffers: `live` if the batch norm statistics are not averaged.
+        ema_buffers: `live` if the batch norm statistics are those of the last step instead of averages.
     """
     if ema_decay is None:
         return "of the last step"

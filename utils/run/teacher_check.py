@@ -129,7 +129,7 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
 
 
 def print_batches(verdict: Verdict) -> None:
-    """Print, for each compared batch, the median and the largest difference from the teacher's logits."""
+    """Print, for each compared batch, the median and the maximum of `Verdict.own` over the rows."""
     for place in dict.fromkeys((epoch, batch) for epoch, batch, _ in verdict.places):
         rows = verdict.own[[n for n, (epoch, batch, _) in enumerate(verdict.places) if (epoch, batch) == place]]
         print(
@@ -229,7 +229,8 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
     ones. If epoch 0 is not stored, the check is skipped, and the log says so.
 
     Args:
-        config, found: settings of relabel_FKD.py.
+        config: flags of relabel_FKD.py.
+        found: settings that relabel_FKD.py derived before labelling, for example `input_size`.
         samples: (path, class) of each image.
         teachers: the teachers that will label the remaining batches.
 

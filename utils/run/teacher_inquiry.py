@@ -2,9 +2,10 @@
 
 Even with the right teacher and the right image there is a small difference: crops are stored in half precision, images
 may be resized by another method, the teacher computes in bf16, and stored logits are quantised. There is therefore no
-fixed threshold. Instead, each view is also taken from a second image of the same class. If the stored logits belong to
-the assumed image, the teacher's logits for this image are far closer to them than its logits for the second image. If
-the stored logits belong to neither image, both differences are similar.
+fixed threshold. Instead, each view is taken from the assumed image and from a second image of the same class. The own
+difference lies between the stored logits and the teacher's logits for the assumed image. The other difference lies
+between the stored logits and the teacher's logits for the second image. If the stored logits belong to the assumed
+image, the own difference is far smaller. If the logits belong to neither image, both differences are similar.
 
 Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
 whose views are shown to the teacher.
@@ -32,18 +33,18 @@ from utils.labels.types import BatchLabels, Mix, TopK, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.training.teachers import Ensemble
 
-# A check compares at most BATCHES batches and VIEWS views in total. If the caller names batches, all of them are
-# compared, with at most VIEWS views of each batch.
+# Without `Inquiry.places`, a check compares at most BATCHES batches, and at most VIEWS views in total. With `places`,
+# every listed batch is compared, with at most VIEWS views per batch.
 BATCHES, VIEWS = 4, 256
 # probabilities below this value are not compared, because half precision stores them too coarsely
 KNOWN = 1e-5
-# Each row is compared twice: with the teacher's logits for its own image, and with those for a second image of the same
-# class. The row does not fit if the first difference is above LIMIT times the typical second difference.
+# A row does not fit if the own difference is above LIMIT times the median of the other differences (both are explained
+# at the top of this file). The exact condition also allows for rounding, see `Verdict`.
 LIMIT = 0.5
 # STRICT replaces LIMIT if there are at most 1.5 images per class, because many second images then have another class.
 STRICT = 0.25
-# A fit is tight if the first difference, apart from rounding, is below TIGHT times the typical second difference. No
-# other settings are tried after a tight fit.
+# A fit is tight if the own differences, without the part from rounding, are on average at most TIGHT times the median
+# of the other differences. After a tight fit, no other settings are tried.
 TIGHT = 0.05
 # relative error of bf16 arithmetic
 BF16 = 2.0**-8
@@ -65,7 +66,7 @@ class ReplaySettings:
         antialias: whether crops are resized with antialiasing.
         parts: mode of the teacher. 0: eval mode. 1: train mode, on the whole batch. 2: train mode, on halves of the
             batch.
-        classes: int64 [C], the teacher's class number for each class of the labels; None if the numbers are equal.
+        classes: int64 [C], the teacher's class index for each class of the labels; None if the indices are equal.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
     """
@@ -89,9 +90,9 @@ class Question:
     """Selected rows of a stored batch, whose views are shown to the teacher.
 
     Attributes:
-        epoch, batch: number of the stored epoch, and number of the batch in this epoch.
+        epoch, batch: index of the stored epoch, and index of the batch in the epoch.
         labels: labels of the whole batch.
-        rows: int64 [m], numbers of the selected rows.
+        rows: int64 [m], indices of the selected rows.
     """
 
     epoch: int
@@ -111,10 +112,10 @@ class Verdict:
     The difference of a row is the root mean square of the differences of its classes.
 
     Attributes:
-        own: float32 [n], difference of each row if the view is taken from the assumed image.
-        others: float32 [n], difference of each row if the view is taken from another image of the same class.
-        rounding: float32 [n], part of the difference that rounding of the stored logits explains.
-        noise: float32 [n], part of the difference that rounding and bf16 arithmetic explain.
+        own: float32 [n], own difference of each row: the view is taken from the assumed image.
+        others: float32 [n], other difference of each row: the view is taken from a second image of the same class.
+        rounding: float32 [n], part of the own difference that rounding of the stored logits explains.
+        noise: float32 [n], part of the own difference that rounding and bf16 arithmetic explain.
         places: (epoch, batch, row) of each row.
         found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
@@ -220,7 +221,7 @@ class Inquiry:
 
     @cached_property
     def another(self) -> torch.Tensor:
-        """Return, for each image, the number of a second image of the same class: int64 [N].
+        """Return, for each image, the index of a second image of the same class: int64 [N].
 
         If an image is the only one of its class, the second image is from another class.
         """
@@ -241,11 +242,11 @@ class Inquiry:
         return self.decoded[number]
 
     def name(self, number: int) -> str:
-        """Return a text that identifies an image in messages: its number, class folder and file name."""
+        """Return a text that identifies an image in messages: its index, class folder and file name."""
         return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
-        """Return, for each row of the question's batch, the number of its image in the folder: int64 [B]."""
+        """Return, for each row of the question's batch, the index of the row's image in the folder: int64 [B]."""
         index = index_of(question.labels)
         if replay.fkd_seed is not None:
             order = self.orders.setdefault(replay.fkd_seed, ReferenceOrder(self.store.num_images, replay.fkd_seed))
@@ -258,8 +259,8 @@ class Inquiry:
 
         Args:
             labels: labels of a batch.
-            slot: number of the row whose crop and flip are used.
-            number: number of the image in the folder.
+            slot: index of the row whose crop and flip are used.
+            number: index of the image in the folder.
             replay: how views are replayed.
         """
         image = self.image(number)
@@ -281,7 +282,7 @@ class Inquiry:
         Args:
             question: m rows of a batch.
             replay: how views are replayed.
-            another: whether to take each view from another image of the same class.
+            another: whether to take each view from the second image, see `Inquiry.another`.
         """
         labels, rows = question.labels, question.rows
         numbers = self.images_of(question, replay)
@@ -305,7 +306,7 @@ class Inquiry:
 
         Args:
             views: the views.
-            partners: int64 [B], number of the view with which each view is mixed; None without mixing.
+            partners: int64 [B], index of the mix partner of each view; None without mixing.
             labels: labels of the batch, which state the mixing ratio and the cutmix box.
             replay: how views are replayed.
         """
@@ -338,12 +339,13 @@ class Inquiry:
         return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the stored logits of a question's rows, and a mask of the known logits. Only these can be compared.
+        """Return the stored logits of a question's rows, and a mask of the logits that can be compared.
 
-        If the labels hold probabilities p at temperature T, T * log p replaces the logits.
+        If the labels hold probabilities p at temperature T, T * log p replaces the logits. The mask is False for
+        logits that are not stored and for probabilities up to KNOWN.
 
         Returns:
-            (logits, float32 [m, C], 0 where unknown; mask of the known logits, bool [m, C]).
+            (logits, float32 [m, C], 0 where the mask is False; mask, bool [m, C]).
         """
         answers = question.labels.logits
         rows = question.rows
@@ -370,7 +372,7 @@ class Inquiry:
     def difference(self, question: Question, answers: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
         """Return the stored logits minus the teacher's logits: float32 [m, C].
 
-        Classes without a stored logit get NaN.
+        Logits that cannot be compared get NaN, see `stored`.
         """
         values, known = self.stored(question, replay)
         return torch.where(known, values - self.comparable(answers, replay), torch.nan)
@@ -423,7 +425,7 @@ class Inquiry:
     def distance(self, question: Question, replay: ReplaySettings) -> float:
         """Return the median of `Verdict.own` for the rows of one question.
 
-        This is cheaper than `judge`, because no views are taken from other images.
+        `judge` is slower, because it also computes the teacher's logits for second images.
         """
         return row_size(self.difference(question, self.answers(question, replay), replay)).nanmedian().item()
 

@@ -89,7 +89,7 @@ class World:
     host: "dist.ProcessGroup | None" = None
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "World":
-        # modules that refer to this object are deep-copied; the copies must refer to the same process group
+        # if a module that refers to this object is deep-copied, the copy must refer to the same process group
         return self
 
     @property

@@ -43,7 +43,7 @@ def shorten(text: object, width: int) -> str:
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    # at most `width - 1` characters; the next line drops at least one more, so that ` …` fits
+    # ` …` needs two characters: this line leaves one free, and the next line drops at least one more
     start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"
@@ -95,7 +95,7 @@ class Interrupted(Exception):
 def met_file_limit(error: BaseException) -> bool:
     """Return whether an error was caused by the limit on open files.
 
-    The text of the error is checked too, because some libraries raise an error of another type with the same text.
+    Some libraries raise another type of error with the text of the system's error. Therefore, the text is checked too.
     """
     number = error.errno if isinstance(error, OSError) else None
     return number in (errno.EMFILE, errno.ENFILE) or any(words in str(error) for words in FILE_LIMIT_TEXTS)

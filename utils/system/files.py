@@ -150,7 +150,7 @@ class FolderLock:
 
     * Up to version 3.20, it empties the file before it has the lock, so the file no longer tells who has the lock.
     * Up to version 3.20, forked worker processes keep the lock if their parent process is killed.
-    * Up to version 4.3, it raises an error on file systems without locks, or leaves a marker file there after a kill.
+    * On file systems without locks, versions up to 4.3 raise an error, or leave a marker file behind after a kill.
 
     Raises:
         InputError: another process has locked the folder. The message gives its process id, host and start time.

@@ -38,7 +38,7 @@ def build_loss(
         loss_type: one of LOSS_TYPES.
         temperature: divisor T of the teacher's logits in kl and dist.
         ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
-        keep_topk: k, number of classes that the loss keeps: those with the teacher's largest logits. None: all classes.
+        keep_topk: k. For each sample, the loss keeps the k classes with the teacher's largest logits. None: all C.
         answers: kind of the soft labels: `logits` or `probabilities`. Probabilities are passed as natural logs. The
             logs are not divided by T, because a temperature was applied when the probabilities were made.
         student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
@@ -98,7 +98,7 @@ class LastMicroBatch:
     """Student logits and teacher probabilities of the last micro-batch, in static tensors that a CUDA graph can fill.
 
     Args:
-        rows: number of rows of the largest micro-batch, for which the tensors are allocated.
+        rows: number of rows to allocate, enough for the largest micro-batch.
         num_classes: C.
         device: torch.device.
 
@@ -167,9 +167,9 @@ def _regression(
 
 
 def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the student's and the teacher's logits for the teacher's k highest classes: float32 [B, k] each.
+    """Return the student's and the teacher's logits for k classes per row: float32 [B, k] each.
 
-    If k is None, all classes that the soft labels store are kept.
+    In each row, the k classes have the teacher's largest logits. If k is None, all stored classes are kept.
     """
     if isinstance(soft_labels, TopK):
         values, classes = soft_labels.values.float(), soft_labels.classes
@@ -199,7 +199,7 @@ def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.
 def kl(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
     """Return the batch mean of KL(probabilities || softmax(outputs/T)), where T is the student's temperature.
 
-    The loss has no factor T², like the loss of SRe2L's validation code.
+    The loss is not multiplied by T². SRe2L's validation code omits this factor, too.
     """
     return F.kl_div(F.log_softmax(outputs / temperature, dim=1), probabilities, reduction="batchmean")
 

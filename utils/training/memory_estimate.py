@@ -7,8 +7,8 @@ from torch import nn
 
 from utils.training.precision import Precision, without_cudnn_benchmark
 
-# memory that training needs besides the weights, in multiples of their size: gradients, two optimizer moments, and the
-# snapshot that is taken before a CUDA graph is captured
+# gradients, two optimizer moments, and the snapshot that is taken before a CUDA graph is captured: each of these four
+# needs as much memory as the weights
 WEIGHT_COPIES = 4
 # number of layer outputs that evaluation needs at the same time: input and output of a layer, and a residual shortcut
 OUTPUT_COPIES = 3
@@ -23,8 +23,8 @@ PROBE_BATCH_SIZES = 2, 4
 class MemoryEstimate:
     """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
 
-    The activations that a forward pass saves are measured at two batch sizes, because some memory (the weights that
-    autocast converts) does not grow with the batch. `model` is left unchanged.
+    The memory that a forward pass saves for backward is measured at two batch sizes, to separate the bytes per row
+    from fixed bytes (weights that autocast has converted). `model` is left unchanged.
 
     Args:
         model: the model, on its device.
@@ -53,8 +53,8 @@ class MemoryEstimate:
     def step_bytes(self, batch: int, micro_batch: int) -> int:
         """Return the bytes that one step on `batch` rows needs for images and activations.
 
-        `micro_batch` is the number of rows of a forward pass. An eager step releases the memory afterwards, while a
-        CUDA graph never releases it.
+        `micro_batch` is the number of rows of a forward pass. Without a CUDA graph, a step frees these bytes at its
+        end. A CUDA graph keeps the bytes allocated.
         """
         activations = self.small_batch_bytes + (micro_batch - PROBE_BATCH_SIZES[0]) * self.bytes_per_row
         return int(ACTIVATION_OVERHEAD * activations + self.view_bytes(batch))

@@ -94,7 +94,7 @@ def in_torchvision(name: str) -> bool:
 def sized(name: str, input_size: int | None) -> dict[str, Any]:
     """Return the constructor arguments that make the model `name` take images with sides of `input_size` pixels.
 
-    The dict is empty for models that take images of any size, and for models with the default size `input_size`.
+    The dict is empty if `input_size` is None or the model's default size, or if the model takes images of any size.
     """
     if input_size is None:
         return {}
@@ -161,7 +161,7 @@ def build_student(
 
 
 def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -> str:
-    """Return the name by which torchvision or timm knows the chosen pretrained weights of a model.
+    """Choose the pretrained weights of a model, and return the name of the weights in torchvision or timm.
 
     Args:
         name: name of a torchvision or timm model.
@@ -290,7 +290,7 @@ Shapes = Mapping[str, torch.Size]
 def shapes_of(state: State) -> dict[str, torch.Size]:
     """Return the shape of each tensor by name, except batch norm's counters `num_batches_tracked`.
 
-    Files from before PyTorch 0.4.1 lack these counters, and their weights should fit nevertheless.
+    Files from before PyTorch 0.4.1 lack these counters. Weights from such files should still fit.
     """
     return {name: tensor.shape for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 

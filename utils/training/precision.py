@@ -15,7 +15,7 @@ class Precision:
 
     Autocast is disabled in fp32. Loss scaling is enabled only in fp16. fp32 never uses TF32, see `configure_cuda`.
     `--precision fp32` uses the NCHW layout, to reproduce results of the reference code. `bf16`, `fp16` and `auto` use
-    channels-last, which is faster. `auto` uses channels-last even on devices where it means fp32.
+    channels-last, which is faster. On devices where `auto` means fp32, `auto` still uses channels-last.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`. `auto` means bf16 if the device computes bf16 natively, else fp32.

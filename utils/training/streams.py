@@ -24,8 +24,8 @@ class Streams:
 
     Args:
         device: torch.device of the students.
-        several: whether there is more than one student. If so, the images of a batch are computed only once, and not
-            again in the CUDA graph of each student.
+        several: whether there is more than one student. Several students share the images of a batch: the images
+            are computed once, outside the students' CUDA graphs.
     """
 
     def __init__(self, device: torch.device, several: bool) -> None:
@@ -47,10 +47,10 @@ class Streams:
         """Run the block on the CUDA stream of a student, after the work already queued on the current stream.
 
         A student always gets the same stream, because PyTorch's caching allocator reuses memory only within a stream.
-        Without concurrent students, the block runs on the current stream.
+        If the students do not run at the same time, the block runs on the current stream.
 
         Args:
-            student: a hashable object whose attribute `random` is its `RandomStream`.
+            student: a hashable object with a `RandomStream` in its attribute `random`.
         """
         if not self.concurrent:
             yield

@@ -188,7 +188,7 @@ class Ensemble:
 
         On a GPU, a forward pass covers several batches, and the next pass is queued before this method waits for the
         previous pass. On the CPU, each batch has its own forward pass: one batch is enough to keep all cores busy, and
-        other batches cannot change the rounding of its logits.
+        a pass over several batches could round the logits differently.
 
         Raises:
             InputError: the teachers have different numbers of classes, or a logit is not finite.
