@@ -152,7 +152,7 @@ def train(
     """Train all students for the remaining epochs; evaluate every --eval-every epochs and after the last epoch.
 
     All students train on the same batches, and each gets the same result as if it were the only student. If a student
-    fails, most often by divergence, the others continue, and `report` raises the error at the end.
+    fails, most often by divergence, the others continue. After training, `report` raises an error.
 
     Args:
         config: settings of all students.
@@ -202,7 +202,8 @@ def train(
                             student.average.update()  # EMA of the weights
                         student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
                 streams.hold(batch)  # keeps the batch in memory until all students have used it
-            streams.finish()  # waits until the device is idle: `seconds` then covers all steps, and models can be read
+            # wait until the device is idle, so that `seconds` covers all steps and the models can be read
+            streams.finish()
             seconds = time.time() - started
             for student in learning:
                 # if a student has diverged, only this student stops. Divergence is checked only once per epoch, because
@@ -248,7 +249,7 @@ def train_step(student: Student, batch: Batch) -> None:
             if student.last_micro_batch is not None:
                 # drop rows of an earlier micro-batch: the temperature calibration must not use them
                 student.last_micro_batch.clear()
-            # skip the micro-batch, unless other ranks wait for this rank in synchronised batch norm or in a joint loss
+            # if no other rank waits for this rank (in synchronised batch norm or a joint loss), skip the micro-batch
             if not (student.joint_statistics or student.joint_loss):
                 continue
         outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows

@@ -6,9 +6,9 @@
 
 All students use the default precision and the `resident` loader, which keeps the decoded images in memory. Images and
 labels are random, as in throughput.py. Rates are images per second, summed over students: if 5 students share a batch
-of 50 images, the batch counts as 250 images. `time` is the wall-clock time divided by the wall-clock time of one
-student alone. `of the cores` is the CPU time divided by the CPU time of one student alone. Other programs on the
-machine affect `of the cores` less than `time`.
+of 50 images, the batch counts as 250 images. `time` is the wall-clock time of all students divided by the wall-clock
+time of one student alone. `of the cores` is the CPU time of all students divided by the CPU time of one student alone.
+Other programs on the machine affect the CPU time less than the wall-clock time.
 """
 
 import argparse

@@ -10,7 +10,7 @@ The rows of the table are:
   read batch files with `torch.load`. Training uses fp32 NCHW, unfused AdamW, and `.item()` after every micro-batch.
 * `workers`: this project's loader that decodes images in worker processes.
 * `resident`: this project's loader that keeps decoded images in memory.
-* `resident, eager`: the same without a CUDA graph, on a GPU only.
+* `resident, eager`: `resident` without a CUDA graph; measured only on a GPU.
 * `ceiling`: this project's training step, repeated on one batch that stays on the device. This is the upper bound.
 
 Speeds are in images per second. Each row is measured in its own process, and the table shows medians over --rounds. On
@@ -286,7 +286,7 @@ class Repeated:
 
 
 def own_batches(loader, samples, setting, precision):
-    """Yield training batches without end. `loader` is a row name: `workers`, `resident` or `resident, eager`."""
+    """Yield training batches without end. `loader` names a table row: `workers`, `resident` or `resident, eager`."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
@@ -344,7 +344,7 @@ def serve(name, setting, pipe):
     For each number received, take that many training steps and send (images per second, peak bytes of device memory).
     On the CPU, the second value is None. If None is received instead of a number, return.
     """
-    # a spawned process like this one would also spawn its data workers; choose Python's default start method instead
+    # this process was spawned, and would spawn its data workers, too; restore Python's default start method
     set_start_method(None, force=True)
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"

@@ -10,8 +10,8 @@ process. Then it fetches the images as usual, and returns
 
 `apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. Worker processes
 started by spawn or forkserver import PyTorch anew, without the patch. Their DataLoader needs a
-`worker_init_fn` that calls `apply()`. If the user has edited PyTorch by hand, `apply()` does nothing. If the
-attribute `mode` of a dataset is `fkd_load`, the hand-edited fetcher returns the same tuple as the patched one.
+`worker_init_fn` that calls `apply()`. If the user has edited PyTorch by hand, `apply()` does nothing. For a
+dataset whose attribute `mode` is `fkd_load`, the hand-edited fetcher returns the same tuple as the patched fetcher.
 """
 
 import functools

@@ -95,7 +95,7 @@ class Line:
 def quoted(text: str) -> str:
     """Return `text` in quotes for sh.
 
-    The style of the quotes must not change: a plan's command must equal the stored command of a finished run exactly.
+    The style of the quotes must not change: `Runs.refuse_other_commands` compares the texts of commands.
     """
     return "'" + text.replace("'", "'\\''") + "'"
 
@@ -335,7 +335,8 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # `result` raises Stopped if a signal stopped a line. The list calls `result` for all lines, even if one failed.
+        # `result` raises Stopped if a signal stopped a line. `all` would call no `result` after a failed line, so a
+        # list of the results is made first.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

@@ -281,7 +281,7 @@ class CommandConfig:
     def resolved(self: Config) -> Config:
         """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
 
-        A subclass overrides this method if its command needs checks or has defaults of this kind.
+        This base class returns the config unchanged. Subclasses override the method to add checks and defaults.
 
         Raises:
             InputError: flags contradict each other; the message names these flags.
@@ -721,7 +721,8 @@ class TeacherFlags(Group):
 
         Returns:
             (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
-            per teacher. A weight file is None if the teacher has pretrained weights. The names come from `weights_of`.
+            per teacher. A weight file is None if the teacher has pretrained weights. The third list comes from
+            `weights_of`.
 
         Raises:
             InputError: flags contradict each other.
@@ -909,7 +910,7 @@ class TrainConfig(
             )
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or if the schedule's lowest temperature is above -T."""
+        """Raise InputError if a temperature flag has no effect, or --temperature is below the schedule's minimum."""
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -1084,7 +1085,7 @@ class FoldersArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
-    """Flag of `python -m utils.labels pack` for the number of classes, if top-k labels do not state this number."""
+    """Flag of `python -m utils.labels pack`: the number of classes, for top-k labels that do not state the number."""
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -1375,7 +1376,7 @@ def comparable(value: Any) -> Any:
 
 
 def every_setting() -> dict[str, Flag]:
-    """Return a dict of name -> `Flag` with every setting of a training run, named as in args.json.
+    """Return a dict of all settings of a training run: name in args.json -> `Flag`.
 
     If a field of `Findings` has the same name as a flag, the dict has the `Flag` from `Findings`.
     """

@@ -70,7 +70,7 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return this batch, because its images are finished already; `DeviceBatch` computes its images here."""
+        """Return this batch: its images are computed already. In contrast, `DeviceBatch.ready` computes the images."""
         return self
 
     def tensors(self) -> StepTensors:
@@ -124,6 +124,6 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if the bool tensor `finite` is False: then the teacher's logits are not all finite."""
+    """Raise InputError if `finite` is False. The bool tensor tells whether all of a teacher's logits are finite."""
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

@@ -59,7 +59,7 @@ class DeviceBatches:
         self.uploads = BackgroundGenerator(starmap(self.upload, product(epochs, self.parts)), max_prefetch=1)
 
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
-        """Return a `DeviceBatches` for other views and labels, which shares the images that are on the device.
+        """Return a `DeviceBatches` for other views and labels of the same images. The images are not copied.
 
         An epoch's labels are uploaded in parts. The new object uses at most as many parts as this object.
 

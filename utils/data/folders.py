@@ -45,9 +45,9 @@ class ImageSet:
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; return its classes (sorted by name) and image files.
 
-    Symbolic links are followed, unless a link leads to one of its own parent folders. These are skipped: files that are
-    not images, hidden files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS.
-    The log names some of the skipped files.
+    Symbolic links are followed. The scan skips links to a folder above the link, files that are not images, hidden
+    files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS. The log names some of
+    the skipped files.
 
     Args:
         path: the folder.

@@ -214,8 +214,9 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher. If the flags name no teacher, the function returns
-            False, and `verify` is called. The function is an argument because this package must not import teachers.
+        ask_teacher: function that verifies labels with a teacher, or None. If the flags name neither images nor a
+            teacher, the function returns False. If `ask_teacher` is None or returns False, `verify` is called. The
+            function is an argument because this package must not import teachers.
     """
 
     def run(words: list[str] | None) -> None:

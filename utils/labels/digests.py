@@ -43,7 +43,7 @@ TAIL = 4096
 END = struct.Struct("<4s8xIIH")
 # entry of the central directory: signature, CRC-32, packed size, size, lengths of the three fields that follow
 ENTRY = struct.Struct("<4s12xIIIHHH12x")
-# each thread takes AHEAD / THREADS label files at a time, so all threads together take AHEAD label files
+# label files are read in parts of AHEAD / THREADS files; each thread reads one part at a time
 AHEAD = 4096
 # number of threads that read label files; useful even with fewer cores, because a network disk makes threads wait
 THREADS = 8
@@ -95,7 +95,7 @@ def digest_of_archive(path: Path) -> str:
     """Return a digest of a label file in the zip format of `torch.save`, in most cases without reading the whole file.
 
     The central directory of the zip file holds the name, size and CRC-32 of every record, so a digest of the directory
-    is enough. The CRC-32 itself is checked when the file is loaded. If PyTorch was told to compute no CRC-32, or
+    is enough. Later, `load_archive` checks each record against its CRC-32. If PyTorch was told to compute no CRC-32, or
     if the file has no directory (before PyTorch 1.6), the digest covers the whole file.
 
     Raises:

@@ -4,7 +4,7 @@ Layout of a folder with the labels of N images:
 
     manifest.json             description of the labels, and the digest of every epoch file
     images.safetensors        digests of the images: pixel_digests u8 [N, 8], file_digests u8 [N, 8];
-                              if views are drawn, also sizes i32 [N, 2] (H, W), or [1, 2] if all are equal
+                              if views are drawn, also sizes (H, W): i32 [N, 2], or [1, 2] if all sizes are equal
     epoch_0000.safetensors    one file per epoch, with rows in the order of training;
                               utils/labels/packed_tensors.py describes the tensors
 

@@ -30,8 +30,8 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
     "label_order": STORED,  # default order of the batches in training, see `LabelStore`
-    # None for labels whose batches are grouped into epochs. For labels of LPLD and LPQLD, the number of stored batches.
-    # Batches of LPLD and LPQLD must be full, and must state image numbers.
+    # For labels of LPLD and LPQLD: the number of stored batches. Every batch must be full and state its image numbers.
+    # For all other labels: None, because their batches are grouped into epochs.
     "batches": None,
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,

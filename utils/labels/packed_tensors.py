@@ -15,7 +15,7 @@ bits. Numbers are little-endian. All tensors are converted without loss, except 
 | logits f16 or f32 [N, k] | the same | 16 or 32 bits |
 | levels u8 [N, k] | 8 bits: the same; 4 bits: u8 [N, ceil(k / 2)], see `pack_nibbles` | 4 or 8 bits |
 | range f32 [2, C] | the same: low and step of each column; value = low + step * level | 4 or 8 bits, k = C |
-| spans f32 [N, 2] | f16: low and step of each row; value = low + step * level | 4 or 8 bits, k < C |
+| spans f32 [N, 2] | f16, always exact: low and step of each row; value = low + step * level | 4 or 8 bits, k < C |
 | classes i16 or i32 [N, k], ascending | ids u8 [N, M], see `encode_ids` in utils/labels/class_ids.py | k < C |
 | rest f32 [N, 2]: mean and variance of the dropped logits | 32 bits: f32; fewer bits: f16 | k < C, `Shape.has_rest` |
 

@@ -158,11 +158,11 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
-        rows: int64 [own], indices of the rows to keep, ascending.
+        rows: int64 [n], indices of the n rows to keep, ascending.
 
     Returns:
-        a batch of the same type as `views`. It has K rows, mix partners included. Its `logits` have only the first
-        `own` rows. Its `mix.partner`, int64 [K], is valid only for the first `own` rows.
+        a batch of the same type as `views`. The batch has K rows, mix partners included. Its `logits` have only n
+        rows. Its `mix.partner`, int64 [K], is valid only for the first n rows.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -174,7 +174,8 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        # only the first `own` entries are valid; the others belong to added mix partners, which are not mixed
+        # Only the first len(rows) entries are valid. The other entries belong to added mix partners, whose own mixed
+        # images are not used.
         partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:

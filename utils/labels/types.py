@@ -30,8 +30,8 @@ class TopK(NamedTuple):
             temperature: T, the temperature of the softmax that the caller will apply.
             renormalise: if True, or if `rest` is None, dropped classes get the logit -inf and thus probability 0
                 (marginal re-normalisation, LPQLD). Otherwise, dropped classes get the logit m + v / (2 T), with mean m
-                and variance v from `rest`. The logit m + v / (2 T) approximates the total probability of the dropped
-                classes to second order.
+                and variance v from `rest`. The total probability of the dropped classes is then correct to second
+                order.
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)

@@ -104,7 +104,7 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 
 
 class ReferenceOrder:
-    """The order of images in SRe2L's code, for drawn views and for labels that do not store image indices.
+    """The order of images in SRe2L's code. `DrawnViews` and labels without image indices use a `ReferenceOrder`.
 
     In SRe2L, one `RandomSampler` draws the order of the N images for every epoch, from epoch 0 on. Its random generator
     is seeded with --fkd_seed only once, so the order of an epoch depends on all earlier draws. A

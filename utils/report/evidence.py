@@ -29,7 +29,8 @@ class Finding:
         random: runs on random real images. The settings agree with those of `group`, except for images and labels.
         improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
         recovery: `hard_label_recovery` over seeds, in percentage points. Computed if --full-data has a top-1 for
-            the student and exactly one group has hard labels on these images; otherwise None.
+            the student, and if exactly one group with hard labels has the student, the images and the validation set of
+            `group`; otherwise None.
         score: `label_robust_score` in percent, over the seeds that `improvement` and `recovery` have in common; None if
             they have no seed in common.
     """

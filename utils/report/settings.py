@@ -1,7 +1,7 @@
 """Find the settings that affect a run's result. Runs that agree in all of these settings form one group of a report.
 
-Two kinds of flags are left out. Flags of the first kind have no effect because of another flag or of the labels:
-without --sgd, --momentum has no effect. Flags of the second kind repeat another flag: --cos means --schedule cos.
+Two kinds of flags are left out. Flags of the first kind have no effect on the result: without --sgd, --momentum has no
+effect. Flags of the second kind repeat another flag: --cos means --schedule cos.
 Data are compared by digests of their content. If an old run lacks such a digest, names of folders or files are used.
 """
 
@@ -33,7 +33,7 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 def settings_of(run: FinishedRun) -> dict[str, str]:
     """Return a dict of name -> value (as text) of the settings that affect a run's result. The seed is left out.
 
-    Earlier releases lacked some settings. If a run lacks a setting, the dict has the value that was always used.
+    Earlier releases lacked some settings. If a run lacks a setting, the dict has the fixed value of earlier releases.
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
@@ -93,7 +93,8 @@ def mix_type_of(args: dict[str, Any]) -> str:
 def device_of(run: FinishedRun) -> str | None:
     """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
 
-    Earlier releases recorded `auto`. Infer the type from the device's name then; without a name, return `auto`.
+    Earlier releases recorded `auto`. If a run recorded `auto` and the device's name, infer the type from the name. If a
+    run recorded `auto` but no name, return `auto`.
     """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
@@ -110,7 +111,7 @@ def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | 
         args: arguments of the run.
 
     Returns:
-        the entries. If views are drawn during training, return None, because `args` has the same parameters.
+        the entries; None if views are drawn during training. In that case, `args` has the same parameters.
     """
     # Only train_KD_parallel.py has these flags. It draws views during training, according to its flags.
     if all(name in args for name in ("hflip", *ALPHAS)):
@@ -145,8 +146,8 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if loss == "ce":
         yield "keep_topk"
 
-    # --temperature divides the logits of the labels, except labels that are stored as probabilities. With
-    # --student-temperature teacher, --temperature also divides the student's logits.
+    # If the labels are logits, --temperature divides the labels. Probabilities are not divided. With
+    # --student-temperature teacher, --temperature always divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

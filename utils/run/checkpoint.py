@@ -168,7 +168,8 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: setting name -> digest computed in the old way, to compare with checkpoints of earlier releases.
+        earlier: setting name -> digest, computed by the method of earlier releases. If the checkpoint stores a digest
+            of an earlier release, the digest in `earlier` is compared with the stored digest.
 
     Returns:
         the dict that `save_checkpoint` wrote.
@@ -188,7 +189,8 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # if the run was evaluated, skip `val_images`: later evaluations compare the images with `progress.validation`
+    # If the run was evaluated before, `val_images` is not compared here. The next evaluation compares the digest of the
+    # validation images with `progress.validation`.
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)

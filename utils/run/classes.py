@@ -222,11 +222,11 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Return one entry for each key of `keys`: its index in `train_keys`, or None if it is not there.
+        """Return the index in `train_keys` of each key in `keys`; return None if the lists cannot be paired.
 
-        Return None instead of a list if `keys` lacks a training key, if `train_keys` contains None, or if a key occurs
-        twice in `keys` or in `train_keys`. None stands for an unknown key, gets the entry None,
-        and may occur several times in `keys`.
+        A key has the index None if `train_keys` lacks the key. The lists cannot be paired if `keys` lacks a key of
+        `train_keys`, if `train_keys` contains None, or if a key other than None occurs twice in one list.
+        None stands for an unknown class, and may occur several times in `keys`.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None

@@ -41,8 +41,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # Labels without a manifest hold no digests of their label files. If such labels hold digests of the images,
-    # --verify-labels checks the images only.
+    # True if the labels hold image digests, but no manifest and thus no digests of the label files. If True,
+    # --verify-labels compares only the images.
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
@@ -137,9 +137,9 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the indices of the soft-label epochs of a run that starts at --start-epoch.
+    """Return the indices of all soft-label epochs from --start-epoch to the end of the run.
 
-    Hard-label epochs are skipped in the count. After 10 hard-label epochs, epoch 12 of the run is soft-label epoch 2.
+    Soft-label epochs have their own indices, from 0. After 10 hard-label epochs, epoch 12 of the run has index 2.
     """
     phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
@@ -299,14 +299,14 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return True if more of the last training images lack labels than chance can explain.
+    """Return True if it cannot be chance that the last m training images have no labels.
 
     If labels are not grouped into epochs, their images are drawn at random, and some may never be drawn. If n images
     are drawn from N, the probability to miss m given images is about exp(-m n / N).
 
     Args:
         images: N, number of images in the training folder.
-        store: the labels. Their highest image number is `store.num_images` - 1.
+        store: the labels. Their highest image number is `store.num_images` - 1, and m is N - `store.num_images`.
     """
     rows = store.stored_batches() * store.batch_size
     return (images - store.num_images) * rows / images > IMPOSSIBLE

@@ -47,7 +47,8 @@ MIN_IMPROVEMENT = 4
 TRIED_ROWS = 8
 # maximum number of whole images whose logits `find_images` compares with the logits of each row
 TRIED_IMAGES = 2000
-# number of images that `find_images` crops, flips and mixes like a row: those with the nearest whole-image logits
+# Number of images that `find_images` crops, flips and mixes like a row: the images whose whole-image logits are nearest
+# to the row's stored logits.
 NEAR_IMAGES = 32
 # number of images per forward pass in `find_images`
 CHUNK = 64
@@ -342,8 +343,8 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     are compared with the teacher's logits for these views.
 
     Returns:
-        sentences about the rows whose image was identified. Empty if these are fewer than half of the searched rows,
-        if the views are mixed too much, or if the logits of a view depend on the rest of the batch.
+        sentences about the rows whose image was identified. The list is empty if fewer than half of the searched rows
+        were identified, if the views are mixed too much, or if a view's logits depend on the rest of the batch.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -388,9 +389,10 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return the indices of up to TRIED_IMAGES images in random order: int64 [n].
+    """Return the indices of up to TRIED_IMAGES images: int64 [n].
 
-    `assumed` holds image indices, too. Images of the same class as an image in `assumed` come first.
+    `assumed` holds image indices. The result is in random order, but images in the classes of the assumed images come
+    before all other images.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

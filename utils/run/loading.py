@@ -54,14 +54,14 @@ class TrainingData:
     Attributes:
         train: (path, class) of every training image.
         val: (path, class) of every validation image.
-        source: views of the epochs with soft labels, or of all epochs if `hard` is None. Batches are not yet divided
-            among ranks.
+        source: views of the epochs with soft labels. If `hard` is None, all epochs have soft labels. Batches are not
+            yet divided among ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
         images: the training images with their digests; None in a dry run that does not compute digests.
         hard: views for training with hard labels; None if there are no epochs with hard labels.
-        teacher: live teacher that labels the views in `source`, images [B, 3, S, S] -> logits [B, C]; None without
-            a live teacher.
+        teacher: function from images [B, 3, S, S] to logits [B, C], used to label the views in `source`; None without a
+            live teacher.
     """
 
     train: Samples

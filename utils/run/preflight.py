@@ -44,7 +44,7 @@ from utils.training.precision import Precision, pick_device, without_cudnn_bench
 SAMPLED_IMAGES = 16
 PROBES = 64  # maximum number of training images in a sample that is compared by content
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-# if at least this fraction of the validation classes has the same number of images, smaller classes are reported
+# if at least this fraction of the validation classes has the same number of images, classes with fewer are reported
 EVEN = 0.9
 
 
@@ -203,8 +203,8 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
         train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        `found` with the digests in `train_images` and `val_images`. Two digests are added to `earlier`:
-        they are computed in the way of earlier releases, to be compared with old checkpoints.
+        `found` with the digests in `train_images` and `val_images`. For the comparison with old checkpoints, `earlier`
+        gets two digests that are computed as in earlier releases.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -281,12 +281,12 @@ def identify_images(
         verify: whether even a dry run compares all images.
 
     Returns:
-        (the training images with their digests, or None if a dry run did not compute all digests; `found`). If
-        --accept-labels tolerates a difference, the difference is added to `found.labels_accepted`.
+        (the training images with their digests; `found`). If a dry run did not compute all digests, the first item is
+        None. If --accept-labels tolerates a difference, the difference is added to `found.labels_accepted`.
 
     Raises:
-        InputError: the labels were made for a different number of images. If --accept-labels was not given: the labels
-            were made for other images, or for another order of the images.
+        InputError: the labels were made for a different number of images; or --accept-labels was not given, and the
+            labels were made for other images or for another order of the images.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None

@@ -238,7 +238,7 @@ class Student:
         Args:
             seconds: training time of these batches.
             label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path.
-                `epoch` is the number of earlier epochs with soft labels.
+                The argument `epoch` is an index among the epochs with soft labels, counted from 0.
 
         Raises:
             InputError: the training diverged: a loss or a weight is not finite.

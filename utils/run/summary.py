@@ -122,7 +122,7 @@ def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
 
     Args:
         ema_decay: decay of the EMA; None without EMA.
-        ema_buffers: `live` if the batch norm statistics are those of the last step instead of averages.
+        ema_buffers: `live` if the batch norm statistics are those of the last step; `averaged` if they are averages.
     """
     if ema_decay is None:
         return "of the last step"

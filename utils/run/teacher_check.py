@@ -139,7 +139,7 @@ def print_batches(verdict: Verdict) -> None:
 
 
 def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the sentence that confirms that the labels are the teacher's logits for the images.
+    """Return the result of the comparison of labels and teacher as a sentence. The sentence also states any doubt.
 
     Args:
         path: path of the labels, quoted in error messages.
@@ -214,7 +214,7 @@ def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
         folder: folder of the images, quoted in error messages.
 
     Returns:
-        the sentence that confirms that the labels are the teacher's logits.
+        the result of the check as a sentence, from `judgement`.
 
     Raises:
         InputError: the labels are not the teacher's logits.

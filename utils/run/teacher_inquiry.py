@@ -41,7 +41,8 @@ KNOWN = 1e-5
 # A row does not fit if the own difference is above LIMIT times the median of the other differences (both are explained
 # at the top of this file). The exact condition also allows for rounding, see `Verdict`.
 LIMIT = 0.5
-# STRICT replaces LIMIT if there are at most 1.5 images per class, because many second images then have another class.
+# STRICT replaces LIMIT if there are at most 1.5 images per class. With so few images, many second images have another
+# class, and the other differences are larger.
 STRICT = 0.25
 # A fit is tight if the own differences, without the part from rounding, are on average at most TIGHT times the median
 # of the other differences. After a tight fit, no other settings are tried.
@@ -109,7 +110,8 @@ class Question:
 class Verdict:
     """Differences between the teacher's logits and the stored logits of n rows.
 
-    The difference of a row is the root mean square of the differences of its classes.
+    For each class, the difference is the stored logit minus the teacher's logit. The difference of a row is the root
+    mean square over the classes.
 
     Attributes:
         own: float32 [n], own difference of each row: the view is taken from the assumed image.
@@ -341,8 +343,8 @@ class Inquiry:
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored logits of a question's rows, and a mask of the logits that can be compared.
 
-        If the labels hold probabilities p at temperature T, T * log p replaces the logits. The mask is False for
-        logits that are not stored and for probabilities up to KNOWN.
+        If the labels hold probabilities p at temperature T, T * log p replaces the logits. The mask is False if
+        a logit is not stored, or if a stored probability is at most KNOWN.
 
         Returns:
             (logits, float32 [m, C], 0 where the mask is False; mask, bool [m, C]).
