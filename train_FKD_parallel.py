@@ -151,8 +151,8 @@ def train(
 ) -> None:
     """Train all students for the remaining epochs; evaluate every --eval-every epochs and after the last epoch.
 
-    All students train on the same batches, and each gets the same result as if it were the only student. If a student
-    fails, most often by divergence, the others continue. After training, `report` raises an error.
+    All students train on the same batches. Each student gets the same result as if it were alone. If a student fails,
+    the others continue.
 
     Args:
         config: settings of all students.
@@ -161,8 +161,8 @@ def train(
         validation: this rank's batches (images, classes) of the validation set.
         world: processes of the run.
         signals: records signals that ask the run to stop.
-        label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path. The
-            argument `epoch` is an index among the epochs with soft labels, counted from 0.
+        label_file: function (epoch, batch) -> path of the batch's label file, for error messages. `epoch` counts only
+            epochs with soft labels, from 0.
 
     Raises:
         Interrupted: a signal asked the run to stop. The checkpoints are saved.
@@ -202,7 +202,7 @@ def train(
                             student.average.update()  # EMA of the weights
                         student.sums.end_batch()  # records the loss, so that an error can name the first bad batch
                 streams.hold(batch)  # keeps the batch in memory until all students have used it
-            # wait until the device is idle, so that `seconds` covers all steps and the models can be read
+            # wait until the device has finished all steps, so that `seconds` covers them
             streams.finish()
             seconds = time.time() - started
             for student in learning:
@@ -249,7 +249,7 @@ def train_step(student: Student, batch: Batch) -> None:
             if student.last_micro_batch is not None:
                 # drop rows of an earlier micro-batch: the temperature calibration must not use them
                 student.last_micro_batch.clear()
-            # if no other rank waits for this rank (in synchronised batch norm or a joint loss), skip the micro-batch
+            # skip the micro-batch, unless other ranks wait for this rank in batch norm or in the loss
             if not (student.joint_statistics or student.joint_loss):
                 continue
         outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows

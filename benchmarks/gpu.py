@@ -175,9 +175,7 @@ def throughput(day):
 def models(day):
     """Run the benchmark throughput.py for three students, and yield the results.
 
-    The students are ResNet-50 and ResNet-101 with batch size 50, and ResNet-18 with batch size 1024. Only two rows are
-    measured: this project's fastest loader (`resident`) and the upper bound (`ceiling`). On a GPU, `resident` is also
-    measured without a CUDA graph.
+    Only this project's fastest loader (`resident`) and the upper bound (`ceiling`) are measured.
     """
     for model, setting, steps in (("resnet50", "50/2", 40), ("resnet101", "50/2", 30), ("resnet18", "1024/1", 8)):
         if day.quick:

@@ -1,14 +1,16 @@
-"""Measure several students in one process, compared with one process per student and with one student alone.
+"""Measure the speed of several students in one process, of one process per student, and of one student alone.
 
     python benchmarks/side_by_side.py                                   on a GPU: 1, 3 and 5 ResNet-18
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
     python benchmarks/side_by_side.py --quick --model shufflenet_v2_x0_5 --students 1 3
 
-All students use the default precision and the `resident` loader, which keeps the decoded images in memory. Images and
-labels are random, as in throughput.py. Rates are images per second, summed over students: if 5 students share a batch
-of 50 images, the batch counts as 250 images. `time` is the wall-clock time of all students divided by the wall-clock
-time of one student alone. `of the cores` is the CPU time of all students divided by the CPU time of one student alone.
-Other programs on the machine affect the CPU time less than the wall-clock time.
+Images and labels are random, as in throughput.py. Students use the default precision and the `resident` loader.
+The table shows:
+
+* `images/s`: images per second, summed over students. A batch of 50 images for 5 students counts as 250 images.
+* `time`: wall-clock time, divided by that of one student alone.
+* `of the cores`: CPU time, divided by that of one student alone. Other programs on the machine affect it less.
+* `device`: peak GPU memory.
 """
 
 import argparse

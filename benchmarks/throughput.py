@@ -1,4 +1,4 @@
-"""Measure the training speed of this project, the speed of code like the reference's, and an upper bound.
+"""Measure the training speed of this project, of code like the reference's, and of an upper bound.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model
@@ -6,17 +6,15 @@
 
 The rows of the table are:
 
-* `reference-like`: trains like the reference code. Worker processes decode and normalise one float image at a time and
-  read batch files with `torch.load`. Training uses fp32 NCHW, unfused AdamW, and `.item()` after every micro-batch.
-* `workers`: this project's loader that decodes images in worker processes.
-* `resident`: this project's loader that keeps decoded images in memory.
-* `resident, eager`: `resident` without a CUDA graph; measured only on a GPU.
-* `ceiling`: this project's training step, repeated on one batch that stays on the device. This is the upper bound.
+* `reference-like`: code like the reference's. It loads float images one by one, and trains in fp32 with unfused AdamW.
+* `workers`: this project. Worker processes decode the images.
+* `resident`: this project. Decoded images stay in memory.
+* `resident, eager`: like `resident`, but without a CUDA graph. Measured only on a GPU.
+* `ceiling`: the upper bound. This project's training step is repeated on one batch, and nothing is loaded.
 
-Speeds are in images per second. Each row is measured in its own process, and the table shows medians over --rounds. On
-the CPU, the rows take turns in every round, so that other programs on the machine slow down all rows alike. Images
-(noisy JPEG files) and labels (cutmix, random logits) are made in a temporary folder. With --data FOLDER, images and
-labels are made in FOLDER and kept for later calls.
+Speeds are in images per second. The table shows medians over --rounds. Each row is measured in its own process.
+
+Images and labels are random. They are made in a temporary folder. --data FOLDER keeps them for later calls.
 """
 
 import argparse
@@ -286,7 +284,7 @@ class Repeated:
 
 
 def own_batches(loader, samples, setting, precision):
-    """Yield training batches without end. `loader` names a table row: `workers`, `resident` or `resident, eager`."""
+    """Yield training batches without end. `loader` is the name of the table row."""
     store = Repeated(open_labels(setting["labels"]))
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, precision.device, precision.memory_format)
     dataset = ViewDataset(samples, store, SIDE)
@@ -344,7 +342,7 @@ def serve(name, setting, pipe):
     For each number received, take that many training steps and send (images per second, peak bytes of device memory).
     On the CPU, the second value is None. If None is received instead of a number, return.
     """
-    # this process was spawned, and would spawn its data workers, too; restore Python's default start method
+    # start data workers by Python's default method; otherwise they would be spawned, like this process
     set_start_method(None, force=True)
     batches, step = build_row(name, setting)
     cuda = setting["device"] == "cuda"

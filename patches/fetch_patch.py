@@ -1,17 +1,17 @@
 """Patch PyTorch's map-style fetcher so that it loads the labels of a batch before its images.
 
-The reference code (SRe2L, PRISM) asks users to edit `torch/utils/data/_utils/fetch.py` by hand.
-This module patches the fetcher at run time instead. If a dataset has a method `load_batch_config`, the
-patched fetcher first calls `dataset.load_batch_config(first_position)`, once per batch, in the worker
-process. Then it fetches the images as usual, and returns
-`(collated images, mix_index, mix_lam, mix_bbox, soft_label)`. For other datasets nothing changes.
+The reference code (SRe2L, PRISM) asks users to edit `torch/utils/data/_utils/fetch.py` by hand. This module patches the
+fetcher at run time instead. `apply()` installs the patch, and `revert()` removes it.
+
+The patch affects only datasets with a method `load_batch_config`. For each batch, the patched fetcher
+
+1. calls `dataset.load_batch_config(first_position)`, which returns `(mix_index, mix_lam, mix_bbox, soft_label)`;
+2. fetches the images as usual;
+3. returns `(collated images, mix_index, mix_lam, mix_bbox, soft_label)`.
+
+Worker processes that are started by spawn or forkserver need a `worker_init_fn` that calls `apply()`.
 
     python -m patches.fetch_patch      prints whether the installed PyTorch is supported
-
-`apply()` installs the patch and may be called repeatedly; `revert()` removes the patch. Worker processes
-started by spawn or forkserver import PyTorch anew, without the patch. Their DataLoader needs a
-`worker_init_fn` that calls `apply()`. If the user has edited PyTorch by hand, `apply()` does nothing. For a
-dataset whose attribute `mode` is `fkd_load`, the hand-edited fetcher returns the same tuple as the patched fetcher.
 """
 
 import functools

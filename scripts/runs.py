@@ -95,7 +95,7 @@ class Line:
 def quoted(text: str) -> str:
     """Return `text` in quotes for sh.
 
-    The style of the quotes must not change: `Runs.refuse_other_commands` compares the texts of commands.
+    Do not change the style of the quotes, because `Runs.refuse_other_commands` compares commands as texts.
     """
     return "'" + text.replace("'", "'\\''") + "'"
 
@@ -335,8 +335,7 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # `result` raises Stopped if a signal stopped a line. `all` would call no `result` after a failed line, so a
-        # list of the results is made first.
+        # Call every `result`, because it raises Stopped if a signal stopped the line. `all` alone would skip some.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

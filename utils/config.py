@@ -279,12 +279,12 @@ class CommandConfig:
                 item.metadata["flag"].add_to(place, item.name, item.default)
 
     def resolved(self: Config) -> Config:
-        """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
+        """Check that the flags fit together, and return the config.
 
-        This base class returns the config unchanged. Subclasses override the method to add checks and defaults.
+        Subclasses override this method. They may also set defaults that depend on other flags.
 
         Raises:
-            InputError: flags contradict each other; the message names these flags.
+            InputError: flags contradict each other. The message names them.
         """
         return self
 
@@ -720,9 +720,8 @@ class TeacherFlags(Group):
             stated_rule: ensemble rule that the labels state; used if the flags give no rule.
 
         Returns:
-            (models, weight files, names of pretrained weights, ensemble rule). The first three are lists with one item
-            per teacher. A weight file is None if the teacher has pretrained weights. The third list comes from
-            `weights_of`.
+            (models, weight files, names of pretrained weights, ensemble rule). Each list has one item per teacher.
+            A weight file is None for pretrained weights. `weights_of` describes the names.
 
         Raises:
             InputError: flags contradict each other.
@@ -910,7 +909,7 @@ class TrainConfig(
             )
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or --temperature is below the schedule's minimum."""
+        """Raise InputError if a temperature flag has no effect, or if --temperature is too low for the schedule."""
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -1085,7 +1084,7 @@ class FoldersArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
-    """Flag of `python -m utils.labels pack`: the number of classes, for top-k labels that do not state the number."""
+    """Flag of `python -m utils.labels pack` for top-k labels that do not state their number of classes."""
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -1378,7 +1377,7 @@ def comparable(value: Any) -> Any:
 def every_setting() -> dict[str, Flag]:
     """Return a dict of all settings of a training run: name in args.json -> `Flag`.
 
-    If a field of `Findings` has the same name as a flag, the dict has the `Flag` from `Findings`.
+    If a flag and a field of `Findings` have the same name, the field of `Findings` is used.
     """
     kinds: list[type] = [FKDConfig, KDConfig, Findings]
     found = {item.name: item.metadata["flag"] for kind in kinds for item in fields(kind) if "flag" in item.metadata}

@@ -70,7 +70,7 @@ class Batch:
         return Batch(self.images[:here], soft_labels, self.targets[:here], parts)
 
     def ready(self) -> "Batch":
-        """Return this batch: its images are computed already. In contrast, `DeviceBatch.ready` computes the images."""
+        """Return this batch itself, because its images are computed already."""
         return self
 
     def tensors(self) -> StepTensors:
@@ -124,6 +124,10 @@ class LiveTeacher:
 
 
 def refuse_non_finite(finite: torch.Tensor) -> None:
-    """Raise InputError if `finite` is False. The bool tensor tells whether all of a teacher's logits are finite."""
+    """Raise InputError if a teacher's logits are not finite.
+
+    Args:
+        finite: bool [], whether all logits are finite.
+    """
     if not finite:
         raise InputError("a teacher's answers are not finite; check its weights, or use --precision fp32")

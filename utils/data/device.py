@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels of the same images. The images are not copied.
 
-        An epoch's labels are uploaded in parts. The new object uses at most as many parts as this object.
+        The new object uploads an epoch's labels in at most as many parts as this object.
 
         Args:
             dataset: `ViewDataset` of the same images.

@@ -43,19 +43,16 @@ class ImageSet:
 
 
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
-    """Scan an image folder with one sub-folder per class; return its classes (sorted by name) and image files.
+    """Scan an image folder with one sub-folder per class; return its classes and image files.
 
-    Symbolic links are followed. The scan skips links to a folder above the link, files that are not images, hidden
-    files and folders (`._0001.png`, `.ipynb_checkpoints`), and system files of Windows and macOS. The log names some of
-    the skipped files.
+    Symbolic links are followed. Hidden files, system files and files that are not images are skipped.
 
     Args:
         path: the folder.
-        flag: the command-line flag that gave the path; error messages mention it.
+        flag: command-line flag that gave the path, for error messages.
 
     Raises:
-        InputError: `path` is not a folder, cannot be read, has no sub-folders, or has a sub-folder without images. The
-            message names `flag`.
+        InputError: `path` is not a folder, cannot be read, has no sub-folders, or has a sub-folder without images.
     """
     if not path or not os.path.isdir(path):
         raise InputError(f"{flag} {path} is not a folder; give a folder with one sub-folder of images per class")

@@ -115,18 +115,17 @@ def resize_views(
     size: int,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Crop every image of a batch, resize it with PIL's antialiased bilinear filter, and flip it if `flip` is 1.
+    """Crop, resize and flip the images of a batch, with PIL's antialiased bilinear filter.
 
-    PIL rounds pixel values to whole numbers after each axis, this function only after the second axis. Results of this
-    function and of PIL differ by at most 1.
+    Pixel values differ from PIL's by at most 1, because PIL also rounds between the two axes.
 
     Args:
         images: uint8 [B, H, 3, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
-        dtype: dtype of the computation. The default is float16 on CUDA, for speed, and float32 elsewhere. float16
-            represents the pixel values 0 to 255 exactly, and rounds results by at most 1/16.
+        dtype: dtype of the computation; by default float16 on CUDA and float32 elsewhere. float16 is faster, and rounds
+            pixel values by at most 1/16.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.

@@ -54,7 +54,7 @@ class ResidentBatches:
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
         self.images = list(decode_all(dataset.samples, workers))
-        # threads that crop and resize images: as many as PyTorch uses. No optimizer step runs while they work.
+        # These threads crop and resize images. They take all cores, because no optimizer step runs at the same time.
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":

@@ -65,7 +65,7 @@ class ViewDataset(Dataset):
         self.labels: Views  # labels of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """Return (epoch, batch in the epoch, row in the batch) of the view with index `position` in the whole run."""
+        """Convert the position of a view in the run to (epoch, batch, row)."""
         number, slot = divmod(position, self.source.batch_size)
         return *divmod(number, self.source.batches_per_epoch), slot
 

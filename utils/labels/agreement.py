@@ -50,7 +50,7 @@ CLEAR = 0.85
 # agreement at chance level proves a fault only if at least this number of images was compared
 ENOUGH_IMAGES = 50
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-# other seeds to try: each number in SEEDS, and the given --fkd_seed plus each number in NEAR_SEEDS
+# Other seeds to try. SEEDS holds seeds, NEAR_SEEDS holds distances from the given --fkd_seed.
 SEEDS, NEAR_SEEDS = range(101), range(-10, 11)
 
 
@@ -287,12 +287,11 @@ def permutation_of(
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # Folders that at least one half assigns to a wrong class. A folder f belongs to an open chain only if the folder of
-    # the class agreed[f] is in `moving`.
+    # folders that at least one half assigns to a wrong class; an open chain consists of such folders
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    # number of folders in `agreed` that are in no group; such folders count as mistakes of a weak teacher
+    # number of wrong assignments outside all groups; they count as mistakes of a weak teacher
     one_way = len(agreed) - sum(map(len, groups))
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []
@@ -302,13 +301,11 @@ def permutation_of(
         for_other = [int((gain[:, 0] > gain[:, 1]).sum()) for gain in gains]
         counts = list(map(len, gains))
         majority = all(2 * prefer > count for prefer, count in zip(for_other, counts, strict=True))
-        # In a cycle, the teacher must prefer the wrong class for most images of each folder. Open chains are weaker
-        # evidence: the teacher must prefer the wrong class for the fraction CLEAR of all images in the chains.
+        # open chains are weaker evidence than cycles, so they need a larger majority
         if group is chains:
             majority = sum(for_other) >= CLEAR * sum(counts)
         chance = (0.5 + len(present) * rate**2) * tail(sum(for_other), sum(counts), 0.5)
-        # If a class has few images, a weak teacher may misclassify all of its images by coincidence. `strays` estimates
-        # the fraction of misclassified folders from the folders outside the group.
+        # With few images, a weak teacher may misclassify a whole class by chance. `strays` estimates how often.
         if min(counts) < FEWEST_IMAGES:
             strays = (len(moving - set(group)) + 1) / (len(present) - len(group) + 2)
             chance = max(chance, min(1.0, (len(present) * strays**2) ** (len(group) / 2)))
@@ -380,8 +377,7 @@ def assign(gain: np.ndarray) -> np.ndarray:
     """
     cost, (rows, columns) = -gain, gain.shape
     u, v = np.zeros(rows + 1), np.zeros(columns + 1)
-    # Row to which each column is assigned; 0 if the column is free. Rows and columns are numbered from 1 here. Column 0
-    # is a dummy: it holds the row that is about to get a column.
+    # Row of each column; 0 if the column is free. Rows and columns are counted from 1. Column 0 holds the new row.
     owner = np.zeros(columns + 1, dtype=np.int64)
     for row in range(1, rows + 1):
         owner[0], here = row, 0

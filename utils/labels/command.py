@@ -214,9 +214,8 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher, or None. If the flags name neither images nor a
-            teacher, the function returns False. If `ask_teacher` is None or returns False, `verify` is called. The
-            function is an argument because this package must not import teachers.
+        ask_teacher: function that verifies labels with a teacher, and returns False if the flags name no teacher. In
+            this case, `verify` checks the labels without a teacher. None: always without a teacher.
     """
 
     def run(words: list[str] | None) -> None:

@@ -43,7 +43,7 @@ TAIL = 4096
 END = struct.Struct("<4s8xIIH")
 # entry of the central directory: signature, CRC-32, packed size, size, lengths of the three fields that follow
 ENTRY = struct.Struct("<4s12xIIIHHH12x")
-# label files are read in parts of AHEAD / THREADS files; each thread reads one part at a time
+# number of label files that are in work at a time; each thread reads an equal part of them
 AHEAD = 4096
 # number of threads that read label files; useful even with fewer cores, because a network disk makes threads wait
 THREADS = 8
@@ -92,11 +92,11 @@ def digest_of_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def digest_of_archive(path: Path) -> str:
-    """Return a digest of a label file in the zip format of `torch.save`, in most cases without reading the whole file.
+    """Return a digest of a label file that was written by `torch.save`.
 
-    The central directory of the zip file holds the name, size and CRC-32 of every record, so a digest of the directory
-    is enough. Later, `load_archive` checks each record against its CRC-32. If PyTorch was told to compute no CRC-32, or
-    if the file has no directory (before PyTorch 1.6), the digest covers the whole file.
+    Such a file is a zip file. Its central directory holds the name, size and CRC-32 of every record. To save time, only
+    the directory is digested. `load_archive` later checks the records against their CRC-32. If the file has no
+    directory or no CRC-32, the whole file is digested.
 
     Raises:
         InputError: the file is missing or cannot be read.

@@ -8,12 +8,16 @@ Layout of a folder with the labels of N images:
     epoch_0000.safetensors    one file per epoch, with rows in the order of training;
                               utils/labels/packed_tensors.py describes the tensors
 
-Three independent options (`Codec`) save space: fewer bits per value, only the k largest logits, and drawn views. Drawn
-views are not stored. Reading the labels draws their crops, flips and mixes again from the seed, the epoch, the batch
-and the image sizes, which are stored once. The manifest also holds a digest of sample views. If the installed numpy
-draws other random numbers than the numpy that made the labels, the digests differ and the labels are refused.
+Three options (`Codec`) save space. They can be combined:
 
-Every file is written under a temporary name, fsynced and renamed, so that a killed process leaves no partial file.
+* fewer bits per value;
+* only the k largest logits;
+* drawn views. Crops, flips and mixes are not stored. Reading the labels draws them again from a seed.
+
+Other versions of numpy may draw other views. The manifest therefore holds a digest of sample views. Labels are refused
+if the installed numpy draws other sample views.
+
+Every file is written under a temporary name, fsynced and renamed. A killed process thus leaves no partial file.
 """
 
 import json

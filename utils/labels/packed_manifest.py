@@ -30,8 +30,7 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 KIND = {
     "answers": "logits",  # kind of the stored values: "logits" or "probabilities"
     "label_order": STORED,  # default order of the batches in training, see `LabelStore`
-    # For labels of LPLD and LPQLD: the number of stored batches. Every batch must be full and state its image numbers.
-    # For all other labels: None, because their batches are grouped into epochs.
+    # number of stored batches of LPLD and LPQLD labels; None for all other labels, which are grouped into epochs
     "batches": None,
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,

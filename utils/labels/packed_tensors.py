@@ -1,8 +1,8 @@
 """The tensors of a packed epoch file. `shrink` converts them for the file; `expand` converts them back.
 
-The table lists each tensor in memory and in files of versions 3 and 4. A tensor exists only under its condition. An
-epoch has N rows in n batches of B rows, and k of the C logits of each row are kept. A stored logit has 4, 8, 16 or 32
-bits. Numbers are little-endian. All tensors are converted without loss, except that `rest` may be rounded to f16.
+An epoch has N rows in n batches of B rows. Each row keeps k of C logits, with 4, 8, 16 or 32 bits each.
+The table lists the tensors in memory and in files of versions 3 and 4. A tensor exists only under its condition.
+Numbers are little-endian. Only `rest` may be rounded; all other conversions are exact.
 
 | in memory | in the file | condition |
 |---|---|---|
@@ -19,8 +19,10 @@ bits. Numbers are little-endian. All tensors are converted without loss, except 
 | classes i16 or i32 [N, k], ascending | ids u8 [N, M], see `encode_ids` in utils/labels/class_ids.py | k < C |
 | rest f32 [N, 2]: mean and variance of the dropped logits | 32 bits: f32; fewer bits: f16 | k < C, `Shape.has_rest` |
 
-Files of version 2 hold coords and rest as f32, flip as bool, and index, mix_index and classes as i32. If k < C, the k
-logits of each row are in descending order, and range f32 [2, k] takes the place of spans.
+Files of version 2 differ:
+
+* coords and rest are f32, flip is bool, and index, mix_index and classes are i32;
+* if k < C, the k logits of a row are in descending order, and range f32 [2, k] replaces spans.
 """
 
 from collections.abc import Collection

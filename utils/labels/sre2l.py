@@ -1,7 +1,6 @@
 """Formats `sre2l`, `prism` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
 
-A batch is a list of items. A list of 6 items has the format `sre2l`, and a list of 8 items has the format `edc`. A list
-of 7 items has the format `prism`, or `sre2l` if the 7th item is None.
+A batch is a list of items. `dialect_of` tells the format from the number of items.
 """
 
 import os
@@ -210,7 +209,7 @@ class TarWriter:
         empty_folder(self.path, image_digests, settings)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return all epochs from 0 to `epochs` - 1, because this writer accepts only an empty folder."""
+        """Return all epochs from 0 to `epochs` - 1, because this writer always starts with an empty folder."""
         return list(range(epochs))
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:

@@ -153,16 +153,16 @@ class TrainingViews(Generic[Source]):
 def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     """Reduce a batch to some of its rows and the mix partners of these rows.
 
-    The result begins with the rows to keep; mix partners follow. No row appears twice. If `rows` is empty, the result
-    holds row 0, because a batch must not be empty.
+    The rows to keep come first, then their mix partners. No row appears twice. If `rows` is empty, row 0 is kept,
+    because a batch must not be empty.
 
     Args:
         views: `BatchLabels` or `DrawnBatch`.
         rows: int64 [n], indices of the n rows to keep, ascending.
 
     Returns:
-        a batch of the same type as `views`. The batch has K rows, mix partners included. Its `logits` have only n
-        rows. Its `mix.partner`, int64 [K], is valid only for the first n rows.
+        a batch of K rows, of the same type as `views`. `logits` has only the n rows to keep. `mix.partner`, int64 [K],
+        is valid only for these n rows.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
@@ -174,8 +174,7 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
-        # Only the first len(rows) entries are valid. The other entries belong to added mix partners, whose own mixed
-        # images are not used.
+        # only the first len(rows) entries are valid; the others are never used
         partner = place[views.mix.partner[kept]]
         changes["mix"] = views.mix._replace(partner=partner)
     if views.logits is not None:

@@ -23,15 +23,15 @@ class TopK(NamedTuple):
     rest: torch.Tensor | None
 
     def dense(self, num_classes: int, temperature: float | torch.Tensor, renormalise: bool) -> torch.Tensor:
-        """Return logits of all classes, float32 [B, C], with a substitute for the logits that were dropped.
+        """Return logits of all classes: float32 [B, C].
+
+        Dropped classes get the logit m + v / (2 T), with mean m and variance v from `rest`. Their total probability is
+        then correct to second order. If `rest` is None, dropped classes get probability 0.
 
         Args:
             num_classes: C.
             temperature: T, the temperature of the softmax that the caller will apply.
-            renormalise: if True, or if `rest` is None, dropped classes get the logit -inf and thus probability 0
-                (marginal re-normalisation, LPQLD). Otherwise, dropped classes get the logit m + v / (2 T), with mean m
-                and variance v from `rest`. The total probability of the dropped classes is then correct to second
-                order.
+            renormalise: if True, dropped classes always get probability 0 (marginal re-normalisation, LPQLD).
         """
         if renormalise or self.rest is None:
             absent = self.values.new_full((len(self.values), num_classes), float("-inf"), dtype=torch.float32)

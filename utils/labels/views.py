@@ -104,11 +104,10 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 
 
 class ReferenceOrder:
-    """The order of images in SRe2L's code. `DrawnViews` and labels without image indices use a `ReferenceOrder`.
+    """The order of images in SRe2L's code, used for drawn views and for labels without image indices.
 
-    In SRe2L, one `RandomSampler` draws the order of the N images for every epoch, from epoch 0 on. Its random generator
-    is seeded with --fkd_seed only once, so the order of an epoch depends on all earlier draws. A
-    `ReferenceOrder` can be called for epochs in any sequence, for example 3, 0, 7.
+    SRe2L seeds a random generator once, with --fkd_seed. A `RandomSampler` then draws the order of the N images for one
+    epoch after the other. A `ReferenceOrder` gives the same orders, but epochs may be requested in any sequence.
     """
 
     def __init__(self, num_images: int, seed: int):

@@ -26,13 +26,10 @@ class Finding:
 
     Attributes:
         group: runs on the image set.
-        random: runs on random real images. The settings agree with those of `group`, except for images and labels.
-        improvement: `improvement_over_random` over the seeds that both groups have, in percentage points.
-        recovery: `hard_label_recovery` over seeds, in percentage points. Computed if --full-data has a top-1 for
-            the student, and if exactly one group with hard labels has the student, the images and the validation set of
-            `group`; otherwise None.
-        score: `label_robust_score` in percent, over the seeds that `improvement` and `recovery` have in common; None if
-            they have no seed in common.
+        random: runs on random real images, with the same settings as `group`.
+        improvement: `improvement_over_random` in percentage points, over the seeds that both groups have.
+        recovery: `hard_label_recovery` in percentage points, over seeds; None if it cannot be computed.
+        score: `label_robust_score` in percent, over seeds; None if it cannot be computed.
     """
 
     group: Group

@@ -220,7 +220,7 @@ def group_runs(
 
 
 def is_called(group: Group, name: str) -> bool:
-    """Return True if `name` is the name of the group's images in tables, or the end of the image folder's path."""
+    """Return whether `name` is the group's image set: its name in tables, or the end of its folder's path."""
     parts = PurePath(name).parts
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 

@@ -1,8 +1,11 @@
-"""Find the settings that affect a run's result. Runs that agree in all of these settings form one group of a report.
+"""Find the settings that affect a run's result. A group of a report has the runs that agree in these settings.
 
-Two kinds of flags are left out. Flags of the first kind have no effect on the result: without --sgd, --momentum has no
-effect. Flags of the second kind repeat another flag: --cos means --schedule cos.
-Data are compared by digests of their content. If an old run lacks such a digest, names of folders or files are used.
+Two kinds of flags are left out:
+
+* flags without effect, for example --momentum without --sgd;
+* flags that repeat another flag, for example --cos, which means --schedule cos.
+
+Data are compared by digests of their content. For old runs without digests, names of folders or files are compared.
 """
 
 import re
@@ -31,9 +34,9 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return a dict of name -> value (as text) of the settings that affect a run's result. The seed is left out.
+    """Return the settings that affect a run's result, except the seed: name -> value as text.
 
-    Earlier releases lacked some settings. If a run lacks a setting, the dict has the fixed value of earlier releases.
+    If an old run lacks a setting, the value is the one that old releases always used.
     """
     args = earlier_arguments(run.args) | run.args
     labels = run.summary["labels"]
@@ -91,10 +94,9 @@ def mix_type_of(args: dict[str, Any]) -> str:
 
 
 def device_of(run: FinishedRun) -> str | None:
-    """Return the type of the device that a run was trained on, `cpu` or `cuda`; None if it was not recorded.
+    """Return the type of a run's device, `cpu` or `cuda`; None if it was not recorded.
 
-    Earlier releases recorded `auto`. If a run recorded `auto` and the device's name, infer the type from the name. If a
-    run recorded `auto` but no name, return `auto`.
+    Old runs recorded `auto`. Their type is inferred from the device's name. Without a name, the result is `auto`.
     """
     device = run.args.get("device")
     name = run.summary.get("versions", {}).get("device_name")
@@ -104,14 +106,14 @@ def device_of(run: FinishedRun) -> str | None:
 
 
 def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the entries of a view policy (crop, flip and mixing parameters) that have an effect.
+    """Return the parameters of a view policy (for crop, flip and mixing) that have an effect.
 
     Args:
-        policy: parameters with which the views of the labels were drawn.
+        policy: the view policy of the labels.
         args: arguments of the run.
 
     Returns:
-        the entries; None if views are drawn during training. In that case, `args` has the same parameters.
+        name -> value; None for runs of train_KD_parallel.py, whose `args` hold the same parameters.
     """
     # Only train_KD_parallel.py has these flags. It draws views during training, according to its flags.
     if all(name in args for name in ("hflip", *ALPHAS)):
@@ -146,8 +148,8 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if loss == "ce":
         yield "keep_topk"
 
-    # If the labels are logits, --temperature divides the labels. Probabilities are not divided. With
-    # --student-temperature teacher, --temperature always divides the student's logits.
+    # Whether --temperature divides any logits. It divides labels that are logits. With --student-temperature teacher,
+    # it also divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}

@@ -168,15 +168,14 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: setting name -> digest, computed by the method of earlier releases. If the checkpoint stores a digest
-            of an earlier release, the digest in `earlier` is compared with the stored digest.
+        earlier: {setting: digest} for checkpoints of earlier releases, which computed these digests in another way.
 
     Returns:
         the dict that `save_checkpoint` wrote.
 
     Raises:
-        InputError: the checkpoint is missing, damaged or from another program. Or it was made with other training
-            images or with other settings that affect the result; the message then names the differences.
+        InputError: the checkpoint is missing, damaged or from another program. Or the training images differ, or
+            settings that affect the result.
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}
@@ -189,8 +188,7 @@ def load_checkpoint(
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way
     old = {name for name in earlier if stored.get(name) is not None and ":" not in str(stored[name])}
     arguments = {**arguments, **{name: earlier[name] for name in old}}
-    # If the run was evaluated before, `val_images` is not compared here. The next evaluation compares the digest of the
-    # validation images with `progress.validation`.
+    # after an evaluation, skip `val_images`: the next evaluation compares the validation images themselves
     if evaluated:
         arguments = {**arguments, "val_images": stored.get("val_images")}
     arguments = result_arguments(arguments)

@@ -222,11 +222,10 @@ def pair_names(
         return map_names(folders, train_folders, class_map, sides), f"by {class_map}"
 
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
-        """Return the index in `train_keys` of each key in `keys`; return None if the lists cannot be paired.
+        """Return the index in `train_keys` of each key in `keys`; return None if the lists do not match.
 
-        A key has the index None if `train_keys` lacks the key. The lists cannot be paired if `keys` lacks a key of
-        `train_keys`, if `train_keys` contains None, or if a key other than None occurs twice in one list.
-        None stands for an unknown class, and may occur several times in `keys`.
+        The lists match if `keys` has all of `train_keys` and no key occurs twice. A key that only `keys` has gets the
+        index None. The key None is an unknown class: `keys` may have several, `train_keys` none.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None

@@ -47,8 +47,7 @@ MIN_IMPROVEMENT = 4
 TRIED_ROWS = 8
 # maximum number of whole images whose logits `find_images` compares with the logits of each row
 TRIED_IMAGES = 2000
-# Number of images that `find_images` crops, flips and mixes like a row: the images whose whole-image logits are nearest
-# to the row's stored logits.
+# number of candidate images per row that `find_images` compares after crop, flip and mixing
 NEAR_IMAGES = 32
 # number of images per forward pass in `find_images`
 CHUNK = 64
@@ -338,13 +337,11 @@ def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     """Search for the images from which misfitting rows of labels were made.
 
-    The batch with the least mixing is searched. First, the stored logits of each row are compared with the teacher's
-    logits for whole images. Then the nearest images are cropped, flipped and mixed like the row, and the stored logits
-    are compared with the teacher's logits for these views.
+    Only the batch with the least mixing is searched. For each row, the teacher's logits for whole images yield a few
+    candidates. The candidates are then cropped, flipped and mixed like the row, and the best one is chosen.
 
     Returns:
-        sentences about the rows whose image was identified. The list is empty if fewer than half of the searched rows
-        were identified, if the views are mixed too much, or if a view's logits depend on the rest of the batch.
+        sentences for an error message, see `sentences`. Empty if too few images were found.
     """
     question = least_mixed(inquiry, replay)
     if inquiry.by_batch(replay) or question.other_share(replay.size) > MIXED:
@@ -389,10 +386,9 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return the indices of up to TRIED_IMAGES images: int64 [n].
+    """Return the indices of up to TRIED_IMAGES images in random order: int64 [n].
 
-    `assumed` holds image indices. The result is in random order, but images in the classes of the assumed images come
-    before all other images.
+    `assumed` holds image indices. All images of their classes come first.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

@@ -54,14 +54,13 @@ class TrainingData:
     Attributes:
         train: (path, class) of every training image.
         val: (path, class) of every validation image.
-        source: views of the epochs with soft labels. If `hard` is None, all epochs have soft labels. Batches are not
-            yet divided among ranks.
+        source: views for soft-label epochs. Batches are not yet divided among ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
-        images: the training images with their digests; None in a dry run that does not compute digests.
-        hard: views for training with hard labels; None if there are no epochs with hard labels.
-        teacher: function from images [B, 3, S, S] to logits [B, C], used to label the views in `source`; None without a
-            live teacher.
+        images: the training images with their digests; None if a dry run did not compute them.
+        hard: views for hard-label epochs; None if there are no such epochs.
+        teacher: live teacher of `source`, a function from images [B, 3, S, S] to logits [B, C]; None if labels are
+            stored.
     """
 
     train: Samples

@@ -44,7 +44,7 @@ from utils.training.precision import Precision, pick_device, without_cudnn_bench
 SAMPLED_IMAGES = 16
 PROBES = 64  # maximum number of training images in a sample that is compared by content
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-# if at least this fraction of the validation classes has the same number of images, classes with fewer are reported
+# smaller validation classes are reported if at least this fraction of the classes has the same number of images
 EVEN = 0.9
 
 
@@ -191,11 +191,10 @@ def check_images(samples: Samples) -> None:
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
-    """Compute digests that tell whether the images of a resumed run have changed; warn if the two folders share images.
+    """Compute digests of the image lists, for comparison on --resume; warn if the two folders share images.
 
     The digests cover the classes of the training images, and the names, sizes and classes of the validation images.
-    The digests do not cover pixels. `identify_images` digests the content of training images, and
-    `Student.record_validation` checks the content of validation images.
+    Contents are checked elsewhere: `identify_images` for training, `Student.record_validation` for validation.
 
     Args:
         config: flags of the run.
@@ -203,8 +202,8 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
         train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        `found` with the digests in `train_images` and `val_images`. For the comparison with old checkpoints, `earlier`
-        gets two digests that are computed as in earlier releases.
+        `found` with the digests in `train_images` and `val_images`. `earlier` gets two digests for the comparison with
+        old checkpoints.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -266,11 +265,9 @@ def identify_images(
     world: World,
     verify: bool = False,
 ) -> tuple[KnownImages | None, Findings]:
-    """Check by content that the training images are the images that the soft labels were made for.
+    """Check that the training images are the images that the soft labels were made for.
 
-    All training images are compared, and their digests are returned for the summary and --resume. To save time, a dry
-    run without --resume first compares only a sample. If the sample differs, the dry run compares all images, so that
-    the error can name the differences.
+    Images are compared by content. To save time, a dry run compares only a sample, unless the sample differs.
 
     Args:
         config: flags of the run.
@@ -278,15 +275,14 @@ def identify_images(
         train: (path, class) of every training image.
         stored: digests of the images that the labels were made for; None if the labels store no digests.
         world: ranks of the run. Every rank must call this function.
-        verify: whether even a dry run compares all images.
+        verify: whether even a dry run compares all images. --resume has the same effect.
 
     Returns:
-        (the training images with their digests; `found`). If a dry run did not compute all digests, the first item is
-        None. If --accept-labels tolerates a difference, the difference is added to `found.labels_accepted`.
+        (the training images with their digests; `found`). The first item is None if not all images were read. If
+        --accept-labels tolerates a difference, `found.labels_accepted` describes it.
 
     Raises:
-        InputError: the labels were made for a different number of images; or --accept-labels was not given, and the
-            labels were made for other images or for another order of the images.
+        InputError: the number of images differs; or the images or their order differ without --accept-labels.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None

@@ -237,11 +237,11 @@ class Student:
 
         Args:
             seconds: training time of these batches.
-            label_file: function (epoch, batch) -> path of the batch's label file. Error messages show this path.
-                The argument `epoch` is an index among the epochs with soft labels, counted from 0.
+            label_file: function (epoch, batch) -> path of the batch's label file, for error messages. `epoch` counts
+                only epochs with soft labels, from 0.
 
         Raises:
-            InputError: the training diverged: a loss or a weight is not finite.
+            InputError: a loss or a weight is not finite.
         """
         sums, progress = self.sums.sum_over(self.world), self.progress
         hard = self.phases.is_hard(progress.epoch)

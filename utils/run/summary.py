@@ -118,11 +118,11 @@ def summarise(
 
 
 def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
-    """Return in words which weights were evaluated: those of the last step, or the EMA weights.
+    """Describe in words which weights were evaluated: those of the last step, or the EMA weights.
 
     Args:
         ema_decay: decay of the EMA; None without EMA.
-        ema_buffers: `live` if the batch norm statistics are those of the last step; `averaged` if they are averages.
+        ema_buffers: batch norm statistics: `live` for those of the last step, `averaged` for averages.
     """
     if ema_decay is None:
         return "of the last step"

@@ -139,7 +139,7 @@ def print_batches(verdict: Verdict) -> None:
 
 
 def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> str:
-    """Return the result of the comparison of labels and teacher as a sentence. The sentence also states any doubt.
+    """Return a sentence which says that the labels are the teacher's logits. It also states any doubt.
 
     Args:
         path: path of the labels, quoted in error messages.
@@ -147,8 +147,7 @@ def judgement(path: str | Path, inquiry: Inquiry, explanation: Explanation) -> s
         explanation: result of the comparison.
 
     Raises:
-        InputError: the labels are not the teacher's logits for the images. If they fit under other replay settings, the
-            message names these settings.
+        InputError: the labels are not the teacher's logits. The message names the likely reason.
     """
     verdict, many = explanation.verdict, len(inquiry.teachers.teachers) > 1
     whose = "these teachers'" if many else "this teacher's"
@@ -205,7 +204,7 @@ def reason(inquiry: Inquiry, explanation: Explanation) -> str:
 
 
 def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> str:
-    """Check that labels are a teacher's logits under the given replay settings. No other settings are tried.
+    """Check that labels are a teacher's logits. Only the given replay settings are tried.
 
     Args:
         inquiry: labels, images and teacher.
@@ -214,7 +213,7 @@ def check_answers(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
         folder: folder of the images, quoted in error messages.
 
     Returns:
-        the result of the check as a sentence, from `judgement`.
+        the sentence from `judgement`.
 
     Raises:
         InputError: the labels are not the teacher's logits.

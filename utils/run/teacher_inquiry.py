@@ -41,8 +41,8 @@ KNOWN = 1e-5
 # A row does not fit if the own difference is above LIMIT times the median of the other differences (both are explained
 # at the top of this file). The exact condition also allows for rounding, see `Verdict`.
 LIMIT = 0.5
-# STRICT replaces LIMIT if there are at most 1.5 images per class. With so few images, many second images have another
-# class, and the other differences are larger.
+# STRICT replaces LIMIT if there are at most 1.5 images per class. Many second images then have another class, which
+# makes the other differences larger.
 STRICT = 0.25
 # A fit is tight if the own differences, without the part from rounding, are on average at most TIGHT times the median
 # of the other differences. After a tight fit, no other settings are tried.
@@ -110,19 +110,18 @@ class Question:
 class Verdict:
     """Differences between the teacher's logits and the stored logits of n rows.
 
-    For each class, the difference is the stored logit minus the teacher's logit. The difference of a row is the root
-    mean square over the classes.
+    The difference of a row is the root mean square over the classes.
 
     Attributes:
-        own: float32 [n], own difference of each row: the view is taken from the assumed image.
-        others: float32 [n], other difference of each row: the view is taken from a second image of the same class.
-        rounding: float32 [n], part of the own difference that rounding of the stored logits explains.
-        noise: float32 [n], part of the own difference that rounding and bf16 arithmetic explain.
+        own: float32 [n], difference of each row for a view of the assumed image.
+        others: float32 [n], difference of each row for a view of a second image of the same class.
+        rounding: float32 [n], part of `own` that comes from rounding of the stored logits.
+        noise: float32 [n], part of `own` that comes from rounding and bf16 arithmetic.
         places: (epoch, batch, row) of each row.
         found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
         low, high: smallest and largest stored logit.
-        limit: LIMIT or STRICT. A row is a misfit if `own` is above hypot(2 * `noise`, `limit` * median of `others`).
+        limit: LIMIT or STRICT.
     """
 
     own: torch.Tensor
@@ -343,11 +342,11 @@ class Inquiry:
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored logits of a question's rows, and a mask of the logits that can be compared.
 
-        If the labels hold probabilities p at temperature T, T * log p replaces the logits. The mask is False if
-        a logit is not stored, or if a stored probability is at most KNOWN.
+        Stored probabilities p at temperature T are converted to T * log p. Logits that are not stored cannot be
+        compared, and neither can probabilities up to KNOWN.
 
         Returns:
-            (logits, float32 [m, C], 0 where the mask is False; mask, bool [m, C]).
+            (logits float32 [m, C], mask bool [m, C]). Logits are 0 where the mask is False.
         """
         answers = question.labels.logits
         rows = question.rows

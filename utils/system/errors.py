@@ -43,7 +43,7 @@ def shorten(text: object, width: int) -> str:
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    # ` …` needs two characters: `start` leaves one character free, and `words` is shorter than `start`
+    # leave room for ` …`: `words` has at most `width` - 2 characters
     start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"

@@ -25,7 +25,7 @@ def build_optimizer(
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
     try:
-        # Even a failed call changes the given dicts. Copies keep `groups` unchanged for the call without `fused`.
+        # pass copies, because a failed call changes the given dicts
         return make([dict(group) for group in groups], lr=lr, weight_decay=weight_decay, fused=True)
     except (RuntimeError, TypeError):  # fused SGD and fused optimizers on the CPU need PyTorch 2.4
         return make(groups, lr=lr, weight_decay=weight_decay)
