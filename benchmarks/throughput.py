@@ -1,4 +1,4 @@
-"""Measure the training speed of this project, of code like the reference's, and of an upper bound.
+"""Compare this project's training speed with that of code like the reference's, and with an upper bound.
 
     python benchmarks/throughput.py --quick                   on a CPU, a few minutes
     python benchmarks/throughput.py --quick --data-only       only the loaders, no model

@@ -45,7 +45,7 @@ class ImageSet:
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; return its classes and image files.
 
-    Symbolic links are followed. Hidden files, system files and files that are not images are skipped.
+    Symbolic links are followed. Hidden files and folders, system files and files that are not images are skipped.
 
     Args:
         path: the folder.

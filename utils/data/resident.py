@@ -54,7 +54,7 @@ class ResidentBatches:
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
         self.images = list(decode_all(dataset.samples, workers))
-        # These threads crop and resize images. They take all cores, because no optimizer step runs at the same time.
+        # These threads crop and resize images. There are as many as in PyTorch, because the two never work together.
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":

@@ -43,7 +43,7 @@ TAIL = 4096
 END = struct.Struct("<4s8xIIH")
 # entry of the central directory: signature, CRC-32, packed size, size, lengths of the three fields that follow
 ENTRY = struct.Struct("<4s12xIIIHHH12x")
-# number of label files that are in work at a time; each thread reads an equal part of them
+# number of label files that are read at a time; each of the THREADS threads takes an equal part
 AHEAD = 4096
 # number of threads that read label files; useful even with fewer cores, because a network disk makes threads wait
 THREADS = 8

@@ -1,6 +1,6 @@
 """Formats `sre2l`, `prism` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
 
-A batch is a list of items. `dialect_of` tells the format from the number of items.
+A batch is a list of items. `dialect_of` tells which format a batch has.
 """
 
 import os

@@ -26,7 +26,7 @@ class Finding:
 
     Attributes:
         group: runs on the image set.
-        random: runs on random real images, with the same settings as `group`.
+        random: runs on random real images. Settings other than images and labels are those of `group`.
         improvement: `improvement_over_random` in percentage points, over the seeds that both groups have.
         recovery: `hard_label_recovery` in percentage points, over seeds; None if it cannot be computed.
         score: `label_robust_score` in percent, over seeds; None if it cannot be computed.

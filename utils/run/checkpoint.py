@@ -174,8 +174,8 @@ def load_checkpoint(
         the dict that `save_checkpoint` wrote.
 
     Raises:
-        InputError: the checkpoint is missing, damaged or from another program. Or the training images differ, or
-            settings that affect the result.
+        InputError: the checkpoint is missing, damaged or from another program. Or the resumed run has other training
+            images, or other settings that affect the result.
     """
     state = load_archive(path, WEIGHT_GLOBALS)
     needed = {"state_dict", "optimizer", "scaler", "rng", "progress", "arguments"}

@@ -225,7 +225,7 @@ def pair_names(
         """Return the index in `train_keys` of each key in `keys`; return None if the lists do not match.
 
         The lists match if `keys` has all of `train_keys` and no key occurs twice. A key that only `keys` has gets the
-        index None. The key None is an unknown class: `keys` may have several, `train_keys` none.
+        index None. None stands for an unknown class: `keys` may hold it several times, `train_keys` must not hold it.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None

@@ -386,9 +386,9 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 
 
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
-    """Return the indices of up to TRIED_IMAGES images in random order: int64 [n].
+    """Return the indices of up to TRIED_IMAGES random images: int64 [n].
 
-    `assumed` holds image indices. All images of their classes come first.
+    `assumed` holds image indices. Images of the same classes come first in the result.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

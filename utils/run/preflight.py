@@ -282,7 +282,7 @@ def identify_images(
         --accept-labels tolerates a difference, `found.labels_accepted` describes it.
 
     Raises:
-        InputError: the number of images differs; or the images or their order differ without --accept-labels.
+        InputError: the number of images differs; or their content or order differs and --accept-labels was not given.
     """
     whole = not config.dry_run or config.resume is not None or verify
     known = None
