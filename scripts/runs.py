@@ -19,10 +19,11 @@ This form reads the runs from a plan file; scripts/evidence.py writes such a fil
 tab and a command. The shell sh runs the command, with the variable OUTPUT_DIR set to RUNS_DIR/NAME. The script appends
 to the command: --no-progress, then --resume or --overwrite, then [flags].
 
-After another tab, a line may list seeds. Such a line describes one run per seed, called NAME-seedSEED, and NAME must
-end in the model's name. For example, NAME is a/resnet18, and the seeds are 0 and 1. If one process trains both seeds,
-OUTPUT_DIR is RUNS_DIR/a, and the training script makes the folders resnet18-seed0 and resnet18-seed1 in RUNS_DIR/a. If
-a process trains only seed 0, OUTPUT_DIR is RUNS_DIR/a/resnet18-seed0.
+After another tab, a line may list seeds. Such a line describes one run per seed, in the folder RUNS_DIR/NAME-seedSEED.
+NAME must end in the model's name. OUTPUT_DIR then depends on the number of seeds that a process trains:
+
+* one seed: OUTPUT_DIR is the run's folder, for example RUNS_DIR/a/resnet18-seed0;
+* several seeds: OUTPUT_DIR is the parent, RUNS_DIR/a. The training script makes a folder for each seed in it.
 
 If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
 fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same

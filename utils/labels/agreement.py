@@ -45,7 +45,7 @@ FEWEST_IMAGES = 4
 # In an open chain, the teacher predicts class B for A, C for B and so on, but the chain does not lead back to A. Open
 # chains count only if they hold at least this number of classes in total: fewer classes may form chains by chance.
 FEWEST_OPEN = 5
-# Open chains count only if the teacher prefers the wrong class for at least this fraction of the images.
+# An open chain is reported only if the teacher prefers the wrong class for at least this fraction of its images.
 CLEAR = 0.85
 # agreement at chance level proves a fault only if at least this number of images was compared
 ENOUGH_IMAGES = 50

@@ -141,7 +141,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        # --fkd-seed has no effect: image numbers are stored with the labels, or drawn with the seed in the policy
+        # --fkd-seed has no effect: the labels store the image numbers, or the seed that determines them
         yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
