@@ -336,7 +336,7 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # Call every `result`, because it raises Stopped if a signal stopped the line. `all` alone would skip some.
+        # Call `result` of every future: it raises Stopped if a signal stopped the run. `all` would skip some.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

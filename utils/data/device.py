@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels of the same images. The images are not copied.
 
-        The new object uploads an epoch's labels in at most as many parts as this object.
+        The new object uploads the labels of an epoch in no more parts than this object does.
 
         Args:
             dataset: `ViewDataset` of the same images.

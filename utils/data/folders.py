@@ -195,12 +195,12 @@ def why_undecodable(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any PIL image to 8-bit RGB.
 
-    16-bit grey values are reduced to their high byte, because PIL would clip them at 255. PIL itself reduces 16-bit
-    colours to the high byte. If 8-bit values were multiplied by 256 or 257, the high byte is the original value.
+    16-bit grey values are reduced to their high byte, as PIL does with 16-bit colours. (PIL would clip grey values at
+    255.) An image that was made by multiplying 8-bit values by 256 or 257 gets its 8-bit values back.
 
     Raises:
-        ValueError: the pixels are 32-bit integers or floats, whose range is unknown. Or the 16-bit grey values are
-            all below 256 (but not all 0), and the image would become black.
+        ValueError: the pixels are 32-bit integers or floats, whose range is unknown; or the image is 16-bit grey and
+            would become black, because all its values are below 256 (but not all are 0).
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image.convert("I"))

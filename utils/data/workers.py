@@ -74,7 +74,7 @@ class ViewDataset(Dataset):
     ) -> tuple[torch.Tensor | None, float | None, MixBox | None, Answers | None]:
         """Load the labels of the batch that starts at `position`; return (mix partner, lam, box, logits).
 
-        The reference code requires a PyTorch that was edited by hand. That PyTorch unpacks these four items.
+        A PyTorch whose fetcher was edited by hand for the reference code calls this method and unpacks the four items.
         """
         epoch, batch, _ = self.locate(position)
         self.labels = labels = self.source.read(epoch, batch)

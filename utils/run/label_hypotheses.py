@@ -388,7 +388,7 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
     """Return the indices of up to TRIED_IMAGES random images: int64 [n].
 
-    `assumed` holds image indices. Images of the same classes come first in the result.
+    Images come first if their class is also the class of an image in `assumed`, a list of image indices.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])
