@@ -255,7 +255,7 @@ def train_step(student: Student, batch: Batch) -> None:
         outputs = student.precision.outputs(student.model, micro_batch.images)  # [b, C], this rank's rows
         logits, labels = outputs, micro_batch
         # a joint loss (such as `dist`) is not a mean over rows, so each rank computes the loss over the rows of all
-        # ranks, but gradients only for its own rows
+        # ranks. Gradients flow only into the rank's own rows.
         if student.joint_loss and world.size > 1:
             logits = all_rows(outputs, micro_batch.whole, world)
             labels = gather_micro_batch(micro_batch, world)

@@ -5,8 +5,8 @@
 
 The training loop, losses and output files are those of train_FKD_parallel.py. If this script and relabel_FKD.py
 get the same images, --fkd-seed, --batch-size and flags for crops, flips and mixing, the student sees the augmented
-images that relabel_FKD.py labels. Training on the stored labels gives the same student, unless the labels are
-compressed.
+images that relabel_FKD.py labels. If relabel_FKD.py does not compress its labels, training on these labels gives
+the same student as this script.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 

@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     rows = []
-    full = None  # bytes of the first variant, the full labels; the table has a column full / bytes
+    full = None  # bytes of the full labels (first variant); the table shows full / bytes for each variant
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, flags, epochs) in enumerate(VARIANTS):
             if number and args.only not in name:

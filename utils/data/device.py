@@ -61,7 +61,7 @@ class DeviceBatches:
     def of_same_images(self, dataset: ViewDataset, epochs: range) -> "DeviceBatches":
         """Return a `DeviceBatches` for other views and labels of the same images. The images are not copied.
 
-        The new object uploads the labels of an epoch in no more parts than this object does.
+        If this object uploads the labels of an epoch in k parts, the new object uses at most k parts.
 
         Args:
             dataset: `ViewDataset` of the same images.
@@ -89,8 +89,8 @@ class DeviceBatches:
     def put_answers(self, batches: Sequence[Answers]) -> list[Answers | None]:
         """Copy the logits of several batches to the device; return the logits of each batch, now on the device.
 
-        Only one copy is made for each kind of tensor (for `TopK`: values, classes and rest), because the tensors of all
-        batches are concatenated before the copy.
+        For each kind of tensor, the tensors of all batches are concatenated and then copied at once. `TopK` has three
+        kinds: values, classes and rest.
         """
         kinds = []
         # `tensors`: one tensor from each batch, all of the same kind, for example the values of `TopK`

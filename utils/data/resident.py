@@ -1,7 +1,7 @@
 """Decode training images only once and keep them in memory, because distilled sets are small.
 
 * On the CPU, `ResidentBatches` (this module) keeps the decoded images in host memory. It crops, resizes
-  and flips each image with the function that worker processes use, so the tensors are equal to theirs.
+  and flips each image with the same function as the worker processes, so both give equal tensors.
 * On a GPU, `DeviceBatches` (device.py) keeps the images in device memory as uint8, and crops, resizes and
   flips all images of a batch together. Antialiased resizing is separable, so two matrix products per image
   are enough. With pixels in [0, 1], no value differs from PIL's by more than 1/255. Tensor shapes depend
@@ -54,7 +54,7 @@ class ResidentBatches:
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
         self.images = list(decode_all(dataset.samples, workers))
-        # These threads crop and resize images. There are as many as in PyTorch, because the two never work together.
+        # threads that crop and resize images: as many as PyTorch's threads, which are idle at that time
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
     def of_same_images(self, dataset: ViewDataset, _epochs: range) -> "ResidentBatches":

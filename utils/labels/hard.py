@@ -11,7 +11,8 @@ from utils.config import TrainConfig
 from utils.labels.types import Mix
 from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
 
-# added to --fkd_seed: soft labels may have views drawn with --fkd_seed, and hard-label epochs must draw other crops
+# added to --fkd_seed for hard-label epochs. The views of soft labels may be drawn with --fkd_seed itself; the crops of
+# hard-label epochs must be different.
 SEED_APART = 104_729
 
 

@@ -199,9 +199,10 @@ def in_words(key: str, value: Any) -> str:
 
 
 def teachers_in_words(teachers: Any) -> str:
-    """Return teachers and their weights as text: `resnet18 (IMAGENET1K_V1) + alexnet (digest of its file)`.
+    """Return teachers and their weights as text, for example `resnet18 (IMAGENET1K_V1) + alexnet (DIGEST)`.
 
-    In old manifests, `pretrained` stands for the weights that were the newest in the teacher's library at that time.
+    DIGEST is the digest of a checkpoint file. In old manifests, `pretrained` stands for the weights that were the
+    newest in the teacher's library at that time.
     """
     try:
         weights = {"pretrained": "pretrained, without a name"}

@@ -31,7 +31,8 @@ def draw_batches(order: str, seed: int, epoch: int, stored: int, wanted: int) ->
         seed: seed of the random order.
         epoch: epoch of training, from 0.
         stored: number of stored batches.
-        wanted: number of batches in an epoch of training; with SAMPLED, at most `stored` batches are drawn.
+        wanted: number of batches in an epoch of training. If `wanted` is larger than `stored`, SAMPLED draws only
+            `stored` batches.
     """
     if order == SAMPLED:
         return tuple(np.random.default_rng((seed, epoch)).permutation(stored)[:wanted].tolist())
@@ -161,8 +162,8 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
         rows: int64 [n], indices of the n rows to keep, ascending.
 
     Returns:
-        a batch of K rows, of the same type as `views`. `logits` has only the n rows to keep. `mix.partner`, int64 [K],
-        is valid only for these n rows.
+        a batch of the same type as `views`, with K rows: the n rows to keep, then their mix partners. `logits` has
+        only the first n rows. `mix.partner` is int64 [K]; only its first n entries are valid.
     """
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])

@@ -90,10 +90,10 @@ class ViewPolicy:
 
 
 def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
-    """Draw a random cutmix box that covers a fraction of about 1 - lam of a view of `size` x `size` pixels.
+    """Draw a random cutmix box for views of `size` x `size` pixels.
 
-    The centre of the box is uniform, and the box is clipped at the edges of the view. Source: CutMix (Yun et al.,
-    2019), as in SRe2L's relabel code.
+    The box has about the fraction 1 - lam of the view's area, and a uniform centre. The box is then clipped at the
+    edges of the view. Source: CutMix (Yun et al., 2019), as in SRe2L's relabel code.
 
     Returns:
         (y1, x1, y2, x2) in pixels.
@@ -106,8 +106,8 @@ def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
 class ReferenceOrder:
     """The order of images in SRe2L's code, used for drawn views and for labels without image indices.
 
-    SRe2L seeds a random generator once, with --fkd_seed. A `RandomSampler` then draws the order of the N images for one
-    epoch after the other. A `ReferenceOrder` gives the same orders, but epochs may be requested in any sequence.
+    SRe2L seeds a random generator once, with --fkd_seed. For each epoch in turn, a `RandomSampler` then draws
+    an order of the N images. A `ReferenceOrder` gives the same orders, but epochs may be requested in any sequence.
     """
 
     def __init__(self, num_images: int, seed: int):
@@ -133,7 +133,7 @@ class ReferenceOrder:
 
 @dataclass(frozen=True)
 class DrawnBatch(BatchViews):
-    """One batch of random views, held as random numbers; `crops` turns these into crops, given the image sizes."""
+    """One batch of random views. Crops are held as random numbers; `crops` computes crops for given image sizes."""
 
     policy: ViewPolicy
     draws: np.ndarray  # float64 [B, CROP_DRAWS]

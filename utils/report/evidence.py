@@ -28,8 +28,10 @@ class Finding:
         group: runs on the image set.
         random: runs on random real images. Settings other than images and labels are those of `group`.
         improvement: `improvement_over_random` in percentage points, over the seeds that both groups have.
-        recovery: `hard_label_recovery` in percentage points, over seeds; None if it cannot be computed.
-        score: `label_robust_score` in percent, over seeds; None if it cannot be computed.
+        recovery: `hard_label_recovery` in percentage points, over the seeds of the runs with hard labels; None if
+            no seed has a recovery.
+        score: `label_robust_score` in percent, over the seeds that have an improvement and a recovery; None if no seed
+            has a score.
     """
 
     group: Group
@@ -71,8 +73,8 @@ def find_baseline(groups: list[Group], name: str) -> str | None:
         the name; None if `groups` is empty, or if no image set fits the default name RANDOM.
 
     Raises:
-        InputError: `name` fits several image sets of different content. Or `name` is not the default and fits no
-            image set.
+        InputError: `name` fits several image sets with different images; or `name` is not RANDOM and fits no image
+            set.
     """
     called = list(dict.fromkeys(group.images for group in groups if is_called(group, name)))
     if len(called) > 1:

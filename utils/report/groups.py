@@ -63,7 +63,7 @@ def improvement_over_random(distilled: float, random: float) -> float:
 
 
 def hard_label_recovery(full: float, distilled: float) -> float:
-    """Return HLR, the hard-label recovery, in percentage points: the gap to training on all real images.
+    """Return HLR, the hard-label recovery, in percentage points: `full` minus `distilled`.
 
     Smaller is better. Both students have the same architecture and were trained on hard labels.
 
@@ -91,7 +91,7 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all groups, not only within a regime
+EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all groups; others only within a regime
 
 
 def regime_of(run: FinishedRun) -> str:
@@ -149,11 +149,11 @@ class Group:
         return {seed: run.summary["last"][figure] for seed, run in self.runs.items()}
 
     def last(self, figure: str = "top1") -> Spread:
-        """Return mean and deviation over seeds of the last epoch's accuracy in percent; `figure` is top1 or top5."""
+        """Return mean and deviation of `by_seed(figure)`, the accuracies in percent after the last epoch."""
         return spread(list(self.by_seed(figure).values()))
 
     def best(self) -> Spread:
-        """Return mean and deviation over seeds of each run's best validation top-1 in percent."""
+        """Return mean and deviation of the runs' best validation top-1, in percent."""
         return spread([run.summary["best"]["top1"] for run in self.runs.values()])
 
     def hours(self) -> float | None:
@@ -171,7 +171,7 @@ class Group:
         return spread(hours).mean
 
     def mean(self, *keys: str) -> float | None:
-        """Return the mean over runs of a number in summary.json; None if a run lacks this number.
+        """Average a number in summary.json over the runs; return None if a run lacks the number.
 
         `keys` are the nested keys of the number: `mean("labels", "bytes")` reads `summary["labels"]["bytes"]`.
         """
@@ -317,8 +317,8 @@ class Comparison:
         ours, theirs: the two groups.
         difference: `Spread` of the difference of top-1, ours - theirs, over common seeds, in percentage points; None
             if there are no common seeds.
-        also: texts from `differences` for other settings in which the groups differ. Settings that depend on the
-            axis are left out: for example, the labels if the axis is `images`.
+        also: texts from `differences` for other settings in which the groups differ. Settings that belong to
+            the axis are left out. For example, the labels belong to the axis `images`.
     """
 
     axis: str

@@ -66,7 +66,7 @@ def draw_images(
 def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
     """Name a link for each drawn image; return a dict from link `CLASS/NAME` to the path of the image.
 
-    NAME is the name of the image file. If an earlier file of the class has the same name, a number is put in front.
+    NAME is the name of the image file. If a link `CLASS/NAME` exists already, the new link is `CLASS/NUMBER-NAME`.
 
     Args:
         drawn: (path, class) of the drawn images.

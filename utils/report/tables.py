@@ -33,7 +33,7 @@ class Table:
         columns: headings of the columns.
         rows: rows of cells, one text per column.
         note: explanation below the table; may be empty.
-        left: number of left-aligned columns, which come first; the other columns are right-aligned.
+        left: number of columns to align left, counted from the first; the other columns are right-aligned.
         remark: whether the last column has long text; it is then left-aligned, and LaTeX may wrap it.
     """
 
@@ -119,7 +119,7 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
 def size(count: float | None) -> str:
     """Return a number of bytes as text, like `1,234 MB`; None is shown as a dash.
 
-    The unit is the smallest one of B, kB, MB, GB and TB with which the number has at most four digits.
+    The unit is the first of B, kB, MB and GB in which the number has at most four digits. Larger numbers are in TB.
     """
     if count is None:
         return NONE

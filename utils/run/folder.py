@@ -27,7 +27,7 @@ class LogFile(logging.FileHandler):
     """Log handler that writes train.log and ignores write errors, for example on a full disk."""
 
     def handleError(self, _record: logging.LogRecord) -> None:
-        """Ignore the error. If the disk is full, writing metrics.csv or the checkpoint will report it."""
+        """Ignore an error in writing train.log. A full disk is reported when metrics.csv is written."""
 
 
 class RunFolder:
@@ -121,9 +121,9 @@ class RunFolder:
                 handler.close()
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """Write metrics.csv anew, with one row for each entry of `history`: one per finished epoch.
+        """Write metrics.csv anew. Each entry of `history` describes one finished epoch and becomes one row.
 
-        Appending to an existing file would repeat some epochs in a resumed run.
+        If rows were appended to the old file, a resumed run would repeat some epochs.
         """
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -165,7 +165,7 @@ def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
             * the path of a folder is a file;
             * a folder holds an earlier run, but neither --resume nor --overwrite was given;
             * a folder lies inside --train-dir or --val-dir;
-            * the run has several students, but also several processes;
+            * the run has several students and also several processes;
             * the run has several students and --resume was given, but no student has a checkpoint.
     """
     resume, students = config.resume is not None, config.students()

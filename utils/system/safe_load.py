@@ -14,8 +14,8 @@ itself, with these precautions:
   by an `Inert` object, which has no content and does nothing.
 * The unpickler is the pure-Python one of the standard library. Opcodes that allocate memory before the data is read
   are removed from it.
-* A tensor must lie inside its storage, and a storage must be as long as its record. Records must be uncompressed. No
-  more bytes are read than the file has.
+* A tensor must lie inside its storage, and a storage must be as long as its record. Records must be uncompressed. All
+  records together must not be longer than the file.
 
 The module works with every supported PyTorch version, and reads pickles of numpy 1 and numpy 2.
 """
@@ -64,7 +64,7 @@ class ForbiddenPickle(pickle.UnpicklingError):
 
     Args:
         what: the thing that is not allowed, for the error message.
-        module: module of the class or function that is not on the allow-list; empty in other cases.
+        module: if a class or function is not on the allow-list, its module; otherwise empty.
     """
 
     def __init__(self, what: str, module: str = "") -> None:
@@ -141,8 +141,8 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > storage.numel() or (numel and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    # as_strided counts the offset from the start of the underlying memory. In files from before PyTorch 1.6, `storage`
-    # may be a slice that starts later, so the start of the slice is added.
+    # In files from before PyTorch 1.6, `storage` may be a slice of a longer storage. `as_strided` counts from the start
+    # of the longer storage, so the start of the slice is added to `offset`.
     return storage.as_strided(size, stride, storage.storage_offset() + offset) if numel else storage.new_empty(size)
 
 
@@ -329,7 +329,8 @@ class _Archive:
 
         Raises:
             ForbiddenPickle: the pickle refers to something other than a storage.
-            UnpicklingError: the storage does not have `numel` elements, or its record is compressed or overlaps others.
+            UnpicklingError: the storage does not have `numel` elements; its record is compressed; or all records
+                read so far are together longer than the file (overlapping records).
         """
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ForbiddenPickle(f"a persistent {kind!r}")

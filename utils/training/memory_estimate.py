@@ -23,8 +23,8 @@ PROBE_BATCH_SIZES = 2, 4
 class MemoryEstimate:
     """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
 
-    The memory that a forward pass saves for backward is measured at two batch sizes, to separate the bytes per row
-    from fixed bytes (weights that autocast has converted). `model` is left unchanged.
+    A forward pass saves memory for backward: some bytes per row, and fixed bytes for weights that autocast has
+    converted. Both numbers follow from measurements at two batch sizes. `model` is left unchanged.
 
     Args:
         model: the model, on its device.
@@ -67,12 +67,12 @@ class MemoryEstimate:
         return int(OUTPUT_COPIES * self.output_bytes * rows + self.view_bytes(rows))
 
     def view_bytes(self, rows: int) -> int:
-        """Return the bytes for the images of a batch of `rows` rows, while images are cropped, normalised and mixed."""
+        """Return the bytes needed to crop, normalise and mix a batch of `rows` images."""
         return VIEW_COPIES * 3 * 4 * rows * self.input_size**2
 
 
 def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision) -> float:
-    """Return the bytes of the largest output of any layer for one image of S x S pixels."""
+    """Find the layer with the largest output; return the bytes of its output for one image of S x S pixels."""
     sizes = [0]
 
     def record_size(_layer: nn.Module, _inputs: object, output: object) -> None:

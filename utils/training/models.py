@@ -321,8 +321,8 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
     """Return the advice at the end of an error message about weights that do not fit the model `name`.
 
-    The advice names the flags of a model that fits the weights. If no such model is found, it lists the differences
-    between the file and the model `name`.
+    The advice names the flags of a model that fits the weights. If no such model is found, the advice lists the
+    differences between the file and the model `name`.
 
     Args:
         own: names and shapes of the model's weights.
