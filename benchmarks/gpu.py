@@ -152,8 +152,8 @@ class Day:
             return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-# Each function below is one benchmark, and yields dicts {name of a result: value}. Results that were yielded before a
-# failure are kept.
+# The functions in ROWS are the benchmarks. Each yields dicts {name of a result: value}. If a benchmark fails, the
+# results that it has already yielded are kept.
 
 
 def tests(day):
@@ -326,7 +326,7 @@ ROWS = {function.__name__: function for function in (tests, throughput, job, see
 
 @contextmanager
 def peak_memory(cuda):
-    """Measure the GPU memory in use, by all processes together, twice per second while the context is open.
+    """Measure the GPU memory that all processes together use, twice per second, while the context is open.
 
     The context yields a list. After the first measurement, the list holds one number: the peak in GB (10^9 bytes).
 

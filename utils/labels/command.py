@@ -214,8 +214,8 @@ def main(argv: list[str] | None = None, ask_teacher: Callable[[VerifyConfig], bo
 
     Args:
         argv: command-line arguments (default: the arguments of this process).
-        ask_teacher: function that verifies labels with a teacher. It returns False if the flags do not ask for that.
-            `verify` then checks the labels without a teacher. None: never use a teacher.
+        ask_teacher: function that verifies labels with a teacher. If the flags name no teacher, the function returns
+            False, and `verify` checks the labels. None: never use a teacher.
     """
 
     def run(words: list[str] | None) -> None:

@@ -140,7 +140,7 @@ def draw_top1(groups: list[Group]) -> Figure:
     for group in groups:
         panel = panels[group.student]
         y: float = regimes.index(group.regime)
-        if len(series) > 1:  # spread the series of one regime evenly from y - 0.2 to y + 0.2
+        if len(series) > 1:  # spread the series of a regime evenly over y ± 0.2; y is the row of the regime
             y += list(series).index(group.series) * step - 0.2
         last = group.last()
         look = series[group.series]

@@ -172,7 +172,7 @@ def drop_needless(
 def hardest(inquiry: Inquiry, verdict: Verdict) -> Question:
     """Return the rows on which hypotheses are tried: the SCREENED_ROWS worst-fitting rows of the worst-fitting batch.
 
-    `verdict` compares labels and teacher. A row fits badly if its difference in `verdict.own` is large.
+    `verdict.own` holds, for each row, how far the stored logits are from the teacher's.
     """
     starts = torch.tensor([0, *(len(question.rows) for question in inquiry.questions)]).cumsum(0).tolist()
     rows = [verdict.own[first:last] for first, last in itertools.pairwise(starts)]

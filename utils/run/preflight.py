@@ -42,9 +42,9 @@ from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
-PROBES = 64  # maximum number of training images in a sample that is compared by content
+PROBES = 64  # if only a sample of the training images is compared by content: maximum size of the sample
 MOST_RIVALS = 2000  # maximum number of validation images that are read to find copies of training images
-# smaller validation classes are reported if at least this fraction of the classes has the same number of images
+# if at least this fraction of the validation classes have the same number of images, warn of classes with fewer
 EVEN = 0.9
 
 
@@ -202,8 +202,8 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
         train, val: (path, class) of every training image and of every validation image.
 
     Returns:
-        `found` with the digests in `train_images` and `val_images`. `earlier` gets two digests for the comparison with
-        old checkpoints.
+        `found` with the digests in `train_images` and `val_images`. Two more digests are added to `found.earlier`, for
+        checkpoints of earlier releases.
 
     Raises:
         InputError: a validation image is an empty file.
@@ -230,7 +230,8 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
 def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats: Sequence[os.stat_result]) -> None:
     """Warn if validation images are also among the training images.
 
-    Hard and symbolic links are always found. If there are none, a sample of training images is searched for copies.
+    Hard and symbolic links between training and validation images are always found. If there are none, a sample of the
+    training images is compared by content with validation images of the same size in bytes.
 
     Args:
         config: flags of the run.
@@ -267,7 +268,8 @@ def identify_images(
 ) -> tuple[KnownImages | None, Findings]:
     """Check that the training images are the images that the soft labels were made for.
 
-    Images are compared by content. To save time, a dry run compares only a sample, unless the sample differs.
+    Images are compared by content. To save time, a dry run first compares a sample. If the sample is the same, the
+    other images are not compared.
 
     Args:
         config: flags of the run.
@@ -275,7 +277,7 @@ def identify_images(
         train: (path, class) of every training image.
         stored: digests of the images that the labels were made for; None if the labels store no digests.
         world: ranks of the run. Every rank must call this function.
-        verify: whether even a dry run compares all images. --resume has the same effect.
+        verify: if True, a dry run also compares all images. --resume has the same effect.
 
     Returns:
         (the training images with their digests; `found`). The first item is None if not all images were read. If
@@ -514,7 +516,7 @@ def report_live_agreement(
         teacher: images [B, 3, S, S] -> logits [B, C].
         names: name of each of C classes.
         world: ranks of the run. Every rank must call this function. Because of a time limit, the number of
-            labelled views can differ between ranks. All ranks use the comparison of rank 0.
+            labelled views can differ between ranks. Only the comparison on rank 0 counts.
 
     Returns:
         (the teacher's logits, float32 [R, C], of the R views that this rank labelled; `found`). If

@@ -37,7 +37,7 @@ TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for other 
 
 
 def share(rows: int, rank: int, size: int) -> range:
-    """Return the range of rows that a rank works on, if `rows` rows are split among `size` ranks without overlap."""
+    """Split `rows` rows among `size` ranks without overlap, and return the range of rows of rank `rank`."""
     return range(rows * rank // size, rows * (rank + 1) // size)
 
 
@@ -56,7 +56,7 @@ class Share:
     micro_batch: int
 
     def parts(self, rows: int) -> Parts:
-        """Return (number of rows on this rank, number on all ranks) of each micro-batch in a batch of `rows` rows."""
+        """Split `rows` rows into micro-batches; return (number on this rank, number on all ranks) for each."""
         micro = [min(self.micro_batch, rows - start) for start in range(0, rows, self.micro_batch)]
         return tuple((len(share(n, self.rank, self.size)), n) for n in micro)
 
