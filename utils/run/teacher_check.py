@@ -96,8 +96,9 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
         folder: folder of the images, quoted in error messages.
 
     Raises:
-        InputError: the number of images or classes differs between labels, images and teacher; the teacher cannot
-            process views of this size; or cutmix boxes reach beyond the views.
+        InputError: the number of images in the folder does not fit the labels; the teacher and the labels have
+            different numbers of classes; the teacher cannot process views of the assumed size; or cutmix boxes reach
+            beyond the views.
     """
     store, images = inquiry.store, len(inquiry.samples)
     if images != store.num_images and (store.has_epochs or images < store.num_images):

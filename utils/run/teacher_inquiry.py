@@ -3,9 +3,10 @@
 Even with the right teacher and the right image there is a small difference: crops are stored in half precision, images
 may be resized by another method, the teacher computes in bf16, and stored logits are quantised. There is therefore no
 fixed threshold. Instead, each view is taken from the assumed image and from a second image of the same class. The own
-difference lies between the stored logits and the teacher's logits for the assumed image. The other difference lies
-between the stored logits and the teacher's logits for the second image. If the stored logits belong to the assumed
-image, the own difference is far smaller. If the logits belong to neither image, both differences are similar.
+difference compares the stored logits with the teacher's logits for the assumed image. The other difference compares
+the stored logits with the teacher's logits for the second image. If the stored logits belong to the assumed image, the
+own difference is far smaller than the other difference. If the stored logits belong to neither image, the own and the
+other difference are similar.
 
 Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
 whose views are shown to the teacher.
@@ -39,13 +40,13 @@ BATCHES, VIEWS = 4, 256
 # probabilities below this value are not compared, because half precision stores them too coarsely
 KNOWN = 1e-5
 # A row does not fit if the own difference is above LIMIT times the median of the other differences (both are explained
-# at the top of this file). The exact condition also allows for rounding, see `Verdict`.
+# at the top of this file). The exact condition also allows for rounding, see `Verdict.misfits`.
 LIMIT = 0.5
 # STRICT replaces LIMIT if there are at most 1.5 images per class. Many second images then have another class, which
 # makes the other differences larger.
 STRICT = 0.25
-# A fit is tight if the own differences, without the part from rounding, are on average at most TIGHT times the median
-# of the other differences. After a tight fit, no other settings are tried.
+# A fit is tight if the square root of `Verdict.excess` is at most TIGHT times the median of the other differences.
+# After a tight fit, no other settings are tried.
 TIGHT = 0.05
 # relative error of bf16 arithmetic
 BF16 = 2.0**-8
@@ -60,7 +61,7 @@ class ReplaySettings:
     Attributes:
         size: S, side of the views in pixels.
         mean, std: mean and standard deviation per channel, for the normalisation.
-        order: int64 [N], maps image numbers of the labels to those of the folder; None if they are equal.
+        order: int64 [N], the folder's image number for each image number of the labels; None if the numbers are equal.
         fkd_seed: seed that determines the image order. If None, the image numbers of the label store are used.
         flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
@@ -157,9 +158,10 @@ class Verdict:
 
     @property
     def fits(self) -> bool:
-        """Return whether the stored logits are this teacher's logits for these images.
+        """Return whether the stored logits are the teacher's logits for the assumed images.
 
-        A tenth of the rows may be misfits. If the typical row fits very closely, a single misfit is too many.
+        If the median row fits very closely, no row may be a misfit. Otherwise, at most a tenth of the rows may be
+        misfits.
         """
         beyond_rounding = (self.own.square() - self.rounding.square()).median().item()
         allowed = 0.0 if beyond_rounding <= (self.limit / 5 * self.other) ** 2 else 0.1

@@ -39,11 +39,11 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: object, width: int) -> str:
-    """Return `text` as one line of at most `width` characters. Longer text is cut at a space and ends in ` …`."""
+    """Return `text` as one line of at most `width` characters. Longer text is cut and ends in ` …`."""
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
-    # leave room for ` …`: `words` has at most `width` - 2 characters
+    # ` …` has 2 characters. The last character of `start` is never in `words`, so `words` has at most `width` - 2.
     start = line[: width - 1]
     words = start.rpartition(" ")[0] or start[:-1]
     return words.rstrip(" ,;:.(") + " …"

@@ -110,9 +110,9 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
 
 
 def classes_of(state: State) -> int | None:
-    """Return the number of classes of the model that a state dict was saved from.
+    """Return the number of classes of a saved model, given the model's state dict.
 
-    It is the number of rows of the last two-dimensional weight. Return None if no weight has two dimensions.
+    The last two-dimensional weight has one row per class. If no weight has two dimensions, return None.
     """
     rows = [tensor.shape[0] for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 2]
     return rows[-1] if rows else None
