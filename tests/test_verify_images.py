@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -505,3 +506,20 @@ def test_missing_information_is_reported(setting, tmp_path):
     store.class_list = ["a"]
     store.settings |= {"input_size": SIDE, "mean": [0.5] * 3}
     assert unchecked(store) == []
+
+
+def out_of_memory(*_):
+    """Fail as a forward pass does on a full GPU."""
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_full_gpu_is_not_taken_for_a_wrong_size():
+    """The error goes on to `run_script`, whose sentence names the memory; it is no verdict about the labels."""
+    store = SimpleNamespace(num_images=1, has_epochs=True)
+    teacher = SimpleNamespace(num_classes=out_of_memory)
+    inquiry = SimpleNamespace(store=store, samples=[("a.png", 0)], teachers=teacher, distance=out_of_memory)
+    replay = SimpleNamespace(size=32)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        teacher_check.first_verdict(inquiry, replay, "labels", "images")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        label_hypotheses.distance(inquiry, None, replay)

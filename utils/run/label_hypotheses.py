@@ -191,6 +191,8 @@ def distance(inquiry: Inquiry, question: Question, replay: ReplaySettings) -> fl
     """
     try:
         value = inquiry.distance(question, replay)
+    except torch.cuda.OutOfMemoryError:  # lack of memory says nothing about the labels
+        raise
     except (RuntimeError, ValueError, AssertionError, IndexError):
         # for example, the teacher cannot process views of the size `replay.size`
         return float("inf")

@@ -6,6 +6,8 @@ The command is `python -m utils.labels verify PATH --images DIR --arch TEACHER`.
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
 from utils.data.folders import Samples, open_folder
 from utils.labels.formats import open_labels
@@ -108,6 +110,8 @@ def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, fo
         )
     try:
         classes = inquiry.teachers.num_classes(replay.size)
+    except torch.cuda.OutOfMemoryError:  # lack of memory does not mean that the image size is wrong
+        raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
