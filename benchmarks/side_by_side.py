@@ -1,4 +1,4 @@
-"""Measure the speed of several students in one process, of one process per student, and of one student alone.
+"""Measure how fast students train: one alone, several in one process, or several with one process each.
 
     python benchmarks/side_by_side.py                                   on a GPU: 1, 3 and 5 ResNet-18
     python benchmarks/side_by_side.py --ways processes --json mps.json  only the processes, for instance under MPS
@@ -88,7 +88,7 @@ class Together:
     """Child processes that train students at the same time.
 
     Args:
-        counts: for each process to start, the number of students that it trains.
+        counts: number of students of each process; one process is started per entry.
         setting: passed to `serve`, the function that each process runs.
     """
 
@@ -155,7 +155,7 @@ def measure(way: str, students: int, setting: dict, rounds: int, steps: int, war
 
 
 def show(row: dict, alone: dict | None) -> None:
-    """Print a row of the table. If `alone`, the row of a single student, is given, print the two time ratios, too."""
+    """Print a row of the table; add the two time ratios if `alone` (the row of one student alone) is given."""
     name = "1 alone" if row["students"] == 1 else f"{row['students']} {row['way']}"
     memory = f"  device {row['device_bytes'] / 2**30:.2f} GiB" if row["device_bytes"] else ""
     factor = ""

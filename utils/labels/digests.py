@@ -317,7 +317,7 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
             f"{len(moved)} images have another number: image {number} of the {of} is now image {now[number]}, "
             f"{names[now[number] or 0]}"
         )
-    # the folder holds every stored image, but one image of the folder is equal to several stored images
+    # no stored image is missing, but several stored images are equal to the same image of the folder
     if not clauses:
         most, times = Counter(place for place in now if place is not None).most_common(1)[0]
         clauses.append(f"{names[most]} stands for {times} of {owners} images")

@@ -23,8 +23,8 @@ class Codec:
         bits: bits per value. 32 and 16 bits hold floats. 8 and 4 bits hold integer levels between the minimum and
             the maximum of each column, or of each row if only the k largest logits are kept.
         keep_topk: number of logits kept per image, or None to keep all.
-        views: `stored`: the files hold crops, flips and mixes. `drawn`: the files hold none, and training draws crops,
-            flips and mixes again with the policy in the manifest.
+        views: `stored`: the files hold crops, flips and mixes. `drawn`: the files hold none. When labels are read, the
+            same crops, flips and mixes are drawn again with the policy in the manifest.
     """
 
     bits: int = 16

@@ -61,7 +61,7 @@ def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
 
 
 def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Invert `tensors_of`: return the only entry of the tuple, or the `TopK` with the three entries as fields."""
+    """Convert a tuple from `tensors_of` back: three entries become a `TopK`, a single entry is returned as it is."""
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
 
 

@@ -168,7 +168,7 @@ def load_checkpoint(
         path: the checkpoint file.
         arguments: settings of the resumed run.
         images: the training images of the resumed run; None to skip the comparison of images.
-        earlier: {setting: digest} for checkpoints of earlier releases, which computed these digests in another way.
+        earlier: {setting: digest computed as in earlier releases}, used if an earlier release wrote the checkpoint.
 
     Returns:
         the dict that `save_checkpoint` wrote.

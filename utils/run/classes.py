@@ -39,11 +39,11 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Sides:
-    """Words for two image folders in error messages. Class folders of `own` are paired with those of `other`.
+    """Names of two image folders, for error messages about pairing their class folders.
 
     Attributes:
-        own: flag or argument that gives the image folder with unknown classes, such as `--val-dir`.
-        other: flag that gives the image folder with known classes, such as `--train-dir`.
+        own: flag or argument of the image folder whose classes are to be found, such as `--val-dir`.
+        other: flag of the image folder whose classes are known, such as `--train-dir`.
         line: format of a line in the --class-map file.
     """
 
@@ -224,8 +224,9 @@ def pair_names(
     def pair(keys: Sequence, train_keys: Sequence) -> list[int | None] | None:
         """Return the index in `train_keys` of each key in `keys`; return None if the lists do not match.
 
-        The lists match if `keys` has all of `train_keys` and no key occurs twice. A key that only `keys` has gets the
-        index None. None stands for an unknown class: `keys` may hold it several times, `train_keys` must not hold it.
+        The lists match if `keys` has all of `train_keys` and neither list repeats a key. The key None stands for an
+        unknown class: `keys` may repeat None, but `train_keys` must not contain None. The index is None for the key
+        None and for every key that `train_keys` lacks.
         """
         if None in train_keys or len(set(train_keys)) < len(train_keys) or not set(train_keys) <= set(keys):
             return None
@@ -250,7 +251,7 @@ def pair_names(
         known = imagenet_numbers()
         val_classes: list = val_numbers or [known.get(plain(name)) for name in folders]
         train_classes: list = train_numbers or [known.get(plain(name)) for name in train_folders]
-        # trust numbers in folder names as ImageNet's class numbers only if all 1,000 occur: subsets may be renumbered
+        # subsets of ImageNet may be renumbered: numbers in folder names count as classes only if all 1,000 occur
         whole = all(sorted(n) == list(range(IMAGENET_CLASSES)) for n in (val_numbers, train_numbers) if n is not None)
         same = pair(val_classes, train_classes) if whole else None
         if same is not None:

@@ -44,7 +44,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 
 def why_unwritable(error: Exception) -> str | None:
-    """Return in words why a file could not be written, or None if `error` is not about files.
+    """Return in words why a file could not be written, or None for an error of another kind.
 
     For every OSError a reason is returned. Other errors are recognised by their text, because `torch.save` and
     safetensors report a failed write with their own exception types, which have no errno.

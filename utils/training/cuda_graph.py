@@ -3,8 +3,8 @@
 A step on 25 images launches hundreds of kernels, each of which runs for less time than its launch takes.
 A CUDA graph records all kernels of a step once: crop, flip and mixing of the images, forward pass, backward pass,
 weight update and metric sums. It then launches all of them together. The graph reads the batch and the learning rate
-from static tensors, which are overwritten before each launch. A batch of other shapes, for example a short last batch,
-is trained eagerly, without the graph.
+from static tensors, which are overwritten before each launch. A shorter batch, such as the last one of an epoch, is
+trained eagerly, without the graph.
 """
 
 import warnings
@@ -67,8 +67,9 @@ class CapturedStep:
     def __call__(self, step: Step, student: Trains, batch: Batch) -> None:
         """Train the student on the batch, with the CUDA graph or by an eager call of `step(student, batch)`.
 
-        The graph is captured on the first call, and again when a batch has more rows than the captured batch. A batch
-        with other shapes than the captured batch is trained eagerly, and so is every batch after a failed capture.
+        The graph is captured for the first batch, and again for a batch with more rows than the captured batch. Other
+        batches are trained with the graph if their `shapes` are equal to those of the captured batch, else eagerly.
+        After a failed capture, every batch is trained eagerly.
         """
         if not self.failed and (self.launch is None or len(batch) > self.rows):
             self.capture(step, student, batch)
@@ -209,8 +210,8 @@ def end_failed_capture(graph: object, pool: Any, device: torch.device) -> None:
 class Snapshot:
     """Copies of a model's tensors, an optimizer's state and the random state, which `restore` writes back in place.
 
-    If the optimizer has created state since the snapshot, `restore` sets this state to zero: AdamW and SGD also start
-    from zeros.
+    AdamW and SGD start with zeros. If the optimizer has created state since the snapshot, `restore` therefore sets
+    the new state to zero.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:

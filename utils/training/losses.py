@@ -105,7 +105,7 @@ class LastMicroBatch:
     Attributes:
         outputs: the student's logits, float32 [allocated rows, C].
         probabilities: the teacher's probabilities, float32 [allocated rows, C].
-        rows: number of rows of the last micro-batch, int64 [1]; the allocated rows after them are not valid.
+        rows: number n of valid rows, int64 [1]. The first n rows hold the last micro-batch; the others are not valid.
     """
 
     def __init__(self, rows: int, num_classes: int, device: torch.device) -> None:
