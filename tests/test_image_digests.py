@@ -114,6 +114,15 @@ def test_an_image_that_stands_for_two(folder):
     assert text == f"{samples[0][0]} stands for 2 of the labels' images"
 
 
+def test_copies_that_are_swapped_are_named_as_moved():
+    """Of images a, b, a, b the last two change places: none of them is missing, and none stands for two."""
+    rows = torch.arange(2 * 16, dtype=torch.uint8).view(2, 16)
+    before, after = (ImageDigests(rows[order], rows[order] + 100) for order in ([0, 1, 0, 1], [0, 1, 1, 0]))
+    assert find_differences(before, after, ["a", "b", "c", "d"]) == (
+        "2 images have another number: image 2 of the labels is now image 3, d"
+    )
+
+
 def test_labels_of_others_have_no_digests(tmp_path):
     """Labels of other projects have None, and this is not an error."""
     assert read_image_digests(tmp_path) is None

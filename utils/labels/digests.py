@@ -289,9 +289,13 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     """
     if len(stored) == len(found) and stored.same(found).all():
         return None
+    both = range(min(len(stored), len(found)))
+    kept = {number for number, same in enumerate(stored.rows(both).same(found.rows(both))) if same}
+    # if the folder holds an image twice, a moved image is the copy that is not at its own number
+    order = sorted(range(len(found)), key=lambda place: (place not in kept, -place))
     places: dict[bytes, int] = {}
-    for digests in (found.files, found.pixels):
-        places |= {row.tobytes(): place for place, row in reversed(list(enumerate(digests.numpy())))}
+    for digests in (found.files.numpy(), found.pixels.numpy()):
+        places |= {digests[place].tobytes(): place for place in order}
     pairs = list(zip(stored.files.numpy(), stored.pixels.numpy(), strict=True))
     # for each stored image, its number in the folder now; None if it is not there
     now = [places.get(file.tobytes(), places.get(pixels.tobytes())) for file, pixels in pairs]
@@ -302,8 +306,6 @@ def find_differences(stored: ImageDigests, found: ImageDigests, names: Sequence[
     }[of]
     if len(gone) == len(stored):
         return f"none of its images is one of those that {began}"
-    both = range(min(len(stored), len(found)))
-    kept = {number for number, same in enumerate(stored.rows(both).same(found.rows(both))) if same}
     moved = [n for n, place in enumerate(now) if place is not None and n not in kept and place not in kept]
     clauses = []
     if len(stored) != len(found):
