@@ -98,13 +98,13 @@ def main():
 
 
 def fill_up(packed, epochs):
-    """Add epochs to a packed folder of 2 epochs until it has `epochs` epochs, and finish the folder.
+    """Extend a packed folder from 2 epochs to `epochs` epochs, and finish the folder.
 
-    Each new epoch is a hard link to the file of epoch 0, which takes little disk space.
+    Each added epoch is a hard link to the file of epoch 0. Hard links take little disk space.
 
     Args:
         packed: `PackedWriter` of the labels.
-        epochs: number of epochs to reach.
+        epochs: number of epochs of the extended folder.
     """
     first = packed.path / epoch_name(0)
     for epoch in range(2, epochs):
@@ -159,10 +159,10 @@ def teacher_logits(rows: int, generator: torch.Generator) -> torch.Tensor:
 def write_lpqld(folder: Path, pool: int) -> None:
     """Write labels in LPQLD's format: `pool` batch files, and a JSON file with the image numbers of each batch.
 
-    Each file has the same contents and dtypes as a file that LPQLD's code writes.
+    The items of a batch and their dtypes are the same as in LPQLD's own files; the values are random.
     """
     folder.mkdir()
-    # An epoch has at most 78 batches, or 9,984 images. This is close to a set of 1,000 classes with 10 images each.
+    # An epoch has at most 78 batches, that is 9,984 images. A set with 10 images for each of 1,000 classes has 10,000.
     images_of_set = POOL_BATCH * min(pool, 78)
     views = DrawnViews(ViewPolicy(42, 224, 0.08, 1.0, "cutmix", 0.8, 1.0), images_of_set, POOL_BATCH)
     generator = torch.Generator().manual_seed(1)

@@ -39,8 +39,8 @@ LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Validation images are resized before their centre of S pixels is cropped. If S is at least this number, they are
-# resized to 256/224 · S pixels; if S is smaller, they are resized to S pixels. The code of the papers does the same.
+# A validation image is first resized, then its centre of S x S pixels is cropped. If S is at least this number, the
+# shorter side is resized to 256/224 · S pixels; otherwise to S pixels. The code of the papers does the same.
 MAGNIFIED_FROM = 128
 
 # PRISM's teacher ensembles: student -> (teachers in the order of PRISM's relabel code, rule that combines their logits)
@@ -721,7 +721,7 @@ class TeacherFlags(Group):
 
         Returns:
             (models, weight files, names of pretrained weights, ensemble rule). Each list has one item per teacher.
-            A weight file is None for pretrained weights. `weights_of` describes the names.
+            For a teacher with pretrained weights, the weight file is None. The names come from `weights_of`.
 
         Raises:
             InputError: flags contradict each other.

@@ -28,7 +28,7 @@ SUM_SLACK = 0.02  # by how much the sum of a row of half-precision probabilities
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all values are finite. PyTorch would wake its threads for this check, so numpy is faster."""
+    """Return whether all values are finite. numpy is faster, because PyTorch would first wake its threads."""
     return bool(np.isfinite(tensor.numpy()).all())
 
 
@@ -50,8 +50,8 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: [coords, flip, mix_index, mix_lam, mix_bbox, logits], and up to two more. The 7th item holds the image
-            numbers [B], or the class ids [B, k] of top-k logits. The 8th item [B, 2, 2] exists only in labels of
-            EDC. Its entries say where patches of an image were moved to. All must be 0: no patch was moved.
+            numbers [B], or the class ids [B, k] of top-k logits. Only labels of EDC have the 8th item
+            [B, 2, 2]. All its entries must be 0: any other value means that patches of an image were moved.
         source: the label file, for error messages.
         answers: the kind of the 6th item: `logits`, or `probabilities`, which are converted to natural logs.
 

@@ -1,4 +1,4 @@
-"""Find the settings that affect a run's result. A group of a report has the runs that agree in these settings.
+"""Find the settings that affect a run's result, except the seed. Reports group runs by such settings.
 
 Two kinds of flags are left out:
 
@@ -106,7 +106,7 @@ def device_of(run: FinishedRun) -> str | None:
 
 
 def policy_of(policy: dict[str, Any], args: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the parameters of a view policy (for crop, flip and mixing) that have an effect.
+    """Return the view policy (parameters of crop, flip and mixing) without the parameters that have no effect.
 
     Args:
         policy: the view policy of the labels.
@@ -141,15 +141,15 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
-        # --fkd-seed has no effect: the labels store the image numbers, or the seed that determines them
+        # --fkd-seed has no effect: packed labels with a policy store the image numbers or the seed of the image order
         yield "fkd_seed"
     if loss not in NEEDS_LOGITS:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
 
-    # Whether --temperature divides any logits. It divides labels that are logits. With --student-temperature teacher,
-    # it also divides the student's logits.
+    # Whether --temperature divides any logits. If the labels are logits, --temperature divides the labels. If
+    # --student-temperature is `teacher`, --temperature divides the student's logits.
     divided = args.get("answers") != "probabilities" or args["student_temperature"] == "teacher"
     kind = args["temperature_schedule"].removesuffix("-reverse")
     shape = {name for names in SCHEDULED.values() for name in names}
