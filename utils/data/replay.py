@@ -117,15 +117,16 @@ def resize_views(
 ) -> torch.Tensor:
     """Crop, resize and flip the images of a batch, with PIL's antialiased bilinear filter.
 
-    Pixel values differ from PIL's by at most 1, because PIL also rounds between the two axes.
+    PIL resizes one axis, rounds, and resizes the other axis. Here, only the final values are rounded to whole numbers.
+    Pixel values therefore differ from PIL's by at most 1.
 
     Args:
         images: uint8 [B, H, 3, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
-        dtype: dtype of the computation; by default float16 on CUDA and float32 elsewhere. float16 is faster, and rounds
-            pixel values by at most 1/16.
+        dtype: dtype of the computation; by default float16 on CUDA and float32 elsewhere. float16 is faster. Its
+            values from 0 to 255 have a rounding error of at most 1/16.
 
     Returns:
         `dtype` [B, S, S, 3], whole numbers from 0 to 255.

@@ -38,7 +38,7 @@ from utils.system.errors import listing
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
 # an image dominates a view if it fills at least this fraction of the view
 DOMINANT = 2 / 3
-# p-value of a fault below which labels are refused, and p-value below which a warning is logged
+# labels are refused if a fault has a p-value below REFUSED; with a p-value below DOUBTED, a warning is logged
 REFUSED, DOUBTED = 1e-3, 0.2
 # The sign test is reliable only if each class has at least this number of images.
 FEWEST_IMAGES = 4
@@ -287,11 +287,11 @@ def permutation_of(
     folder_of = {int(c): f for f, c in enumerate(present)}
     circles = closed(agreed, folder_of)
     closed_ones = {f for circle in circles for f in circle}
-    # folders that at least one half assigns to a wrong class; an open chain consists of such folders
+    # folders that half 0, half 1 or both assign to a wrong class; an open chain consists of such folders
     moving = halves[0].keys() | halves[1].keys()
     chains = [f for f, c in agreed.items() if f not in closed_ones and folder_of.get(c) in moving]
     groups = [*circles, *([chains] if len(chains) >= FEWEST_OPEN else [])]
-    # number of wrong assignments outside all groups; they count as mistakes of a weak teacher
+    # number of wrong assignments in neither a cycle nor a counted open chain: they count as mistakes of a weak teacher
     one_way = len(agreed) - sum(map(len, groups))
     rate = one_way / max(len(present) - sum(map(len, groups)), 1)
     wrong: list[int] = []

@@ -41,8 +41,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # Some labels hold digests of the images, but none of the label files. For these labels, --verify-labels compares
-    # only the images.
+    # Some labels hold digests of the images, but no digests of the label files. With such labels, --verify-labels
+    # compares only the images.
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
@@ -137,9 +137,9 @@ def size_from_boxes(config: FKDConfig, store: LabelStore) -> dict[str, int]:
 
 
 def soft_epochs(config: TrainConfig) -> range:
-    """Return the soft-label epochs from --start-epoch to the end of the run.
+    """Return the indices of the soft-label epochs from --start-epoch to the end of the run.
 
-    They are counted from 0, without hard-label epochs: after 10 hard-label epochs, epoch 12 of the run has number 2.
+    An index counts only soft-label epochs, from 0: after 10 hard-label epochs, epoch 12 of the run has index 2.
     """
     phases = Phases.of(config)
     return range(phases.soft_before(config.start_epoch), phases.soft)
@@ -299,7 +299,7 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
 
 
 def unlikely_gap(images: int, store: LabelStore) -> bool:
-    """Return whether too many of the last training images have no labels for this to be chance.
+    """Return whether it is nearly impossible that the last m training images lack labels by chance.
 
     The labels are not grouped into epochs. Their images were drawn at random, so some may never have been drawn. The
     probability that n draws from N images miss m given images is about exp(-m n / N).

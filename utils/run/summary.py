@@ -122,7 +122,8 @@ def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
 
     Args:
         ema_decay: decay of the EMA; None without EMA.
-        ema_buffers: batch norm statistics: `live` for those of the last step, `averaged` for averages.
+        ema_buffers: `live` if the EMA weights use the batch norm statistics of the last step, `averaged` if they use
+            averaged statistics; ignored without EMA.
     """
     if ema_decay is None:
         return "of the last step"

@@ -111,7 +111,7 @@ def configure_cuda() -> None:
 
     * TF32 is disabled, because its mantissa has only ten bits. PyTorch allows it in convolutions by default, but
       `--precision fp32` should mean full fp32. Users who prefer speed have bf16.
-    * Matrix products in fp16, with which images are cropped and resized, are accumulated in fp32.
+    * Matrix products in fp16 are accumulated in fp32. `resize_views` crops and resizes images by such products.
     * cuDNN autotuning is enabled. At the first batch of each shape, it tries all algorithms and picks the fastest. A
       run has few shapes: those of a full micro-batch, of a short last micro-batch, and of the validation batches.
     """
