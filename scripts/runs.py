@@ -27,7 +27,7 @@ NAME must end in the model's name. OUTPUT_DIR then depends on the number of seed
 
 If there are more runs than GPUs, one process trains up to SIDE_BY_SIDE (default: 8) seeds of a line side by side. This
 fills the GPU even if batches are small, and views are replayed once for all of these seeds. Each run gets the same
-results as if it were trained alone. The runs share a log, whose name ends in their seeds. If the seeds do not fit
+results as if it were trained alone. The runs share a log; the name of the log lists the seeds. If the seeds do not fit
 into memory together, they are trained one after the other.
 
 All settings come from environment variables. --help prints this text.
@@ -58,8 +58,8 @@ SETTINGS = (
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
-# Longest wait for a process or thread, in seconds; waits are repeated. If a signal arrives just before a wait, Python
-# handles the signal only after the wait. So waits must be short.
+# Longest single wait for a process or thread, in seconds. Longer waits are made of several short ones: if a signal
+# arrives just before a wait, Python handles the signal only when the wait is over.
 PATIENCE = 0.5
 SOME_FAILED = 123  # exit code if some runs failed; earlier releases used xargs and had the same exit code
 
@@ -182,9 +182,9 @@ def share_out(plan: Sequence[Line], jobs: int, most: int) -> list[Line]:
 class Processes:
     """Starts child processes and passes stop signals on to them.
 
-    Each child has its own session, so that a Ctrl-C at the terminal reaches only this process, which passes it on to
-    each child. Otherwise a child would get SIGINT twice: from the terminal and from this process. A second SIGINT ends
-    a training script at once, before it saves its state.
+    Each child has its own session. A Ctrl-C at the terminal then reaches only this process, and this process passes
+    SIGINT on to each child. In a shared session, a child would get SIGINT twice: from the terminal and from this
+    process. A second SIGINT ends a training script at once, before it saves its state.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -216,7 +216,7 @@ class Processes:
                 start_new_session=True,
             )
         self.running.add(process)
-        # `stop` could not pass on a signal that came while the process was being started.
+        # If a signal came while the process was being started, `stop` did not pass it on to the process.
         if self.stopped_by:
             self.pass_on(self.stopped_by, process)
         while (code := self.code_of(process)) is None:
@@ -300,7 +300,7 @@ class Runs:
     def beside(self, name: str, suffix: str) -> Path:
         """Return the path RUNS_DIR/NAME.SUFFIX.
 
-        `Path.with_suffix` does not do this: if a name has a dot, it would replace the end of the name.
+        `Path.with_suffix` is not used, because it would replace the end of a name that has a dot.
         """
         return self.folder / f"{name}.{suffix}"
 
@@ -336,7 +336,8 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # Call `result` of every future: it raises Stopped if a signal stopped the run. `all` would skip some.
+        # Call `result` of every future, because it raises Stopped if a signal stopped the run. `all` alone would end at
+        # the first failed run.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

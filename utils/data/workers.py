@@ -2,8 +2,8 @@
 
 The sampler of the DataLoader yields *positions*. A position is the number of an augmented image (view) in the whole
 run: position p is row (slot) `p % batch_size` of batch `p // batch_size`. Batches are numbered through all epochs. If a
-batch is short, the positions of its missing rows are unused. Thus one DataLoader iterator serves the whole run: its
-workers stay alive and prefetch across epochs.
+batch is short, the positions of its missing rows are unused. Since positions do not start again in every epoch, one
+DataLoader iterator serves the whole run: its workers stay alive and prefetch across epochs.
 """
 
 import contextlib
@@ -85,7 +85,9 @@ class ViewDataset(Dataset):
         return [self.view(slot) for slot in range(len(self.labels))]
 
     def __getitem__(self, position: int) -> View:
-        """Return one augmented image of the loaded batch. Callers: `Preview`, and a PyTorch that was edited by hand.
+        """Return one augmented image of the loaded batch.
+
+        Callers are `Preview` and a PyTorch whose fetcher was edited by hand for the reference code.
 
         Raises:
             InputError: several processes share the batches. Only `__getitems__` supports shared batches.

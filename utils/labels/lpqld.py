@@ -106,7 +106,7 @@ class FlatStore(LabelStore):
         return min(self.batches_per_epoch, len(self.images) - epoch * self.batches_per_epoch)
 
     def rows(self, epoch: int, batch: int) -> int:
-        """Return the number of rows of a batch, which is the number of its images in the JSON file."""
+        """Return the number of rows of a batch: the number of images that the JSON file lists for the batch."""
         return len(self.images[self._place(epoch, batch)])
 
     def name(self, epoch: int, batch: int) -> str:

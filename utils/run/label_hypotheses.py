@@ -43,19 +43,19 @@ MAX_CHANGES = 3
 # If labels fit under the assumed settings, other settings are only accepted if they reduce the mean squared difference
 # by this factor.
 MIN_IMPROVEMENT = 4
-# number of rows for which `find_images` searches for the right image
+# maximum number of rows for which `find_images` searches for the right image
 TRIED_ROWS = 8
-# maximum number of whole images whose logits `find_images` compares with the logits of each row
+# maximum number of images that `find_images` tries for each row; at first, each image is tried whole (not cropped)
 TRIED_IMAGES = 2000
-# number of candidate images per row that `find_images` compares after crop, flip and mixing
+# number of images per row that `find_images` then tries with crop, flip and mixing
 NEAR_IMAGES = 32
 # number of images per forward pass in `find_images`
 CHUNK = 64
-# number of batches among which `find_images` chooses the batch with the least mixing
+# maximum number of batches that `find_images` compares to choose the one with the least mixing
 SEARCHED_BATCHES = 64
 # `find_images` gives up if mix partners fill more than this fraction of the views
 MIXED = 0.3
-# class orders are not fitted to more classes than this, because it would take minutes
+# maximum number of classes for fitting a class order; with more classes, fitting would take minutes
 MANY_CLASSES = 3000
 # number of rows that are enough to be sure of a fitted class order
 CERTAIN_ROWS = 32
@@ -89,7 +89,7 @@ class Explanation:
             explains the misfit.
         verdict: comparison of labels and teacher under the accepted hypotheses, or under the assumed settings if no
             hypothesis was accepted.
-        pairs: sentences about rows that were made from other images than assumed; empty if a hypothesis was accepted.
+        pairs: sentences about rows whose images differ from the assumed images; empty if a hypothesis was accepted.
     """
 
     hypotheses: list[Hypothesis]
@@ -339,8 +339,8 @@ def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
 def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
     """Search for the images from which misfitting rows of labels were made.
 
-    Only the batch with the least mixing is searched. For each row, the teacher's logits for whole images yield a few
-    candidates. The candidates are then cropped, flipped and mixed like the row, and the best one is chosen.
+    Only the batch with the least mixing is searched. For each row, the teacher first sees whole images. The images with
+    the nearest logits are then cropped, flipped and mixed like the row, and the best image is chosen.
 
     Returns:
         sentences for an error message, see `sentences`. Empty if too few images were found.
@@ -381,7 +381,7 @@ def find_images(inquiry: Inquiry, replay: ReplaySettings) -> list[str]:
 def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
     """Return the batch whose views contain the smallest fraction of mix partners.
 
-    SEARCHED_BATCHES batches, evenly spaced, are compared.
+    At most SEARCHED_BATCHES batches, evenly spaced, are compared.
     """
     places = pick_evenly(inquiry.full_batches, SEARCHED_BATCHES)
     return min((inquiry.question(*place) for place in places), key=lambda q: q.other_share(replay.size))
@@ -390,7 +390,7 @@ def least_mixed(inquiry: Inquiry, replay: ReplaySettings) -> Question:
 def candidates(inquiry: Inquiry, assumed: Sequence[int]) -> torch.Tensor:
     """Return the indices of up to TRIED_IMAGES random images: int64 [n].
 
-    Images come first if their class is also the class of an image in `assumed`, a list of image indices.
+    `assumed` is a list of image indices. Images that share a class with one of the `assumed` images come first.
     """
     targets = torch.tensor([target for _, target in inquiry.samples])
     near = torch.isin(targets, targets[list(assumed)])

@@ -112,8 +112,8 @@ class Budget:
         """Return the memory plan for this budget.
 
         If memory is short, three measures are tried in this order: labels are uploaded in parts, which costs no time;
-        validation images are not kept on the device; training images are not kept on the device. In the last case,
-        validation images stay on the device if there is room without the training images.
+        validation images are not kept on the device; training images are not kept on the device. If training images
+        are not kept on the device, validation images may be kept there after all, if there is room.
 
         Args:
             batches_per_epoch: number of batches in an epoch with soft labels.
@@ -204,7 +204,7 @@ def plan_on_device(
         passing += [one.step_bytes(short, min(short, rows)) for one in estimates]
     phases = Phases.of(config)
     next_epoch = phases.soft_before(min(student.progress.epoch for student in students))
-    # a finished run has no next epoch: the estimate then takes the last epoch with soft labels
+    # if no epoch with soft labels is left, the estimate is made for the last soft-label epoch
     labels = label_bytes(source, min(next_epoch, phases.soft - 1))
     budget = Budget(
         images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
@@ -332,7 +332,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
 
 
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
-    """Estimate the bytes that an epoch's labels take on the device; the estimate is scaled up from the first batch."""
+    """Estimate the bytes that an epoch's labels take on the device, from the bytes per row in the first batch."""
     labels = source.read(epoch, 0)
     tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -344,7 +344,7 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
 
     Args:
         source: views with the rows of all ranks.
-        micro_batch: number of rows of a micro-batch, over all ranks; each micro-batch is divided among the ranks.
+        micro_batch: number of rows of a micro-batch before it is divided among the ranks.
         world: ranks of the run.
     """
     views = TrainingViews.of(source)

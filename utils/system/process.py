@@ -116,9 +116,9 @@ class StopSignals:
                 return
 
     def agreed(self) -> int | None:
-        """Return the number of the stop signal that any rank has received, or None if no rank has received one.
+        """Return the same stop signal on all ranks, as its number; return None if no rank has received a signal.
 
-        All ranks must call this method. All get the same result: the highest number that any rank has received.
+        All ranks must call this method. If ranks have received different signals, the highest number is returned.
         """
         self.received = self.all_reduce_max(self.received or 0) or None
         return self.received
