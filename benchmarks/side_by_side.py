@@ -67,8 +67,6 @@ def serve(count: int, setting: dict, pipe: Connection) -> None:
         for student in students:
             student.start_epoch(0)
         take_steps(students, islice(batches, steps), streams)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         memory = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
         pipe.send((time.process_time() - started, memory))
 
@@ -81,7 +79,7 @@ def take_steps(students: Sequence[Student], batches: Iterable[Batch], streams: S
             with streams.stream_of(student):
                 take_step(student, shared)
         streams.hold(shared)
-    streams.join()
+    streams.finish()
 
 
 class Together:
