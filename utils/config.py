@@ -169,6 +169,10 @@ class Flag:
     repeats: bool = False
     earlier: Any = None
 
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """Return all spellings of the flag that sets the dataclass field `name`."""
+        return self.names or (f"--{name.replace('_', '-')}",)
+
     def add_to(self, parser: Any, name: str, default: Any) -> None:
         """Add this flag to an argparse parser or argument group.
 
@@ -177,7 +181,7 @@ class Flag:
             name: name of the dataclass field, under which argparse stores the value.
             default: value if the flag is not given. If it is False, the flag takes no value and sets the field to True.
         """
-        names = self.names or (f"--{name.replace('_', '-')}",)
+        names = self.spellings(name)
         help_text = self.help.replace("%", "%%")
         if default is False:
             parser.add_argument(*names, dest=name, action="store_true", help=help_text)

@@ -228,8 +228,8 @@ def flag(name: str) -> str:
         "teachers": "teacher",
         "arithmetic": "precision",
     }
-    long_names = [spelling for spelling in every_setting()[name].names if spelling.startswith("--")]
-    return words.get(name) or (long_names or [f"--{name.replace('_', '-')}"])[0]
+    spellings = every_setting()[name].spellings(name)
+    return words.get(name) or next(spelling for spelling in spellings if spelling.startswith("--"))
 
 
 def plain(value: object) -> str:
