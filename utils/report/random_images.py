@@ -11,7 +11,6 @@ digest to check that a run was trained on exactly these images.
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
 
-import itertools
 import os
 import sys
 from collections import Counter
@@ -74,9 +73,10 @@ def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, st
     """
     links: dict[str, str] = {}
     for path, target in drawn:
-        folder, name = classes[target], os.path.basename(path)
-        numbered = (f"{folder}/{number}-{name}" for number in itertools.count(len(links)))
-        link = next(link for link in itertools.chain([f"{folder}/{name}"], numbered) if link not in links)
+        folder, name, number = classes[target], os.path.basename(path), len(links)
+        link = f"{folder}/{name}"
+        while link in links:
+            link, number = f"{folder}/{number}-{name}", number + 1
         links[link] = path
     return links
 
