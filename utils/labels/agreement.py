@@ -18,8 +18,9 @@ Before the comparison, the logits of each view are standardised, so that confide
 For each class, the mean of its logits over all images is then subtracted. Otherwise, classes with large logits for all
 images would count more than others.
 
-Labels are refused if the p-value of a fault is below 0.001. A warning is logged if the p-value is below 0.2.
-tests/test_agreement.py calibrates these thresholds on synthetic labels.
+Labels are refused if the p-value of a fault is below 0.001. A warning is logged if the p-value is below 0.2. Labels are
+also refused if the agreement is at chance level on at least 50 images. tests/test_agreement.py calibrates these
+thresholds on synthetic labels.
 """
 
 import math
@@ -38,7 +39,8 @@ from utils.system.errors import listing
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
 # an image dominates a view if it fills at least this fraction of the view
 DOMINANT = 2 / 3
-# labels are refused if a fault has a p-value below REFUSED; with a p-value below DOUBTED, a warning is logged
+# labels are refused if a fault has a p-value below REFUSED; with a p-value below DOUBTED, a warning is logged, or the
+# labels are refused if the agreement is at chance level, too
 REFUSED, DOUBTED = 1e-3, 0.2
 # The sign test is reliable only if each class has at least this number of images.
 FEWEST_IMAGES = 4
