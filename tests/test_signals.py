@@ -191,3 +191,27 @@ def test_a_second_run_on_a_folder_is_refused(tiny, tmp_path):
     assert (output / ".lock").exists()
     tiny.train_run(output, overwrite=True, epochs=1)
     assert not (output / ".lock").exists()
+
+
+FAILING = """
+import contextlib, os, signal, sys
+from utils.system.errors import InputError
+from utils.system.process import StopSignals, run_script
+
+def main(_argv):
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.kill, os.getpid(), signal.SIGTERM)  # after the handlers have been restored
+        with StopSignals():
+            raise InputError("the reason")
+
+code = run_script(main, [])
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+sys.exit(code)
+"""
+
+
+def test_a_failed_run_prints_its_reason_before_a_signal_ends_it():
+    """When a rank dies, torchrun sends SIGTERM to the others, which are about to print why they fail."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", FAILING], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the reason\n")

@@ -47,7 +47,8 @@ class StopSignals:
     """Context manager that records the stop signals SIGINT, SIGTERM and SIGUSR1 instead of ending the process.
 
     The training loop checks for a recorded signal after each batch, and can then save a checkpoint and stop. A second
-    SIGINT ends the process at once.
+    SIGINT ends the process at once. If an exception ends the `with` block, SIGTERM and SIGUSR1 are ignored until
+    `run_script` has printed the error.
 
     Args:
         all_reduce_max: `World.all_reduce_max`. All ranks call this function after each batch, so that all ranks stop
@@ -71,11 +72,14 @@ class StopSignals:
             self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.give_up)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: "type[BaseException] | None", *_: object) -> None:
         if self.previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            # if the run failed, `run_script` still has to print the reason, and torchrun sends SIGTERM as soon as
+            # another rank has ended; without a handler, the process would end before it has printed
+            wait = failure is not None and number in (signal.SIGTERM, signal.SIGUSR1)
+            signal.signal(number, signal.SIG_IGN if wait else handler)
 
     def record_signal(self, number: int, _frame: FrameType | None) -> None:
         """Record that a stop signal was received (handler of the stop signals).
@@ -181,6 +185,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
 
     If the run has several processes, only one of them prints the error. Unexpected errors are raised again.
     """
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     for stream in (sys.stdout, sys.stderr):
         # if the terminal's encoding lacks a character, print an escape instead of raising an error
         if isinstance(stream, io.TextIOWrapper):
@@ -214,6 +219,10 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
+    if threading.current_thread() is threading.main_thread():
+        for number, previous in handlers.items():  # `StopSignals` ignores signals until the error is printed
+            if previous is not None:  # None: the handler was not installed by Python
+                signal.signal(number, previous)
     return code
 
 
