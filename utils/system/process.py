@@ -219,11 +219,17 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
-    if threading.current_thread() is threading.main_thread():
-        for number, previous in handlers.items():  # `StopSignals` ignores signals until the error is printed
-            if previous is not None:  # None: the handler was not installed by Python
-                signal.signal(number, previous)
+    restore_handlers(handlers)  # `StopSignals` ignores signals until the error is printed
     return code
+
+
+def restore_handlers(handlers: dict[int, Any]) -> None:
+    """Install signal handlers, given by signal number. Outside the main thread, which alone may do so, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, handler in handlers.items():
+        if handler is not None:  # None: not installed by Python
+            signal.signal(number, handler)
 
 
 def out_of_memory(error: Exception) -> str:
