@@ -26,8 +26,9 @@ import torch
 
 from utils.config import Findings, RelabelConfig, resolve_views
 from utils.data.device import DeviceBatches
-from utils.data.folders import ImageSet, image_sizes, open_folder
 from utils.data.identity import KnownImages, know_images
+from utils.data.image_sets import open_images
+from utils.data.images import ImageSet, image_sizes
 from utils.data.preview import Preview
 from utils.data.workers import ViewDataset
 from utils.labels.packed import PackedWriter, digests_of_started
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = resolve_views(config, found, {})
 
     # run all checks before hours of labelling are spent
-    folder = open_folder(config.data, "--data")
+    folder = open_images(config.data, "--data")
     preflight.warn_of_folder_order(folder.classes)
     preflight.check_images(folder.samples)
     policy = preflight.view_policy(config, found)

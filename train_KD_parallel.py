@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from train_FKD_parallel import build_students, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
-from utils.data.folders import first_images
+from utils.data.images import first_images
 from utils.data.workers import ViewDataset
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy

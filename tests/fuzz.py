@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.data.folders import load_rgb
+from utils.data.images import load_rgb
 from utils.labels.batch_items import parse_items
 from utils.labels.digests import ImageDigests, digest_of_archive
 from utils.labels.formats import open_labels

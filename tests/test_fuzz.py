@@ -7,7 +7,7 @@ import torch
 from fuzz import Corpus, fuzz
 from helpers import make_images, make_labels
 
-from utils.data.folders import load_rgb
+from utils.data.images import load_rgb
 from utils.labels.formats import open_labels
 from utils.system.errors import InputError
 from utils.training.models import load_weights

@@ -1,6 +1,5 @@
 """Image folders give the right files in the right order with the right pixels."""
 
-import io
 import os
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
-from utils.data.folders import ImageSet, load_rgb, open_folder
+from utils.data.folders import open_folder
+from utils.data.images import ImageSet, load_image, load_rgb
 from utils.system.errors import InputError
 
 
@@ -226,7 +226,7 @@ def test_files_that_are_no_images(content, words, from_memory, tmp_path):
     elif from_memory:
         return
     with pytest.raises(InputError, match=rf"a\.png cannot be decoded \(.*({words}).*\); replace the image") as caught:
-        load_rgb(path, io.BytesIO(content) if from_memory else None)
+        load_image(path, content=content if from_memory else None)
     assert "0x" not in str(caught.value)
     assert str(caught.value).count("a.png") == 1
 

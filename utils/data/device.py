@@ -10,7 +10,7 @@ from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
 from utils.data.batch import Batch, StepTensors
-from utils.data.folders import image_sizes
+from utils.data.images import image_sizes
 from utils.data.replay import Normalise, mix_by_mask, resize_views
 from utils.data.resident import decode_all
 from utils.data.workers import ViewDataset

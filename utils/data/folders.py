@@ -1,45 +1,17 @@
-"""Scan image folders for classes and image files, and decode the images."""
+"""Scan folders of image files that have one sub-folder per class."""
 
 import os
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-
-from utils.system.errors import InputError, clause, listing
+from utils.data.images import ImageSet
+from utils.system.errors import InputError, listing
 from utils.system.log import log
-
-Samples = list[tuple[str, int]]  # (path, class) of every image
 
 # suffixes of the image files that are read: those of torchvision's ImageFolder, and two more for JPEG
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # suffixes of image types that are not read: such files are skipped with a warning
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
-
-
-@dataclass
-class ImageSet:
-    """Classes and files of an image folder with one sub-folder per class, in the order of torchvision's ImageFolder.
-
-    Attributes:
-        root: the folder.
-        classes: names of the sub-folders, sorted.
-        samples: (path, class) of every image, ordered by class, then folder path, then file name.
-    """
-
-    root: str
-    classes: list[str]
-    samples: Samples
-
-    @property
-    def targets(self) -> list[int]:
-        """Return the class of every image, in the order of `samples`."""
-        return [target for _, target in self.samples]
 
 
 def open_folder(path: Path | str | None, flag: str) -> ImageSet:
@@ -151,77 +123,3 @@ def report_skipped(paths: list[str], root: str, flag: str) -> None:
             root,
             listing(images, 3),
         )
-
-
-def first_images(samples: Samples, per_class: int | None) -> Samples:
-    """Return the first `per_class` items of each class in `samples`; return all items if `per_class` is None."""
-    seen: Counter[int] = Counter()
-    kept = []
-    for path, target in samples:
-        seen[target] += 1
-        if per_class is None or seen[target] <= per_class:
-            kept.append((path, target))
-    return kept
-
-
-def load_rgb(path: Path | str, file: BinaryIO | None = None) -> Image.Image:
-    """Decode an image file to a PIL RGB image.
-
-    Args:
-        path: the image file.
-        file: binary stream with the content of the file, if it has been read already.
-
-    Raises:
-        InputError: the file cannot be decoded. The message names the path.
-    """
-    try:
-        with Image.open(file or path) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"it claims {image.width} x {image.height} pixels")
-            return to_rgb(image)
-    except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
-
-
-def why_undecodable(error: Exception) -> str:
-    """Return the reason why PIL could not decode a file, as a part of an error message."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty, or of a type that PIL does not know"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return clause(error)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to 8-bit RGB.
-
-    16-bit grey values are reduced to their high byte, as PIL does with 16-bit colours. (PIL would clip grey values at
-    255.) An image that was made by multiplying 8-bit values by 256 or 257 gets its 8-bit values back.
-
-    Raises:
-        ValueError: the pixels are 32-bit integers or floats, whose range is unknown; or the image is 16-bit grey and
-            would become black, because all its values are below 256 (but not all are 0).
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        values = np.asarray(image.convert("I"))
-        if 0 < values.max() < 256:
-            raise ValueError("its 16-bit grey values are all below 256 and would be black; save it in 8 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise ValueError(f"its pixels are {kind}, whose range is not known; save it in 8 bits")
-    return image.convert("RGB")
-
-
-def header_size(path: Path | str) -> tuple[int, int]:
-    """Return (width, height) of an image file from its header; raise InputError if the header cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({why_undecodable(error)}); replace the image") from None
-
-
-def image_sizes(samples: Samples) -> torch.Tensor:
-    """Return (H, W) of every image in a list of (path, class), read from the file headers: int32 [N, 2]."""
-    return torch.tensor([header_size(path)[::-1] for path, _ in samples], dtype=torch.int32)

@@ -1,21 +1,15 @@
 """Compute digests of the images in a folder, which identify the images even if files are renamed."""
 
 import hashlib
-import io
-import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
-from PIL import Image
 
-from utils.data.folders import Samples, load_rgb
+from utils.data.images import ImageRef, Pixels, Samples, height_and_width, image_name, load_image, read_image
 from utils.labels.digests import DIGEST_BYTES, ImageDigests, find_differences
 from utils.system.distributed import ALONE, World
-from utils.system.errors import InputError
 from utils.system.machine import cores
 
 AHEAD = 256  # number of images that are submitted to the thread pool at a time
@@ -26,10 +20,14 @@ def file_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-def pixel_digest(image: Image.Image) -> bytes:
-    """Return the digest (8-byte blake2b) of the size and the pixels of an RGB image; pixels are in row-major order."""
-    digest = hashlib.blake2b(f"{image.width}x{image.height}".encode(), digest_size=DIGEST_BYTES)
-    digest.update(image.tobytes())
+def pixel_digest(image: Pixels) -> bytes:
+    """Return the digest (8-byte blake2b) of the size and the pixels of an image.
+
+    The pixels of a PIL image are in row-major order, those of a tensor in the order [C, H, W].
+    """
+    height, width = height_and_width(image)
+    digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=DIGEST_BYTES)
+    digest.update(image.contiguous().numpy() if isinstance(image, torch.Tensor) else image.tobytes())
     return digest.digest()
 
 
@@ -77,10 +75,9 @@ def know_images(
     return KnownImages(relative_names(root, samples), ImageDigests(pixels, files))
 
 
-def relative_names(root: str, samples: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the path of every image in `samples`, a list of (path, class), relative to the image folder `root`."""
-    folder = os.path.join(root, "")
-    return [path.removeprefix(folder) for path, _ in samples]
+def relative_names(root: str, samples: Samples) -> list[str]:
+    """Return the name of every image in `samples`, a list of (image, class), within the image set `root`."""
+    return [image_name(image, root) for image, _ in samples]
 
 
 def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
@@ -100,18 +97,15 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
         rows = zip(known.files.numpy(), known.pixels.numpy(), strict=True)
         pixels_of = {file.tobytes(): pixels.tobytes() for file, pixels in rows}
 
-    def both(path: str) -> tuple[bytes, bytes]:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); replace the image") from None
+    def both(image: ImageRef) -> tuple[bytes, bytes]:
+        data = read_image(image)
         file = file_digest(data)
-        return pixels_of.get(file) or pixel_digest(load_rgb(path, io.BytesIO(data))), file
+        return pixels_of.get(file) or pixel_digest(load_image(image, content=data)), file
 
     pairs: list[tuple[bytes, bytes]] = []
-    paths = iter([path for path, _ in samples])
+    images = iter([image for image, _ in samples])
     with ThreadPoolExecutor(max(workers, cores())) as pool:
-        while ahead := list(islice(paths, AHEAD)):
+        while ahead := list(islice(images, AHEAD)):
             pairs += pool.map(both, ahead)
     pixels, files = (b"".join(column) for column in zip(*pairs, strict=True))
     return ImageDigests(as_rows(pixels), as_rows(files))

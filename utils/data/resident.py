@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from utils.data.batch import Batch
-from utils.data.folders import Samples, load_rgb
+from utils.data.images import Samples, load_rgb
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.data.workers import ViewDataset
 from utils.labels.types import each

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as TF
 
 from utils.config import default_val_resize
-from utils.data.folders import Samples, load_rgb
 from utils.data.identity import pixel_digest
+from utils.data.images import Samples, load_rgb
 from utils.data.replay import Normalise
 from utils.data.workers import guarded, start_worker
 from utils.system.distributed import World

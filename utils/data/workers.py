@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
 from utils.data.batch import Batch
-from utils.data.folders import Samples, load_rgb
+from utils.data.images import Samples, load_rgb
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews

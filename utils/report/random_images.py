@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import RandomImagesConfig
-from utils.data.folders import ImageSet, Samples, open_folder
+from utils.data.folders import open_folder
 from utils.data.identity import know_images
+from utils.data.image_sets import open_images
+from utils.data.images import ImageSet, Samples
 from utils.run.classes import Sides, pair_names
 from utils.system.errors import InputError, listing
 from utils.system.files import write_json, write_text
@@ -114,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: draw random real images and link them into the folder --output."""
     config = RandomImagesConfig.parse(argv)
     start_log()
-    real = open_folder(config.real, "REAL")
-    like = open_folder(config.like, "--like")
+    real = open_images(config.real, "REAL")
+    like = open_images(config.like, "--like")
     output = Path(config.output)
     samples, how = pair_classes(real, like, config.class_map)
     drawn = draw_images(samples, Counter(like.targets), config.seed, like.classes)

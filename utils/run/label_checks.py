@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Findings, FKDConfig, TrainConfig, resolve_views
-from utils.data.folders import ImageSet, Samples
+from utils.data.images import ImageSet, Samples
 from utils.labels.digests import IMAGES
 from utils.labels.formats import open_labels
 from utils.labels.hard import HardViews, Phases

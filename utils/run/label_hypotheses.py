@@ -245,7 +245,7 @@ def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:
         for other in sorted({*SEEDS, *range(max(seed - SEEDS_AROUND, 0), seed + SEEDS_AROUND + 1)} - {seed}):
             words = f"in the image order of --fkd-seed {other}"
             yield Hypothesis("order", words, f"give --fkd-seed {other}", {"fkd_seed": other})
-    paths = [path for path, _ in inquiry.samples]
+    paths = [str(image) for image, _ in inquiry.samples]
     count = len(paths)
     folders = [os.path.dirname(path) for path in paths]
     files = [os.path.basename(path) for path in paths]
@@ -325,7 +325,7 @@ def class_orders(inquiry: Inquiry, replay: ReplaySettings, verdict: Verdict) -> 
     moved = [n for n in range(classes) if order[n] != n and named[n]]
     if not moved:
         return
-    names = sorted({str(os.path.basename(os.path.dirname(path))) for path, _ in inquiry.samples})
+    names = sorted({os.path.basename(os.path.dirname(str(image))) for image, _ in inquiry.samples})
     told = [f"{n} ({names[n]})" if len(names) == classes else str(n) for n in range(classes)]
     if len(moved) == 2 and order[moved[0]] == moved[1]:
         words = f"with the teacher's classes {told[moved[0]]} and {told[moved[1]]} exchanged"

@@ -19,8 +19,8 @@ import torch
 from utils.config import Findings, TrainConfig
 from utils.data.batch import Batch, Batches, LiveTeacher
 from utils.data.device import DeviceBatches
-from utils.data.folders import Samples, header_size
 from utils.data.identity import KnownImages
+from utils.data.images import Samples, image_size
 from utils.data.replay import Normalise
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ROWS_ON_A_DEVICE, ValidationBatches
@@ -322,7 +322,7 @@ def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
     """
     total = height = width = needed = 0
     for number, (path, _) in enumerate(samples, start=1):
-        w, h = header_size(path)
+        w, h = image_size(path)
         total += w * h * PIL_BYTES
         height, width = max(height, h), max(width, w)
         needed = 3 * number * height * width if device.type == "cuda" else total

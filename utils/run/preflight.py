@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig
-from utils.data.folders import ImageSet, Samples, load_rgb, open_folder
 from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
+from utils.data.image_sets import open_images
+from utils.data.images import ImageSet, Member, Samples, image_bytes, load_image, read_image
 from utils.data.preview import ask_teacher
 from utils.data.replay import Normalise
 from utils.data.workers import ViewDataset
@@ -101,7 +102,7 @@ def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet,
     Raises:
         InputError: a folder cannot be used, or an image cannot be decoded.
     """
-    train, val = open_folder(train_dir, "--train-dir"), open_folder(val_dir, "--val-dir")
+    train, val = open_images(train_dir, "--train-dir"), open_images(val_dir, "--val-dir", "val")
     warn_of_folder_order(train.classes)
     check_images(train.samples)
     check_images(val.samples)
@@ -186,8 +187,8 @@ def renumber(folder: ImageSet, numbering: Numbering) -> None:
 
 def check_images(samples: Samples) -> None:
     """Decode a few images, evenly spread over the list of (path, class); raise InputError if one is damaged."""
-    for path, _ in samples[:: max(1, len(samples) // SAMPLED_IMAGES)]:
-        load_rgb(path)
+    for image, _ in samples[:: max(1, len(samples) // SAMPLED_IMAGES)]:
+        load_image(image)
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
@@ -208,12 +209,12 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     Raises:
         InputError: a validation image is an empty file.
     """
-    sizes = [os.stat(path) for path, _ in val]
-    for (path, _), size in zip(val, sizes, strict=True):
-        if not size.st_size:
-            raise InputError(f"{path} is empty; replace the image, or remove it")
+    sizes = [image_bytes(image) for image, _ in val]
+    for (image, _), size in zip(val, sizes, strict=True):
+        if not size:
+            raise InputError(f"{image} is empty; replace the image, or remove it")
     names = relative_names(config.val_dir, val)
-    lines = [f"{name} {size.st_size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
+    lines = [f"{name} {size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
     warn_of_overlap(config, train, val, sizes)
     earlier = {
         "train_images": digest_of_names(relative_names(config.train_dir, train)),
@@ -227,7 +228,7 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     )
 
 
-def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats: Sequence[os.stat_result]) -> None:
+def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_sizes: Sequence[int]) -> None:
     """Warn if validation images are also among the training images.
 
     Hard and symbolic links between training and validation images are always found. If there are none, a sample of the
@@ -235,19 +236,19 @@ def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats
 
     Args:
         config: flags of the run.
-        train, val: (path, class) of every training image and of every validation image.
-        val_stats: result of `os.stat` for every validation image.
+        train, val: (image, class) of every training image and of every validation image.
+        val_sizes: number of bytes of every validation image.
     """
-    stats = [os.stat(path) for path, _ in train]
-    files = {(stat.st_dev, stat.st_ino) for stat in stats}
-    shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
+    files = {(stat.st_dev, stat.st_ino) for stat in map(os.stat, image_files(train))}
+    shared = sum((stat.st_dev, stat.st_ino) in files for stat in map(os.stat, image_files(val)))
     if not shared:
-        sizes = {stat.st_size for stat in val_stats}
-        alike = [(path, stat.st_size) for (path, _), stat in zip(train, stats, strict=True) if stat.st_size in sizes]
-        probes = {(size, file_digest(Path(path).read_bytes())) for path, size in pick_evenly(alike, PROBES)}
+        sizes = set(val_sizes)
+        alike = [(image, image_bytes(image)) for image, _ in train]
+        alike = pick_evenly([(image, size) for image, size in alike if size in sizes], PROBES)
+        probes = {(size, file_digest(read_image(image))) for image, size in alike}
         wanted = {size for size, _ in probes}
-        rivals = [(path, s.st_size) for (path, _), s in zip(val, val_stats, strict=True) if s.st_size in wanted]
-        shared = sum((size, file_digest(Path(path).read_bytes())) in probes for path, size in rivals[:MOST_RIVALS])
+        rivals = [(image, size) for (image, _), size in zip(val, val_sizes, strict=True) if size in wanted]
+        shared = sum((size, file_digest(read_image(image))) in probes for image, size in rivals[:MOST_RIVALS])
     if shared:
         log.warning(
             "WARNING: at least %d images of --val-dir %s are in --train-dir %s as well; their top-1 says nothing about "
@@ -256,6 +257,11 @@ def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_stats
             config.val_dir,
             config.train_dir,
         )
+
+
+def image_files(samples: Samples) -> list[str]:
+    """Return the paths of all images that are files of their own, and not members of an archive, table or tensor."""
+    return [image for image, _ in samples if not isinstance(image, Member)]
 
 
 def identify_images(

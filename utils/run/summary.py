@@ -1,7 +1,6 @@
 """Prepare the results of a run for the files metrics.csv, summary.json and curves.png."""
 
 import contextlib
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torchvision
 
+from utils.data.images import Samples, image_bytes
 from utils.run.checkpoint import Progress
 from utils.system.errors import printable
 from utils.system.files import atomic_file
@@ -67,14 +67,14 @@ def git_commit() -> str | None:
     return None
 
 
-def describe_images(folder: str, samples: list[tuple[str, int]]) -> dict:
+def describe_images(folder: str, samples: Samples) -> dict:
     """Describe the images of a run for summary.json: folder, number of images, and total file size in bytes.
 
     Args:
         folder: --train-dir or --val-dir.
-        samples: (path, class) of every image.
+        samples: (image, class) of every image.
     """
-    size = sum(os.path.getsize(path) for path, _ in samples)
+    size = sum(image_bytes(image) for image, _ in samples)
     return {"folder": str(folder), "number": len(samples), "bytes": size}
 
 

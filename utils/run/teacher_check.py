@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
-from utils.data.folders import Samples, open_folder
+from utils.data.image_sets import open_images
+from utils.data.images import Samples
 from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
@@ -42,7 +43,7 @@ def run(config: VerifyConfig) -> bool:
         return False
     if not (config.arch or config.preset):
         raise InputError("--arch is missing; give the model whose answers the labels are")
-    samples = open_folder(config.images, "--images").samples
+    samples = open_images(config.images, "--images").samples
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
     names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))

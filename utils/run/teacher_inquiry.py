@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
-from utils.data.folders import Samples, load_rgb
+from utils.data.images import Samples, load_rgb
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.agreement import pick_evenly
 from utils.labels.packed import PackedStore
@@ -246,7 +246,7 @@ class Inquiry:
 
     def name(self, number: int) -> str:
         """Return a text that identifies an image in messages: its index, class folder and file name."""
-        return f"{number}, {os.sep.join(self.samples[number][0].split(os.sep)[-2:])}"
+        return f"{number}, {os.sep.join(str(self.samples[number][0]).split(os.sep)[-2:])}"
 
     def images_of(self, question: Question, replay: ReplaySettings) -> torch.Tensor:
         """Return, for each row of the question's batch, the index of the row's image in the folder: int64 [B]."""

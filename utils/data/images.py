@@ -1,0 +1,258 @@
+"""Define image sets, and load their images, whether an image is a file or a part of an archive, a table or a tensor.
+
+An image is referred to by an `ImageRef`: the path of an image file, or a `Member` of a `Container`. A loaded image is a
+`Pixels`: a PIL image with 8 bits per channel, or, if the set holds floating-point numbers, a tensor float32 [C, H, W].
+"""
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from utils.system.errors import InputError, clause
+
+Pixels = Image.Image | torch.Tensor
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class Container(ABC):
+    """Base class of archives, tables and tensors that hold the images of a set.
+
+    Worker processes get a copy of the container, by fork or by pickle. A container must therefore not keep a file open
+    whose position several processes would share.
+
+    Attributes:
+        path: file or folder that holds the images, for error messages.
+        soft_labels: float32 [N, C], class probabilities or logits that the set brings for its N images; None without.
+    """
+
+    path: str
+    soft_labels: torch.Tensor | None = None
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """Return the name of image `number`, unique within the set and the same in every run."""
+
+    @abstractmethod
+    def read(self, number: int) -> bytes:
+        """Return the content of image `number`: the bytes of an image file, or the values of its pixels."""
+
+    def load(self, number: int) -> Pixels:
+        """Decode image `number`; a PIL image may have any mode, `load_image` converts it."""
+        return Image.open(io.BytesIO(self.read(number)))
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Return (width, height) of image `number` in pixels, without decoding it if possible."""
+        image = self.load(number)
+        return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+
+    def num_bytes(self, number: int) -> int:
+        """Return the number of bytes of the content of image `number`."""
+        return len(self.read(number))
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Reference to one image of a `Container`.
+
+    Attributes:
+        container: the archive, table or tensor that holds the image.
+        number: index of the image in the container, from 0.
+    """
+
+    container: Container
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.container.path}: {self.container.name(self.number)}"
+
+
+ImageRef = str | Member
+Samples = list[tuple[ImageRef, int]]  # (image, class) of every image
+
+
+@dataclass
+class ImageSet:
+    """Classes and images of a set.
+
+    Attributes:
+        root: file or folder that the set was opened from.
+        classes: name of each class. For image folders these are the names of the sub-folders, sorted.
+        samples: (image, index in `classes`) of every image.
+        named: False if the set does not name its classes, so that `classes` holds their numbers.
+        channels: 1 if all images are known to be grey, else 3.
+        normalised: whether mean and standard deviation have been applied to the images already; only a set of
+            floating-point images can be normalised.
+        layout: how the set is stored, in words, for the log; empty for folders of image files.
+        answers: kind of the soft labels that the set brings: `probabilities` or `logits`; None if it brings none.
+    """
+
+    root: str
+    classes: list[str]
+    samples: Samples
+    named: bool = True
+    channels: int = 3
+    normalised: bool = False
+    layout: str = ""
+    answers: str | None = None
+
+    @property
+    def targets(self) -> list[int]:
+        """Return the class of every image, in the order of `samples`."""
+        return [target for _, target in self.samples]
+
+
+def first_images(samples: Samples, per_class: int | None) -> Samples:
+    """Return the first `per_class` items of each class in `samples`; return all items if `per_class` is None."""
+    seen: Counter[int] = Counter()
+    kept = []
+    for image, target in samples:
+        seen[target] += 1
+        if per_class is None or seen[target] <= per_class:
+            kept.append((image, target))
+    return kept
+
+
+def soft_labels_of(samples: Samples) -> torch.Tensor | None:
+    """Return the soft labels that the set brings for its images, float32 [N, C]; None if an image has none."""
+    rows = []
+    for image, _ in samples:
+        if not isinstance(image, Member) or image.container.soft_labels is None:
+            return None
+        rows.append(image.container.soft_labels[image.number])
+    return torch.stack(rows)
+
+
+def image_name(image: ImageRef, root: str) -> str:
+    """Return the name of an image within its set `root`: a relative path, or the name that its container gives it."""
+    if isinstance(image, Member):
+        return image.container.name(image.number)
+    return image.removeprefix(os.path.join(root, ""))
+
+
+def read_image(image: ImageRef) -> bytes:
+    """Return the content of an image: the bytes of its file, or the values of its pixels.
+
+    Raises:
+        InputError: the image cannot be read.
+    """
+    try:
+        return image.container.read(image.number) if isinstance(image, Member) else Path(image).read_bytes()
+    except OSError as error:
+        raise InputError(f"{image} cannot be read ({error.strerror or clause(error)}); replace the image") from None
+
+
+def image_bytes(image: ImageRef) -> int:
+    """Return the number of bytes of an image's content; the content of a file is not read."""
+    return image.container.num_bytes(image.number) if isinstance(image, Member) else os.stat(image).st_size
+
+
+def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None) -> Pixels:
+    """Decode an image, and convert it to `channels` channels.
+
+    Args:
+        image: the image.
+        channels: 3 for RGB, where grey values are repeated in all channels; 1 for grey.
+        content: content of the image file, if it has been read already.
+
+    Returns:
+        a PIL image of mode RGB or L; for a set of floating-point images, a tensor float32 [channels, H, W].
+
+    Raises:
+        InputError: the image cannot be decoded, or it has colours and `channels` is 1. The message names the image.
+    """
+    try:
+        if isinstance(image, Member):
+            loaded = image.container.load(image.number)
+        else:
+            loaded = Image.open(io.BytesIO(content) if content is not None else image)
+        if isinstance(loaded, torch.Tensor):
+            return with_channels(loaded, channels)
+        with loaded:
+            if Image.MAX_IMAGE_PIXELS and loaded.width * loaded.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it claims {loaded.width} x {loaded.height} pixels")
+            if channels == 1:
+                if loaded.mode not in GREY_MODES:
+                    raise ValueError("it has colours, but the first images of its set are grey")
+                return to_rgb(loaded).getchannel(0)
+            return to_rgb(loaded)
+    except Exception as error:
+        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+
+
+def load_rgb(image: ImageRef) -> Image.Image:
+    """Decode an image to a PIL RGB image.
+
+    Raises:
+        InputError: the image cannot be decoded, or its set holds floating-point numbers.
+    """
+    loaded = load_image(image)
+    if isinstance(loaded, torch.Tensor):
+        raise InputError(f"{image} holds floating-point numbers; this needs images of 8 bits")
+    return loaded
+
+
+def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return an image [C, H, W] with `channels` channels; a grey image's values are repeated in all channels."""
+    if len(image) == channels:
+        return image
+    if len(image) != 1:
+        raise ValueError(f"it has {len(image)} channels, not {channels}")
+    return image.expand(channels, -1, -1)
+
+
+def height_and_width(image: Pixels) -> tuple[int, int]:
+    """Return (height, width) of a loaded image in pixels."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
+
+
+def why_undecodable(error: Exception) -> str:
+    """Return the reason why an image could not be decoded, as a part of an error message."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, or of a type that PIL does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return clause(error)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any PIL image to 8-bit RGB.
+
+    16-bit grey values are reduced to their high byte, as PIL does with 16-bit colours. (PIL would clip grey values at
+    255.) An image that was made by multiplying 8-bit values by 256 or 257 gets its 8-bit values back.
+
+    Raises:
+        ValueError: the pixels are 32-bit integers or floats, whose range is unknown; or the image is 16-bit grey and
+            would become black, because all its values are below 256 (but not all are 0).
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image.convert("I"))
+        if 0 < values.max() < 256:
+            raise ValueError("its 16-bit grey values are all below 256 and would be black; save it in 8 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"its pixels are {kind}, whose range is not known; save it in 8 bits")
+    return image.convert("RGB")
+
+
+def image_size(image: ImageRef) -> tuple[int, int]:
+    """Return (width, height) of an image from its header; raise InputError if the header cannot be read."""
+    try:
+        if isinstance(image, Member):
+            return image.container.size(image.number)
+        with Image.open(image) as opened:
+            return opened.size
+    except Exception as error:
+        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+
+
+def image_sizes(samples: Samples) -> torch.Tensor:
+    """Return (H, W) of every image in a list of (image, class), read from the headers: int32 [N, 2]."""
+    return torch.tensor([image_size(image)[::-1] for image, _ in samples], dtype=torch.int32)
