@@ -52,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = resolve_views(config, found, {})
 
     # run all checks before hours of labelling are spent
-    folder = open_images(config.data, "--data")
+    folder = open_images(config.data, "--data", "train", config.normalised)
     preflight.warn_of_folder_order(folder.classes)
     preflight.check_images(folder.samples)
+    names, files, weights, rule = config.teachers()
+    found = preflight.inspect_pixels(found, [folder], names)
     policy = preflight.view_policy(config, found)
     views = DrawnViews(policy, len(folder.samples), config.batch_size)
-    names, files, weights, rule = config.teachers()
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
     # no autotuning: cuDNN could choose other algorithms in another process, which would change the logits' last bits
     torch.backends.cudnn.benchmark = False
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
     # a second DrawnViews for the dataset: a loader thread may read the dataset while the main thread uses `views`
-    dataset = ViewDataset(folder.samples, DrawnViews(policy, len(folder.samples), config.batch_size), found.input_size)
+    again = DrawnViews(policy, len(folder.samples), config.batch_size)
+    dataset = ViewDataset(folder.samples, again, found.input_size, found.channels)
     answers, found = preflight.report_live_agreement(config, found, dataset, 0, normalise, teachers, classes, world)
     codec = Codec(config.bits or 32, config.keep_topk, config.views)
     # encode a few logits as a trial: this raises an error if the label format cannot represent them
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     # choose the image loader, then create the label folder or resume one
-    resident = plan_images(config.loader, folder.samples, precision.device, found.workers, world)
+    resident = plan_images(config.loader, folder.samples, found, precision.device, world)
     kind = batch_class(resident, precision.device)
     # recorded with the labels, because images that are resized on the device differ slightly from PIL's
     replay = "on the device" if kind is DeviceBatches else None

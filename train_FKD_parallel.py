@@ -37,7 +37,14 @@ from utils.labels.store import LabelStore
 from utils.run import preflight
 from utils.run.folder import VIEWS, RunFolder, open_folders
 from utils.run.label_checks import check_labels, hard_views, soft_epochs, stated_classes
-from utils.run.loading import TrainingBatches, TrainingData, build_batches, build_validation, plan_memory
+from utils.run.loading import (
+    TrainingBatches,
+    TrainingData,
+    build_batches,
+    build_validation,
+    normalise_for,
+    plan_memory,
+)
 from utils.run.progress_line import ProgressLine
 from utils.run.student import Student
 from utils.run.summary import describe_images
@@ -59,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # run all checks before hours of training are spent; `found` collects settings derived from labels and folders
     folders = open_folders(config, world)
-    train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
+    train_set, val_set = preflight.check_folders(config)
     views, found = check_labels(config, found, train_set)
+    found = preflight.inspect_pixels(found, [train_set, val_set], config.models)
     store = views.store
     classes = stated_classes(store)
     names, found = preflight.number_classes(config, found, train_set, val_set, store.num_classes, classes)
@@ -75,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
-        draw_views(config, names, world, ViewDataset(data.train, views, found.input_size), soft_epochs(config).start)
+        dataset = ViewDataset(data.train, views, found.input_size, found.channels)
+        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise_for(found, precision))
         return
 
     with session(students, world) as signals:
@@ -108,7 +117,7 @@ def draw_views(
     world: World,
     dataset: ViewDataset,
     epoch: int,
-    normalise: Normalise | None = None,
+    normalise: Normalise,
     teacher: Callable | None = None,
 ) -> None:
     """Finish a dry run: write a picture of the first augmented images that students would train on.

@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # run all checks before hours of training are spent
     folders = open_folders(config, world)
-    train_set, val_set = preflight.check_folders(config.train_dir, config.val_dir)
+    train_set, val_set = preflight.check_folders(config)
     teacher = open_teacher(config, found, precision)
+    models = [*config.models, config.teacher_model] if teacher else config.models
+    found = preflight.inspect_pixels(found, [train_set, val_set], models)
     num_classes = len(train_set.classes)
     if teacher:
         teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     preflight.report_folders(config, samples, val_set.samples, names)
     teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    dataset = ViewDataset(samples, source, found.input_size)
+    dataset = ViewDataset(samples, source, found.input_size, found.channels)
     normalise = normalise_for(found, precision)
     if teacher:
         _, found = preflight.report_live_agreement(

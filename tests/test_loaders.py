@@ -147,7 +147,7 @@ def plans(loader, samples, validation=()):
 
 def relabels(loader, samples):
     """Return whether relabelling on the CPU keeps its images in memory."""
-    return plan_images(loader, samples, CPU, 0, ALONE)
+    return plan_images(loader, samples, Findings(), CPU, ALONE)
 
 
 def have_free(monkeypatch, number):
@@ -161,7 +161,7 @@ def have_free(monkeypatch, number):
 )
 def test_auto_keeps_what_fits_and_says_so(keeps, uneven_images, monkeypatch, program_log):
     samples = uneven_images.samples
-    needed = sum(h * w for h, w in SIZES) * PIL_BYTES
+    needed = sum(h * w for h, w in SIZES) * PIL_BYTES[3]
     have_free(monkeypatch, 2 * needed + 1)
     assert keeps("auto", samples)
     assert "loader  resident: decoded images take" in program_log.messages[-1]
@@ -193,7 +193,7 @@ def test_a_plan_gives_the_batches(resident, device_type, kind):
 def test_validation_images_take_a_third_of_what_is_free(loader, uneven_images, monkeypatch):
     """They stay in host memory if they need less, beside the training images that are kept there."""
     validation = 3 * 32 * 32 * 5
-    trained = sum(h * w for h, w in SIZES) * PIL_BYTES if loader == "resident" else 0
+    trained = sum(h * w for h, w in SIZES) * PIL_BYTES[3] if loader == "resident" else 0
     for free, place in ((3 * validation + 1, "host"), (3 * validation, "files")):
         have_free(monkeypatch, trained + free)
         assert plans(loader, uneven_images.samples, [("image.png", 0)] * 5).validation == place
@@ -210,5 +210,5 @@ def test_a_broken_image_is_named(keeps, uneven_images):
 
 def test_padded_estimate_on_a_device(uneven_images):
     cuda = torch.device("cuda")
-    assert decoded_bytes(uneven_images.samples, cuda, 10**9) == 3 * len(SIZES) * 90 * 90
-    assert decoded_bytes(uneven_images.samples, cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting
+    assert decoded_bytes(uneven_images.samples, Findings(), cuda, 10**9) == 3 * len(SIZES) * 90 * 90
+    assert decoded_bytes(uneven_images.samples, Findings(), cuda, 100) < 3 * len(SIZES) * 90 * 90  # stops counting

@@ -343,17 +343,23 @@ class ImageFlags(Group):
     )
     mean: tuple[float, ...] | None = flag(
         None,
-        "channel means of images in [0, 1] (default: as the labels state, else ImageNet's)",
+        "channel means of images in [0, 1], three or one (default: as the labels state, else ImageNet's)",
         Kind(float, "M"),
         RESULT,
-        nargs=3,
+        nargs="+",
     )
     std: tuple[float, ...] | None = flag(
         None,
-        "channel standard deviations of images in [0, 1] (default: as the labels state, else ImageNet's)",
+        "channel standard deviations of images in [0, 1], three or one (default: as the labels state, else ImageNet's)",
         Kind(POSITIVE, "S"),
         RESULT,
-        nargs=3,
+        nargs="+",
+    )
+    normalised: str = flag(
+        "auto",
+        "whether images of floating-point numbers have had mean and standard deviation applied; auto: inferred from "
+        "their values, and logged",
+        choices=("auto", "yes", "no"),
     )
 
 
@@ -1263,6 +1269,8 @@ class Findings:
         side_by_side: number of students that one command trains at the same time.
         input_size: S, side of the model's input in pixels.
         mean, std: mean and standard deviation of each channel of images in [0, 1].
+        channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
+        train_values, val_values: what the pixels of the images are: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how classes were numbered, and how validation folders were paired with training folders, in words.
         mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
@@ -1289,6 +1297,9 @@ class Findings:
     input_size: int = finding(224, RESULT)
     mean: tuple[float, ...] = finding(IMAGENET_MEAN, RESULT)
     std: tuple[float, ...] = finding(IMAGENET_STD, RESULT)
+    channels: int = finding(3, RESULT, earlier=3)
+    train_values: str = finding("bytes", RESULT, earlier="bytes")
+    val_values: str = finding("bytes", RESULT, earlier="bytes")
     val_resize: int = finding(256, RESULT)
     classes: str = finding("", NEUTRAL)
     mix_type: str | None = finding(None, RESULT)
@@ -1354,7 +1365,13 @@ def resolve_views(
                 f"{typed(known)}; leave it out"
             )
         value: Any = next(value for value in (asked, known, usual) if value is not None)
-        values[name] = value if name == "input_size" else tuple(value)
+        if name != "input_size":
+            if len(value) not in (1, 3):
+                raise InputError(
+                    f"--{name} {typed(value)} has {len(value)} numbers; give three, or one for grey images"
+                )
+            value = tuple(value) * (3 // len(value))
+        values[name] = value
     # relabelling has no validation images, and so no --val-resize
     if not isinstance(config, TrainConfig):
         return replace(found, **values)
@@ -1365,6 +1382,14 @@ def resolve_views(
             "have black edges; give at least as much"
         )
     return replace(found, val_resize=resize, **values)
+
+
+def grey(found: Findings) -> Findings:
+    """Return `found` for models with one input channel: mean and standard deviation become those of grey images.
+
+    They are the means of the three channels' values, as timm takes them for grey images.
+    """
+    return replace(found, channels=1, mean=(sum(found.mean) / 3,), std=(sum(found.std) / 3,))
 
 
 def comparable(value: Any) -> Any:

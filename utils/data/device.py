@@ -10,7 +10,7 @@ from prefetch_generator import BackgroundGenerator
 from torchvision.transforms import functional as TF
 
 from utils.data.batch import Batch, StepTensors
-from utils.data.images import image_sizes
+from utils.data.images import Samples, height_and_width, image_sizes
 from utils.data.replay import Normalise, mix_by_mask, resize_views
 from utils.data.resident import decode_all
 from utils.data.workers import ViewDataset
@@ -42,7 +42,9 @@ class DeviceBatches:
         at_once: int | None = None,
     ) -> None:
         self.device = device
-        self.gallery = Gallery.decoded(dataset.samples, dataset.input_size, normalise, workers, device)
+        self.gallery = Gallery.decoded(
+            dataset.samples, dataset.input_size, normalise, workers, device, dataset.channels
+        )
         self.show(dataset.source, epochs, at_once)
 
     def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
@@ -71,20 +73,24 @@ class DeviceBatches:
         other.show(dataset.source, epochs, -(-dataset.source.batches_per_epoch // len(self.parts)))
         return other
 
-    def upload(self, epoch: int, batches: range) -> list[tuple[torch.Tensor, torch.Tensor, Answers | None]]:
+    def upload(self, epoch: int, batches: range) -> list[tuple]:
         """Read the labels of some batches of an epoch, and copy them to the device.
 
         Returns:
-            for each batch, a tuple (geometry, mixing, the teacher's logits). geometry is int64 [B, 7], see
-            `geometry_of`. mixing is float32 [5], see `mixing_of`. The logits are None without soft labels.
+            for each batch, a tuple (geometry, mixing, the teacher's logits, parameters). geometry is int64 [B, 7], see
+            `geometry_of`. mixing is float32 [5], see `mixing_of`. The logits are None without soft labels. The
+            parameters of the augmentation are float32 [B, P], and None without augmentation.
         """
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
         mixing = torch.stack([mixing_of(one.mix) for one in labels])
         answers = [one.logits for one in labels if one.logits is not None]
         logits = self.put_answers(answers) if answers else [None] * len(labels)
-        by_batch = self.put(geometry).split([len(one) for one in labels])
-        return list(zip(by_batch, self.put(mixing), logits, strict=True))
+        rows = [len(one) for one in labels]
+        by_batch = self.put(geometry).split(rows)
+        drawn = [one.augment for one in labels if one.augment is not None]
+        parameters = self.put(torch.cat(drawn)).split(rows) if drawn else [None] * len(labels)
+        return list(zip(by_batch, self.put(mixing), logits, parameters, strict=True))
 
     def put_answers(self, batches: Sequence[Answers]) -> list[Answers | None]:
         """Copy the logits of several batches to the device; return the logits of each batch, now on the device.
@@ -108,16 +114,18 @@ class DeviceBatches:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the training batches of `epoch`, from `first_batch` on; epochs must be requested in order."""
         for batches in self.parts:
-            for batch, (geometry, mixing, logits) in zip(batches, next(self.uploads), strict=True):
+            for batch, (geometry, mixing, logits, parameters) in zip(batches, next(self.uploads), strict=True):
                 if batch >= first_batch:
-                    yield DeviceBatch(self.gallery, geometry, mixing, logits, self.source.parts(epoch, batch))
+                    parts = self.source.parts(epoch, batch)
+                    yield DeviceBatch(self.gallery, geometry, mixing, logits, parts, parameters)
 
 
 class Gallery:
     """All training images in device memory.
 
     Args:
-        images: uint8 [N, H, 3, W], padded with zeros. With this layout, `resize_views` need not transpose the images.
+        images: uint8 or float32 [N, H, C, W], padded with zeros. With this layout, `resize_views` need not transpose
+            the images.
         sizes: int64 [N, 2] on the host, (height, width) of each image before padding.
         targets: int64 [N] on the device, class of each image.
         input_size: S, side of the model's input in pixels.
@@ -132,31 +140,42 @@ class Gallery:
 
     @classmethod
     def decoded(
-        cls, samples: list[tuple[str, int]], input_size: int, normalise: Normalise, workers: int, device: torch.device
+        cls,
+        samples: Samples,
+        input_size: int,
+        normalise: Normalise,
+        workers: int,
+        device: torch.device,
+        channels: int = 3,
     ) -> "Gallery":
-        """Decode the images of `samples`, a list of (path, class), onto the device; return them as a `Gallery`."""
+        """Decode the images of `samples`, a list of (image, class), onto the device; return them as a `Gallery`."""
         targets = torch.tensor([target for _, target in samples], device=device)
         sizes = image_sizes(samples).long()
         height, width = sizes.amax(dim=0).tolist()
-        images = torch.zeros(len(samples), height, 3, width, dtype=torch.uint8, device=device)
-        for place, image in zip(images, decode_all(samples, workers), strict=True):
-            pixels = TF.pil_to_tensor(image).to(device)  # [3, h, w]
-            place[: image.height, :, : image.width] = pixels.transpose(0, 1)
+        dtype = torch.uint8 if normalise.values == "bytes" else torch.float32
+        images = torch.zeros(len(samples), height, channels, width, dtype=dtype, device=device)
+        for place, image in zip(images, decode_all(samples, workers, channels), strict=True):
+            h, w = height_and_width(image)
+            pixels = image if isinstance(image, torch.Tensor) else TF.pil_to_tensor(image)  # [C, h, w]
+            place[:h, :, :w] = pixels.to(device).transpose(0, 1)
         return cls(images, sizes, targets, input_size, normalise)
 
-    def replay(self, geometry: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
+    def replay(
+        self, geometry: torch.Tensor, mixing: torch.Tensor, parameters: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the augmented images of a batch: cropped, resized, flipped, normalised and mixed.
 
         Args:
             geometry: int64 [B, 7], images, crops, flips and mix partners, see `geometry_of`.
             mixing: float32 [5], mixing weight and cutmix box, see `mixing_of`.
+            parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
 
         Returns:
-            float32 [B, 3, S, S].
+            float32 [B, C, S, S].
         """
         index, top, left, height, width, flip, partner = geometry.unbind(dim=1)
         views = resize_views(self.images[index], top, left, height, width, flip, self.input_size)
-        return mix_by_mask(self.normalise(views), partner, mixing)
+        return mix_by_mask(self.normalise(views, parameters), partner, mixing)
 
 
 class DeviceBatch(Batch):
@@ -169,6 +188,7 @@ class DeviceBatch(Batch):
     gallery: Gallery
     geometry: torch.Tensor
     mixing: torch.Tensor
+    parameters: torch.Tensor | None
 
     def __init__(
         self,
@@ -177,8 +197,10 @@ class DeviceBatch(Batch):
         mixing: torch.Tensor,
         soft_labels: Answers | None,
         parts: Parts | None = None,
+        parameters: torch.Tensor | None = None,
     ) -> None:
         vars(self).update(gallery=gallery, geometry=geometry, mixing=mixing, soft_labels=soft_labels, parts=parts)
+        vars(self).update(parameters=parameters)
 
     def ready(self) -> Batch:
         """Return a plain `Batch` with the finished images, so that they are computed once for all students."""
@@ -186,20 +208,20 @@ class DeviceBatch(Batch):
 
     def tensors(self) -> StepTensors:
         """Return crops and flips, mixing and soft labels, to be copied into the inputs of a captured CUDA graph."""
-        return self.geometry, self.mixing, *tensors_of(self.soft_labels)
+        return self.geometry, self.mixing, self.parameters, *tensors_of(self.soft_labels)
 
     def like(self, tensors: StepTensors) -> "DeviceBatch":
         """Return a new batch made of `tensors`. They must have the same order as the tensors from `self.tensors()`."""
-        geometry, mixing, *soft_labels = tensors
-        return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts)
+        geometry, mixing, parameters, *soft_labels = tensors
+        return DeviceBatch(self.gallery, geometry, mixing, answers_of(soft_labels), self.parts, parameters)
 
     def __len__(self) -> int:
         return len(self.geometry) if self.parts is None else sum(own for own, _ in self.parts)
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """Return this rank's augmented images, normalised and mixed: float32 [B, 3, S, S]."""
-        return self.gallery.replay(self.geometry, self.mixing)[: len(self)]
+        """Return this rank's augmented images, normalised and mixed: float32 [B, C, S, S]."""
+        return self.gallery.replay(self.geometry, self.mixing, self.parameters)[: len(self)]
 
     @cached_property
     def targets(self) -> torch.Tensor:

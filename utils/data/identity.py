@@ -27,7 +27,7 @@ def pixel_digest(image: Pixels) -> bytes:
     """
     height, width = height_and_width(image)
     digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=DIGEST_BYTES)
-    digest.update(image.contiguous().numpy() if isinstance(image, torch.Tensor) else image.tobytes())
+    digest.update(image.numpy().tobytes() if isinstance(image, torch.Tensor) else image.tobytes())
     return digest.digest()
 
 

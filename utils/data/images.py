@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from utils.system.errors import InputError, clause
 
 Pixels = Image.Image | torch.Tensor
+# what the pixels of a set are: integers from 0 to 255; floating-point numbers in about [0, 1]; or floating-point
+# numbers to which mean and standard deviation have been applied
+Values = Literal["bytes", "unit", "normalised"]
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -106,6 +110,13 @@ class ImageSet:
     def targets(self) -> list[int]:
         """Return the class of every image, in the order of `samples`."""
         return [target for _, target in self.samples]
+
+    @property
+    def values(self) -> Values:
+        """Return what the pixels of the set are; the first image is decoded."""
+        if isinstance(load_image(self.samples[0][0]), Image.Image):
+            return "bytes"
+        return "normalised" if self.normalised else "unit"
 
 
 def first_images(samples: Samples, per_class: int | None) -> Samples:

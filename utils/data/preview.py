@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from utils.data.batch import refuse_non_finite
-from utils.data.replay import Normalise, finish_views, mix_images
+from utils.data.replay import Normalise, finish_views
 from utils.data.workers import Positions, ViewDataset
 from utils.labels.agreement import dominating
 from utils.labels.store import LabelStore
@@ -53,8 +53,8 @@ def ask_teacher(
     rows, started = 0, time.monotonic()
     for positions in Positions(range(epoch, epoch + ASK_EPOCHS), dataset.source):
         dataset.load_batch_config(positions[0])
-        views = torch.stack([view for view, *_ in dataset.__getitems__(positions)])
-        images = finish_views(views.to(normalise.mean.device), normalise, dataset.labels.mix)
+        views = torch.stack([view for view, *_ in dataset.__getitems__(positions)]).to(normalise.mean.device)
+        images = finish_views(views, normalise, dataset.labels.mix, dataset.labels.augment)
         logits = teacher(images)
         refuse_non_finite(logits.isfinite().all())
         crops = torch.zeros(len(views), 4)
@@ -72,7 +72,7 @@ class Preview:
     """Data of a preview picture: the first augmented images (views) of an epoch, their classes and teacher logits.
 
     Attributes (n = up to 16 views):
-        images: uint8 [n, S, S, 3], the views after cutmix or mixup.
+        images: uint8 [n, S, S, C], the views after augmentation and cutmix or mixup.
         targets: int64 [n], class of each view.
         partners: int64 [n], class of the image that is mixed into each view.
         logits: float32 [n, C]; None if there are neither soft labels nor a teacher.
@@ -80,7 +80,7 @@ class Preview:
     Args:
         dataset: `ViewDataset`.
         epoch: epoch whose first batch is shown.
-        normalise: normalisation of the teacher's input.
+        normalise: normalisation of the models' input.
         teacher: function from images, float [B, 3, S, S], to logits [B, C]; used if the dataset has no soft labels.
     """
 
@@ -88,7 +88,7 @@ class Preview:
         self,
         dataset: ViewDataset,
         epoch: int,
-        normalise: Normalise | None = None,
+        normalise: Normalise,
         teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         epochs = range(epoch, epoch + 1)
@@ -98,15 +98,16 @@ class Preview:
         slots = list(range(min(SHOWN, len(positions))))
         partners = slots if mix.partner is None else mix.partner[slots].tolist()
         views, classes = zip(*(dataset[positions[slot]][:2] for slot in slots + partners), strict=True)
-        views = torch.stack(views)
+        parameters = dataset.labels.augment
+        parameters = None if parameters is None else parameters[slots + partners]
         n = len(slots)
         # `views` holds n views and then their n mix partners: row i is mixed with row n + i
         mix = mix._replace(partner=torch.arange(2 * n).roll(n))
-        mixed = mix_images(views.permute(0, 3, 1, 2).float(), mix)[:n]
-        if logits is None and teacher is not None and normalise is not None:
-            logits = teacher(mix_images(normalise(views.to(normalise.mean.device)), mix)[:n])
+        mixed = finish_views(torch.stack(views).to(normalise.mean.device), normalise, mix, parameters)[:n]
+        if logits is None and teacher is not None:
+            logits = teacher(mixed)
             refuse_non_finite(logits.isfinite().all())
-        self.images = mixed.round().byte().permute(0, 2, 3, 1)
+        self.images = normalise.visible(mixed).cpu()
         self.targets, self.partners = torch.tensor(classes).split(n)
         if isinstance(logits, TopK):
             store = cast(LabelStore, dataset.source.store)  # `TopK` logits come only from a label store
@@ -131,7 +132,7 @@ class Preview:
         answers = [None] * len(self.images) if self.logits is None else list(self.logits)
         classes = zip(self.targets.tolist(), self.partners.tolist(), answers, strict=True)
         for panel, image, (target, partner, logits) in zip(axes, self.images, classes, strict=False):
-            panel.imshow(image.numpy())
+            panel.imshow(image.expand(-1, -1, 3).numpy())
             panel.set_title(caption(target, partner, logits, names), fontsize=11, parse_math=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:

@@ -1,41 +1,59 @@
 """Compute augmented images from given crops, flips and mixing: one image with PIL, or a batch on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from utils.data.images import Pixels, Values
 from utils.labels.types import Mix
 from utils.labels.views import Crop
 
 
-def replay_view(image: Image.Image, box: Crop, flip: bool, size: int) -> torch.Tensor:
+def replay_view(image: Pixels, box: Crop, flip: bool, size: int) -> torch.Tensor:
     """Crop one image, resize it with PIL's antialiased bilinear filter, and flip it.
 
     Args:
-        image: PIL RGB image.
+        image: PIL image of mode RGB or L, or tensor float32 [C, H, W].
         box: (top, left, height, width) in pixels.
         flip: whether to mirror left to right.
         size: S, side of the result in pixels.
 
     Returns:
-        uint8 [S, S, 3].
+        [S, S, C]; uint8 for a PIL image. The values of a tensor are not rounded: float32.
     """
     top, left, height, width = box
+    if isinstance(image, torch.Tensor):
+        floats = resize_floats(image[:, top : top + height, left : left + width], (size, size))
+        return (floats.flip(2) if flip else floats).permute(1, 2, 0).contiguous()
     view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(view))
+    return torch.from_numpy(np.array(view)).view(size, size, -1)
+
+
+def resize_floats(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize an image, float32 [C, H, W], to `size` = (height, width), with an antialiased bilinear filter.
+
+    An image that has this size already is returned unchanged, to the last bit.
+    """
+    if image.shape[1:] == size:
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 class Normalise:
-    """Callable that normalises images: uint8 x [B, S, S, 3] becomes (x / 255 - mean) / std, float32 [B, 3, S, S].
+    """Callable that normalises images: x [B, S, S, C] becomes (x / 255 - mean) / std, float32 [B, C, S, S].
 
     Args:
         mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         device: device of the images.
         memory_format: memory format of the result.
+        values: what the pixels are. Pixels in [0, 1] (`unit`) are not divided by 255; `normalised` ones stay as they
+            are.
+        augment: function (normalised images [B, C, S, S], random parameters [B, P]) -> images; see `Augmentation`.
     """
 
     def __init__(
@@ -44,27 +62,50 @@ class Normalise:
         std: Sequence[float],
         device: torch.device | str,
         memory_format: torch.memory_format = torch.channels_last,
+        values: Values = "bytes",
+        augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ):
-        self.memory_format = memory_format
+        self.memory_format, self.values, self.augment = memory_format, values, augment
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, parameters: torch.Tensor | None = None) -> torch.Tensor:
+        """Return normalised images; if `parameters` are given, the images are then augmented with them."""
         batch, height, width, channels = images.shape
         # repeat mean and std for each pixel of a row: on a CPU, arithmetic on long rows is faster than on 3 channels
         mean, std = self.mean.repeat(width), self.std.repeat(width)
         rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
-        rows.div_(255).sub_(mean).div_(std)
+        if self.values == "bytes":
+            rows.div_(255)
+        if self.values != "normalised":
+            rows.sub_(mean).div_(std)
         images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return images.contiguous(memory_format=self.memory_format)
+        images = images.contiguous(memory_format=self.memory_format)
+        if parameters is not None and self.augment is not None:
+            images = self.augment(images, parameters.to(images.device, non_blocking=True))
+        return images
+
+    def visible(self, images: torch.Tensor) -> torch.Tensor:
+        """Convert normalised images [B, C, S, S] back to pixels that can be shown: uint8 [B, S, S, C]."""
+        pixels = (images.float().permute(0, 2, 3, 1) * self.std + self.mean) * 255
+        return pixels.round().clamp(0, 255).byte()
 
 
-def finish_views(views: torch.Tensor, normalise: Normalise, mix: Mix) -> torch.Tensor:
-    """Normalise and mix the cropped images of a batch: uint8 [B, S, S, 3] -> float32 [B, 3, S, S].
+def finish_views(
+    views: torch.Tensor, normalise: Normalise, mix: Mix, parameters: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Normalise, augment and mix the cropped images of a batch: [B, S, S, C] -> float32 [B, C, S, S].
 
-    Cutmix only copies pixels, so it runs before the normalisation: uint8 needs a quarter of the memory of float32.
+    Cutmix only copies pixels, so it runs before the normalisation: uint8 needs a quarter of the memory of float32. But
+    images are augmented before they are mixed.
+
+    Args:
+        views: the cropped images, uint8 or float32.
+        normalise: normalisation, and the augmentation that uses `parameters`.
+        mix: how the images are mixed.
+        parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
     """
-    if mix.box is None:
-        return mix_images(normalise(views), mix)
+    if mix.box is None or parameters is not None:
+        return mix_images(normalise(views, parameters), mix)
     mixed = mix_images(views.permute(0, 3, 1, 2), mix)
     return normalise(mixed.permute(0, 2, 3, 1))
 
@@ -121,23 +162,26 @@ def resize_views(
     Pixel values therefore differ from PIL's by at most 1.
 
     Args:
-        images: uint8 [B, H, 3, W].
+        images: uint8 or float32 [B, H, C, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
-        dtype: dtype of the computation; by default float16 on CUDA and float32 elsewhere. float16 is faster. Its
-            values from 0 to 255 have a rounding error of at most 1/16.
+        dtype: dtype of the computation; by default float16 for uint8 images on CUDA and float32 elsewhere. float16 is
+            faster. Its values from 0 to 255 have a rounding error of at most 1/16.
 
     Returns:
-        `dtype` [B, S, S, 3], whole numbers from 0 to 255.
+        `dtype` [B, S, S, C]. Values that were made from uint8 images are whole numbers from 0 to 255.
     """
-    dtype = dtype or (torch.float16 if images.is_cuda else torch.float32)
-    batch, rows, _, columns = images.shape
+    floats = images.is_floating_point()
+    dtype = dtype or (torch.float16 if images.is_cuda and not floats else torch.float32)
+    batch, rows, channels, columns = images.shape
     across = resize_weights(left, width, flip, size, columns).to(dtype)  # [B, S, W]
     down = resize_weights(top, height, torch.zeros_like(flip), size, rows).to(dtype)  # [B, S, H]
-    narrow = images.to(dtype).view(batch, rows * 3, columns) @ across.mT  # [B, H·3, S]
-    views = down @ narrow.view(batch, rows, 3 * size)  # [B, S, 3·S]
-    return views.round_().view(batch, size, 3, size).transpose(2, 3)
+    narrow = images.to(dtype).view(batch, rows * channels, columns) @ across.mT  # [B, H·C, S]
+    views = down @ narrow.view(batch, rows, channels * size)  # [B, S, C·S]
+    if not floats:
+        views.round_()
+    return views.view(batch, size, channels, size).transpose(2, 3)
 
 
 def resize_weights(

@@ -19,10 +19,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
 
 from utils.data.batch import Batch
-from utils.data.images import Samples, load_rgb
+from utils.data.images import Pixels, Samples, height_and_width, load_image
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.data.workers import ViewDataset
 from utils.labels.types import each
@@ -32,12 +31,12 @@ from utils.system.machine import cores
 DECODED_AHEAD = 256  # number of images that are submitted to the decoding threads at a time
 
 
-def decode_all(samples: Samples, workers: int) -> Iterator[Image.Image]:
-    """Yield every image as a PIL RGB image, in order; threads decode the images, because PIL releases the GIL."""
-    paths = iter([path for path, _ in samples])
+def decode_all(samples: Samples, workers: int, channels: int = 3) -> Iterator[Pixels]:
+    """Yield every image with `channels` channels, in order; threads decode them, because PIL releases the GIL."""
+    images = iter([image for image, _ in samples])
     with ThreadPoolExecutor(max(workers, cores())) as pool:
-        while ahead := list(islice(paths, DECODED_AHEAD)):
-            yield from pool.map(load_rgb, ahead)
+        while ahead := list(islice(images, DECODED_AHEAD)):
+            yield from pool.map(partial(load_image, channels=channels), ahead)
 
 
 class ResidentBatches:
@@ -53,7 +52,7 @@ class ResidentBatches:
         self.batches_per_epoch = self.source.batches_per_epoch
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
-        self.images = list(decode_all(dataset.samples, workers))
+        self.images = list(decode_all(dataset.samples, workers, dataset.channels))
         # threads that crop and resize images: as many as PyTorch's threads, which are idle at that time
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -64,16 +63,16 @@ class ResidentBatches:
         return other
 
     def views(self, labels: Views) -> torch.Tensor:
-        """Return the images of a batch, cropped, resized and flipped, but not yet mixed: uint8 [B, S, S, 3]."""
+        """Return the images of a batch, cropped, resized and flipped, but not yet mixed: [B, S, S, C]."""
         images = [self.images[number] for number in index_of(labels).tolist()]
-        crops = labels.crops(np.array([(image.height, image.width) for image in images]))
+        crops = labels.crops(np.array([height_and_width(image) for image in images]))
         boxes, flips = crops[:, :4].tolist(), (crops[:, 4] == 1).tolist()
         return torch.stack(list(self.pool.map(partial(replay_view, size=self.size), images, boxes, flips)))
 
     def read(self, epoch: int, batch: int) -> Batch:
         """Return one training batch of `epoch`, mixed, normalised and on the device."""
         labels = self.source.read(epoch, batch)
-        images = finish_views(self.views(labels).to(self.device), self.normalise, labels.mix)
+        images = finish_views(self.views(labels).to(self.device), self.normalise, labels.mix, labels.augment)
         soft_labels = each(labels.logits, lambda tensor: tensor.to(self.device))
         parts = self.source.parts(epoch, batch)
         return Batch(images, soft_labels, self.targets[index_of(labels)].to(self.device)).own(parts)

@@ -9,8 +9,8 @@ from torchvision.transforms import functional as TF
 
 from utils.config import default_val_resize
 from utils.data.identity import pixel_digest
-from utils.data.images import Samples, load_rgb
-from utils.data.replay import Normalise
+from utils.data.images import Samples, load_image
+from utils.data.replay import Normalise, resize_floats
 from utils.data.workers import guarded, start_worker
 from utils.system.distributed import World
 
@@ -21,32 +21,39 @@ HOST = torch.device("cpu")
 class CentreCrops(Dataset):
     """Dataset of validation images. The shorter side is resized to `resize` pixels. The central S x S pixels are kept.
 
-    An item is (image uint8 [S, S, 3], class, digest). While the attribute `digesting` is True, the digest is an int64
-    hash of the decoded pixels and the class; otherwise it is 0.
+    An item is (image [S, S, C], class, digest); the image is uint8, or float32 in a set of floating-point images. While
+    the attribute `digesting` is True, the digest is an int64 hash of the decoded pixels and the class; otherwise it
+    is 0.
     """
 
-    def __init__(self, samples: Samples, input_size: int, resize: int):
-        self.samples, self.input_size, self.resize = samples, input_size, resize
+    def __init__(self, samples: Samples, input_size: int, resize: int, channels: int = 3):
+        self.samples, self.input_size, self.resize, self.channels = samples, input_size, resize, channels
         self.digesting = True
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, int, int]:
-        path, target = self.samples[item]
-        image = load_rgb(path)
+        ref, target = self.samples[item]
+        image = load_image(ref, self.channels)
         digest = 0
         if self.digesting:
             number = hashlib.blake2b(target.to_bytes(4, "little") + pixel_digest(image), digest_size=8)
             digest = int.from_bytes(number.digest(), "little", signed=True)
-        image = TF.resize(image, self.resize)
-        return TF.pil_to_tensor(TF.center_crop(image, self.input_size)).permute(1, 2, 0), target, digest
+        if isinstance(image, torch.Tensor):
+            height, width = image.shape[1:]
+            shorter = min(height, width)  # the other side is truncated to whole pixels, as torchvision does
+            image = resize_floats(image, (self.resize * height // shorter, self.resize * width // shorter))
+            image = TF.center_crop(image, self.input_size)
+        else:
+            image = TF.pil_to_tensor(TF.center_crop(TF.resize(image, self.resize), self.input_size))
+        return image.permute(1, 2, 0), target, digest
 
 
 class ValidationBatches:
     """Validation batches in file order; by default, images are decoded only once and kept in memory.
 
-    Iterating yields (images float [B, 3, S, S], targets int64 [B]) on the device. The batch size does not
+    Iterating yields (images float [B, C, S, S], targets int64 [B]) on the device. The batch size does not
     affect the result of an evaluation, so --batch-size is not used.
 
     Attributes:
@@ -62,6 +69,7 @@ class ValidationBatches:
         batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
         keep: device on which the decoded images are kept after the first pass. If None, every pass decodes the images.
         resize: pixels of the shorter side before the centre is cropped (default: `default_val_resize`).
+        channels: C, number of channels of an image: 3 for RGB, 1 for grey.
     """
 
     def __init__(
@@ -74,9 +82,10 @@ class ValidationBatches:
         batch_size: int | None = None,
         keep: torch.device | None = HOST,
         resize: int | None = None,
+        channels: int = 3,
     ):
         self.device, self.normalise = device, normalise
-        self.images = CentreCrops(samples, input_size, resize or default_val_resize(input_size))
+        self.images = CentreCrops(samples, input_size, resize or default_val_resize(input_size), channels)
         self.digest: int | None = None
         self.loader = DataLoader(
             self.images,
@@ -101,7 +110,7 @@ class ValidationBatches:
         return f"{sum(digests) % 2**64:016x}" if len(digests) == world.size else None
 
     def decoded(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield batches (images uint8 [B, S, S, 3], targets int64 [B]); decode only if no images are kept in memory."""
+        """Yield batches (images [B, S, S, C], targets int64 [B]); decode only if no images are kept in memory."""
         if self.kept:
             yield from self.kept
             return

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from patches import fetch_patch
 from utils.data.batch import Batch
-from utils.data.images import Samples, load_rgb
+from utils.data.images import Samples, height_and_width, load_image
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
@@ -36,8 +36,9 @@ from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_sys
 from utils.system.files import can_open
 from utils.system.process import prepare_worker
 
-# pixels uint8 [S, S, 3], class, crop float32 [4] as fractions of height and width, flip, image index
-View = tuple[torch.Tensor, int, torch.Tensor, bool, int]
+# pixels [S, S, C], class, crop float32 [4] as fractions of height and width, flip, image index; with augmentation also
+# its random parameters float32 [P]
+View = tuple
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
 
@@ -55,13 +56,15 @@ class ViewDataset(Dataset):
         source: crops, flips and labels of every batch of the run: a `TrainingViews`, a label store or a `DrawnViews`.
             The batches of a label store are used in stored order.
         input_size: S, side of a view in pixels.
+        channels: C, number of channels of a view: 3 for RGB, 1 for grey.
     """
 
     # the reference code requires a PyTorch whose fetcher was edited by hand; that fetcher reads this attribute
     mode = "fkd_load"
 
-    def __init__(self, samples: Samples, source: ViewSource, input_size: int) -> None:
-        self.samples, self.source, self.input_size = samples, TrainingViews.of(source), input_size
+    def __init__(self, samples: Samples, source: ViewSource, input_size: int, channels: int = 3) -> None:
+        self.samples, self.source = samples, TrainingViews.of(source)
+        self.input_size, self.channels = input_size, channels
         self.labels: Views  # labels of the batch that is being loaded
 
     def locate(self, position: int) -> tuple[int, int, int]:
@@ -100,14 +103,16 @@ class ViewDataset(Dataset):
         """Return row `slot` of the loaded batch, cropped, resized and flipped, but not mixed.
 
         Returns:
-            (pixels uint8 [S, S, 3], class, crop float32 [4] as fractions of height and width, flip, image index).
+            (pixels uint8 or float32 [S, S, C], class, crop float32 [4] as fractions of height and width, flip, image
+            index). With augmentation, the random parameters float32 [P] follow.
         """
         index = int(index_of(self.labels)[slot])
-        path, target = self.samples[index]
-        image = load_rgb(path)
-        size = image.height, image.width
+        ref, target = self.samples[index]
+        image = load_image(ref, self.channels)
+        size = height_and_width(image)
         box, flip = self.labels.view(slot, size)
-        return replay_view(image, box, flip, self.input_size), target, fractions(box, size), flip, index
+        parameters = () if self.labels.augment is None else (self.labels.augment[slot],)
+        return replay_view(image, box, flip, self.input_size), target, fractions(box, size), flip, index, *parameters
 
 
 class Positions:
@@ -218,8 +223,9 @@ def exit_codes(iterator: object) -> set[int | None]:
 
 def prepare_batch(normalise: Normalise, device: torch.device, item: Item, parts: Parts | None) -> Batch:
     """Copy an item of `view_loader` to the device, normalise and mix it, and return this rank's rows as a `Batch`."""
-    (views, targets, *_), partner, lam, box, logits = item
-    images = finish_views(views.to(device, non_blocking=True), normalise, Mix(partner, lam, box))
+    (views, targets, _, _, _, *parameters), partner, lam, box, logits = item
+    mix = Mix(partner, lam, box)
+    images = finish_views(views.to(device, non_blocking=True), normalise, mix, *parameters)
     soft_labels = each(logits, lambda tensor: tensor.to(device, non_blocking=True))
     return Batch(images, soft_labels, targets.to(device, non_blocking=True)).own(parts)
 

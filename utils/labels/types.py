@@ -107,7 +107,13 @@ class Mix(NamedTuple):
 
 
 class BatchViews(ABC):
-    """Base class of the two kinds of batches: `BatchLabels` with stored crops, `DrawnBatch` with random crops."""
+    """Base class of the two kinds of batches: `BatchLabels` with stored crops, `DrawnBatch` with random crops.
+
+    Attributes:
+        augment: random parameters of the augmentation of each row, float32 [B, P]; None without augmentation.
+    """
+
+    augment: "torch.Tensor | None" = None
 
     @abstractmethod
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:

@@ -8,6 +8,7 @@ number of workers or ranks, or on whether a run was resumed.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -140,6 +141,7 @@ class DrawnBatch(BatchViews):
     index: torch.Tensor  # int64 [B]
     mix: Mix
     logits: Answers | None = None  # set only by `HardViews`: hard labels as class probabilities [B, C]
+    augment: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -173,6 +175,13 @@ def index_of(views: Views) -> torch.Tensor:
     return views.index
 
 
+class DrawsParameters(Protocol):
+    """Interface of an augmentation's random draws."""
+
+    def draw(self, epoch: int, batch: int, rows: int, /) -> torch.Tensor:
+        """Draw the random parameters of one batch, float32 [rows, P]; they depend only on seed, epoch and batch."""
+
+
 class DrawnViews:
     """Batches of random views of N images, used for relabelling and for distillation without stored labels (naive KD).
 
@@ -180,10 +189,14 @@ class DrawnViews:
         policy: the distribution from which views are drawn.
         num_images: N, the number of images.
         batch_size: number of images in a batch.
+        augmentation: draws the random parameters of the augmentation of each batch; None for no augmentation.
     """
 
-    def __init__(self, policy: ViewPolicy, num_images: int, batch_size: int):
+    def __init__(
+        self, policy: ViewPolicy, num_images: int, batch_size: int, augmentation: "DrawsParameters | None" = None
+    ):
         self.policy, self.num_images, self.batch_size = policy, num_images, batch_size
+        self.augmentation = augmentation
         self.batches_per_epoch = math.ceil(num_images / batch_size)
         self.order = ReferenceOrder(num_images, policy.seed)
 
@@ -196,4 +209,6 @@ class DrawnViews:
         start = batch * self.batch_size
         index = self.order(epoch)[start : start + self.rows(epoch, batch)]
         draws = self.policy.draw_crops(epoch, batch, len(index))
-        return DrawnBatch(self.policy, draws, index, self.policy.draw_mix(epoch, batch, len(index)))
+        mix = self.policy.draw_mix(epoch, batch, len(index))
+        parameters = self.augmentation.draw(epoch, batch, len(index)) if self.augmentation else None
+        return DrawnBatch(self.policy, draws, index, mix, augment=parameters)

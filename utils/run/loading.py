@@ -13,6 +13,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 
@@ -20,7 +21,7 @@ from utils.config import Findings, TrainConfig
 from utils.data.batch import Batch, Batches, LiveTeacher
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages
-from utils.data.images import Samples, image_size
+from utils.data.images import Samples, Values, image_size
 from utils.data.replay import Normalise
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ROWS_ON_A_DEVICE, ValidationBatches
@@ -44,7 +45,9 @@ LABEL_PART = 1e9
 IN_FLIGHT = 3
 # bytes of crop, flip and mix parameters per view, uploaded with the labels: seven int64 numbers
 GEOMETRY_BYTES = 56
-PIL_BYTES = 4  # bytes per pixel of a decoded RGB image in PIL
+FLOAT_BYTES = 4
+# bytes per pixel of a decoded image in PIL, by its number of channels
+PIL_BYTES = {1: 1, 3: 4}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class TrainingData:
         hard: views for hard-label epochs; None if there are no such epochs.
         teacher: live teacher of `source`, a function from images [B, 3, S, S] to logits [B, C]; None if labels are
             stored.
+        augment: augmentation of normalised images with the random parameters that `source` draws; None without.
     """
 
     train: Samples
@@ -71,6 +75,7 @@ class TrainingData:
     images: KnownImages | None = None
     hard: HardViews | None = None
     teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
+    augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,12 +151,12 @@ def plan_memory(
         InputError: an image cannot be read, or --loader resident was given and the images do not fit in memory.
     """
     device = students[0].precision.device
-    validation = 3 * found.input_size**2 * len(data.val) // world.size
+    validation = validation_bytes(found, data, world)
     if device.type == "cuda":
         plan = plan_on_device(config, found, data, students, world)
         taken = 0
     else:
-        images = 0 if config.loader == "workers" else decoded_bytes(data.train, device, free_host_memory())
+        images = 0 if config.loader == "workers" else decoded_bytes(data.train, found, device, free_host_memory())
         plan = Plan(keeps_images(config.loader, images, device), None, "host")
         taken = images if plan.resident else 0
     if plan.validation == "host" and validation >= (free_host_memory() - taken) / 3:
@@ -207,9 +212,9 @@ def plan_on_device(
     # if no epoch with soft labels is left, the estimate is made for the last soft-label epoch
     labels = label_bytes(source, min(next_epoch, phases.soft - 1))
     budget = Budget(
-        images=0 if config.loader == "workers" else decoded_bytes(data.train, device, free),
+        images=0 if config.loader == "workers" else decoded_bytes(data.train, found, device, free),
         labels=labels + (label_bytes(data.hard, 0) if data.hard else 0),
-        validation=3 * found.input_size**2 * len(data.val) // world.size,
+        validation=validation_bytes(found, data, world),
         training=sum(one.training_bytes(config.batch_size + hard_batch, rows) for one in estimates) + max(passing),
         free=free,
     )
@@ -240,16 +245,16 @@ def plan_on_device(
     return plan
 
 
-def plan_images(loader: str, samples: Samples, device: torch.device, workers: int, world: World) -> bool:
+def plan_images(loader: str, samples: Samples, found: Findings, device: torch.device, world: World) -> bool:
     """Decide whether relabelling keeps all decoded images in memory; return and log the decision.
 
     With --loader auto, the images may take at most half of the free memory; the other half is left to the teacher.
 
     Args:
         loader: --loader.
-        samples: (path, class) of every image.
+        samples: (image, class) of every image.
+        found: settings of the run; the pixels' format and the number of worker processes are used.
         device: the device whose memory would hold the images.
-        workers: number of worker processes, for the log.
         world: ranks of the run. Every rank must call this function; all ranks get the same result.
 
     Returns:
@@ -259,11 +264,11 @@ def plan_images(loader: str, samples: Samples, device: torch.device, workers: in
         InputError: an image cannot be read, or --loader resident was given and the images do not fit in memory.
     """
     free, place = free_memory(device)
-    images = 0 if loader == "workers" else decoded_bytes(samples, device, free)
+    images = 0 if loader == "workers" else decoded_bytes(samples, found, device, free)
     resident = all(world.all_gather_object(keeps_images(loader, images, device)))
     if not resident:
         reason = "as --loader says" if loader == "workers" else f"decoded images exceed half of the free {place} memory"
-        log.info("loader  workers: %s; %d processes (-j)", reason, workers)
+        log.info("loader  workers: %s; %d processes (-j)", reason, found.workers)
     return resident
 
 
@@ -310,22 +315,32 @@ def refuse_resident(free: float, place: str) -> None:
     )
 
 
-def decoded_bytes(samples: Samples, device: torch.device, limit: float) -> int:
+def validation_bytes(found: Findings, data: TrainingData, world: World) -> int:
+    """Return the bytes that this rank's validation images take, at the input size of the model."""
+    value = 1 if found.val_values == "bytes" else FLOAT_BYTES
+    return value * found.channels * found.input_size**2 * len(data.val) // world.size
+
+
+def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit: float) -> int:
     """Estimate the bytes that all decoded images take; the sizes of the images are read from the file headers.
 
     On a GPU, all images are padded to the largest height and the largest width. On the host, images are not padded.
 
     Args:
-        samples: (path, class) of every image.
+        samples: (image, class) of every image.
+        found: settings of the run; the number of channels and the kind of the pixels' values are used.
         device: the device whose memory would hold the images.
         limit: number of bytes at which counting stops; the remaining images are then not counted.
     """
+    floats = found.train_values != "bytes"
+    on_device = found.channels * (FLOAT_BYTES if floats else 1)  # bytes per pixel
+    on_host = on_device if floats else PIL_BYTES[found.channels]
     total = height = width = needed = 0
-    for number, (path, _) in enumerate(samples, start=1):
-        w, h = image_size(path)
-        total += w * h * PIL_BYTES
+    for number, (image, _) in enumerate(samples, start=1):
+        w, h = image_size(image)
+        total += w * h * on_host
         height, width = max(height, h), max(width, w)
-        needed = 3 * number * height * width if device.type == "cuda" else total
+        needed = on_device * number * height * width if device.type == "cuda" else total
         if needed >= limit:
             break
     return needed
@@ -351,9 +366,19 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
     return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
 
 
-def normalise_for(found: Findings, precision: Precision) -> Normalise:
-    """Return the `Normalise` that turns uint8 views into model inputs, with the run's mean and standard deviation."""
-    return Normalise(found.mean, found.std, precision.device, precision.memory_format)
+def normalise_for(
+    found: Findings, precision: Precision, values: str | None = None, augment: Callable | None = None
+) -> Normalise:
+    """Return the `Normalise` that turns views into model inputs, with the run's mean and standard deviation.
+
+    Args:
+        found: settings of the run.
+        precision: gives the device and the memory format.
+        values: what the pixels are, see `Values`; None: those of the training images.
+        augment: augmentation that is applied to normalised training images; None: no augmentation.
+    """
+    values = found.train_values if values is None else values
+    return Normalise(found.mean, found.std, precision.device, precision.memory_format, cast(Values, values), augment)
 
 
 def build_batches(
@@ -366,21 +391,21 @@ def build_batches(
         plan: memory plan of the run, which decides whether images are decoded once or in every epoch.
     """
     precision = students[0].precision
-    normalise = normalise_for(found, precision)
+    normalise = normalise_for(found, precision, augment=data.augment)
     phases = Phases.of(config)
     first_epoch = min(student.progress.epoch for student in students)
     kind = batch_class(plan.resident, precision.device)
     if kind is DeviceBatches:
         kind = partial(DeviceBatches, at_once=plan.labels_at_once)
     source = share_of_rank(data.source, config.micro_batch, world)
-    dataset = ViewDataset(data.train, source, found.input_size)
+    dataset = ViewDataset(data.train, source, found.input_size, found.channels)
     soft_epochs = range(phases.soft_before(first_epoch), phases.soft)
     soft = kind(dataset, soft_epochs, normalise, found.workers, precision.device)
     hard = None
     # a batch with hard labels is never split: it is one micro-batch
     if data.hard is not None:
         source = share_of_rank(data.hard, data.hard.batch_size, world)
-        dataset = ViewDataset(data.train, source, found.input_size)
+        dataset = ViewDataset(data.train, source, found.input_size, found.channels)
         hard = soft.of_same_images(dataset, range(phases.hard_before(first_epoch), phases.hard))
     return TrainingBatches(LiveTeacher(soft, data.teacher) if data.teacher else soft, hard, phases)
 
@@ -440,9 +465,10 @@ def build_validation(
     return ValidationBatches(
         data.val[world.rank :: world.size],
         found.input_size,
-        normalise_for(found, precision),
+        normalise_for(found, precision, found.val_values),
         found.workers,
         precision.device,
         keep=keep[plan.validation],
         resize=found.val_resize,
+        channels=found.channels,
     )

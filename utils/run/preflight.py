@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig
+from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig, grey
 from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.data.image_sets import open_images
 from utils.data.images import ImageSet, Member, Samples, image_bytes, load_image, read_image
@@ -40,6 +40,7 @@ from utils.system.distributed import World
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log, start_log
 from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
+from utils.training.models import takes_channels
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 
 SAMPLED_IMAGES = 16
@@ -93,8 +94,8 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
     )
 
 
-def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet, ImageSet]:
-    """Open the training folder and the validation folder, and decode a few images of each to find damaged files.
+def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
+    """Open the training set and the validation set, and decode a few images of each to find damaged files.
 
     Returns:
         (training ImageSet, validation ImageSet).
@@ -102,11 +103,36 @@ def check_folders(train_dir: str | None, val_dir: str | None) -> tuple[ImageSet,
     Raises:
         InputError: a folder cannot be used, or an image cannot be decoded.
     """
-    train, val = open_images(train_dir, "--train-dir"), open_images(val_dir, "--val-dir", "val")
+    train = open_images(config.train_dir, "--train-dir", "train", config.normalised)
+    val = open_images(config.val_dir, "--val-dir", "val", config.normalised)
     warn_of_folder_order(train.classes)
     check_images(train.samples)
     check_images(val.samples)
     return train, val
+
+
+def inspect_pixels(found: Findings, sets: Sequence[ImageSet], models: Sequence[str]) -> Findings:
+    """Find out what the pixels of the image sets are, and how many channels the models get.
+
+    If all sets are grey and every model can be built for one channel, models get one channel. Otherwise they get three;
+    grey values are then repeated in all channels.
+
+    Args:
+        found: settings that are known so far, with mean and standard deviation of three channels.
+        sets: the training set and, in a training run, the validation set.
+        models: names of the students' and the teachers' models.
+
+    Returns:
+        `found` with the values in `train_values`, `val_values` and `channels`.
+    """
+    found = replace(found, train_values=sets[0].values, val_values=sets[-1].values)
+    if any(one.channels == 3 for one in sets):
+        return found
+    if all(map(takes_channels, models)):
+        log.info("images  are grey: models get one channel")
+        return grey(found)
+    log.info("images  are grey: their values are repeated in three channels")
+    return found
 
 
 def number_classes(

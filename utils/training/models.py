@@ -152,6 +152,11 @@ def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
     model.maxpool = nn.Identity()
 
 
+def takes_channels(name: str) -> bool:
+    """Return whether the model `name` can be built for images with one channel as well as with three."""
+    return False
+
+
 def build_student(
     name: str, num_classes: int, seed: int, stem: str = "standard", input_size: int | None = None
 ) -> nn.Module:
