@@ -79,13 +79,13 @@ def main(path):
     if os.environ.get("DIE") == str(world.rank):
         kill_at(1)
     decoded = []
-    load_rgb = workers.load_rgb
+    load_image = workers.load_image
 
-    def counting(image):
+    def counting(image, channels):
         decoded[-1] += 1
-        return load_rgb(image)
+        return load_image(image, channels)
 
-    workers.load_rgb = validation.load_rgb = counting
+    workers.load_image = validation.load_image = counting
     for script, *words in json.loads(Path(path).read_text()):
         decoded.append(0)
         code = run_script(SCRIPTS[script].main, words)

@@ -127,7 +127,7 @@ def counted(monkeypatch):
 
     count(resident, "replay_view", "views")
     count(TarStore, "read", "labels")
-    count(validation, "load_rgb", "validation")
+    count(validation, "load_image", "validation")
     return counts
 
 
@@ -443,7 +443,7 @@ def test_a_batch_of_the_device_is_made_once(monkeypatch):
     class Gallery:
         targets = torch.arange(9)
 
-        def replay(self, geometry, mixing):
+        def replay(self, geometry, mixing, _parameters):
             replayed.append(True)
             return torch.zeros(len(geometry), 3, 4, 4)
 
