@@ -15,9 +15,10 @@ from torch import nn
 
 from train_FKD_parallel import evaluate, train_step
 from utils.data.batch import Batch
-from utils.system.distributed import ALONE
+from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
 from utils.training.losses import LOSS_TYPES, SoftLoss, build_loss
+from utils.training.metrics import MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import build_optimizer
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
@@ -157,6 +158,31 @@ def test_bf16_that_is_emulated_is_not_picked(capability, name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert Precision("auto", torch.device("cuda", 0)).name == name
+
+
+def test_one_of_several_gpus_is_chosen(monkeypatch):
+    """`cuda:1` is GPU 1 of the machine; several processes take one GPU each."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("utils.training.precision.configure_cuda", lambda: None)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [1]
+    assert pick_device("cuda", World(1, 2, 1)) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="--device cuda:2: this machine has 2 CUDA devices; give a lower N"):
+        pick_device("cuda:2")
+    with pytest.raises(InputError, match="--device cuda:1 trains in one process, not in 2"):
+        pick_device("cuda:1", World(1, 2, 1))
+
+
+def test_apple_gpus_get_no_float64(monkeypatch):
+    """Sums over batches are float64 elsewhere."""
+    made = []
+    monkeypatch.setattr(torch, "tensor", lambda _, dtype, device: made.append((dtype, device)))
+    for device in ("mps", "cpu"):
+        MetricSums(device)
+    assert made == [(torch.float32, "mps"), (torch.float64, "cpu")]
 
 
 @pytest.mark.gpu

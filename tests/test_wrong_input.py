@@ -158,8 +158,9 @@ def test_wrong_input_gives_one_line(name, tiny, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_cuda_device_is_named(tiny, tmp_path):
     """--device cuda where there is none."""
-    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", device="cuda"))
-    assert_one_line(result.code, result.err, ["--device cuda"])
+    for name in ("cuda", "cuda:1", "mps", "xpu"):
+        result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", device=name))
+        assert_one_line(result.code, result.err, [f"--device {name}", "--device cpu"])
 
 
 @pytest.mark.parametrize("content", ["nothing", "files only"])

@@ -120,6 +120,17 @@ def student_temperature(text: str) -> str | float:
     return text if text in ("teacher", "calibrated") else POSITIVE(text)
 
 
+def device_name(text: str) -> str:
+    """Return the text of --device if it is `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is none of these.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|xpu", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N, mps and xpu")
+    return text
+
+
 @dataclass(frozen=True)
 class Meaning:
     """Consequences of a changed setting: for resuming a run, and for grouping runs in a report.
@@ -634,7 +645,13 @@ class DeviceFlags(Group):
 
     title = "device"
 
-    device: str = flag("auto", "auto: CUDA if there is a GPU", meaning=ONE_GROUP, choices=("auto", "cpu", "cuda"))
+    device: str = flag(
+        "auto",
+        "auto: CUDA if there is a GPU, else the CPU; AMD's PyTorch calls its GPUs cuda as well; mps: Apple, xpu: Intel "
+        "(both untested)",
+        Kind(device_name, "{auto,cpu,cuda,cuda:N,mps,xpu}"),
+        ONE_GROUP,
+    )
     precision: str = flag(
         "auto",
         "auto: bf16 if it is native, else fp32; fp32 uses the NCHW layout of the reference, to reproduce its figures",
@@ -1126,7 +1143,7 @@ class VerifyFlags(Group):
         None, "channel standard deviations (default: as the mean)", Kind(POSITIVE, "S"), nargs=3
     )
     temperature: float = flag(20.0, "temperature of labels that are probabilities (HALD)", Kind(POSITIVE, "T"))
-    device: str = flag("auto", "auto: CUDA if there is a GPU", choices=("auto", "cpu", "cuda"))
+    device: str = flag("auto", "auto: CUDA if there is a GPU", Kind(device_name, "{auto,cpu,cuda,cuda:N,mps,xpu}"))
     precision: str = flag("fp32", "arithmetic of the teacher", choices=("auto", "fp32", "bf16", "fp16"))
     verbose: bool = flag(False, "print the differences of each batch", names=("-v", "--verbose"))
 
@@ -1262,7 +1279,7 @@ class Findings:
     holds the value that the run uses.
 
     Attributes:
-        device: `cpu` or `cuda`.
+        device: kind of device: `cpu`, `cuda`, `mps` or `xpu`.
         processes: number of processes of the run, one per rank.
         arithmetic: floating-point precision and memory layout, in words.
         workers: number of data loading processes; at most one per CPU core.

@@ -108,7 +108,7 @@ class DeviceBatches:
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Start to copy a tensor to the GPU, and return the copy without waiting; on the CPU, return the tensor."""
         if self.device.type != "cuda":
-            return tensor
+            return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:

@@ -89,7 +89,7 @@ class ValidationBatches:
         self.digest: int | None = None
         self.loader = DataLoader(
             self.images,
-            batch_size=batch_size or (ROWS_ON_A_DEVICE if device.type == "cuda" else 64),
+            batch_size=batch_size or (64 if device.type == "cpu" else ROWS_ON_A_DEVICE),
             num_workers=workers,
             worker_init_fn=start_worker,
             pin_memory=device.type == "cuda",

@@ -16,6 +16,7 @@ from utils.config import EARLIER, FIXED_ON_RESUME, every_setting
 from utils.data.identity import KnownImages
 from utils.labels.digests import NAMES, ImageDigests
 from utils.system.errors import InputError, clause, shorten
+from utils.system.machine import device_random_state, set_device_random_state
 from utils.system.safe_load import WEIGHT_GLOBALS, load_archive, save_archive
 
 
@@ -85,10 +86,19 @@ def checked(progress: Progress) -> Progress:
 def rng_state() -> dict[str, Any]:
     """Return the states of PyTorch's random generators.
 
-    The key `cpu` holds the state of the CPU generator, the key `cuda` a list with the state of every CUDA device.
+    The key `cpu` holds the state of the CPU generator, the key `cuda` a list with the state of every CUDA device. With
+    an Apple or Intel GPU, the key `mps` or `xpu` holds the state of its generator.
     """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    others = {device.type: device_random_state(device) for device in other_gpus()}
+    return {"cpu": torch.get_rng_state(), "cuda": cuda, **others}
+
+
+def other_gpus() -> list[torch.device]:
+    """Return the Apple GPU or the first Intel GPU of this machine, in a list that is empty without such a GPU."""
+    apple = [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
+    intel = [torch.device("xpu", 0)] if hasattr(torch, "xpu") and torch.xpu.is_available() else []
+    return apple + intel
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
@@ -99,6 +109,9 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    for device in other_gpus():
+        if device.type in state:
+            set_device_random_state(device, state[device.type])
 
 
 def save_checkpoint(

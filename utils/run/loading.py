@@ -2,9 +2,10 @@
 
 `plan_memory` makes this decision, also in a dry run. The rules of `--loader auto` are:
 
-* In training on the CPU, decoded training images stay in host memory if they fit in half of the free host memory.
-* In training on a GPU, decoded training images stay in GPU memory if there is room for them beside the estimated needs
-  of training. If the labels of a whole epoch do not fit beside the images, labels are uploaded in parts.
+* In training on the CPU, decoded training images stay in host memory if they fit in half of the free host memory. For
+  Apple and Intel GPUs, the rule is the same with the GPU's memory.
+* In training on a CUDA GPU, decoded training images stay in GPU memory if there is room for them beside the estimated
+  needs of training. If the labels of a whole epoch do not fit beside the images, labels are uploaded in parts.
 * Training images that do not stay in memory are decoded by worker processes in every epoch.
 * Decoded validation images stay in GPU memory if there is room left. Otherwise they stay in host memory if they fit in
   a third of the free host memory. Otherwise they are decoded again for every evaluation.
@@ -156,20 +157,19 @@ def plan_memory(
         plan = plan_on_device(config, found, data, students, world)
         taken = 0
     else:
-        images = 0 if config.loader == "workers" else decoded_bytes(data.train, found, device, free_host_memory())
+        images = 0 if config.loader == "workers" else decoded_bytes(data.train, found, device, free_memory(device)[0])
         plan = Plan(keeps_images(config.loader, images, device), None, "host")
         taken = images if plan.resident else 0
     if plan.validation == "host" and validation >= (free_host_memory() - taken) / 3:
         plan = replace(plan, validation="files")
     plan = most_modest(world.all_gather_object(plan))
-    if plan.resident and device.type == "cuda":
+    if plan.resident and device.type != "cpu":
         log.info("loader  resident: decoded images stay on the device")
     elif not plan.resident:
-        too_large = {
-            "cuda": "decoded images do not fit beside the training",
-            "cpu": "decoded images exceed half of the free host memory",
-        }
-        reason = "as --loader says" if config.loader == "workers" else too_large[device.type]
+        too_large = f"decoded images exceed half of the free {free_memory(device)[1]} memory"
+        if device.type == "cuda":
+            too_large = "decoded images do not fit beside the training"
+        reason = "as --loader says" if config.loader == "workers" else too_large
         log.info("loader  workers: %s; %d processes (-j)", reason, found.workers)
     return plan
 
@@ -340,7 +340,7 @@ def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit
         w, h = image_size(image)
         total += w * h * on_host
         height, width = max(height, h), max(width, w)
-        needed = on_device * number * height * width if device.type == "cuda" else total
+        needed = total if device.type == "cpu" else on_device * number * height * width
         if needed >= limit:
             break
     return needed
@@ -423,7 +423,7 @@ def batch_class(resident: bool, device: torch.device) -> Callable:
     """
     if not resident:
         return WorkerBatches
-    return DeviceBatches if device.type == "cuda" else ResidentBatches
+    return ResidentBatches if device.type == "cpu" else DeviceBatches
 
 
 class TrainingBatches:

@@ -47,9 +47,10 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 def versions(device_type: str = "auto") -> dict[str, str]:
     """Return the versions of Python, PyTorch and torchvision, and the name of the GPU or the CPU.
 
-    `device_name` is the name of the GPU; without a GPU, or if `device_type` is `cpu`, it is the name of the CPU.
+    `device_name` is the name of the CUDA device; without one, or if `device_type` is another, it is the name of the
+    CPU.
     """
-    on_gpu = device_type != "cpu" and torch.cuda.is_available()
+    on_gpu = device_type in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

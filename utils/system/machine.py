@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from typing import Any
 
 import torch
 
@@ -27,10 +28,43 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes, place) of the memory that `device` uses: place is "device" for a GPU, else "host"."""
+    """Return (free bytes, place) of the memory that `device` uses: place is "device" for a GPU, else "host".
+
+    An Apple GPU (mps) shares the host's memory.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).total_memory - torch.xpu.memory_reserved(device), "device"
     return free_host_memory(), "host"
+
+
+def backend(device: torch.device) -> Any:
+    """Return PyTorch's module for the kind of GPU that `device` is: torch.cuda, torch.xpu or torch.mps.
+
+    Return None for the CPU.
+    """
+    return None if device.type == "cpu" else getattr(torch, device.type)
+
+
+def device_random_state(device: torch.device) -> torch.Tensor | None:
+    """Return the state of the random generator of a GPU; None for the CPU."""
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return None if device.type == "cpu" else backend(device).get_rng_state(device)
+
+
+def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set the random generator of a GPU to a state that `device_random_state` returned."""
+    if device.type == "mps":
+        torch.mps.set_rng_state(state)
+    else:
+        backend(device).set_rng_state(state, device)
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for sums over many batches: float64, or float32 on Apple GPUs, which lack float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def readable_size(count: float) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from utils.config import LOSS_TYPES, TEMPERED_LOSSES
 from utils.labels.types import Answers, TopK
 from utils.system.errors import InputError
+from utils.system.machine import exact_dtype
 
 NEEDS_LOGITS = ("mse_gt", "mae_gt")
 
@@ -137,7 +138,7 @@ class LastMicroBatch:
         for temperature in temperatures:
             student = F.log_softmax(self.outputs / temperature, dim=1)
             each_row = F.kl_div(student, self.probabilities, reduction="none").sum(dim=1)
-            sums.append(torch.where(valid, each_row, 0.0).double().sum())
+            sums.append(torch.where(valid, each_row, 0.0).to(exact_dtype(self.rows.device)).sum())
         return torch.stack(sums)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from utils.system.distributed import World
+from utils.system.machine import exact_dtype
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class MetricSums:
     """
 
     def __init__(self, device: torch.device | str, sums: Sequence[float] = (0, 0, 0), samples: int = 0):
-        self.sums = torch.tensor(sums, dtype=torch.float64, device=device)
+        self.sums = torch.tensor(sums, dtype=exact_dtype(torch.device(device)), device=device)
         self.samples = samples
         self.losses: list[torch.Tensor] = []  # running sum of the loss after each batch
 
@@ -44,7 +45,7 @@ class MetricSums:
         top = outputs.topk(min(5, outputs.shape[1]), dim=1).indices  # [B, 5]
         hits = top == targets[:, None]
         rows = len(targets)
-        self.sums += torch.stack([loss.detach().double() * rows, hits[:, 0].sum(), hits.any(dim=1).sum()])
+        self.sums += torch.stack([loss.detach().to(self.sums.dtype) * rows, hits[:, 0].sum(), hits.any(dim=1).sum()])
         self.samples += rows
 
     def end_batch(self) -> None:
@@ -65,7 +66,7 @@ class MetricSums:
         Every rank must call this method, after the same number of batches.
         """
         if world.size > 1:
-            own = torch.tensor([self.samples], dtype=torch.float64, device=self.sums.device)
+            own = torch.tensor([self.samples], dtype=self.sums.dtype, device=self.sums.device)
             total = world.all_reduce_sum(torch.cat([self.sums, own, *(loss[None] for loss in self.losses)]))
             self.sums, self.samples, self.losses = total[:3], int(total[3]), list(total[4:])
         return self

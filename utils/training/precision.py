@@ -30,7 +30,7 @@ class Precision:
         if name == "auto":
             name = "bf16" if has_fast_bf16(device) else "fp32"
         if name == "fp16" and device.type != "cuda":
-            raise InputError("--precision fp16 needs a CUDA device; use bf16 or fp32 on the CPU")
+            raise InputError("--precision fp16 needs a CUDA device; use bf16 or fp32 on others")
         self.name = name
         self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -60,12 +60,18 @@ class Precision:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether a device computes bf16 natively: NVIDIA GPUs since Ampere, AMD GPUs, CPUs with bf16 instructions.
+    """Return whether a device computes bf16 natively.
+
+    These are NVIDIA GPUs since Ampere, AMD GPUs, Intel GPUs that say so, and CPUs with bf16 instructions.
 
     `torch.cuda.is_bf16_supported` is not used, because it also accepts GPUs that emulate bf16 slowly (V100, T4).
     """
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "xpu":
+        return bool(torch.xpu.is_bf16_supported()) if hasattr(torch.xpu, "is_bf16_supported") else False
+    if device.type == "mps":  # recent Apple GPUs have bf16, but PyTorch does not tell which
+        return False
     try:
         with open("/proc/cpuinfo") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
@@ -78,18 +84,31 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     """Return the device of this process; on CUDA, also call `configure_cuda`.
 
     Args:
-        name: value of --device: `cpu`, `cuda`, or `auto` for CUDA if there is a CUDA device.
+        name: value of --device: `cpu`, `cuda`, `cuda:N`, `mps`, `xpu`, or `auto` for CUDA if there is a CUDA device.
         world: ranks of the run; the process with local rank i gets GPU i of its machine.
 
     Raises:
-        InputError: `cuda` without a CUDA device.
+        InputError: PyTorch sees no such device, or several processes were asked to share one device.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu, or auto")
-    if name == "cpu" or not torch.cuda.is_available():
+    kind, _, number = name.partition(":")
+    if world.size > 1 and (number or kind in ("mps", "xpu")):
+        raise InputError(f"--device {name} trains in one process, not in {world.size}; start without torchrun")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: this PyTorch sees no Apple GPU; use --device cpu, or auto")
+    if kind == "xpu" and not (hasattr(torch, "xpu") and torch.xpu.is_available()):
+        raise InputError("--device xpu: this PyTorch sees no Intel GPU; use --device cpu, or auto")
+    if kind in ("mps", "xpu"):
+        return torch.device(kind, 0)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu, or auto")
+    if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give a lower N")
+    if number:
+        torch.cuda.set_device(int(number))  # the current device, on which streams and graphs are made
     configure_cuda()
-    return torch.device("cuda", world.local_rank)  # PyTorch 2.0 needs an index in the device
+    return torch.device("cuda", int(number or world.local_rank))  # PyTorch 2.0 needs an index in the device
 
 
 @contextmanager

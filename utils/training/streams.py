@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from utils.data.batch import Batch
+from utils.system.machine import backend, device_random_state, set_device_random_state
 
 # number of batches on which students may still be working while the host prepares the next batch
 MAX_BATCHES_IN_FLIGHT = 2
@@ -86,8 +87,8 @@ class Streams:
     def finish(self) -> None:
         """Wait until the device has finished all steps. Call this before reading a clock that times the steps."""
         self.join()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            backend(self.device).synchronize()
 
 
 class RandomStream:
@@ -100,7 +101,7 @@ class RandomStream:
         device: device on which the student draws numbers, in addition to the host.
 
     Attributes:
-        draws_on_device: whether the student has drawn numbers on a CUDA device.
+        draws_on_device: whether the student has drawn numbers on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -108,15 +109,15 @@ class RandomStream:
         self.state = self.current()
 
     def current(self) -> list[torch.Tensor]:
-        """Return the current random state of the host and, on CUDA, of the device."""
-        on_device = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return [torch.get_rng_state(), *on_device]
+        """Return the current random state of the host and, on a GPU, of the device."""
+        on_device = device_random_state(self.device)
+        return [torch.get_rng_state()] if on_device is None else [torch.get_rng_state(), on_device]
 
     def __enter__(self) -> "RandomStream":
         host, *on_device = self.state
         torch.set_rng_state(host)
         for state in on_device:
-            torch.cuda.set_rng_state(state, self.device)
+            set_device_random_state(self.device, state)
         return self
 
     def __exit__(self, *_: object) -> None:

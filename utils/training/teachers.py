@@ -210,7 +210,7 @@ def fetched(answers: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
 
     The iterator waits until the copies are complete, and raises InputError if a logit is not finite; see `checked`.
     """
-    copies = [answer.to("cpu", non_blocking=True) for answer in answers]
+    copies = [answer.to("cpu", non_blocking=answer.is_cuda) for answer in answers]
     arrived = None
     if answers[0].is_cuda:
         arrived = torch.cuda.Event()
