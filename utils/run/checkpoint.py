@@ -240,6 +240,9 @@ def flag(name: str) -> str:
         "val_images": "digest of the validation images' names and sizes",
         "teachers": "teacher",
         "arithmetic": "precision",
+        "channels": "number of channels of the images",
+        "train_values": "kind of the training images' values",
+        "val_values": "kind of the validation images' values",
     }
     spellings = every_setting()[name].spellings(name)
     return words.get(name) or next(spelling for spelling in spellings if spelling.startswith("--"))
