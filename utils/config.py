@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field as DataclassField
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
@@ -31,7 +32,7 @@ TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
@@ -109,6 +110,27 @@ SEED = Kind(number(int, 0), "SEED")
 INTEGER = Kind(int, None)
 TEXT = Kind(str, None)
 NAME, PATH, FILE, FOLDER = (Kind(str, metavar) for metavar in ("NAME", "PATH", "FILE", "DIR"))
+
+
+def milestone(text: str) -> int | Fraction:
+    """Convert a value of --milestones: an epoch as an integer from 1, or a share of all epochs such as 0.667 or 2/3.
+
+    A share is an exact fraction, because a float times the number of epochs may lie just below a whole number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if value >= 1 and text.strip().isdecimal():
+        return int(text)
+    if 0 < value < 1:
+        return value
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither an epoch, as an integer from 1, nor a share of all epochs between 0 and 1 (0.667, 2/3)"
+    )
 
 
 def student_temperature(text: str) -> str | float:
@@ -559,12 +581,31 @@ class OptimizerFlags(Group):
         None,
         "factor of the learning rate in epoch e of E: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends at 1 "
         "- 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
-        "HALD); prism: stretched by 2.5, with a linear end (default: linear)",
+        "HALD); prism: stretched by 2.5, with a linear end; step: --gamma at each of --milestones (default: linear)",
         meaning=RESULT,
         choices=SCHEDULES,
     )
     smoothing: float = flag(
         2.0, "s of the smoothed and linear-smoothed schedules; at least 1 for the latter", Kind(POSITIVE, "S"), RESULT
+    )
+    milestones: tuple[int | Fraction, ...] = flag(
+        (),
+        "epochs from which on the step schedule multiplies the learning rate by --gamma once more, counted from 0; or "
+        "shares of --epochs, such as 2/3 5/6 or 0.5, rounded down to an epoch",
+        Kind(milestone, "EPOCH"),
+        RESULT,
+        nargs="+",
+        earlier=(),
+    )
+    gamma: float = flag(
+        0.1, "factor of the step schedule at each milestone", Kind(POSITIVE_FRACTION, "F"), RESULT, earlier=0.1
+    )
+    decay_all: bool = flag(
+        False,
+        "weight decay on all parameters, as plain SGD and AdamW do (default: not on biases and not on the weights of "
+        "normalisation layers)",
+        meaning=RESULT,
+        earlier=False,
     )
     ema_decay: float | None = flag(
         None,
@@ -888,6 +929,7 @@ class TrainConfig(
         return replace(
             self,
             schedule=self.schedule or ("cos" if self.cos else "linear"),
+            milestones=self.milestone_epochs(),
             hard_epochs=hard,
             hard_batch_size=(self.hard_batch_size or 16) if hard else None,
             label_smoothing=(0.8 if self.label_smoothing is None else self.label_smoothing) if hard else None,
@@ -911,6 +953,36 @@ class TrainConfig(
             raise InputError(
                 f"--ema-buffers {self.ema_buffers} has no effect without --ema-decay; give both, or neither"
             )
+
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """Return --milestones as epochs, counted from 0; a share s of E epochs becomes the epoch int(s E).
+
+        Raises:
+            InputError: --milestones, --gamma, --schedule and --epochs contradict each other.
+        """
+        if self.schedule != "step":
+            if self.milestones:
+                raise InputError("--milestones has no effect without --schedule step; give both, or neither")
+            if self.gamma != 0.1:
+                raise InputError(f"--gamma {self.gamma} has no effect without --schedule step; give both, or neither")
+            return ()
+        if not self.milestones:
+            raise InputError(
+                "--schedule step needs --milestones, the epochs from which on the learning rate is multiplied by "
+                "--gamma; give one or more"
+            )
+        shown = typed(self.milestones)
+        epochs = tuple(int(one * self.epochs) if isinstance(one, Fraction) else one for one in self.milestones)
+        if min(epochs) < 1:
+            raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
+        if any(one >= two for one, two in itertools.pairwise(epochs)):
+            raise InputError(f"--milestones {shown} must rise, but are the epochs {typed(epochs)}; sort them")
+        if epochs[-1] >= self.epochs:
+            raise InputError(
+                f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
+                f"{self.epochs - 1}; lower it"
+            )
+        return epochs
 
     def check_temperatures(self) -> None:
         """Raise InputError if a temperature flag has no effect, or if --temperature is too low for the schedule."""

@@ -92,7 +92,9 @@ class Student:
         if config.sync_bn and world.size > 1:
             synchronise(self.model, world)
         weight_decay = config.weight_decay if config.sgd else config.adamw_weight_decay
-        self.optimizer = build_optimizer(self.model, config.sgd, config.base_lr, weight_decay, config.momentum)
+        self.optimizer = build_optimizer(
+            self.model, config.sgd, config.base_lr, weight_decay, config.momentum, config.decay_all
+        )
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             self.average = AveragedModel(self.model, config.ema_decay, config.ema_buffers)
@@ -212,7 +214,14 @@ class Student:
         This sets the learning rate, the loss, the micro-batch size, the temperatures and the metric sums.
         """
         config, progress = self.config, self.progress
-        self.lr = config.base_lr * lr_factor(config.schedule or "linear", epoch, config.epochs, config.smoothing)
+        self.lr = config.base_lr * lr_factor(
+            config.schedule or "linear",
+            epoch,
+            config.epochs,
+            config.smoothing,
+            [float(one) for one in config.milestones],
+            config.gamma,
+        )
         set_lr(self.optimizer, self.lr)
         self.columns: dict[str, Any] = {}
         if self.phases.is_hard(epoch):
