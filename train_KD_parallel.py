@@ -11,7 +11,8 @@ the same student as this script.
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
 The second command trains on hard labels only: each image's class is the folder that it is in. No teacher is loaded,
-because --teacher-checkpoint is not given.
+because --teacher-checkpoint is not given. If --mix-type mixes two images, their classes are mixed as well. The recipes
+in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC are such commands.
 """
 
 import os
@@ -27,6 +28,7 @@ from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
+from utils.run.image_labels import asks_no_teacher, label_views
 from utils.run.loading import TrainingData, build_batches, build_validation, normalise_for, plan_memory
 from utils.system.log import log
 from utils.system.process import run_script
@@ -54,19 +56,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
     policy = preflight.view_policy(config, found)
-    source = TrainingViews(DrawnViews(policy, len(samples), config.batch_size))
+    source: DrawnViews = DrawnViews(policy, len(samples), config.batch_size)
+    # without a teacher that answers, the labels belong to the images themselves
+    taught = teacher is not None and config.loss_type != "ce"
+    views = source
+    if not taught:
+        targets = [target for _, target in samples]
+        views, found = label_views(config, found, policy, targets, num_classes)
     images, found = preflight.identify_images(config, found, samples, None, world)
     found = preflight.record_images(config, found, samples, val_set.samples)
     preflight.report_folders(config, samples, val_set.samples, names)
-    teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
+    plain = "hard labels" if found.image_labels in ("classes", "mixed classes") else f"the images' {found.image_labels}"
+    teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    dataset = ViewDataset(samples, source, found.input_size)
+    dataset = ViewDataset(samples, source, found.input_size)  # for a look at the first views, without labels
     normalise = normalise_for(found, precision)
     if teacher:
         _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
         )
-    data = TrainingData(samples, val_set.samples, source, num_classes, names, images, teacher=teacher)
+    data = TrainingData(
+        samples,
+        val_set.samples,
+        TrainingViews(views),
+        num_classes,
+        names,
+        images,
+        teacher=teacher if taught else None,
+    )
 
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
@@ -83,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble | None:
     """Return the live teacher; None for training on hard labels (--loss-type ce without --teacher-checkpoint)."""
-    if config.loss_type == "ce" and not config.teacher_checkpoint:
+    if asks_no_teacher(config, soft_labels=False):
         return None
     return Ensemble(
         [config.teacher_model],
@@ -100,8 +117,10 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
     """Return the description of the labels for summary.json: teacher, view policy, size of the teacher's checkpoint."""
     size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
+    own = found.image_labels in ("probabilities", "logits")
+    dialect = "soft labels of the images" if own else "hard labels"
     return {
-        "dialect": "live teacher" if found.teachers else "hard labels",
+        "dialect": "live teacher" if found.teachers else dialect,
         "teachers": found.teachers,
         "policy": vars(policy),
         "bytes": size if found.teachers else 0,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from utils.config import JOINT_LOSSES, TEMPERED_LOSSES, Findings, TrainConfig, run_settings
 from utils.data.identity import KnownImages
@@ -23,7 +22,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.cuda_graph import CapturedStep, captures
 from utils.training.data_parallel import SyncBatchNorm, synchronise
-from utils.training.losses import LastMicroBatch, build_loss
+from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
@@ -128,6 +127,7 @@ class Student:
             student_temperature=self.temperatures.student,
             renormalise=found.topk_mass == "renormalised",
             last=self.last_micro_batch,
+            image_labels=found.image_labels,
         )
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
@@ -371,17 +371,6 @@ class Student:
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
-
-
-def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the loss of epochs with hard labels: the mean cross-entropy with target probabilities.
-
-    Args:
-        outputs: the student's logits [B, C].
-        answers: target probabilities [B, C]: class labels after cutmix and label smoothing, see `HardViews`.
-        _targets: not used; all loss functions take this argument.
-    """
-    return F.cross_entropy(outputs, answers)
 
 
 class NamedLog(logging.LoggerAdapter):
