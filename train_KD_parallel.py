@@ -23,8 +23,10 @@ from dataclasses import replace
 from train_FKD_parallel import build_students, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
 from utils.data.augment import augmentation_of
+from utils.data.image_sets import open_images
 from utils.data.images import first_images
 from utils.data.workers import ViewDataset
+from utils.data.zca import fitted_zca
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
@@ -60,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
+    whiten = None
+    if config.zca:
+        real = open_images(config.zca, "--zca", "train", "no")
+        whiten = fitted_zca(real, found.input_size, found.channels)
+        found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
     augmentation = augmentation_of(config, found, precision.device)
     source = DrawnViews(policy, len(samples), config.batch_size, augmentation)
@@ -75,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     dataset = ViewDataset(samples, source, found.input_size, found.channels)  # for a look at the first views
-    normalise = normalise_for(found, precision, augment=augmentation)
+    normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
     if teacher:
         _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
@@ -89,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images,
         teacher=teacher if taught else None,
         augment=augmentation,
+        whiten=whiten,
     )
 
     students = build_students(config, found, data, folders, precision, world)

@@ -571,6 +571,12 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
+    zca: str | None = flag(
+        None,
+        "real training set; images that are not normalised are whitened by ZCA, fitted on this set once and kept "
+        "beside it, in place of mean and standard deviation (MTT, TESLA, DATM)",
+        PATH,
+    )
     dsa_strategy: str | None = flag(
         None,
         f"operations of DSA, joined by _ (default: {'_'.join(DSA_OPERATIONS)})",
@@ -1492,6 +1498,7 @@ class Findings:
         image_labels: the labels that belong to the images themselves, if the run trains on them: `classes`, one class
             per image; `mixed classes`, the classes of both images of a mixed view, in proportion to their areas;
             `probabilities` or `logits`, soft labels that come with the images.
+        zca: digest of the images that ZCA was fitted on; None without ZCA.
         label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
         labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
         labels_accepted: faults of labels or teacher that the user accepted with --accept-labels, in words; None
@@ -1521,6 +1528,7 @@ class Findings:
     topk_mass: str = finding("kept", RESULT, earlier="kept")
     answers: str = finding("logits", ONE_GROUP)
     image_labels: str = finding("classes", RESULT, earlier="classes")
+    zca: str | None = finding(None, RESULT)
     label_order: str | None = finding(None, RESULT)
     labels: str | None = finding(None, RESULT)
     labels_accepted: str | None = finding(None, ONE_GROUP)
