@@ -62,10 +62,7 @@ def describe_values(images: ImageSet, sample: Samples) -> dict[str, object]:
     Mean and standard deviation are those of each channel over all pixels; 8-bit values are divided by 255.
     """
     floats, count = False, 0
-    total, squares = (
-        torch.zeros(images.channels, dtype=torch.float64),
-        torch.zeros(images.channels, dtype=torch.float64),
-    )
+    total, squares = torch.zeros(2, images.channels, dtype=torch.float64)
     low, high = float("inf"), float("-inf")
     for image, _ in sample:
         loaded = load_image(image, images.channels)

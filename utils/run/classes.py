@@ -171,9 +171,9 @@ def number_train_folders(
 def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
     """Return the class names by which two image sets are paired: (names of `own`, names of `other`).
 
-    If both sets name their classes, or a --class-map was given, these are `classes`. Otherwise they are numbers, so that
-    class k belongs to class k: those of a set without names, and the positions of the names of the other set. (If its
-    names are numbers, they count, and not their positions.)
+    If both sets name their classes, or a --class-map was given, these are `classes`. Otherwise they are numbers, so
+    that class k belongs to class k: those of a set without names, and the positions of the names of the other set. (If
+    its names are numbers, they count, and not their positions.)
     """
     if (own.named and other.named) or class_map is not None:
         return own.classes, other.classes

@@ -90,7 +90,7 @@ class _NumpyDtype:
         self.order = "<" if order == "|" else order
 
     def of_numbers(self) -> np.dtype:
-        """Return the numpy dtype; raise ForbiddenPickle if it is not one of the supported types of numbers and bools."""
+        """Return the numpy dtype; raise ForbiddenPickle if it is none of the supported types of numbers and bools."""
         if self.code not in NUMBER_CODES:
             raise ForbiddenPickle(f"a numpy value of type {self.code!r:.40}")
         return np.dtype(self.order + self.code)
@@ -327,8 +327,8 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """Execute the opcode BUILD, which passes a state to an unpickled object.
 
-        For a numpy dtype, the state sets its byte order; for a numpy array, its content. For an OrderedDict, a tensor or an `Inert`, the state is
-        discarded.
+        For a numpy dtype, the state sets its byte order; for a numpy array, its content. For an OrderedDict, a tensor
+        or an `Inert`, the state is discarded.
 
         Raises:
             ForbiddenPickle: the object has another type.

@@ -28,11 +28,9 @@ LARGEST_RATIO = 1100  # gzip makes data at most this many times smaller
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """Return the file of images of each part, {first word of its name: path}, in a folder; plain files are preferred."""
+    """Return the file of images of each part, {first word of its name: path}; plain files are preferred."""
     try:
-        names = sorted(
-            (entry.name for entry in folder.iterdir() if entry.is_file()), key=lambda name: (len(name), name)
-        )
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())  # `.gz` comes after the plain file
     except OSError:
         return {}
     found: dict[str, Path] = {}
@@ -116,7 +114,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def read_values(file: BinaryIO, dimensions: int, at_most: int) -> tuple[bytes, tuple[int, ...]]:
+def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -> tuple[bytes, tuple[int, ...]]:
     """Read an open idx file.
 
     Args:
