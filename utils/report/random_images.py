@@ -185,13 +185,14 @@ def refuse_another_draw(config: RandomImagesConfig, output: Path, links: Mapping
             return before[link] == printable(str(image)) and output.is_dir()
         return os.path.samefile(output / link, image)
 
+    wanted = f"like {config.like}" if config.like else f"with {config.per_class} of each class"
     try:
         same = before.keys() == links.keys() and all(is_same(link, image) for link, image in links.items())
     except OSError:  # a link, or the file that it points to, does not exist
         same = False
     if not same:
         raise InputError(
-            f"--output {output} does not hold the draw of seed {config.seed} from {config.real} like {config.like}; "
+            f"--output {output} does not hold the draw of seed {config.seed} from {config.real} {wanted}; "
             f"give the REAL, --like and --seed of before, or delete {output}, {output}.txt and what was made of them"
         )
 
