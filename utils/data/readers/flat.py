@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.data.folders import SUFFIXES, is_debris
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, channels_of_files
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 
@@ -104,7 +104,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
     classes = sorted_classes(set(class_of.values()))
     number_of = {name: number for number, name in enumerate(classes)}
     samples = [(os.path.join(folder, name), number_of[class_of[name]]) for name in names]
-    return ImageSet(folder, classes, list(samples), layout=f"images in one folder, with the classes of {table}")
+    layout = f"images in one folder, with the classes of {table}"
+    return ImageSet(folder, classes, list(samples), channels=channels_of_files(list(samples)), layout=layout)
 
 
 REMEDY = (
