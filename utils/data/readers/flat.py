@@ -133,7 +133,7 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
     Raises:
         InputError: a file cannot be read, or does not fit the images.
     """
-    if is_matlab(table):
+    if is_matlab(table) or os.path.basename(table) in CLASS_LISTS:
         return classes_of_numbers(names, find_truth(folder, table), table)
     rows = [line for line in read_lines(table) if line.strip()]
     if not rows:
