@@ -12,11 +12,12 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from utils.data.folders import is_debris, open_folder
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, channels_of_files
 from utils.data.readers.flat import REMEDY, visible
 from utils.data.readers.flat import read as read_with_table
 from utils.data.readers.pixels import log_part
@@ -72,7 +73,8 @@ def open_images(
         reader = next((reader for reader in readers() if reader.recognise(path)), None)
         if reader is None:
             refuse_unknown(path, flag)
-            return open_folder(path, flag)
+            folders = open_folder(path, flag)
+            return replace(folders, channels=channels_of_files(folders.samples))
         found = reader.read(path, flag, part, normalised)
     log.info("images  %s %s: %s", flag, path, found.layout)
     return found

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.data.folders import SUFFIXES, is_debris
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, channels_of_files
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 
@@ -104,7 +104,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
     classes = sorted_classes(set(class_of.values()))
     number_of = {name: number for number, name in enumerate(classes)}
     samples = [(os.path.join(folder, name), number_of[class_of[name]]) for name in names]
-    return ImageSet(folder, classes, list(samples), layout=f"images in one folder, with the classes of {table}")
+    layout = f"images in one folder, with the classes of {table}"
+    return ImageSet(folder, classes, list(samples), channels=channels_of_files(list(samples)), layout=layout)
 
 
 REMEDY = (
@@ -132,7 +133,7 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
     Raises:
         InputError: a file cannot be read, or does not fit the images.
     """
-    if is_matlab(table):
+    if is_matlab(table) or os.path.basename(table) in CLASS_LISTS:
         return classes_of_numbers(names, find_truth(folder, table), table)
     rows = [line for line in read_lines(table) if line.strip()]
     if not rows:
