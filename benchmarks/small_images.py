@@ -59,7 +59,7 @@ def run_plain(folder: Path, epochs: int, device: torch.device) -> None:
     model = build_student("convnet3", CLASSES, 0, input_size=SIDE, in_channels=1).to(device)
     rate = 0.01
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(TensorDataset(*train), batch_size=256, shuffle=True)
+    loader = DataLoader(TensorDataset(train[0], train[1]), batch_size=256, shuffle=True)
 
     def one_epoch(batches: DataLoader, learn: bool) -> tuple[float, float]:
         model.train(learn)
