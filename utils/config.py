@@ -24,6 +24,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
+from utils.system.model_names import plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
@@ -637,7 +638,8 @@ class StudentFlags(Group):
 
     models: tuple[str, ...] = flag(
         ("resnet18",),
-        "torchvision or timm model; several train side by side in one process",
+        "torchvision or timm model, a network of dataset condensation such as convnet3, or path/to/file.py:FUNCTION; "
+        "several train side by side in one process",
         NAME,
         RESULT,
         names=("--model",),
@@ -1047,7 +1049,7 @@ class TrainConfig(
     @property
     def student_name(self) -> str:
         """Return a name made of the student's model and seed, for instance `resnet18-seed0`."""
-        return f"{self.model}-seed{self.seed}"
+        return f"{plain_name(self.model)}-seed{self.seed}"
 
     @property
     def micro_batch(self) -> int:
@@ -1074,10 +1076,11 @@ class TrainConfig(
     def settings(self) -> dict[str, Any]:
         """Return a dict of setting name -> value for one student, without secret API keys.
 
-        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`.
+        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`. `model`
+        is the model's plain name, so that it does not depend on spelling or on where the model's file is.
         """
         found = super().settings()
-        return {"model": self.model, "seed": self.seed} | {
+        return {"model": plain_name(self.model), "seed": self.seed} | {
             k: v for k, v in found.items() if k not in ("models", "seeds")
         }
 
@@ -1185,7 +1188,7 @@ class TrainConfig(
 
     def check_students(self) -> None:
         """Raise InputError if a model or seed is given twice, or --resume names one checkpoint for several students."""
-        for name, values in (("--model", self.models), ("--seed", self.seeds)):
+        for name, values in (("--model", [plain_name(model) for model in self.models]), ("--seed", self.seeds)):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise InputError(f"{name} names {twice} twice; name each once")
@@ -1219,11 +1222,12 @@ class TrainConfig(
 
         If the joined model names are longer than NAME_LETTERS, only the first models are named.
         """
+        models = [plain_name(model) for model in self.models]
         shown = 1
-        while shown < len(self.models) and len("+".join(self.models[: shown + 1])) <= NAME_LETTERS:
+        while shown < len(models) and len("+".join(models[: shown + 1])) <= NAME_LETTERS:
             shown += 1
-        more = f"+{len(self.models) - shown}-more" if shown < len(self.models) else ""
-        return f"./save/{self.prefix}{'+'.join(self.models[:shown])}{more}-{time.strftime('%Y%m%d-%H%M%S')}"
+        more = f"+{len(models) - shown}-more" if shown < len(models) else ""
+        return f"./save/{self.prefix}{'+'.join(models[:shown])}{more}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 TrainConfigType = TypeVar("TrainConfigType", bound=TrainConfig)
@@ -1575,6 +1579,7 @@ class Findings:
         input_size: S, side of the model's input in pixels.
         mean, std: mean and standard deviation of each channel of images in [0, 1].
         channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
+        model_file: digest of the file of a student's model, if --model names a function in a file.
         train_values, val_values: what the pixels of the images are: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how classes were numbered, and how validation folders were paired with training folders, in words.
@@ -1607,6 +1612,7 @@ class Findings:
     mean: tuple[float, ...] = finding(IMAGENET_MEAN, RESULT)
     std: tuple[float, ...] = finding(IMAGENET_STD, RESULT)
     channels: int = finding(3, RESULT, earlier=3)
+    model_file: str | None = finding(None, RESULT)
     train_values: str = finding("bytes", RESULT, earlier="bytes")
     val_values: str = finding("bytes", RESULT, earlier="bytes")
     val_resize: int = finding(256, RESULT)

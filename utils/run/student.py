@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
+from utils.training.own_model import source_digest
 from utils.training.precision import Precision
 from utils.training.schedules import Temperatures, lr_factor, temperature_at
 from utils.training.streams import RandomStream
@@ -78,7 +80,7 @@ class Student:
         world: World = ALONE,
         images: KnownImages | None = None,
     ) -> None:
-        self.config, self.found, self.folder, self.world, self.images = config, found, folder, world, images
+        self.config, self.folder, self.world, self.images = config, folder, world, images
         self.started = time.time()
         self.name = config.student_name
         self.log = NamedLog(self.name, found.side_by_side > 1)
@@ -87,6 +89,7 @@ class Student:
 
         self.precision = Precision(config.precision, device)
         model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size)
+        self.found = found = replace(found, model_file=source_digest(config.model))
         self.model = self.precision.place(model)
         if config.sync_bn and world.size > 1:
             synchronise(self.model, world)

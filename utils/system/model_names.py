@@ -22,7 +22,15 @@ CONVNET_FORM = (
     "instance convnet3 or convnet4_w256_bn"
 )
 WIDTH, NORM, ACTIVATION, POOLING = 128, "in", "relu", "avgpool"  # if a ConvNet's name does not say otherwise
-LONG = {"nn": "none", "ar": "relu", "al": "leakyrelu", "as": "sigmoid", "ap": "avgpool", "mp": "maxpool", "np": "nopool"}
+LONG = {
+    "nn": "none",
+    "ar": "relu",
+    "al": "leakyrelu",
+    "as": "sigmoid",
+    "ap": "avgpool",
+    "mp": "maxpool",
+    "np": "nopool",
+}
 # the other networks
 NETWORKS = (
     "dc_mlp",
@@ -110,5 +118,5 @@ def plain_name(name: str) -> str:
     """
     split = split_file_name(name)
     if split:
-        return ".".join(part for part in (Path(split[0]).stem, split[1]) if part)
+        return ".".join(re.sub(r"\W", "_", part) for part in (Path(split[0]).stem, split[1]) if part)
     return network_name(name) or name

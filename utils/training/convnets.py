@@ -189,9 +189,7 @@ def alexnet(num_classes: int, in_channels: int, side: int) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
     )
-    return nn.Sequential(
-        OrderedDict(features=features, flatten=nn.Flatten(), fc=nn.Linear(192 * 4 * 4, num_classes))
-    )
+    return nn.Sequential(OrderedDict(features=features, flatten=nn.Flatten(), fc=nn.Linear(192 * 4 * 4, num_classes)))
 
 
 def vgg11(num_classes: int, in_channels: int, side: int, norm: str = "in") -> nn.Module:
@@ -205,9 +203,7 @@ def vgg11(num_classes: int, in_channels: int, side: int, norm: str = "in") -> nn
         layers += [nn.Conv2d(channels, width, 3, padding=padding), norm_layer(norm, width), nn.ReLU(inplace=True)]
         channels, padding = width, 1
     return nn.Sequential(
-        OrderedDict(
-            features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Linear(channels, num_classes)
-        )
+        OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=nn.Linear(channels, num_classes))
     )
 
 

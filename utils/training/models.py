@@ -73,9 +73,7 @@ def build_model(
     return model
 
 
-def _build_from_library(
-    name: str, num_classes: int, flag: str, input_size: int | None, in_channels: int
-) -> nn.Module:
+def _build_from_library(name: str, num_classes: int, flag: str, input_size: int | None, in_channels: int) -> nn.Module:
     """Return a model of torchvision or timm with random weights; for the arguments, see `build_model`."""
     if not in_torchvision(name):
         refuse_unknown(name, flag)

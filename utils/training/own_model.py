@@ -88,7 +88,9 @@ def load_function(name: str, flag: str = "--model") -> Callable:
     if not os.path.isfile(path):
         raise InputError(f"{flag} {name}: there is no file {path}; check its path")
     if not function:
-        raise InputError(f"{flag} {name} names no function; give {flag} {name.rstrip(':')}:FUNCTION, which makes the model")
+        raise InputError(
+            f"{flag} {name} names no function; give {flag} {name.rstrip(':')}:FUNCTION, which makes the model"
+        )
     try:
         module = import_file(os.path.abspath(path))
     except Exception as error:  # the user's code may raise anything

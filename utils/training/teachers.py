@@ -8,6 +8,7 @@ import torch
 from utils.data.batch import Batch, refuse_non_finite
 from utils.system.errors import InputError, clause
 from utils.system.files import digest_of
+from utils.system.model_names import plain_name
 from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
 
@@ -84,7 +85,7 @@ class Ensemble:
             teacher = build_teacher(name, file, stem, flag=flag, weights=asked, input_size=input_size)
             self.teachers.append(precision.place(teacher))
             self.described.append(
-                {"arch": name, "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
+                {"arch": plain_name(name), "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
             )
         if input_size is not None:
             self._check(names, input_size)
