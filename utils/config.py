@@ -1188,10 +1188,16 @@ class TrainConfig(
 
     def check_students(self) -> None:
         """Raise InputError if a model or seed is given twice, or --resume names one checkpoint for several students."""
-        for name, values in (("--model", [plain_name(model) for model in self.models]), ("--seed", self.seeds)):
+        for name, values in (("--model", self.models), ("--seed", self.seeds)):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise InputError(f"{name} names {twice} twice; name each once")
+        for first, second in itertools.combinations(self.models, 2):
+            if plain_name(first) == plain_name(second):
+                raise InputError(
+                    f"--model {first} and {second} are both called {plain_name(first)}; name one model once, or rename "
+                    "one of the files"
+                )
         if self.resume and len(self.models) * len(self.seeds) > 1:
             raise InputError(
                 f"--resume {self.resume} is one student's checkpoint, and --model and --seed name several; give "

@@ -242,7 +242,8 @@ class BasicBlock(nn.Module):
 
 def stages(blocks: int, norm: str, pooled: bool) -> dict[str, nn.Module]:
     """Return the four stages of a ResNet, with `blocks` blocks each and 64, 128, 256 and 512 channels."""
-    made, channels = {}, 64
+    made: dict[str, nn.Module] = {}
+    channels = 64
     for stage in range(4):
         width, stride = 64 * 2**stage, 2 if stage else 1
         first = BasicBlock(channels, width, stride, norm, pooled)
@@ -255,8 +256,8 @@ def stages(blocks: int, norm: str, pooled: bool) -> dict[str, nn.Module]:
 def dc_resnet18(num_classes: int, in_channels: int, side: int, norm: str = "in", pooled: bool = False) -> nn.Module:
     """Return DC's ResNet-18 for images of 28 or 32 px: its stem is a 3x3 convolution.
 
-    With `pooled`, average pooling replaces strides (`ResNet18_AP`), and the linear layer sees all of the last 3x3 or 4x4
-    positions. Otherwise it sees their mean.
+    With `pooled`, average pooling replaces strides (`ResNet18_AP`), and the linear layer sees all of the last 3x3 or
+    4x4 positions. Otherwise it sees their mean.
     """
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), bn1=norm_layer(norm, 64), relu=nn.ReLU(inplace=True)

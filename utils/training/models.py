@@ -27,7 +27,8 @@ SEARCH_SECONDS = 4
 # common models that have a weight of this name
 SEARCHED = {
     "layer1.0.conv1.weight": "resnet18 resnet50 resnet101 resnet34 resnet152 wide_resnet50_2 resnext50_32x4d",
-    "features.0.weight": "alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
+    "features.0.weight": "convnet3 convnet3_bn convnet4 convnet4_bn convnet5 convnet5_bn convnet6 convnet6_bn "
+    "dc_alexnet dc_vgg11 dc_vgg11_bn dc_lenet alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
     "features.0.0.weight": "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny swin_t",
     "stage2.0.branch2.0.weight": "shufflenet_v2_x0_5 shufflenet_v2_x1_0",
     "features.conv0.weight": "densenet121 densenet169",
@@ -79,8 +80,8 @@ def _build_from_library(name: str, num_classes: int, flag: str, input_size: int 
         refuse_unknown(name, flag)
     if in_channels != 3:
         raise InputError(
-            f"{flag} {name} takes images of 3 channels, not {in_channels}; choose a network that takes grey images, for "
-            "instance convnet"
+            f"{flag} {name} takes images of 3 channels, not {in_channels}; choose a network that takes grey images, "
+            "for instance convnet"
         )
     extra: dict[str, Any] = sized(name, input_size)
     if in_torchvision(name):
@@ -339,7 +340,7 @@ def build_teacher(
                 with_stem = " with a small stem" if stem == "small" else ""
                 raise InputError(
                     f"{checkpoint} does not hold the weights of {flag} {name}{with_stem}"
-                    f"{advice(own, state, name, stem, flag)}"
+                    f"{advice(own, state, name, stem, flag, input_size)}"
                 )
         teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
@@ -379,7 +380,7 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
     )
 
 
-def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
+def advice(own: Shapes, state: State, name: str, stem: str, flag: str, input_size: int | None = None) -> str:
     """Return the advice at the end of an error message about weights that do not fit the model `name`.
 
     The advice names the flags of a model that fits the weights. If no such model is found, the advice lists the
@@ -390,6 +391,7 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
         state: the weights of the file.
         name, stem: the model and its stem, as given by the user.
         flag: the command-line flag that set `name`.
+        input_size: side of the images in pixels, or None.
     """
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
@@ -398,14 +400,14 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
         ways += [(name, stem, side, f"--input-size {side}") for side in OTHER_SIZES]
     likely = " ".join(names for weight, names in SEARCHED.items() if weight in found).split()
     for other in [other for other in likely if other != name]:
-        ways += [(other, "standard", None, f"{flag} {other}")]
+        ways += [(other, "standard", input_size if network_name(other) else None, f"{flag} {other}")]
         if "resn" in other:
             ways += [(other, "small", None, f"{flag} {other} {stem_flag(flag)} small")]
     end = time.monotonic() + SEARCH_SECONDS
     for other, its_stem, side, words in ways:
         if time.monotonic() > end:
             break
-        shapes = skeleton(other, its_stem, side)
+        shapes = skeleton(other, its_stem, side, channels_of(state) if takes_channels(other) else 3)
         if shapes and fit(shapes, state, any_classes=True):
             return f"; they fit {words}"
     missing = [key for key in own if key not in found]
@@ -422,13 +424,14 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
     return f" (the file {', '.join(differences)}); give the {flag} that it was trained as"
 
 
-def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
+def skeleton(name: str, stem: str, input_size: int | None, in_channels: int = 3) -> Shapes | None:
     """Return the names and shapes of the weights of a model with 1,000 classes; None if the model cannot be built."""
     # the meta device needs no memory, but constructors that compute with weight values work only on the CPU
     for device in "meta", "cpu":
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):
-                return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())
+                model = build_model(name, 1000, stem, input_size=input_size, in_channels=in_channels)
+                return shapes_of(model.state_dict())
         except InputError:
             return None
         except (NotImplementedError, RuntimeError):

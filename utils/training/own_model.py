@@ -51,8 +51,8 @@ def build_own_model(
         inspect.signature(function).bind(**wanted)
     except TypeError as error:
         raise InputError(
-            f"{flag} {name} cannot be called with {', '.join(wanted)} alone ({clause(error)}); give its other arguments "
-            "defaults"
+            f"{flag} {name} cannot be called with {', '.join(wanted)} alone ({clause(error)}); give its other "
+            "arguments defaults"
         ) from None
     try:
         model = function(**wanted)

@@ -36,7 +36,7 @@ COUNTERS = {
 # torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
-# The ConvNets of IDC and RDED keep convolutions and norms in lists of their own: layers.conv.1.weight, layers.norm.1.bias
+# ConvNets of IDC and RDED keep convolutions and norms in lists of their own: layers.conv.1.weight, layers.norm.1.bias
 CONVNET_LAYER = re.compile(r"layers\.(conv|norm)\.(\d+)\.")
 
 State = Mapping[str, torch.Tensor]
