@@ -24,7 +24,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
-from utils.system.model_names import plain_name
+from utils.system.model_names import folder_name, plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
@@ -1049,7 +1049,7 @@ class TrainConfig(
     @property
     def student_name(self) -> str:
         """Return a name made of the student's model and seed, for instance `resnet18-seed0`."""
-        return f"{plain_name(self.model)}-seed{self.seed}"
+        return f"{folder_name(self.model)}-seed{self.seed}"
 
     @property
     def micro_batch(self) -> int:
@@ -1228,7 +1228,7 @@ class TrainConfig(
 
         If the joined model names are longer than NAME_LETTERS, only the first models are named.
         """
-        models = [plain_name(model) for model in self.models]
+        models = [folder_name(model) for model in self.models]
         shown = 1
         while shown < len(models) and len("+".join(models[: shown + 1])) <= NAME_LETTERS:
             shown += 1

@@ -110,13 +110,17 @@ def split_file_name(name: str) -> tuple[str, str] | None:
     return (found[1], found[2] or "") if found else None
 
 
-def plain_name(name: str) -> str:
-    """Return the name under which a model is stored and shown; it is fit for the name of a folder.
-
-    It is the name of `network_name` for a network of dataset condensation, and `file.function` for a function in a
-    file. Any other name is returned unchanged.
-    """
+def folder_name(name: str) -> str:
+    """Return a model's name as part of the name of a folder: `file.function` for a function in a file, else `name`."""
     split = split_file_name(name)
-    if split:
-        return ".".join(re.sub(r"\W", "_", part) for part in (Path(split[0]).stem, split[1]) if part)
-    return network_name(name) or name
+    if split is None:
+        return name
+    return ".".join(re.sub(r"\W", "_", part) for part in (Path(split[0]).stem, split[1]) if part)
+
+
+def plain_name(name: str) -> str:
+    """Return the name under which a model is stored and compared: no matter how it is spelled, or where its file is.
+
+    It is the name of `network_name` for a network of dataset condensation, else the name of `folder_name`.
+    """
+    return network_name(name) or folder_name(name)
