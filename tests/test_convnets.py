@@ -241,7 +241,7 @@ def test_sizes_that_a_network_cannot_have(name, side, words):
 
 def test_the_deepest_network_of_a_size():
     """The message about depth is right: one block less works."""
-    assert shape_of("convnet5", 32) == shape_of("convnet5", 28) == shape_of("convnet6_nopool_w4", 28) == (2, 10)
+    assert shape_of("convnet5", 32) == shape_of("convnet5", 28) == shape_of("convnet6_w4_nopool", 28) == (2, 10)
 
 
 def test_other_models_take_three_channels():
