@@ -22,11 +22,28 @@ from utils.training.memory_estimate import MemoryEstimate
 from utils.training.models import build_model, build_student, build_teacher, pretrained_name, takes_channels
 from utils.training.own_model import source_digest
 from utils.training.precision import Precision
+from utils.training.teachers import Ensemble
 from utils.training.weights import load_weights
 
 DC_COLOUR = ROOT / "tests" / "data" / "dc_colour"
 # mean training loss of the first six epochs, as the evaluator of DC printed it on this tensor set, with seed 0
 DC_LOSSES = [2.343466282, 2.248243570, 2.106349707, 1.941062808, 1.741368413, 1.509324074]
+
+
+# first logits for an image of `torch.linspace`, with the initial weights of seed 0, by a transcription of the papers' code
+ANSWERS = {
+    "dc_mlp": [-0.04537, 0.02647, 0.06677],
+    "dc_lenet": [0.01694, -0.01857, -0.00273],
+    "dc_alexnet": [0.00294, 0.00661, 0.00883],
+    "dc_vgg11": [-0.12629, -2.91386, -0.76219],
+    "dc_vgg11_bn": [-0.01142, -0.01016, 0.01325],
+    "dc_resnet18": [0.20198, -0.39044, -0.33102],
+    "dc_resnet18_bn": [0.00389, -0.00343, 0.01514],
+    "dc_resnet18_ap": [-0.84008, 0.50649, 0.04436],
+    "dc_resnet18_bn_ap": [0.02432, -0.00992, 0.00868],
+    "resnetap10": [0.71065, 0.19424, -0.46283],
+    "resnet18_in": [0.2317, -0.33633, -0.2645],
+}
 
 
 def shape_of(name, side, channels=3, classes=10):
@@ -56,6 +73,15 @@ def test_the_losses_are_those_of_dc():
         optimizer.step()
         losses.append(loss.item())
     assert losses == pytest.approx(DC_LOSSES, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_initial_weights_are_those_of_the_papers_code(name):
+    """The same seed gives the same answers, so that layers and the order in which they are made are the same."""
+    image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    answer = build_student(name, 10, 0, input_size=32).eval()(image)
+    assert answer[0, :3].tolist() == pytest.approx(ANSWERS[name], rel=1e-3, abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +318,17 @@ def test_a_teacher_from_a_file(name, side, channels, tmp_path):
     teacher = build_teacher(name, tmp_path / "teacher.pth", input_size=side)
     assert same_weights(teacher.state_dict(), state)
     assert teacher(torch.zeros(1, channels, side, side)).shape == (1, 7)
+
+
+def test_teachers_of_grey_images(tmp_path):
+    """An ensemble tests and asks its teachers with one channel; the stored name is the network's."""
+    torch.save(build_student("convnet3", 7, 0, input_size=28, in_channels=1).state_dict(), tmp_path / "grey.pth")
+    torch.save(build_student("convnet3", 7, 0, input_size=28).state_dict(), tmp_path / "rgb.pth")
+    grey = Ensemble(["ConvNetD3"], [tmp_path / "grey.pth"], "mean", FP32, input_size=28, in_channels=1)
+    assert grey.num_classes(28) == 7
+    assert grey.described[0]["arch"] == "convnet3"
+    with pytest.raises(InputError, match=r"^--arch convnet3 cannot answer at --input-size 28 .*3 channels"):
+        Ensemble(["convnet3"], [tmp_path / "rgb.pth"], "mean", FP32, input_size=28, in_channels=1)
 
 
 @pytest.mark.parametrize("norm", ["bn", "none"])
