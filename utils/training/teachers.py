@@ -152,7 +152,7 @@ class Ensemble:
         return self(torch.zeros(1, self.in_channels, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the combined logits, float32 [B, C], for images [B, in_channels, S, S], without waiting for the device.
+        """Return the combined logits, float32 [B, C], for images [B, in_channels, S, S]; do not wait for the device.
 
         Raises:
             InputError: the teachers have different numbers of classes.
