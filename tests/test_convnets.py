@@ -30,7 +30,7 @@ DC_COLOUR = ROOT / "tests" / "data" / "dc_colour"
 DC_LOSSES = [2.343466282, 2.248243570, 2.106349707, 1.941062808, 1.741368413, 1.509324074]
 
 
-# first logits for an image of `torch.linspace` with the initial weights of seed 0, by a transcription of the papers' code
+# first logits for an image of `torch.linspace`, initial weights of seed 0, by a transcription of the papers' code
 ANSWERS = {
     "dc_mlp": [-0.04537, 0.02647, 0.06677],
     "dc_lenet": [0.01694, -0.01857, -0.00273],
