@@ -62,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
     # no autotuning: cuDNN could choose other algorithms in another process, which would change the logits' last bits
     torch.backends.cudnn.benchmark = False
-    teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=found.input_size)
+    size, channels = found.input_size, found.channels
+    teachers = Ensemble(
+        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
+    )
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)

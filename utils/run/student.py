@@ -88,7 +88,7 @@ class Student:
         self.tracker: WandbTracker | NoTracker = NoTracker()
 
         self.precision = Precision(config.precision, device)
-        model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size)
+        model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size, found.channels)
         self.found = found = replace(found, model_file=source_digest(config.model))
         self.model = self.precision.place(model)
         if config.sync_bn and world.size > 1:
