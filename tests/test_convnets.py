@@ -519,6 +519,9 @@ def test_training_and_resuming_an_own_model(tmp_path, own):
     """A run trains it and resumes with the file at another place, but not with a changed file."""
     done = trained(tmp_path, own, "--epochs", 1)
     assert done.code == 0, done.err
+    assert (
+        f"model   {own}:small, digest {source_digest(f'{own}:small')}" in (tmp_path / "out" / "train.log").read_text()
+    )
     moved = tmp_path / "net-a.py"
     shutil.copy(own, moved)
     assert source_digest(f"{moved}:small") == source_digest(f"{own}:small")
