@@ -90,8 +90,6 @@ class Student:
         self.precision = Precision(config.precision, device)
         model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size, found.channels)
         self.found = found = replace(found, model_file=source_digest(config.model))
-        if found.model_file:
-            self.log.info("model   %s, digest %s", config.model, found.model_file)
         self.model = self.precision.place(model)
         if config.sync_bn and world.size > 1:
             synchronise(self.model, world)
@@ -187,6 +185,8 @@ class Student:
         first = self.world.is_main
         with self.folder.claimed(settings, self.name) if first else contextlib.nullcontext():
             try:
+                if first and self.found.model_file:
+                    self.log.info("model   %s, digest %s", config.model, self.found.model_file)
                 if first:
                     self.tracker = start_tracker(
                         project=config.wandb_project,
