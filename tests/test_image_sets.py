@@ -222,7 +222,7 @@ def test_imagenet_with_kaggles_table(place, tmp_path, program_log):
     assert f"images in one folder, with the classes of {table}" in program_log.text
 
 
-@pytest.mark.parametrize("kind", ["meta.mat", "map_clsloc.txt", "synsets.txt"])
+@pytest.mark.parametrize("kind", ["meta.mat", "compressed meta.mat", "map_clsloc.txt", "synsets.txt"])
 @pytest.mark.parametrize("place", ["beside", "kit above", "flag"])
 def test_imagenet_with_the_development_kit(place, kind, tmp_path):
     """The numbers of the kit are ILSVRC2012_ID, in the kit's order and not in the sorted one."""
@@ -233,9 +233,10 @@ def test_imagenet_with_the_development_kit(place, kind, tmp_path):
     truth = kit / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("3\n1\n2\n2\n1\n")
     lines = {"map_clsloc.txt": "{} {} words\n", "synsets.txt": "{}\n"}
+    compressed, kind = kind.startswith("compressed"), kind.split()[-1]
     if kind == "meta.mat":
         pytest.importorskip("scipy.io")
-        write_meta(kit / kind, WNIDS)
+        write_meta(kit / kind, WNIDS, compressed)
     else:
         (kit / kind).write_text("".join(lines[kind].format(wnid, n) for n, wnid in enumerate(WNIDS, 1)))
     expected = list(zip(imagenet_names(), [WNIDS[number - 1] for number in (3, 1, 2, 2, 1)], strict=True))
