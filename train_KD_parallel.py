@@ -11,7 +11,8 @@ the same student as this script.
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
 The second command trains on hard labels only: each image's class is the folder that it is in. No teacher is loaded,
-because --teacher-checkpoint is not given.
+because --teacher-checkpoint is not given. If --mix-type mixes two images, their classes are mixed as well. The recipes
+in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC are such commands.
 """
 
 import os
@@ -21,12 +22,16 @@ from dataclasses import replace
 
 from train_FKD_parallel import build_students, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
+from utils.data.augment import augmentation_of
+from utils.data.image_sets import open_images
 from utils.data.images import first_images
 from utils.data.workers import ViewDataset
+from utils.data.zca import fitted_zca
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
+from utils.run.image_labels import asks_no_teacher, label_views
 from utils.run.loading import TrainingData, build_batches, build_validation, normalise_for, plan_memory
 from utils.system.log import log
 from utils.system.process import run_script
@@ -45,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # run all checks before hours of training are spent
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
-    teacher = open_teacher(config, found, precision)
+    teacher = None
+    if not asks_no_teacher(config, soft_labels=train_set.answers is not None):
+        teacher = open_teacher(config, found, precision)
     models = [*config.models, config.teacher_model] if teacher else config.models
     found = preflight.inspect_pixels(found, [train_set, val_set], models)
     num_classes = len(train_set.classes)
@@ -55,20 +62,42 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
+    whiten = None
+    if config.zca:
+        real = open_images(config.zca, "--zca", "train", "no")
+        whiten = fitted_zca(real, found.input_size, found.channels)
+        found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
-    source = TrainingViews(DrawnViews(policy, len(samples), config.batch_size))
+    augmentation = augmentation_of(config, found, precision.device)
+    source = DrawnViews(policy, len(samples), config.batch_size, augmentation)
+    # without a teacher that answers, the labels belong to the images themselves
+    taught = teacher is not None and config.loss_type != "ce"
+    views = source
+    if not taught:
+        views, found = label_views(config, found, source, samples, num_classes, train_set.answers)
     images, found = preflight.identify_images(config, found, samples, None, world)
     found = preflight.record_images(config, found, samples, val_set.samples)
     preflight.report_folders(config, samples, val_set.samples, names)
-    teaches = f"teacher {teacher} answers live" if teacher else "hard labels: no teacher answers"
+    plain = "hard labels" if found.image_labels in ("classes", "mixed classes") else f"the images' {found.image_labels}"
+    teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    dataset = ViewDataset(samples, source, found.input_size, found.channels)
-    normalise = normalise_for(found, precision)
+    dataset = ViewDataset(samples, source, found.input_size, found.channels)  # for a look at the first views
+    normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
     if teacher:
         _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
         )
-    data = TrainingData(samples, val_set.samples, source, num_classes, names, images, teacher=teacher)
+    data = TrainingData(
+        samples,
+        val_set.samples,
+        TrainingViews(views),
+        num_classes,
+        names,
+        images,
+        teacher=teacher if taught else None,
+        augment=augmentation,
+        whiten=whiten,
+    )
 
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
@@ -83,10 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(config, data, students, world, labels_of(config, found, policy))
 
 
-def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble | None:
-    """Return the live teacher; None for training on hard labels (--loss-type ce without --teacher-checkpoint)."""
-    if config.loss_type == "ce" and not config.teacher_checkpoint:
-        return None
+def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble:
+    """Return the live teacher that the flags name, with its weights."""
     return Ensemble(
         [config.teacher_model],
         [config.teacher_checkpoint],
@@ -102,8 +129,10 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
     """Return the description of the labels for summary.json: teacher, view policy, size of the teacher's checkpoint."""
     size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
+    own = found.image_labels in ("probabilities", "logits")
+    dialect = "soft labels of the images" if own else "hard labels"
     return {
-        "dialect": "live teacher" if found.teachers else "hard labels",
+        "dialect": "live teacher" if found.teachers else dialect,
         "teachers": found.teachers,
         "policy": vars(policy),
         "bytes": size if found.teachers else 0,

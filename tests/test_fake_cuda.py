@@ -22,10 +22,9 @@ from utils.data.device import DeviceBatch, Gallery, mixing_of
 from utils.data.replay import Normalise
 from utils.labels.types import Mix, TopK
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_checkpoint
-from utils.run.student import soft_cross_entropy
 from utils.system.distributed import ALONE
 from utils.training import teachers
-from utils.training.losses import LastMicroBatch, build_loss
+from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer

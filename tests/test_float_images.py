@@ -5,14 +5,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from helpers import make_images
 from PIL import Image
+from torchvision.transforms import functional as TF
 
 from utils.data.device import DeviceBatches
+from utils.data.folders import open_folder
 from utils.data.images import Container, Member, image_size, load_image
 from utils.data.replay import Normalise, replay_view
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ValidationBatches
 from utils.data.workers import ViewDataset, WorkerBatches
+from utils.data.zca import fitted_zca
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 
@@ -177,3 +181,39 @@ def test_members_can_be_pickled():
     again = pickle.loads(pickle.dumps(member))
     assert (image_size(again), str(again)) == ((7, 5), "tensors: 00004")
     assert torch.equal(load_image(again), load_image(member))
+
+
+def test_zca_whitens_what_it_was_fitted_on(tmp_path):
+    """The covariance of whitened images has eigenvalues s / (s + 0.1); the fit is kept and read again."""
+    folder = make_images(tmp_path / "real", 2, 40, (8, 8))
+    real = open_folder(folder, "--zca")
+    zca = fitted_zca(real, 8, 3)
+    pixels = torch.stack([TF.to_tensor(load_image(image)) for image, _ in real.samples])
+    white = zca(pixels).flatten(1)
+    assert white.mean(dim=0).abs().max() < 1e-5
+    found = torch.linalg.eigvalsh(torch.cov(white.T))
+    values = torch.linalg.eigvalsh(torch.cov(pixels.flatten(1).T.double())).clamp(min=0)
+    assert torch.allclose(found.double(), values / (values + 0.1), atol=1e-4)
+    kept = tmp_path / "real.zca-8.safetensors"
+    before = kept.stat().st_mtime_ns
+    again = fitted_zca(real, 8, 3)
+    assert torch.equal(again(pixels), zca(pixels))
+    assert kept.stat().st_mtime_ns == before
+    next(iter((tmp_path / "real").rglob("*.png"))).unlink()  # another set: the file no longer holds
+    assert fitted_zca(open_folder(folder, "--zca"), 8, 3).digest != zca.digest
+    kept.write_bytes(b"broken")
+    fewer = open_folder(folder, "--zca")
+    assert torch.isfinite(fitted_zca(fewer, 8, 3).matrix).all()
+    with pytest.raises(InputError, match="--zca whitens images of at most 64 px, not of --input-size 96"):
+        fitted_zca(fewer, 96, 3)
+
+
+def test_whitening_replaces_mean_and_standard_deviation():
+    """Images of bytes and in [0, 1] are whitened; normalised ones are left as they are."""
+    pixels = torch.randint(256, (4, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    doubled = lambda images: 2 * images  # noqa: E731
+    wanted = 2 * (pixels / 255).permute(0, 3, 1, 2)
+    assert torch.allclose(Normalise(MEAN, STD, CPU, whiten=doubled)(pixels), wanted)
+    assert torch.allclose(Normalise(MEAN, STD, CPU, values="unit", whiten=doubled)(pixels / 255), wanted)
+    kept = Normalise(MEAN, STD, CPU, values="normalised", whiten=doubled)(pixels.float())
+    assert torch.equal(kept, pixels.float().permute(0, 3, 1, 2))

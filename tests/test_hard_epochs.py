@@ -37,8 +37,8 @@ from utils.data.workers import ViewDataset, WorkerBatches
 from utils.labels.formats import open_labels
 from utils.labels.hard import HardViews, Phases
 from utils.run.loading import TrainingBatches
-from utils.run.student import soft_cross_entropy
 from utils.system.errors import InputError
+from utils.training.losses import soft_cross_entropy
 from utils.training.schedules import lr_factor
 
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft

@@ -4,8 +4,10 @@ import itertools
 import math
 
 import pytest
+import torch
 
-from utils.config import SCHEDULES, TEMPERATURE_SCHEDULES
+from utils.config import SCHEDULES, TEMPERATURE_SCHEDULES, FKDConfig, KDConfig
+from utils.system.errors import InputError
 from utils.training.schedules import lr_factor, temperature_at
 
 
@@ -53,13 +55,80 @@ def test_linear_smoothing_1_is_linear(epochs):
     assert lr_factor("linear-smoothed", epochs, epochs, 4.0) == 0.75
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "step"])
 @pytest.mark.parametrize("epochs", [1, 7, 300])
 def test_every_schedule_starts_at_one_and_falls(schedule, epochs):
     """Every trained epoch has a positive rate."""
     factors = [lr_factor(schedule, epoch, epochs) for epoch in range(epochs)]
     assert factors[0] == 1
     assert all(a > b > 0 for a, b in itertools.pairwise(factors))
+
+
+def test_the_step_schedule_falls_at_its_milestones():
+    """The factor applies from the milestone itself on, counted from 0, and once more at the next one."""
+    factors = [lr_factor("step", epoch, 9, milestones=(4, 6), gamma=0.5) for epoch in range(9)]
+    assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 10])
+def test_the_step_schedule_is_that_of_pytorch(epochs):
+    """MultiStepLR has the same rates after each of its steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5], gamma=0.2)
+    for epoch in range(epochs):
+        assert lr_factor("step", epoch, epochs, milestones=[2, 5], gamma=0.2) == pytest.approx(
+            optimizer.param_groups[0]["lr"]
+        )
+        optimizer.step()
+        theirs.step()
+
+
+FOLDERS = ["--train-dir", "images", "--val-dir", "val"]
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs", "milestones"),
+    [
+        ("6", 9, (6,)),
+        ("2/3 5/6", 2000, (2000 * 2 // 3, 2000 * 5 // 6)),
+        ("0.667 0.833", 300, (200, 249)),
+        ("0.29 0.58", 100, (29, 58)),  # as floats, 0.29 · 100 and 0.58 · 100 lie just below these
+        ("1/3 200", 300, (100, 200)),
+    ],
+)
+def test_milestones_are_epochs_or_shares(words, epochs, milestones):
+    """A share is rounded down exactly, and the settings hold the epochs."""
+    flags = ["--schedule", "step", "--milestones", *words.split(), "--epochs", str(epochs)]
+    for kind in (FKDConfig, KDConfig):
+        config = kind.parse(FOLDERS + flags)
+        assert config.milestones == milestones
+        assert config.settings()["milestones"] == milestones
+    assert KDConfig.parse(FOLDERS).milestones == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--milestones 3", "--milestones has no effect without --schedule step"),
+        ("--cos --milestones 3", "--milestones has no effect without --schedule step"),
+        ("--gamma 0.2", "--gamma 0.2 has no effect without --schedule step"),
+        ("--schedule step", "--schedule step needs --milestones"),
+        ("--schedule step --milestones 5 3", "--milestones 5 3 must rise"),
+        ("--schedule step --milestones 3 3", "--milestones 3 3 must rise"),
+        ("--schedule step --milestones 1/2 3 --epochs 9", "--milestones 1/2 3 must rise, but are the epochs 4 3"),
+        ("--schedule step --milestones 9 --epochs 9", "epoch 9 is not reached, since the last of --epochs 9 is 8"),
+        ("--schedule step --milestones 0.1 --epochs 9", "a share of --epochs 9 is below 1 epoch"),
+        *(
+            (f"--schedule step --milestones {text}", f"'{text}' is neither an epoch")
+            for text in "0 1.5 1/0 nan x 5/2".split()
+        ),
+    ],
+)
+def test_wrong_milestones(flags, said):
+    """One sentence names the flag."""
+    with pytest.raises(InputError) as error:
+        FKDConfig.parse(FOLDERS + flags.split())
+    assert said in str(error.value)
 
 
 def test_an_unknown_schedule_is_refused():

@@ -94,6 +94,27 @@ def test_weight_decay_groups(sgd):
         assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
+@pytest.mark.parametrize("sgd", [True, False])
+def test_weight_decay_on_all_parameters(sgd):
+    """With `decay_all`, a step is that of PyTorch's own optimizer with one group of parameters."""
+    ours, theirs = (build_student("resnet18", 5, 0) for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.5}
+    plain = torch.optim.SGD(theirs.parameters(), momentum=0.9, **options) if sgd else None
+    optimizers = [
+        build_optimizer(ours, sgd, momentum=0.9, decay_all=True, **options),
+        plain or torch.optim.AdamW(theirs.parameters(), **options),
+    ]
+    before = ours.bn1.weight.clone()
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, number / 100)
+        optimizer.step()
+        optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+    assert (ours.bn1.weight - before).abs().min() > 0.05
+
+
 def test_an_epoch_learns_and_evaluation_leaves_no_trace():
     """Training lowers the loss; evaluation changes no weight and no running statistic."""
     torch.manual_seed(0)

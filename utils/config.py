@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field as DataclassField
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
@@ -31,12 +32,29 @@ TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
+AUGMENTS = ("rrc", "dsa", "none", "imagenet-hard")
+# Range of crops and probability of a flip, for each --augment: (smallest area, largest area, probability)
+CROPS = {"rrc": (0.08, 1.0, 0.5), "dsa": (1.0, 1.0, 0.0), "none": (1.0, 1.0, 0.0), "imagenet-hard": (0.5, 1.0, 0.5)}
+# operations of DSA (Zhao and Bilen, ICML 2021), of which --dsa-strategy lists some
+DSA_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+DSA_MODES = ("single", "all", "gift")
+# parameters of DSA and their values in its code
+DSA_PARAMETERS = {
+    "prob_flip": 0.5,
+    "ratio_scale": 1.2,
+    "ratio_rotate": 15.0,
+    "ratio_crop_pad": 0.125,
+    "ratio_cutout": 0.5,
+    "brightness": 1.0,
+    "saturation": 2.0,
+    "contrast": 0.5,
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A validation image is first resized, then its centre of S x S pixels is cropped. If S is at least this number, the
@@ -109,6 +127,55 @@ SEED = Kind(number(int, 0), "SEED")
 INTEGER = Kind(int, None)
 TEXT = Kind(str, None)
 NAME, PATH, FILE, FOLDER = (Kind(str, metavar) for metavar in ("NAME", "PATH", "FILE", "DIR"))
+
+
+def milestone(text: str) -> int | Fraction:
+    """Convert a value of --milestones: an epoch as an integer from 1, or a share of all epochs such as 0.667 or 2/3.
+
+    A share is an exact fraction, because a float times the number of epochs may lie just below a whole number.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if value >= 1 and text.strip().isdecimal():
+        return int(text)
+    if 0 < value < 1:
+        return value
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither an epoch, as an integer from 1, nor a share of all epochs between 0 and 1 (0.667, 2/3)"
+    )
+
+
+def dsa_strategy(text: str) -> str:
+    """Return the text of --dsa-strategy unchanged, if it lists operations of DSA, joined by `_`.
+
+    Raises:
+        argparse.ArgumentTypeError: a word is no operation of DSA.
+    """
+    unknown = [word for word in text.split("_") if word not in DSA_OPERATIONS]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} in {text!r} is no operation of DSA; join some of {', '.join(DSA_OPERATIONS)} by _"
+        )
+    return text
+
+
+def dsa_parameter(text: str) -> str:
+    """Return a value of --dsa-param, NAME=VALUE, with the number in Python's spelling.
+
+    Raises:
+        argparse.ArgumentTypeError: the name is unknown, or the value is not a number in the range of the parameter.
+    """
+    name, _, value = text.partition("=")
+    if name not in DSA_PARAMETERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with a name of {', '.join(DSA_PARAMETERS)}")
+    low = 1.0 if name == "ratio_scale" else 0.0
+    high = 1.0 if name in ("prob_flip", "ratio_crop_pad", "ratio_cutout") else math.inf
+    return f"{name}={number(float, low, high)(value)}"
 
 
 def student_temperature(text: str) -> str | float:
@@ -452,11 +519,11 @@ class ViewFlags(Group):
 
     title = "views"
 
-    min_scale_crops: float = flag(
-        0.08, "area of the smallest crop, as a share of the image", Kind(POSITIVE_FRACTION, "A"), RESULT
+    min_scale_crops: float | None = flag(
+        None, "area of the smallest crop, as a share of the image (default: 0.08)", Kind(POSITIVE_FRACTION, "A"), RESULT
     )
-    max_scale_crops: float = flag(
-        1.0, "area of the largest crop, as a share of the image", Kind(POSITIVE_FRACTION, "A"), RESULT
+    max_scale_crops: float | None = flag(
+        None, "area of the largest crop, as a share of the image (default: 1.0)", Kind(POSITIVE_FRACTION, "A"), RESULT
     )
     mix_type: str | None = flag(
         None,
@@ -466,8 +533,100 @@ class ViewFlags(Group):
     )
     mixup: float = flag(0.8, "alpha of mixup's Beta(alpha, alpha)", Kind(POSITIVE, "ALPHA"), RESULT)
     cutmix: float = flag(1.0, "alpha of cutmix's Beta(alpha, alpha)", Kind(POSITIVE, "ALPHA"), RESULT)
-    hflip: float = flag(0.5, "probability of a left-right flip", Kind(FRACTION, "P"), RESULT)
+    hflip: float | None = flag(None, "probability of a left-right flip (default: 0.5)", Kind(FRACTION, "P"), RESULT)
     fkd_seed: int = flag(42, "seed of image order and views", SEED, RESULT, names=("--fkd-seed", "--fkd_seed"))
+
+    def crop_settings(self, augment: str = "rrc") -> dict[str, Any]:
+        """Return --min-scale-crops, --max-scale-crops and --hflip by field name, each with its default.
+
+        Args:
+            augment: value of --augment, which sets the defaults; see CROPS.
+
+        Raises:
+            InputError: a flag has no effect with `augment`, or the smallest crop is larger than the largest.
+        """
+        names = ("min_scale_crops", "max_scale_crops", "hflip")
+        values = {}
+        for name, usual in zip(names, CROPS[augment], strict=True):
+            asked = getattr(self, name)
+            if asked not in (None, usual) and augment in ("dsa", "none"):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {asked} has no effect with --augment {augment}, which shows the whole "
+                    "image; leave it out"
+                )
+            values[name] = usual if asked is None else asked
+        if values["min_scale_crops"] > values["max_scale_crops"]:
+            raise InputError(
+                f"--min-scale-crops {values['min_scale_crops']} is more than --max-scale-crops "
+                f"{values['max_scale_crops']}; swap them"
+            )
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentFlags(Group):
+    """Flags for the augmentation of training images in train_KD_parallel.py, beyond crops, flips and mixing."""
+
+    title = "augmentation"
+
+    augment: str = flag(
+        "rrc",
+        "rrc: random resized crops and flips; none: whole images; dsa: whole images with DSA (DSA, DM, MTT, DATM); "
+        "imagenet-hard: crops of half the image and more, flips, colour jitter, lighting and cutmix (IDC, Minimax "
+        "Diffusion), where --min-scale-crops and --mix-type change the defaults",
+        meaning=RESULT,
+        choices=AUGMENTS,
+        earlier="rrc",
+    )
+    zca: str | None = flag(
+        None,
+        "real training set; images that are not normalised are whitened by ZCA, fitted on this set once and kept "
+        "beside it, in place of mean and standard deviation (MTT, TESLA, DATM)",
+        PATH,
+    )
+    dsa_strategy: str | None = flag(
+        None,
+        f"operations of DSA, joined by _ (default: {'_'.join(DSA_OPERATIONS)})",
+        Kind(dsa_strategy, "A_B_…"),
+        RESULT,
+    )
+    dsa_mode: str | None = flag(
+        None,
+        "single: each batch gets one operation of the strategy; all: all, in its order; gift: flip and color, then one "
+        "of crop, scale and rotate, then cutout, as far as the strategy names them (GIFT, CIM); numbers such as angles "
+        "are drawn for each image (default: single, as the code of DSA evaluates)",
+        meaning=RESULT,
+        choices=DSA_MODES,
+    )
+    dsa_param: tuple[str, ...] | None = flag(
+        None,
+        "parameters of DSA (default: " + " ".join(f"{name}={value}" for name, value in DSA_PARAMETERS.items()) + ")",
+        Kind(dsa_parameter, "NAME=VALUE"),
+        RESULT,
+        nargs="+",
+    )
+
+    def dsa_parameters(self) -> dict[str, float]:
+        """Return the parameters of DSA, by name: those of --dsa-param, and the defaults of the others."""
+        return DSA_PARAMETERS | {name: float(value) for name, value in (one.split("=") for one in self.dsa_param or ())}
+
+    def dsa_settings(self) -> dict[str, Any]:
+        """Return the flags of DSA by field name, each with its default; all are None without --augment dsa.
+
+        Raises:
+            InputError: a flag of DSA is given without --augment dsa.
+        """
+        names = ("dsa_strategy", "dsa_mode", "dsa_param")
+        if self.augment != "dsa":
+            for name in names:
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} has no effect without --augment dsa; give both, or neither"
+                    )
+            return {}
+        parameters = tuple(f"{name}={value}" for name, value in self.dsa_parameters().items())
+        values = (self.dsa_strategy or "_".join(DSA_OPERATIONS), self.dsa_mode or DSA_MODES[0], parameters)
+        return dict(zip(names, values, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -583,12 +742,31 @@ class OptimizerFlags(Group):
         None,
         "factor of the learning rate in epoch e of E: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends at 1 "
         "- 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
-        "HALD); prism: stretched by 2.5, with a linear end (default: linear)",
+        "HALD); prism: stretched by 2.5, with a linear end; step: --gamma at each of --milestones (default: linear)",
         meaning=RESULT,
         choices=SCHEDULES,
     )
     smoothing: float = flag(
         2.0, "s of the smoothed and linear-smoothed schedules; at least 1 for the latter", Kind(POSITIVE, "S"), RESULT
+    )
+    milestones: tuple[int | Fraction, ...] = flag(
+        (),
+        "epochs from which on the step schedule multiplies the learning rate by --gamma once more, counted from 0; or "
+        "shares of --epochs, such as 2/3 5/6 or 0.5, rounded down to an epoch",
+        Kind(milestone, "EPOCH"),
+        RESULT,
+        nargs="+",
+        earlier=(),
+    )
+    gamma: float = flag(
+        0.1, "factor of the step schedule at each milestone", Kind(POSITIVE_FRACTION, "F"), RESULT, earlier=0.1
+    )
+    decay_all: bool = flag(
+        False,
+        "weight decay on all parameters, as plain SGD and AdamW do (default: not on biases and not on the weights of "
+        "normalisation layers)",
+        meaning=RESULT,
+        earlier=False,
     )
     ema_decay: float | None = flag(
         None,
@@ -918,6 +1096,7 @@ class TrainConfig(
         return replace(
             self,
             schedule=self.schedule or ("cos" if self.cos else "linear"),
+            milestones=self.milestone_epochs(),
             hard_epochs=hard,
             hard_batch_size=(self.hard_batch_size or 16) if hard else None,
             label_smoothing=(0.8 if self.label_smoothing is None else self.label_smoothing) if hard else None,
@@ -941,6 +1120,36 @@ class TrainConfig(
             raise InputError(
                 f"--ema-buffers {self.ema_buffers} has no effect without --ema-decay; give both, or neither"
             )
+
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """Return --milestones as epochs, counted from 0; a share s of E epochs becomes the epoch int(s E).
+
+        Raises:
+            InputError: --milestones, --gamma, --schedule and --epochs contradict each other.
+        """
+        if self.schedule != "step":
+            if self.milestones:
+                raise InputError("--milestones has no effect without --schedule step; give both, or neither")
+            if self.gamma != 0.1:
+                raise InputError(f"--gamma {self.gamma} has no effect without --schedule step; give both, or neither")
+            return ()
+        if not self.milestones:
+            raise InputError(
+                "--schedule step needs --milestones, the epochs from which on the learning rate is multiplied by "
+                "--gamma; give one or more"
+            )
+        shown = typed(self.milestones)
+        epochs = tuple(int(one * self.epochs) if isinstance(one, Fraction) else one for one in self.milestones)
+        if min(epochs) < 1:
+            raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
+        if any(one >= two for one, two in itertools.pairwise(epochs)):
+            raise InputError(f"--milestones {shown} must rise, but are the epochs {typed(epochs)}; sort them")
+        if epochs[-1] >= self.epochs:
+            raise InputError(
+                f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
+                f"{self.epochs - 1}; lower it"
+            )
+        return epochs
 
     def check_temperatures(self) -> None:
         """Raise InputError if a temperature flag has no effect, or if --temperature is too low for the schedule."""
@@ -1034,12 +1243,12 @@ class FKDConfig(LabelFlags, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
+class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
     """Settings of train_KD_parallel.py, which trains students with a live teacher or with hard labels."""
 
     about = "Train a student on distilled images with a live teacher, or with hard labels alone."
     groups = (
-        *(DataFlags, ImageFlags, LiveTeacherFlags, ViewFlags, StudentFlags, LossFlags, OptimizerFlags),
+        *(DataFlags, ImageFlags, LiveTeacherFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags, OptimizerFlags),
         *(RunFlags, DeviceFlags, WandbFlags),
     )
     prefix = "kd-"
@@ -1057,8 +1266,9 @@ class KDConfig(LiveTeacherFlags, ViewFlags, TrainConfig):
             )
         if self.teacher_weights and self.loss_type == "ce":
             raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
-        refuse_exchanged_scales(self)
-        return super().resolved()
+        mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
+        views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
+        return replace(super().resolved(), **views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1081,17 +1291,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
             raise InputError(
                 "--format tar cannot hold --bits 8 or 4, --keep-topk or --views drawn; use --format packed"
             )
-        refuse_exchanged_scales(self)
-        return replace(self, bits=bits)
-
-
-def refuse_exchanged_scales(config: ViewFlags) -> None:
-    """Raise InputError if --min-scale-crops is larger than --max-scale-crops."""
-    if config.min_scale_crops > config.max_scale_crops:
-        raise InputError(
-            f"--min-scale-crops {config.min_scale_crops} is more than --max-scale-crops {config.max_scale_crops}; swap "
-            "them"
-        )
+        return replace(self, bits=bits, **self.crop_settings())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1329,7 +1529,8 @@ class RandomImagesFlags(Group):
     title = "draw"
 
     real: str = flag(None, "real images, one sub-folder per class or another layout of docs/images.md", names=("real",))
-    like: str = flag(None, "the set to match: its classes and images per class", PATH, required=True)
+    like: str | None = flag(None, "the set to match: its classes and images per class", PATH)
+    per_class: int | None = flag(None, "instead of --like: number of images to draw of every class of REAL", COUNT)
     seed: int = flag(0, "seed of the draw", SEED)
     output: str = flag(None, "folder to make; OUTPUT.txt beside it lists the images", FOLDER, required=True)
     class_map: str | None = flag(
@@ -1347,6 +1548,12 @@ class RandomImagesConfig(RandomImagesFlags, CommandConfig):
 
     about = "Draw a random subset of real images, with as many images per class as another set."
     groups = (RandomImagesFlags,)
+
+    def resolved(self) -> "RandomImagesConfig":
+        """Return the config; raise InputError unless exactly one of --like and --per-class is given."""
+        if (self.like is None) == (self.per_class is None):
+            raise InputError("give either --like SET or --per-class N")
+        return self
 
 
 # Settings that are derived before training starts
@@ -1376,6 +1583,10 @@ class Findings:
         keep_topk: number of classes per image that the loss uses; None: all classes.
         topk_mass: `kept` or `renormalised`: how the loss treats the probabilities of the top-k classes.
         answers: whether the stored soft labels are `logits` or `probabilities`.
+        image_labels: the labels that belong to the images themselves, if the run trains on them: `classes`, one class
+            per image; `mixed classes`, the classes of both images of a mixed view, in proportion to their areas;
+            `probabilities` or `logits`, soft labels that come with the images.
+        zca: digest of the images that ZCA was fitted on; None without ZCA.
         label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
         labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
         labels_accepted: faults of labels or teacher that the user accepted with --accept-labels, in words; None
@@ -1404,6 +1615,8 @@ class Findings:
     keep_topk: int | None = finding(None, RESULT)
     topk_mass: str = finding("kept", RESULT, earlier="kept")
     answers: str = finding("logits", ONE_GROUP)
+    image_labels: str = finding("classes", RESULT, earlier="classes")
+    zca: str | None = finding(None, RESULT)
     label_order: str | None = finding(None, RESULT)
     labels: str | None = finding(None, RESULT)
     labels_accepted: str | None = finding(None, ONE_GROUP)
@@ -1526,6 +1739,10 @@ EARLIER = {name: about.earlier for name, about in every_setting().items() if abo
 # Settings that may differ between runs with different kinds of labels: hard labels, stored soft labels, or soft labels
 # of a live teacher.
 REGIME_SETTINGS = [
-    *(item.name for group in (LossFlags, LabelFlags, ViewFlags, LiveTeacherFlags) for item in own_fields(group)),
-    *("labels", "answers", "teachers"),
+    *(
+        item.name
+        for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags)
+        for item in own_fields(group)
+    ),
+    *("labels", "answers", "image_labels", "teachers"),
 ]

@@ -54,6 +54,7 @@ class Normalise:
         values: what the pixels are. Pixels in [0, 1] (`unit`) are not divided by 255; `normalised` ones stay as they
             are.
         augment: function (normalised images [B, C, S, S], random parameters [B, P]) -> images; see `Augmentation`.
+        whiten: function that whitens images [B, C, S, S] in [0, 1], in place of mean and standard deviation; see `Zca`.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Normalise:
         memory_format: torch.memory_format = torch.channels_last,
         values: Values = "bytes",
         augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        whiten: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        self.memory_format, self.values, self.augment = memory_format, values, augment
+        self.memory_format, self.values, self.augment, self.whiten = memory_format, values, augment, whiten
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
     def __call__(self, images: torch.Tensor, parameters: torch.Tensor | None = None) -> torch.Tensor:
@@ -76,16 +78,25 @@ class Normalise:
         rows = images.reshape(batch, height, width * channels).to(torch.float32, copy=True)
         if self.values == "bytes":
             rows.div_(255)
-        if self.values != "normalised":
+        if self.values != "normalised" and self.whiten is None:
             rows.sub_(mean).div_(std)
         images = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if self.values != "normalised" and self.whiten is not None:
+            images = self.whiten(images)
         images = images.contiguous(memory_format=self.memory_format)
         if parameters is not None and self.augment is not None:
             images = self.augment(images, parameters.to(images.device, non_blocking=True))
         return images
 
     def visible(self, images: torch.Tensor) -> torch.Tensor:
-        """Convert normalised images [B, C, S, S] back to pixels that can be shown: uint8 [B, S, S, C]."""
+        """Convert normalised images [B, C, S, S] back to pixels that can be shown: uint8 [B, S, S, C].
+
+        Whitened images are not changed back; each is stretched to the range of visible values.
+        """
+        if self.whiten is not None:
+            low, high = images.float().aminmax(dim=1, keepdim=True)
+            low, high = low.amin(dim=(2, 3), keepdim=True), high.amax(dim=(2, 3), keepdim=True)
+            return ((images - low) / (high - low).clamp(min=1e-6) * 255).round().byte().permute(0, 2, 3, 1)
         pixels = (images.float().permute(0, 2, 3, 1) * self.std + self.mean) * 255
         return pixels.round().clamp(0, 255).byte()
 

@@ -1,4 +1,4 @@
-"""Plan the hard-label epochs in the middle of a run (HALD, arXiv 2512.15647), and draw views for hard-label epochs."""
+"""Draw views with labels that belong to the images themselves, and plan hard-label epochs (HALD, arXiv 2512.15647)."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from utils.config import TrainConfig
 from utils.labels.types import Mix
-from utils.labels.views import DrawnBatch, DrawnViews, ViewPolicy
+from utils.labels.views import DrawnBatch, DrawnViews, DrawsParameters, ViewPolicy
 
 # added to --fkd_seed for hard-label epochs. The views of soft labels may be drawn with --fkd_seed itself; the crops of
 # hard-label epochs must be different.
@@ -60,7 +60,59 @@ class Phases:
         return epoch - self.hard_before(epoch)
 
 
-class HardViews(DrawnViews):
+class LabelledViews(DrawnViews):
+    """Batches of random views with labels that belong to the images themselves; no teacher is used.
+
+    If a view mixes two images, its label mixes their labels in proportion to their areas (cutmix) or weights (mixup).
+
+    Args:
+        policy: the distribution from which views are drawn.
+        labels: label of each of the N images: int64 [N], classes; or float32 [N, C], probabilities or logits. Logits
+            cannot be mixed.
+        num_classes: C.
+        batch_size: number of images in a batch.
+        smoothing: probability mass that is spread evenly over all classes, in [0, 1].
+        logs: whether batches hold the natural logs of probabilities, as the losses kl and dist read them.
+        augmentation: see `DrawnViews`.
+    """
+
+    def __init__(
+        self,
+        policy: ViewPolicy,
+        labels: torch.Tensor,
+        num_classes: int,
+        batch_size: int,
+        smoothing: float = 0.0,
+        logs: bool = False,
+        augmentation: DrawsParameters | None = None,
+    ) -> None:
+        super().__init__(policy, len(labels), batch_size, augmentation)
+        self.labels, self.num_classes, self.smoothing, self.logs = labels, num_classes, smoothing, logs
+
+    def read(self, epoch: int, batch: int) -> DrawnBatch:
+        """Return one batch of views. The field `logits` holds their labels: float32 [B, C]."""
+        drawn = super().read(epoch, batch)
+        return replace(drawn, logits=self.mixed_labels(drawn.index, drawn.mix))
+
+    def mixed_labels(self, index: torch.Tensor, mix: Mix) -> torch.Tensor:
+        """Return the labels of the views of a batch: float32 [B, C].
+
+        Args:
+            index: int64 [B], image of each row.
+            mix: how the views are mixed.
+        """
+        labels = self.labels[index]
+        if labels.dim() == 1:
+            labels = F.one_hot(labels, self.num_classes).float()
+        if mix.partner is not None:
+            own = mix.own_share(self.policy.input_size)
+            labels = own * labels + (1 - own) * labels[mix.partner]
+        if self.smoothing:
+            labels = (1 - self.smoothing) * labels + self.smoothing / self.num_classes
+        return labels.log() if self.logs else labels
+
+
+class HardViews(LabelledViews):
     """Batches of random views with hard labels. A hard label is a mixed and smoothed class label; no teacher is used.
 
     Epoch 0 is the first epoch with hard labels. Views are mixed by cutmix, as in timm's `Mixup` in batch mode: row i
@@ -80,9 +132,9 @@ class HardViews(DrawnViews):
         self, targets: Sequence[int], num_classes: int, input_size: int, batch_size: int, smoothing: float, seed: int
     ) -> None:
         policy = ViewPolicy(seed + SEED_APART, input_size, 0.08, 1.0, "cutmix", 0.0, 1.0)
-        super().__init__(policy, len(targets), batch_size)
+        self.targets = torch.tensor(targets)
+        super().__init__(policy, self.targets, num_classes, batch_size, smoothing)
         self.batches_per_epoch = math.ceil((self.num_images - self.num_images % 2) / batch_size)
-        self.targets, self.num_classes, self.smoothing = torch.tensor(targets), num_classes, smoothing
 
     def rows(self, _epoch: int, batch: int) -> int:
         """Return the number of rows of a batch, which is even; the last batch of an epoch may be smaller."""
@@ -90,10 +142,7 @@ class HardViews(DrawnViews):
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
         """Return one batch of views. The field `logits` holds the hard labels: class probabilities, float32 [B, C]."""
-        drawn = super().read(epoch, batch)
+        drawn = DrawnViews.read(self, epoch, batch)
         own = drawn.mix.own_share(self.policy.input_size)
-        classes = F.one_hot(self.targets[drawn.index], self.num_classes).float()
-        mixed = own * classes + (1 - own) * classes.flip(0)
-        answers = (1 - self.smoothing) * mixed + self.smoothing / self.num_classes
         mix = Mix(torch.arange(len(drawn.index)).flip(0), own, drawn.mix.box)
-        return replace(drawn, mix=mix, logits=answers)
+        return replace(drawn, mix=mix, logits=self.mixed_labels(drawn.index, mix))

@@ -30,7 +30,7 @@ def fractions(box: Crop, image_size: Sequence[int]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """The distribution from which views are drawn. The flags of relabel_FKD.py set it."""
+    """The distribution from which views are drawn. The flags of relabel_FKD.py and train_KD_parallel.py set it."""
 
     seed: int
     input_size: int
@@ -90,6 +90,31 @@ class ViewPolicy:
         return crops
 
 
+class WholeImages(ViewPolicy):
+    """A `ViewPolicy` whose views show the whole image, without flips; scales and `hflip` are not used."""
+
+    def crops(self, _draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Return the whole image as the crop of each row: int64 [R, 5], see `ViewPolicy.crops`."""
+        crops = np.zeros((len(sizes), 5), np.int64)
+        crops[:, 2:4] = sizes
+        return crops
+
+
+class CentredCrops(ViewPolicy):
+    """A `ViewPolicy` whose crops lie in the largest central square of the image.
+
+    Evaluators that resize the shorter side, cut out the centre and then crop at random show such views (IDC, Minimax
+    Diffusion).
+    """
+
+    def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn random numbers into crops of the central squares: int64 [R, 5], see `ViewPolicy.crops`."""
+        sides = sizes.min(axis=1, keepdims=True)
+        crops = super().crops(draws, np.tile(sides, 2))
+        crops[:, :2] += (sizes - sides) // 2
+        return crops
+
+
 def random_box(rng: np.random.Generator, size: int, lam: float) -> MixBox:
     """Draw a random cutmix box for views of `size` x `size` pixels.
 
@@ -140,7 +165,7 @@ class DrawnBatch(BatchViews):
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
     mix: Mix
-    logits: Answers | None = None  # set only by `HardViews`: hard labels as class probabilities [B, C]
+    logits: Answers | None = None  # set only by `LabelledViews`: the labels of the views [B, C]
     augment: torch.Tensor | None = None
 
     def __len__(self) -> int:

@@ -96,7 +96,8 @@ EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all gro
 
 def regime_of(run: FinishedRun) -> str:
     """Return the kind of labels that a run was trained on: HL, SL or SL+KD, as explained at REGIMES."""
-    if run.args.get("loss_type") == "ce":
+    own = run.args.get("image_labels") in ("probabilities", "logits")
+    if run.args.get("loss_type") == "ce" and not own:
         return "HL"
     return "SL+KD" if run.summary["labels"].get("dialect") == "live teacher" else "SL"
 

@@ -134,6 +134,8 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
         yield from ("adamw_lr", "adamw_weight_decay") if args["sgd"] else ("learning_rate", "momentum", "weight_decay")
     if "smoothed" not in args.get("schedule", "smoothed"):  # `smoothed` and `linear-smoothed` use `smoothing`
         yield "smoothing"
+    if args.get("schedule") != "step":
+        yield from ("milestones", "gamma")
     if args.get("processes") == 1:
         yield "sync_bn"
     if not args.get("teachers"):

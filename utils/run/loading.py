@@ -27,6 +27,7 @@ from utils.data.replay import Normalise
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ROWS_ON_A_DEVICE, ValidationBatches
 from utils.data.workers import ViewDataset, WorkerBatches
+from utils.data.zca import Zca
 from utils.labels.hard import HardViews, Phases
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
@@ -66,6 +67,7 @@ class TrainingData:
         teacher: live teacher of `source`, a function from images [B, 3, S, S] to logits [B, C]; None if labels are
             stored.
         augment: augmentation of normalised images with the random parameters that `source` draws; None without.
+        whiten: ZCA of images that are not normalised yet; None without.
     """
 
     train: Samples
@@ -77,6 +79,7 @@ class TrainingData:
     hard: HardViews | None = None
     teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
     augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    whiten: Zca | None = None
 
 
 @dataclass(frozen=True)
@@ -367,7 +370,11 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
 
 
 def normalise_for(
-    found: Findings, precision: Precision, values: str | None = None, augment: Callable | None = None
+    found: Findings,
+    precision: Precision,
+    values: str | None = None,
+    augment: Callable | None = None,
+    whiten: Zca | None = None,
 ) -> Normalise:
     """Return the `Normalise` that turns views into model inputs, with the run's mean and standard deviation.
 
@@ -376,9 +383,11 @@ def normalise_for(
         precision: gives the device and the memory format.
         values: what the pixels are, see `Values`; None: those of the training images.
         augment: augmentation that is applied to normalised training images; None: no augmentation.
+        whiten: ZCA in place of mean and standard deviation; None: no ZCA.
     """
-    values = found.train_values if values is None else values
-    return Normalise(found.mean, found.std, precision.device, precision.memory_format, cast(Values, values), augment)
+    kind = cast(Values, found.train_values if values is None else values)
+    zca = whiten.to(precision.device) if whiten else None
+    return Normalise(found.mean, found.std, precision.device, precision.memory_format, kind, augment, zca)
 
 
 def build_batches(
@@ -391,7 +400,7 @@ def build_batches(
         plan: memory plan of the run, which decides whether images are decoded once or in every epoch.
     """
     precision = students[0].precision
-    normalise = normalise_for(found, precision, augment=data.augment)
+    normalise = normalise_for(found, precision, augment=data.augment, whiten=data.whiten)
     phases = Phases.of(config)
     first_epoch = min(student.progress.epoch for student in students)
     kind = batch_class(plan.resident, precision.device)
@@ -465,7 +474,7 @@ def build_validation(
     return ValidationBatches(
         data.val[world.rank :: world.size],
         found.input_size,
-        normalise_for(found, precision, found.val_values),
+        normalise_for(found, precision, found.val_values, whiten=data.whiten),
         found.workers,
         precision.device,
         keep=keep[plan.validation],

@@ -27,7 +27,7 @@ from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels, values_of
-from utils.labels.views import ViewPolicy
+from utils.labels.views import CentredCrops, ViewPolicy, WholeImages
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import (
     BY_NUMBER,
@@ -89,15 +89,18 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
 
 def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy:
     """Return the `ViewPolicy`: the distribution of crops, flips, cutmix and mixup that the flags set."""
-    return ViewPolicy(
+    augment = config.augment if isinstance(config, KDConfig) else "rrc"
+    policies = {"dsa": WholeImages, "none": WholeImages, "imagenet-hard": CentredCrops}
+    crops = config.crop_settings(augment)
+    return policies.get(augment, ViewPolicy)(
         seed=config.fkd_seed,
         input_size=found.input_size,
-        min_scale=config.min_scale_crops,
-        max_scale=config.max_scale_crops,
+        min_scale=crops["min_scale_crops"],
+        max_scale=crops["max_scale_crops"],
         mix_type=(config.mix_type or "none").lower(),
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,
-        hflip=config.hflip,
+        hflip=crops["hflip"],
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from utils.config import JOINT_LOSSES, TEMPERED_LOSSES, Findings, TrainConfig, run_settings
 from utils.data.identity import KnownImages
@@ -23,7 +22,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.cuda_graph import CapturedStep, captures
 from utils.training.data_parallel import SyncBatchNorm, synchronise
-from utils.training.losses import LastMicroBatch, build_loss
+from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
@@ -92,7 +91,9 @@ class Student:
         if config.sync_bn and world.size > 1:
             synchronise(self.model, world)
         weight_decay = config.weight_decay if config.sgd else config.adamw_weight_decay
-        self.optimizer = build_optimizer(self.model, config.sgd, config.base_lr, weight_decay, config.momentum)
+        self.optimizer = build_optimizer(
+            self.model, config.sgd, config.base_lr, weight_decay, config.momentum, config.decay_all
+        )
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             self.average = AveragedModel(self.model, config.ema_decay, config.ema_buffers)
@@ -126,6 +127,7 @@ class Student:
             student_temperature=self.temperatures.student,
             renormalise=found.topk_mass == "renormalised",
             last=self.last_micro_batch,
+            image_labels=found.image_labels,
         )
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
@@ -212,7 +214,14 @@ class Student:
         This sets the learning rate, the loss, the micro-batch size, the temperatures and the metric sums.
         """
         config, progress = self.config, self.progress
-        self.lr = config.base_lr * lr_factor(config.schedule or "linear", epoch, config.epochs, config.smoothing)
+        self.lr = config.base_lr * lr_factor(
+            config.schedule or "linear",
+            epoch,
+            config.epochs,
+            config.smoothing,
+            [float(one) for one in config.milestones],
+            config.gamma,
+        )
         set_lr(self.optimizer, self.lr)
         self.columns: dict[str, Any] = {}
         if self.phases.is_hard(epoch):
@@ -362,17 +371,6 @@ class Student:
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
-
-
-def soft_cross_entropy(outputs: torch.Tensor, answers: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-    """Return the loss of epochs with hard labels: the mean cross-entropy with target probabilities.
-
-    Args:
-        outputs: the student's logits [B, C].
-        answers: target probabilities [B, C]: class labels after cutmix and label smoothing, see `HardViews`.
-        _targets: not used; all loss functions take this argument.
-    """
-    return F.cross_entropy(outputs, answers)
 
 
 class NamedLog(logging.LoggerAdapter):

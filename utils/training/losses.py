@@ -32,6 +32,7 @@ def build_loss(
     student_temperature: Temperature | None = None,
     renormalise: bool = False,
     last: "LastMicroBatch | None" = None,
+    image_labels: str = "classes",
 ) -> Callable[[torch.Tensor, Answers, torch.Tensor], torch.Tensor]:
     """Return the loss function `loss(outputs, soft_labels, targets) -> scalar`.
 
@@ -46,10 +47,14 @@ def build_loss(
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
         last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each
             micro-batch; None: they are not copied.
+        image_labels: see `Findings`. If it is not `classes`, ce reads the soft labels, as probabilities; otherwise it
+            reads only the targets.
 
     Raises:
         InputError: loss_type is unknown.
     """
+    if loss_type == "ce" and image_labels != "classes":
+        return soft_cross_entropy
     if loss_type == "ce":
         return lambda outputs, soft_labels, targets: F.cross_entropy(outputs, targets)
     if loss_type in TEMPERED_LOSSES:
@@ -60,6 +65,21 @@ def build_loss(
         distance = {"mse_gt": F.mse_loss, "mae_gt": F.l1_loss}[loss_type]
         return partial(_regression, distance, ce_weight, keep_topk)
     raise InputError(f"--loss-type {loss_type} is unknown; choose one of {', '.join(LOSS_TYPES)}")
+
+
+def soft_cross_entropy(outputs: torch.Tensor, probabilities: Answers, _targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy with target probabilities.
+
+    It is the loss of epochs with hard labels, of views that mix images of two classes, and of soft labels that come
+    with the images.
+
+    Args:
+        outputs: the student's logits [B, C].
+        probabilities: float [B, C], see `LabelledViews`.
+        _targets: not used; all loss functions take this argument.
+    """
+    assert isinstance(probabilities, torch.Tensor), "top-k labels are logits"
+    return F.cross_entropy(outputs, probabilities)
 
 
 @dataclass(frozen=True)

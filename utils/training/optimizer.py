@@ -11,17 +11,18 @@ from utils.config import EMA_BUFFERS
 
 
 def build_optimizer(
-    model: nn.Module, sgd: bool, lr: float, weight_decay: float, momentum: float = 0.0
+    model: nn.Module, sgd: bool, lr: float, weight_decay: float, momentum: float = 0.0, decay_all: bool = False
 ) -> torch.optim.Optimizer:
     """Return SGD if `sgd`, else AdamW; the optimizer is fused if this PyTorch has a fused version.
 
-    Weight decay applies only to parameters of at least two dimensions whose names end in `weight`. AdamW ignores
-    `momentum`.
+    Weight decay applies only to parameters of at least two dimensions whose names end in `weight`; with `decay_all`, it
+    applies to all parameters. AdamW ignores `momentum`.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (decayed if name.endswith("weight") and parameter.dim() > 1 else plain).append(parameter)
+        matrix = name.endswith("weight") and parameter.dim() > 1
+        (decayed if matrix or decay_all else plain).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     make = partial(torch.optim.SGD, momentum=momentum) if sgd else torch.optim.AdamW
     try:

@@ -1,7 +1,7 @@
 """Schedules: the learning rate, and the temperatures of teacher and student, in each epoch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,7 +10,14 @@ from utils.system.distributed import ALONE, World
 from utils.training.losses import LastMicroBatch, Temperature
 
 
-def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) -> float:
+def lr_factor(
+    schedule: str,
+    epoch: int,
+    epochs: int,
+    smoothing: float = 2.0,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+) -> float:
     """Return the factor by which the initial learning rate is multiplied in `epoch`.
 
     With e = epoch, E = epochs, s = smoothing, the schedules are:
@@ -21,6 +28,7 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
     * smoothed: 0.5 (1 + cos(pi e / (s E))), from the EDC paper (Shao et al., 2024).
     * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E. PRISM uses this
       smoothed cosine with a linear end.
+    * step: gamma^n, where n is the number of milestones m with m <= e.
     """
     if schedule == "linear":
         return 1 - epoch / epochs
@@ -34,6 +42,8 @@ def lr_factor(schedule: str, epoch: int, epochs: int, smoothing: float = 2.0) ->
         if epoch <= epochs * 5 / 6:
             return half_cosine(epoch / (2.5 * epochs))
         return half_cosine(1 / 3) * (epochs - epoch) / epochs
+    if schedule == "step":
+        return gamma ** sum(milestone <= epoch for milestone in milestones)
     raise ValueError(f"unknown schedule {schedule!r}")
 
 

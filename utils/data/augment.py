@@ -1,0 +1,312 @@
+"""Augment normalised images on their device: DSA, and the colour jitter and lighting of IDC and Minimax Diffusion.
+
+`draw` draws the parameters of a whole batch on the host, from the seed, the epoch and the batch alone. Resumed runs and
+runs with several ranks therefore see the same images. Calling an augmentation computes the images from these
+parameters. Shapes do not depend on the parameters, and nothing waits for the device, so a CUDA graph can capture it.
+Augmentations come after crop, flip and normalisation, and before cutmix or mixup.
+
+Shapes: B images in a batch, C channels (1 or 3), S x S pixels, P parameters per image.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from utils.config import DSA_MODES, DSA_OPERATIONS, DSA_PARAMETERS, Findings, KDConfig, TrainConfig
+
+# the last number of a seed. Views are drawn with the same seeds and other last numbers, see `ViewPolicy`
+OWN_STREAM = 2
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image
+# columns of parameters that an operation of DSA reads
+DSA_COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
+# principal components of ImageNet's colours (Krizhevsky et al., 2012), as in IDC: one row per channel
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+class Augmentation(ABC):
+    """Random change of the images of a batch, in two steps: `draw` on the host, then a call on the device.
+
+    Args:
+        seed: --fkd-seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def generator(self, epoch: int, batch: int) -> np.random.Generator:
+        """Return the random generator of one batch, which depends on nothing but the seed, the epoch and the batch."""
+        return np.random.default_rng((self.seed, epoch, batch, OWN_STREAM))
+
+    @abstractmethod
+    def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
+        """Draw the parameters of a batch of `rows` images: float32 [rows, P] on the host.
+
+        Draw them for all rows of a batch, also if a rank works on only some of the rows.
+        """
+
+    @abstractmethod
+    def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the augmented images.
+
+        Args:
+            images: float32 [B, C, S, S], normalised.
+            parameters: float32 [B, P] on the device of the images, from `draw`.
+
+        Returns:
+            float32 [B, C, S, S]; `images` themselves do not change.
+        """
+
+
+class Dsa(Augmentation):
+    """Differentiable Siamese Augmentation (Zhao and Bilen, ICML 2021), as its code evaluates distilled sets.
+
+    Images are changed as they are, that is, normalised; what a crop, a scaling or a rotation brings in from outside and
+    what a cutout removes is 0, the mean colour. In evaluations, DSA, DM, MTT and DATM draw one operation for a whole
+    batch, but the numbers of that operation for each image.
+
+    Args:
+        seed: --fkd-seed.
+        size: S, side of the images in pixels.
+        strategy: names of operations, joined by `_`. `color` changes brightness, saturation and contrast.
+        mode: `single`: each batch gets one operation of the strategy, each with the same probability. `all`: each batch
+            gets all operations, in the order of the strategy. `gift`: flip, color, one of the other operations, and
+            cutout, in this order, as far as the strategy names them (GIFT, ICLR 2025).
+        parameters: changed values of DSA_PARAMETERS. `prob_flip`: probability of a flip. `ratio_scale` r: factors of
+            height and width in [1/r, r]. `ratio_rotate`: largest angle in degrees. `ratio_crop_pad`: largest shift, as
+            a share of the side. `ratio_cutout`: side of the hole, as a share of the side. `brightness` b: summand in
+            [-b/2, b/2]. `saturation` s: factor of the distance to a pixel's mean, in [0, s]. `contrast` c: factor of
+            the distance to the image's mean, in [c, c + 1].
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        strategy: str = "_".join(DSA_OPERATIONS),
+        mode: str = DSA_MODES[0],
+        parameters: Mapping[str, float] = DSA_PARAMETERS,
+    ) -> None:
+        super().__init__(seed)
+        self.size, self.parameters = size, DSA_PARAMETERS | dict(parameters)
+        self.order = strategy.split("_")
+        constant = {"single": set(), "all": set(self.order), "gift": {"flip", "color", "cutout"}}[mode]
+        if mode == "gift":
+            places = {"flip": 0, "color": 1, "cutout": 3}
+            self.order.sort(key=lambda name: places.get(name, 2))
+        # places in `order` of the operations of which each batch gets one, and of those that each batch gets
+        self.choices = [place for place, name in enumerate(self.order) if name not in constant]
+        self.constant = [place for place, name in enumerate(self.order) if name in constant]
+        self.hole = int(size * self.parameters["ratio_cutout"] + 0.5)
+        self.apply = {
+            "color": change_color,
+            "crop": shift,
+            "cutout": self.cut_out,
+            "flip": flip,
+            "scale": scale,
+            "rotate": rotate,
+        }
+
+    def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
+        """Draw float32 [rows, P]: for each operation of `order`, 1 or 0, and then the columns of DSA_COLUMNS.
+
+        All operations draw, whether they are used or not, so that a number does not depend on the strategy.
+        """
+        rng, p = self.generator(epoch, batch), self.parameters
+        choice = rng.random()
+        used = np.zeros((rows, len(self.order)))
+        used[:, self.constant] = 1
+        if self.choices:
+            used[:, self.choices[int(choice * len(self.choices))]] = 1
+        pad = int(self.size * p["ratio_crop_pad"] + 0.5)
+        narrow = 1 / p["ratio_scale"]
+        values = {
+            "color": rng.random((rows, 3)) * [p["brightness"], p["saturation"], 1]
+            + [-p["brightness"] / 2, 0, p["contrast"]],
+            "crop": rng.integers(-pad, pad + 1, (rows, 2)),
+            "cutout": rng.integers(0, self.size + 1 - self.hole % 2, (rows, 2)) - self.hole // 2,
+            "flip": rng.random((rows, 1)) < p["prob_flip"],
+            "scale": rng.random((rows, 2)) * (p["ratio_scale"] - narrow) + narrow,
+            "rotate": (2 * rng.random((rows, 1)) - 1) * math.radians(p["ratio_rotate"]),
+        }
+        return torch.from_numpy(np.concatenate([used, *(values[name] for name in DSA_COLUMNS)], axis=1)).float()
+
+    def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the augmented images, see `Augmentation`. Every operation is computed, and kept where it is used."""
+        used, *columns = parameters.split([len(self.order), *DSA_COLUMNS.values()], dim=1)
+        values = dict(zip(DSA_COLUMNS, columns, strict=True))
+        for place, name in enumerate(self.order):
+            # on the CPU, looking at a parameter costs nothing, and skipping the operation saves time
+            if parameters.device.type == "cpu" and not used[:, place].any():
+                continue
+            changed = self.apply[name](images, values[name])
+            images = torch.where(used[:, place, None, None, None] > 0, changed, images)
+        return images
+
+    def cut_out(self, images: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+        """Return images with a square of zeros; it is clipped at the edges of the image.
+
+        Args:
+            images: float32 [B, C, S, S].
+            corners: float32 [B, 2], row and column of the first pixel of the square; may be negative.
+        """
+        pixels = torch.arange(self.size, device=images.device)
+        inside = (pixels >= corners[:, :, None]) & (pixels < corners[:, :, None] + self.hole)  # [B, 2, S]
+        rows, columns = inside.unbind(dim=1)
+        return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def change_color(images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return images with another brightness, saturation and contrast: the operation `color` of DSA.
+
+    Args:
+        images: float32 [B, C, S, S].
+        values: float32 [B, 3]: a summand; a factor of the distance to the mean of each pixel's channels; a factor of
+            the distance to the mean of the image.
+    """
+    brightness, saturation, contrast = values[:, :, None, None, None].unbind(dim=1)
+    images = images + brightness
+    grey = images.mean(dim=1, keepdim=True)
+    images = (images - grey) * saturation + grey
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * contrast + mean
+
+
+def shift(images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Return shifted images, filled up with zeros: the operation `crop` of DSA.
+
+    Args:
+        images: float32 [B, C, S, S].
+        steps: float32 [B, 2], whole numbers. Pixel (y, x) of the result is pixel (y + steps[0], x + steps[1]).
+    """
+    size = images.shape[-1]
+    places = torch.arange(size, device=images.device) + steps.long()[:, :, None]  # [B, 2, S]
+    inside = (places >= 0) & (places < size)
+    rows, columns = places.clamp(0, size - 1).unbind(dim=1)
+    images = images.gather(2, rows[:, None, :, None].expand_as(images))
+    images = images.gather(3, columns[:, None, None, :].expand_as(images))
+    return images * (inside[:, 0, None, :, None] & inside[:, 1, None, None, :])
+
+
+def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Return images [B, C, S, S], mirrored left to right where `mirrored`, float32 [B, 1], is 1."""
+    return torch.where(mirrored[:, :, None, None] > 0, images.flip(3), images)
+
+
+def scale(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Return stretched images. A factor above 1 shrinks the image, and zeros surround it.
+
+    Args:
+        images: float32 [B, C, S, S].
+        factors: float32 [B, 2], of the width and of the height.
+    """
+    zero = torch.zeros_like(factors[:, 0])
+    return resample(images, torch.stack([factors[:, 0], zero, zero, factors[:, 1]], dim=1))
+
+
+def rotate(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Return images [B, C, S, S], rotated about their centres by `angles`, float32 [B, 1], in radians."""
+    cos, sin = angles.cos(), angles.sin()
+    return resample(images, torch.cat([cos, -sin, sin, cos], dim=1))
+
+
+def resample(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Return images whose pixel at p is the pixel of the original at A p, interpolated bilinearly; 0 outside.
+
+    Positions are measured from the centre of the image, as (x, y), in halves of its side.
+
+    Args:
+        images: float32 [B, C, S, S].
+        matrices: float32 [B, 4], the rows of A, one after the other.
+    """
+    size = images.shape[-1]
+    centres = (2 * torch.arange(size, device=images.device) + 1) / size - 1
+    x, y = centres[None, None, :], centres[None, :, None]
+    xx, xy, yx, yy = matrices[:, :, None, None].unbind(dim=1)
+    # not F.affine_grid: its matrix product may be rounded to TF32 on a GPU
+    grid = torch.stack([xx * x + xy * y, yx * x + yy * y], dim=3)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class ImagenetHard(Augmentation):
+    """Colour jitter and lighting of the hard-label evaluators of IDC (ICML 2022) and Minimax Diffusion (CVPR 2024).
+
+    Images in [0, 1] are changed, so the normalisation is undone before and done after. Colour jitter consists of three
+    steps in random order. Each moves an image x to x + a (g - x), where a is uniform in [-jitter, jitter], and g is
+    black (brightness), the mean of the grey image (contrast) or the grey image (saturation). Lighting then adds to
+    channel i the sum over j of EIGENVECTORS[i][j] · EIGENVALUES[j] · n_j, where n_j is normal with standard deviation
+    `lighting`. Nothing is clipped. An image of one channel gets the grey value of lighting's three summands.
+
+    Args:
+        seed: --fkd-seed.
+        mean, std: C values each, the normalisation of the images.
+        device: device of the images.
+        jitter, lighting: strengths.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        jitter: float = 0.4,
+        lighting: float = 0.1,
+    ) -> None:
+        super().__init__(seed)
+        self.mean, self.std = (torch.tensor(one, device=device)[:, None, None] for one in (mean, std))
+        self.channels, self.jitter, self.lighting = len(mean), jitter, lighting
+
+    def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
+        """Draw float32 [rows, 6 + C]: order of the steps of colour jitter, their a, and lighting's summands.
+
+        A step is 0 for brightness, 1 for contrast, 2 for saturation.
+        """
+        rng = self.generator(epoch, batch)
+        order = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)
+        strengths = rng.uniform(-self.jitter, self.jitter, (rows, 3))
+        light = rng.normal(0, self.lighting, (rows, 3)) * EIGENVALUES @ np.transpose(EIGENVECTORS)
+        if self.channels == 1:
+            light = light @ np.array(GREY)[:, None]
+        return torch.from_numpy(np.concatenate([order, strengths, light], axis=1)).float()
+
+    def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        """Return the augmented images, see `Augmentation`."""
+        order, strengths, light = parameters[..., None, None].split([3, 3, self.channels], dim=1)
+        images = images * self.std + self.mean
+        for place in range(3):
+            step, strength = order[:, place, None], strengths[:, place, None]
+            grey = grey_image(images)
+            target = torch.where(step == 2, grey, torch.where(step == 1, grey.mean(dim=(2, 3), keepdim=True), 0.0))
+            images = images + strength * (target - images)
+        return (images + light - self.mean) / self.std
+
+
+def grey_image(images: torch.Tensor) -> torch.Tensor:
+    """Return the grey images [B, 1, S, S] of images [B, C, S, S] in [0, 1]; with one channel, the images themselves."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, dim=1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue
+
+
+def augmentation_of(config: TrainConfig, found: Findings, device: torch.device | str = "cpu") -> Augmentation | None:
+    """Return the augmentation that --augment names; None if views are only cropped, resized and flipped.
+
+    Args:
+        config: flags of the run.
+        found: settings that were derived before: `input_size`, and `mean` and `std` with one value per channel.
+        device: device of the images.
+    """
+    if not isinstance(config, KDConfig):
+        return None
+    if config.augment == "dsa":
+        strategy, mode = config.dsa_strategy or "_".join(DSA_OPERATIONS), config.dsa_mode or DSA_MODES[0]
+        return Dsa(config.fkd_seed, found.input_size, strategy, mode, config.dsa_parameters())
+    if config.augment == "imagenet-hard":
+        return ImagenetHard(config.fkd_seed, found.mean, found.std, device)
+    return None

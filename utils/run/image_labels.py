@@ -1,0 +1,86 @@
+"""Choose the labels of a run of train_KD_parallel.py that belong to the images themselves: classes or soft labels."""
+
+from dataclasses import replace
+
+import torch
+
+from utils.config import TEMPERED_LOSSES, Findings, KDConfig
+from utils.data.images import Samples, soft_labels_of
+from utils.labels.hard import LabelledViews
+from utils.labels.views import DrawnViews
+from utils.system.errors import InputError
+
+
+def asks_no_teacher(config: KDConfig, soft_labels: bool) -> bool:
+    """Return whether a run needs no teacher: with --loss-type ce, or if the images bring soft labels.
+
+    With --teacher-checkpoint, or --teacher-weights, a run always has a teacher.
+
+    Args:
+        config: flags of the run.
+        soft_labels: whether the images bring soft labels.
+    """
+    named = config.teacher_checkpoint or config.teacher_weights
+    return not named and (config.loss_type == "ce" or soft_labels)
+
+
+def label_views(
+    config: KDConfig,
+    found: Findings,
+    source: DrawnViews,
+    samples: Samples,
+    num_classes: int,
+    kind: str | None = None,
+) -> tuple[DrawnViews, Findings]:
+    """Return the views of a run without a teacher, or with --loss-type ce, with the labels that the loss needs.
+
+    * ce with classes: a view of one image has its class, which the batches hold anyway. A view that mixes two images
+      has a share r of the one class and 1 - r of the other, where r is the exact share of the area (cutmix) or the
+      weight (mixup). The loss is then r times the cross-entropy with the one class plus 1 - r times that with the other
+      class, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
+    * ce with soft labels: probabilities, mixed in the same way. Logits become probabilities first, at temperature 1,
+      as in DATM and PAD.
+    * kl and dist: probabilities, which have no temperature, or unmixed logits, divided by -T as a teacher's are.
+    * mse_gt and mae_gt: unmixed logits.
+
+    Args:
+        config: flags of the run.
+        found: settings that were derived before.
+        source: views of the images, without labels.
+        samples: (image, class) of each of the N images.
+        num_classes: C, number of the student's outputs.
+        kind: kind of the soft labels that the images bring: `probabilities` or `logits`; None if they bring none.
+
+    Returns:
+        (the views; `found` with `image_labels`, and with `answers` if there are soft labels).
+
+    Raises:
+        InputError: the soft labels have another number of classes, or do not fit --loss-type or --mix-type.
+    """
+    loss, policy, size = config.loss_type, source.policy, config.batch_size
+    targets = torch.tensor([target for _, target in samples])
+    soft_labels = soft_labels_of(samples)
+    if soft_labels is None or kind is None:
+        if loss != "ce" or policy.mix_type == "none":
+            return source, found
+        views = LabelledViews(policy, targets, num_classes, size, augmentation=source.augmentation)
+        return views, replace(found, image_labels="mixed classes")
+    where = f"the soft labels of --train-dir {config.train_dir}"
+    if tuple(soft_labels.shape) != (len(targets), num_classes):
+        raise InputError(
+            f"{where} are a table of {' x '.join(map(str, soft_labels.shape))}, not of {len(targets)} images x "
+            f"{num_classes} classes; give the labels of these images"
+        )
+    if kind == "probabilities" and loss not in ("ce", *TEMPERED_LOSSES):
+        raise InputError(f"--loss-type {loss} compares logits, but {where} are probabilities; use ce or kl")
+    if kind == "logits" and loss != "ce" and policy.mix_type != "none":
+        raise InputError(
+            f"--mix-type {policy.mix_type} mixes probabilities, but {where} are logits; use --loss-type ce, or leave "
+            "out --mix-type"
+        )
+    labels = soft_labels.float()
+    if loss == "ce" and kind == "logits":
+        labels = labels.softmax(dim=1)
+    logs = kind == "probabilities" and loss in TEMPERED_LOSSES
+    views = LabelledViews(policy, labels, num_classes, size, logs=logs, augmentation=source.augmentation)
+    return views, replace(found, image_labels=kind, answers=kind)
