@@ -255,6 +255,9 @@ def test_a_sorted_list_of_classes_is_not_the_kits(tmp_path):
     refused("the names of the classes are missing; put one of meta.mat", tmp_path / "val", "--val-dir", "val")
     (tmp_path / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in sorted(WNIDS)))
     refused("synsets.txt lists the classes in sorted order", tmp_path / "val", "--val-dir", "val")
+    mapping = tmp_path / "LOC_synset_mapping.txt"
+    mapping.write_text("".join(f"{wnid} word, other word\n" for wnid in sorted(WNIDS)))
+    refused("LOC_synset_mapping.txt lists the classes in", tmp_path / "val", "--val-dir", "val", labels=str(mapping))
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,12 @@ def image_folder(path: Path | str) -> str | None:
 def visible(folder: str) -> tuple[list[str], list[str]]:
     """Return (sorted names of image files, sorted names of sub-folders) in a folder; hidden ones are left out."""
     try:
-        entries = sorted(entry.name for entry in os.scandir(folder) if not is_debris(entry.name))
+        entries = [entry for entry in os.scandir(folder) if not is_debris(entry.name)]
+        folders = {entry.name for entry in entries if entry.is_dir()}
     except OSError:
         return [], []
-    folders = [name for name in entries if os.path.isdir(os.path.join(folder, name))]
-    return [name for name in entries if name.lower().endswith(SUFFIXES) and name not in set(folders)], folders
+    files = [entry.name for entry in entries if entry.name not in folders]
+    return sorted(name for name in files if name.lower().endswith(SUFFIXES)), sorted(folders)
 
 
 def find_file(folder: str, names: Sequence[str]) -> str | None:
@@ -156,7 +157,11 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
         if len(pairs) == len(names):
             return {name: pair[0] for name, pair in zip(names, pairs, strict=True)}
         return classes_of_numbers(names, find_truth(folder, table), table)
-    return classes_of_pairs(names, pairs, table)
+    found = classes_of_pairs(names, pairs, table)
+    truth = find_file(folder, (TRUTH,))
+    if not found and truth is not None:  # the table names no image: it is a list of the classes, with their words
+        return classes_of_numbers(names, truth, table)
+    return found
 
 
 def is_matlab(path: str) -> bool:
