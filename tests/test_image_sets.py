@@ -3,13 +3,16 @@
 import json
 import os
 import pickle
+import runpy
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import LIGHT, make_images, run, save_teacher
+from helpers import LIGHT, ROOT, make_images, run, save_teacher
 from image_layouts import (
     NAMES,
     WNIDS,
@@ -652,3 +655,32 @@ def test_names_of_members(tmp_path):
     archive = Archive()
     samples = [(Member(archive, number), number) for number in range(2)]
     assert list(name_files(samples, ["a", "b"])) == ["a/0.jpeg", "b/1.jpeg"]
+
+
+def test_evidence_on_other_layouts(tmp_path):
+    """scripts/evidence.py takes an idx file as image set, and the root of CIFAR for real and validation images."""
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    write_idx(tmp_path / "idx", False, size=(32, 32))
+    idx_file = tmp_path / "idx" / "train-images-idx3-ubyte"
+    settings = {
+        **{"IMAGE_SETS": str(idx_file), "REAL_DIR": str(tmp_path / "data"), "VAL_DIR": str(tmp_path / "data")},
+        **{"WORK": str(tmp_path / "w"), "MODELS": LIGHT, "SEEDS": "0", "REGIMES": "HL", "EPOCHS": "1", "WORKERS": "0"},
+        **{"BATCH_SIZE": "4", "ACCUMULATION": "1", "INPUT_SIZE": "32", "PYTHON": sys.executable},
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--device", "cpu"]
+    calls = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | settings}
+    done = subprocess.run(command, **calls)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "w" / "runs").rglob("summary.json"))) == 2
+    assert "drawn from" in (tmp_path / "w" / "report" / "report.md").read_text()
+
+
+def test_the_state_of_a_set_that_is_a_file(tmp_path, monkeypatch):
+    """Commands of the evidence script contain it, so that results of another file are not mixed."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    state_of = runpy.run_path(str(ROOT / "scripts" / "evidence.py"))["state_of"]
+    states = set()
+    for name, content in (("a", b"1"), ("a", b"12"), ("b", b"1")):
+        (tmp_path / name).write_bytes(content)
+        states.add(state_of(str(tmp_path / name)))
+    assert len(states) == 3
