@@ -43,7 +43,7 @@ class Settings:
     Numbers are stored as text, because the script only passes them on as flags of other commands.
     """
 
-    image_sets: str = setting("data/distilled", "folders; the random set is drawn like the first one")
+    image_sets: str = setting("data/distilled", "image sets; the random set is drawn like the first one")
     real_dir: str = setting("data/train", "real training images, from which the random set is drawn")
     val_dir: str = setting("data/val", "validation images")
     teacher: str = setting("resnet18")
@@ -90,8 +90,8 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Raise RunsError if a setting cannot be used."""
-    if not Path(settings.val_dir).is_dir():
-        raise RunsError(f"VAL_DIR {settings.val_dir} is not a folder; give the validation images")
+    if not Path(settings.val_dir).exists():
+        raise RunsError(f"VAL_DIR {settings.val_dir} does not exist; give the validation images")
     for regime in settings.regimes.split():
         if regime not in REGIMES:
             raise RunsError(f"REGIMES: {regime} is none of {', '.join(REGIMES)}")
@@ -118,8 +118,13 @@ def cksum(data: bytes) -> str:
 
 
 def state_of(folder: str) -> str:
-    """Return a checksum of the paths and sizes of all files in a folder and its subfolders, except hidden files."""
+    """Return a checksum of the paths and sizes of all files in a folder and its subfolders, except hidden files.
+
+    An image set may also be a file, such as an archive or a tensor; the checksum then covers its name and size.
+    """
     top = os.fsencode(folder)
+    if os.path.isfile(top):
+        return cksum(b"%d %b\n" % (os.path.getsize(top), os.path.basename(top)))
     lines = []
     for place, _, names in os.walk(top, followlinks=True):
         for path in (os.path.join(place, name) for name in names if not name.startswith(b".")):

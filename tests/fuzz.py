@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from image_layouts import WNIDS, imagenet_names, write_cifar, write_flat, write_idx, write_kaggle, write_meta
 from PIL import Image
 
-from utils.data.images import load_rgb
+from utils.data.image_sets import open_images
+from utils.data.images import load_image, load_rgb
 from utils.labels.batch_items import parse_items
 from utils.labels.digests import ImageDigests, digest_of_archive
 from utils.labels.formats import open_labels
@@ -133,6 +135,14 @@ def damage_json(rng, data):
     return text.encode()
 
 
+def damage_table(rng, data):
+    """Put signs into a text that its reader may take for the end of something."""
+    signs = [b"\n", b"\r", b",", b"\t", b'"', b"\0", b" ", b"\xff", "²٣".encode(), b"9" * 5000, b"\x1c", b"-"]
+    for place in rng.integers(len(data) + 1, size=rng.integers(1, 6)).tolist():
+        data = data[:place] + signs[rng.integers(len(signs))] + data[place:]
+    return data
+
+
 def damage_header(rng, data):
     """Change the JSON header of a safetensors file, and keep its length right."""
     (length,) = struct.unpack("<Q", data[:8])
@@ -176,6 +186,16 @@ class Corpus:
             "packed/manifest.json": (self.make_packed, self.read_packed, [*generic, damage_json, damage_json]),
             "drawn/manifest.json": (self.make_drawn, self.read_packed, [damage_json]),
             "drawn/images.safetensors": (self.make_drawn, self.read_packed, [*generic, damage_header]),
+            "cifar/test_batch": (self.make_cifar, self.read_set, [*generic, damage_pickle, damage_pickle]),
+            "cifar/batches.meta": (self.make_cifar, self.read_set, [*generic, damage_pickle]),
+            "idx/t10k-images-idx3-ubyte": (self.make_idx, self.read_set, generic),
+            "idx/t10k-labels-idx1-ubyte": (self.make_idx, self.read_set, generic),
+            "idx_gz/t10k-images-idx3-ubyte.gz": (self.make_idx, self.read_set, generic),
+            "kaggle/LOC_val_solution.csv": (self.make_kaggle, self.read_set, [*generic, damage_table]),
+            "tiny/val_annotations.txt": (self.make_annotations, self.read_set, [*generic, damage_table]),
+            "kit/ILSVRC2012_validation_ground_truth.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
+            "kit/synsets.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
+            "kit_mat/meta.mat": (self.make_kit, self.read_set, generic),
             "image.png": (self.make_image, load_rgb, generic),
             "image.jpg": (self.make_image, load_rgb, generic),
         }
@@ -268,6 +288,49 @@ class Corpus:
             store.image_digests.digest()
         labels = store.read(0, 0)
         labels.view(len(labels) - 1, (8, 8))
+
+    def make_cifar(self, path):
+        """Write CIFAR-10 with one image per file, unless it is there."""
+        if not list(path.parent.iterdir()):
+            path.parent.rmdir()
+            write_cifar(path.parent, per_file=1)
+
+    def make_idx(self, path):
+        """Write MNIST's files, unless they are there."""
+        if not list(path.parent.iterdir()):
+            path.parent.rmdir()
+            write_idx(path.parent, path.suffix == ".gz")
+
+    def make_flat(self, path):
+        """Write the images of ImageNet's validation set beside a table."""
+        if not list(path.parent.iterdir()):
+            path.parent.rmdir()
+            write_flat(path.parent, imagenet_names())
+
+    def make_kaggle(self, path):
+        """Write Kaggle's table of these images."""
+        self.make_flat(path)
+        write_kaggle(path, [WNIDS[number % 3] for number in range(5)])
+
+    def make_annotations(self, path):
+        """Write Tiny-ImageNet's table of these images."""
+        self.make_flat(path)
+        path.write_text("".join(f"{name}\t{WNIDS[0]}\t0\t32\t44\t62\n" for name in imagenet_names()))
+
+    def make_kit(self, path):
+        """Write the development kit's numbers and list of classes."""
+        self.make_flat(path)
+        (path.parent / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n2\n2\n1\n")
+        if path.suffix == ".mat":
+            write_meta(path, WNIDS)
+        else:
+            (path.parent / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+
+    def read_set(self, path):
+        """Open the validation part of an image set, and load its images."""
+        found = open_images(path.parent, "--val-dir", "val")
+        for image, _ in found.samples:
+            load_image(image, found.channels)
 
     def make_image(self, path):
         """Write a small image."""

@@ -19,8 +19,9 @@ from PIL import Image
 
 from utils.data.folders import open_folder
 from utils.data.identity import know_images
+from utils.data.write import name_files
 from utils.report import random_images
-from utils.report.random_images import draw_images, name_links
+from utils.report.random_images import draw_images
 
 herd = runpy.run_path(str(ROOT / "demo" / "choose_images.py"))["herd"]
 
@@ -72,7 +73,7 @@ def test_every_draw_is_without_replacement(classes, seed, data):
             "class n00 of the real images has 4 files, and 7 are",
         ),
         (["{real}", "--like", "{val}", "--output", "{val}"], "--output .* exists"),
-        (["{missing}", "--like", "{val}", "--output", "{out}"], "REAL .*missing is not a folder"),
+        (["{missing}", "--like", "{val}", "--output", "{out}"], "REAL .*missing does not exist"),
         (
             ["{real}", "--like", "{other}", "--output", "{out}"],
             "REAL .* and --like .*: the class folders cannot be matched by name .only in REAL: n00",
@@ -96,11 +97,11 @@ def test_impossible_draws_are_refused(words, message, tiny, real, tmp_path):
 def test_each_drawn_image_has_its_own_link():
     """Equal file names in sub-folders of a class get a number, which no other file name of the class has."""
     drawn = [(path, 0) for path in ("a/x.png", "1-x.png", "2-x.png", "b/x.png")] + [("x.png", 1)]
-    links = name_links(drawn, ["cat", "dog"])
+    links = name_files(drawn, ["cat", "dog"])
     assert list(links.values()) == [path for path, _ in drawn]
     assert list(links) == ["cat/x.png", "cat/1-x.png", "cat/2-x.png", "cat/3-x.png", "dog/x.png"]
     assert (
-        list(name_links([("a/x.png", 0), ("3-x.png", 0), ("2-x.png", 0), ("b/x.png", 0)], ["cat"]))[-1] == "cat/4-x.png"
+        list(name_files([("a/x.png", 0), ("3-x.png", 0), ("2-x.png", 0), ("b/x.png", 0)], ["cat"]))[-1] == "cat/4-x.png"
     )
 
 
@@ -267,7 +268,7 @@ def test_a_draw_that_fails_ends_the_call(planned):
     ("changed", "message"),
     [
         ({"REGIMES": "HL KD"}, "REGIMES: KD is none of HL, SL, SL+KD"),
-        ({"VAL_DIR": "missing"}, "VAL_DIR missing is not a folder; give the validation images"),
+        ({"VAL_DIR": "missing"}, "VAL_DIR missing does not exist; give the validation images"),
         ({"IMAGE_SETS": " "}, "IMAGE_SETS names no folder; give the distilled images"),
         (
             {"IMAGE_SETS": "a b/a"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 UTILS = Path(__file__).parents[1] / "utils"
-WINGS = "system config labels data training run report".split()  # a wing imports itself and those before it
+WINGS = "system config labels data images training run report".split()  # a wing imports itself and those before it
 MODULES = sorted(path for path in UTILS.rglob("*.py") if path.name != "__init__.py")
 
 

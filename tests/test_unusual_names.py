@@ -105,7 +105,7 @@ def test_a_process_whose_output_lacks_letters(encoding, folders, tiny, tmp_path)
     done = subprocess.run([*command, *flags], capture_output=True, env=environment)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert b"no\\nn\\xe9 is not a folder" in done.stderr
+    assert b"no\\nn\\xe9 does not exist" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["packed", "tar"])

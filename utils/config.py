@@ -447,8 +447,15 @@ class DataFlags(Group):
 
     title = "data"
 
-    train_dir: str = flag("", "distilled images, one sub-folder per class", FOLDER)
-    val_dir: str = flag("", "validation images, one sub-folder per class", FOLDER)
+    train_dir: str = flag("", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH)
+    val_dir: str = flag("", "validation images, one sub-folder per class or another layout of docs/images.md", PATH)
+    val_labels: str | None = flag(
+        None,
+        "classes of validation images that lie in one folder: a table FILE,CLASS, the ground truth or the class list "
+        "of ImageNet's development kit, or one class a line in the order of sorted file names (default: the table that "
+        "is found beside the images or one level above)",
+        FILE,
+    )
     batch_size: int = flag(
         1024, "images per optimizer step; must equal the batch size that the labels were made with", COUNT, RESULT
     )
@@ -994,7 +1001,7 @@ class StoreFlags(Group):
 
     title = "labels"
 
-    data: str = flag("", "distilled images, one sub-folder per class", FOLDER)
+    data: str = flag("", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH)
     fkd_path: str = flag(None, "folder to write the labels to", FOLDER, required=True)
     batch_size: int = flag(256, "images per batch, in training as well", COUNT, names=("-b", "--batch-size"))
     epochs: int = flag(300, "epochs of views to label", COUNT)
@@ -1332,7 +1339,7 @@ class VerifyFlags(Group):
 
     title = "questions to a teacher"
 
-    images: str | None = flag(None, "distilled images, one sub-folder per class: ask a teacher about them", FOLDER)
+    images: str | None = flag(None, "distilled images, as for --train-dir: ask a teacher about them", PATH)
     input_size: int | None = flag(
         None, "side of the views, in pixels (default: as the labels, or their cutmix boxes, say; or 224)", PIXELS
     )
@@ -1398,14 +1405,88 @@ def parse_label_command(argv: Sequence[str] | None) -> Any:
     Raises:
         InputError: the command is unknown, or its flags are invalid.
     """
-    parser = Parser("Look into FKD labels, pack, unpack and verify them.")
-    commands = parser.add_subparsers(
-        parser_class=Parser, dest="command", required=True, metavar=f"{{{','.join(LABEL_COMMANDS)}}}"
+    return parse_command(LABEL_COMMANDS, "Look into FKD labels, pack, unpack and verify them.", argv)
+
+
+def parse_command(commands: Mapping[str, type[CommandConfig]], about: str, argv: Sequence[str] | None) -> Any:
+    """Parse a command line whose first word names a command; return the config of this command.
+
+    Args:
+        commands: name of each command -> class of its config.
+        about: description of the program for --help.
+        argv: the words of the command line; None: the command line of this process.
+
+    Raises:
+        InputError: the command is unknown, or its flags are invalid.
+    """
+    parser = Parser(about)
+    places = parser.add_subparsers(
+        parser_class=Parser, dest="command", required=True, metavar=f"{{{','.join(commands)}}}"
     )
-    for name, kind in LABEL_COMMANDS.items():
-        kind.fill(commands.add_parser(name, help=kind.about))
+    for name, kind in commands.items():
+        kind.fill(places.add_parser(name, help=kind.about))
     values = given(vars(parser.parse_args(argv)))
-    return LABEL_COMMANDS[values.pop("command")](**values).resolved()
+    return commands[values.pop("command")](**values).resolved()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSetArgument(Group):
+    """Positional argument of `python -m utils.images info`: the image set to describe."""
+
+    path: str = flag(None, "image set", names=("path",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments(Group):
+    """Positional arguments of `python -m utils.images convert`: the image set to read and the folder to write."""
+
+    source: str = flag(None, "image set to read", names=("source",))
+    target: str = flag(None, "folder to make", names=("target",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenFlags(Group):
+    """Flags of `python -m utils.images` that say how an image set is to be read."""
+
+    part: str = flag("train", "part to take from a place that holds both", choices=("train", "val"))
+    normalised: str = flag(
+        "auto",
+        "whether mean and standard deviation have been applied to floating-point images; auto: inferred from their "
+        "range",
+        choices=("auto", "yes", "no"),
+    )
+    val_labels: str | None = flag(None, "classes of images that lie in one folder; see --val-labels of training", FILE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfoConfig(ImageSetArgument, OpenFlags, CommandConfig):
+    """Settings of `python -m utils.images info`, which describes an image set."""
+
+    about = "what an image set is"
+    groups = (ImageSetArgument, OpenFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(ConvertArguments, OpenFlags, CommandConfig):
+    """Settings of `python -m utils.images convert`, which writes an image set as folders or as tensors."""
+
+    about = "an image set of any layout to folders of image files, or to tensors if it holds floating-point numbers"
+    groups = (ConvertArguments, OpenFlags)
+
+
+IMAGE_COMMANDS: dict[str, type[CommandConfig]] = {"info": ImageInfoConfig, "convert": ConvertConfig}
+
+
+def parse_image_command(argv: Sequence[str] | None) -> Any:
+    """Parse a command line of `python -m utils.images`; return the config of the command that it names.
+
+    Args:
+        argv: the words of the command line, starting with a key of IMAGE_COMMANDS; None: the process's command line.
+
+    Raises:
+        InputError: the command is unknown, or its flags are invalid.
+    """
+    return parse_command(IMAGE_COMMANDS, "Look into image sets, and convert them to folders.", argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1447,8 +1528,8 @@ class RandomImagesFlags(Group):
 
     title = "draw"
 
-    real: str = flag(None, "folder of real images, one sub-folder per class", names=("real",))
-    like: str = flag(None, "folder of the set to match: its classes and images per class", FOLDER, required=True)
+    real: str = flag(None, "real images, one sub-folder per class or another layout of docs/images.md", names=("real",))
+    like: str = flag(None, "the set to match: its classes and images per class", PATH, required=True)
     seed: int = flag(0, "seed of the draw", SEED)
     output: str = flag(None, "folder to make; OUTPUT.txt beside it lists the images", FOLDER, required=True)
     class_map: str | None = flag(

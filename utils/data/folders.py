@@ -11,6 +11,7 @@ from utils.system.log import log
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # suffixes of image types that are not read: such files are skipped with a warning
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
+BOXES = "_boxes.txt"  # end of the names of Tiny-ImageNet's files of boxes, one beside the images of each class
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
@@ -18,6 +19,7 @@ def open_folder(path: Path | str | None, flag: str) -> ImageSet:
     """Scan an image folder with one sub-folder per class; return its classes and image files.
 
     Symbolic links are followed. Hidden files and folders, system files and files that are not images are skipped.
+    Images may lie in sub-folders of a class folder, as in Tiny-ImageNet's `CLASS/images`.
 
     Args:
         path: the folder.
@@ -81,7 +83,7 @@ def images_below(folder: str, root: str, skipped: list[str]) -> list[str]:
                     waiting.append((entry.path, parents | {identity}))
                 elif entry.name.lower().endswith(SUFFIXES) and is_file(entry):
                     names.append(entry.name)
-                else:
+                elif not entry.name.endswith(BOXES):
                     skipped.append(entry.path)
         found.append((folder, names))
     return [os.path.join(folder, name) for folder, names in sorted(found) for name in sorted(names)]

@@ -1,12 +1,52 @@
-"""Open an image set, whatever its layout: folders of image files, archives, tables or tensors."""
+"""Open an image set, whatever its layout: folders of image files, archives, tables or tensors.
 
+A layout is recognised by its content, in this order:
+
+1. a root with parts: a folder with a sub-folder `train` and one of `val`, `validation` or `test`, none of which is the
+   folder of one class. The part is opened in turn;
+2. the readers in READERS, each a module of utils/data/readers;
+3. a folder with one sub-folder of images per class (`open_folder`).
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
-from utils.data.folders import open_folder
-from utils.data.images import ImageSet
+from utils.data.folders import is_debris, open_folder
+from utils.data.images import ImageSet, channels_of_files
+from utils.data.readers.flat import REMEDY, visible
+from utils.data.readers.flat import read as read_with_table
+from utils.data.readers.pixels import log_part
+from utils.system.errors import InputError, listing
+from utils.system.log import log
+
+READERS = ("cifar", "idx", "tensors", "parquet", "shards", "flat")
+HELD_OUT = ("val", "validation", "test")  # names of the part that is not for training, the first one is preferred
+TAKEN = (
+    "give a folder with one sub-folder of images per class, or another layout that docs/images.md lists (CIFAR, MNIST, "
+    "tensors, parquet, webdataset, ImageNet's validation images with their table)"
+)
 
 
-def open_images(path: Path | str | None, flag: str, part: str = "train", normalised: str = "auto") -> ImageSet:
+def readers() -> Iterator[ModuleType]:
+    """Yield the modules that read image sets; each is imported when it is needed."""
+    for name in READERS:
+        module = f"utils.data.readers.{name}"
+        if importlib.util.find_spec(module) is not None:
+            yield importlib.import_module(module)
+
+
+def open_images(
+    path: Path | str | None,
+    flag: str,
+    part: str = "train",
+    normalised: str = "auto",
+    labels: str | None = None,
+) -> ImageSet:
     """Open the image set at `path`; its layout is recognised by its content.
 
     Args:
@@ -16,8 +56,58 @@ def open_images(path: Path | str | None, flag: str, part: str = "train", normali
             is no other.
         normalised: whether floating-point images have been normalised: `yes`, `no`, or `auto` to infer it from their
             values.
+        labels: value of --val-labels, a file with the classes of images in one folder; None if it was not given.
 
     Raises:
         InputError: the set cannot be read, or its layout is unknown.
     """
-    return open_folder(path, flag)
+    if not path or not os.path.exists(path):
+        raise InputError(f"{flag} {path} does not exist; {TAKEN}")
+    inner = part_of_root(path, part)
+    if inner is not None:
+        log_part(os.fspath(path), flag, part, os.path.basename(held_out(path) or ""))
+        return open_images(inner, flag, part, normalised, labels)
+    if labels is not None:
+        found = read_with_table(path, flag, part, normalised, labels)
+    else:
+        reader = next((reader for reader in readers() if reader.recognise(path)), None)
+        if reader is None:
+            refuse_unknown(path, flag)
+            folders = open_folder(path, flag)
+            return replace(folders, channels=channels_of_files(folders.samples))
+        found = reader.read(path, flag, part, normalised)
+    log.info("images  %s %s: %s", flag, path, found.layout)
+    return found
+
+
+def part_of_root(path: Path | str, part: str) -> str | None:
+    """Return the sub-folder that holds `part`, if the folder `path` is a root with parts; else None.
+
+    A sub-folder `train` with image files in it is not a part, but the folder of a class that is called so.
+    """
+    train, other = os.path.join(path, "train"), held_out(path)
+    if other is None or not os.path.isdir(train) or visible(train)[0]:
+        return None
+    return train if part == "train" else other
+
+
+def held_out(path: Path | str) -> str | None:
+    """Return the sub-folder of `path` with the images that are not for training; None if there is none."""
+    return next(filter(os.path.isdir, (os.path.join(path, name) for name in HELD_OUT)), None)
+
+
+def refuse_unknown(path: Path | str, flag: str) -> None:
+    """Raise InputError unless `path` is a folder with sub-folders; the message says what was found instead."""
+    if not os.path.isdir(path):
+        raise InputError(f"{flag} {path} is a file of a layout that is not known; {TAKEN}")
+    images, folders = visible(os.fspath(path))
+    if folders:
+        return
+    if images:
+        raise InputError(f"{flag} {path} holds images, but no sub-folders and no table of their classes; {REMEDY}")
+    try:
+        names = sorted(name for name in os.listdir(path) if not is_debris(name))
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be read ({error.strerror}); make it readable") from None
+    content = f"no layout that is known ({listing(names, 3)})" if names else "nothing"
+    raise InputError(f"{flag} {path} holds {content}; {TAKEN}")

@@ -22,6 +22,7 @@ Pixels = Image.Image | torch.Tensor
 # what the pixels of a set are: integers from 0 to 255; floating-point numbers in about [0, 1]; or floating-point
 # numbers to which mean and standard deviation have been applied
 Values = Literal["bytes", "unit", "normalised"]
+PROBED = 16  # number of image files whose headers tell whether a set is grey
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -262,6 +263,21 @@ def image_size(image: ImageRef) -> tuple[int, int]:
             return opened.size
     except Exception as error:
         raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+
+
+def channels_of_files(samples: Samples) -> int:
+    """Return 1 if some image files, evenly spread over the list of (image, class), are all grey, else 3.
+
+    A file whose header cannot be read counts as one with colours; loading it raises an error.
+    """
+    for image, _ in samples[:: max(1, len(samples) // PROBED)]:
+        try:
+            with Image.open(str(image)) as opened:
+                if opened.mode not in GREY_MODES:
+                    return 3
+        except Exception:
+            return 3
+    return 1
 
 
 def image_sizes(samples: Samples) -> torch.Tensor:

@@ -3,8 +3,10 @@
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
 The command draws images without replacement. Each class gets as many images as it has in DISTILLED. Classes of REAL
-and DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. The folder RANDOM gets
-links to the drawn files, in class folders with the names of DISTILLED. RANDOM.txt lists the links, in lines
+and DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. REAL and DISTILLED may
+have any layout of docs/images.md. The folder RANDOM gets links to the drawn files, in class folders with the names of
+DISTILLED. Images that are no files of their own are written as image files. If they are floating-point numbers, RANDOM
+gets tensors (`images_best.pt` and `labels_best.pt`) in place of class folders. RANDOM.txt lists the images, in lines
 `CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images. A report uses the
 digest to check that a run was trained on exactly these images.
 
@@ -14,18 +16,19 @@ If RANDOM exists, the command fails. With --again it succeeds if RANDOM already 
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from utils.config import RandomImagesConfig
-from utils.data.folders import open_folder
 from utils.data.identity import know_images
 from utils.data.image_sets import open_images
-from utils.data.images import ImageSet, Samples
-from utils.run.classes import Sides, pair_names
-from utils.system.errors import InputError, listing
+from utils.data.images import ImageRef, ImageSet, Member, Samples
+from utils.data.write import class_folders, holds_tensors, name_files, new_folder, write_image, write_tensors
+from utils.run.classes import BY_NUMBER, Sides, names_to_pair, pair_names
+from utils.system.errors import InputError, listing, printable
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
 from utils.system.process import run_script
@@ -33,19 +36,17 @@ from utils.system.process import run_script
 SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 
 
-def draw_images(
-    samples: Samples, wanted: dict[int, int], seed: int, classes: Sequence[str] | None = None
-) -> list[tuple[str, int]]:
+def draw_images(samples: Samples, wanted: dict[int, int], seed: int, classes: Sequence[str] | None = None) -> Samples:
     """Draw `wanted[c]` images of each class c, without replacement. The same arguments give the same images.
 
     Args:
-        samples: (path, class) of all images to draw from.
+        samples: (image, class) of all images to draw from.
         wanted: class -> number of images to draw.
         seed: seed of the draw. Each class has its own random stream; other classes do not affect its draw.
         classes: names of the classes, for error messages.
 
     Returns:
-        (path, class) of the drawn images, in the order of `samples`.
+        (image, class) of the drawn images, class by class, each class in the order of `samples`.
 
     Raises:
         InputError: a class has fewer images than wanted.
@@ -64,47 +65,35 @@ def draw_images(
     return drawn
 
 
-def name_links(drawn: list[tuple[str, int]], classes: list[str]) -> dict[str, str]:
-    """Name a link for each drawn image; return a dict from link `CLASS/NAME` to the path of the image.
-
-    NAME is the name of the image file. If a link `CLASS/NAME` exists already, the new link is `CLASS/NUMBER-NAME`.
+def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[ImageSet, str]:
+    """Pair the classes of REAL with those of --like, and give the images of REAL the class numbers of --like.
 
     Args:
-        drawn: (path, class) of the drawn images.
-        classes: names of the classes, indexed by class.
-    """
-    links: dict[str, str] = {}
-    for path, target in drawn:
-        folder, name, number = classes[target], os.path.basename(path), len(links)
-        link = f"{folder}/{name}"
-        while link in links:
-            link, number = f"{folder}/{number}-{name}", number + 1
-        links[link] = path
-    return links
-
-
-def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[Samples, str]:
-    """Pair the class folders of REAL with those of --like, and give the images of REAL the class numbers of --like.
-
-    Args:
-        real: folder of real images; images of classes that `like` lacks are left out of the result.
-        like: image folder whose classes are wanted.
+        real: set of real images; images of classes that `like` lacks are left out of the result.
+        like: image set whose classes are wanted.
         class_map: value of --class-map: a file that pairs class folders, `sorted` to pair them by position, or None to
             pair them by name.
 
     Returns:
-        (list of (path, class in `like`) of the real images, description of how the classes were paired).
+        (images of REAL with the classes of `like`, description of how the classes were paired). The classes have the
+        names that `like` gives them; if it gives none, those of REAL.
 
     Raises:
         InputError: the classes cannot be paired, or REAL lacks a class of --like.
     """
     where = f"REAL {real.root} and --like {like.root}"
-    places, how = pair_names(real.classes, like.classes, class_map, where, SIDES)
+    real_names, like_names = names_to_pair(real, like, class_map)
+    places, how = pair_names(real_names, like_names, class_map, where, SIDES)
+    if class_map is None and not (real.named and like.named):
+        how = BY_NUMBER
     lacking = [name for place, name in enumerate(like.classes) if place not in places]
     if lacking:
         raise InputError(f"{where}: no folder of REAL belongs to class {listing(lacking, 3)}; give real images of it")
-    found = [(path, places[target]) for path, target in real.samples]
-    return [(path, place) for path, place in found if place is not None], how
+    classes = like.classes if like.named else [real.classes[places.index(n)] for n in range(len(like.classes))]
+    found = [(image, places[target]) for image, target in real.samples]
+    samples = [(image, place) for image, place in found if place is not None]
+    # soft labels that REAL brings are about its own classes
+    return replace(real, classes=classes, samples=samples, named=like.named or real.named, answers=None), how
 
 
 def record_of(output: Path) -> Path:
@@ -119,18 +108,18 @@ def main(argv: list[str] | None = None) -> None:
     real = open_images(config.real, "REAL")
     like = open_images(config.like, "--like")
     output = Path(config.output)
-    samples, how = pair_classes(real, like, config.class_map)
-    drawn = draw_images(samples, Counter(like.targets), config.seed, like.classes)
-    links = name_links(drawn, like.classes)
-    listed = "".join(f"{link}\t{path}\n" for link, path in links.items())
+    paired, how = pair_classes(real, like, config.class_map)
+    drawn = draw_images(paired.samples, Counter(like.targets), config.seed, like.classes)
+    links = name_files(drawn, class_folders(paired))
+    listed = "".join(f"{link}\t{image}\n" for link, image in links.items())
     list_file = output.with_name(f"{output.name}.txt")
     if config.again and list_file.exists():
-        refuse_another_draw(config, output, links, list_file)
+        refuse_another_draw(config, output, links, list_file.read_text())
         log.info("%d real images, drawn with seed %d, are in %s already", len(drawn), config.seed, output)
         return
-    if output.exists():
+    if os.path.lexists(output):
         raise InputError(f"--output {output} exists; delete it, or give another folder")
-    left_out = len(real.classes) - len({target for _, target in samples})
+    left_out = len(real.classes) - len({target for _, target in paired.samples})
     if left_out:
         log.info(
             "%d of %d class folders of %s are left out: --like lacks these classes",
@@ -139,11 +128,12 @@ def main(argv: list[str] | None = None) -> None:
             config.real,
         )
     log.info("classes are paired %s", how)
-    for link, path in links.items():
-        (output / link).parent.mkdir(parents=True, exist_ok=True)
-        (output / link).symlink_to(os.path.abspath(path))
-    found = open_folder(output, "--output")
-    digest = know_images(str(output), found.samples, workers=1).digests.digest()
+    with new_folder(output, "--output") as folder:
+        if holds_tensors(paired):
+            write_tensors(folder, drawn, paired.channels, answers=False)
+        else:
+            link_or_write(folder, links, paired.channels)
+    digest = know_images(str(output), open_images(output, "--output").samples, workers=1).digests.digest()
     made = {
         "real": config.real,
         "like": config.like,
@@ -156,17 +146,46 @@ def main(argv: list[str] | None = None) -> None:
     log.info("%d of %d real images, drawn with seed %d, in %s", len(drawn), len(real.samples), config.seed, output)
 
 
-def refuse_another_draw(config: RandomImagesConfig, output: Path, links: dict[str, str], list_file: Path) -> None:
-    """Raise InputError unless the folder `output` holds exactly the current draw, which `links` lists."""
-    before = {line.partition("\t")[0] for line in list_file.read_text().splitlines()}
+def link_or_write(folder: Path, links: Mapping[str, ImageRef], channels: int) -> None:
+    """Put images into a folder: links to image files, and new files of images that are no files of their own.
+
+    Args:
+        folder: the folder.
+        links: path of each image in the folder -> the image.
+        channels: 1 to write grey images, 3 for RGB.
+    """
+    for link, image in links.items():
+        (folder / link).parent.mkdir(exist_ok=True)
+        if isinstance(image, Member):
+            write_image(image, folder / link, channels)
+        else:
+            (folder / link).symlink_to(os.path.abspath(image))
+
+
+def refuse_another_draw(config: RandomImagesConfig, output: Path, links: Mapping[str, ImageRef], text: str) -> None:
+    """Raise InputError unless the folder `output` holds exactly the current draw.
+
+    Args:
+        config: flags of the command.
+        output: the folder.
+        links: path of each image of the current draw in the folder -> the image.
+        text: content of the list of images of the earlier draw.
+    """
+    before = dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+
+    def is_same(link: str, image: ImageRef) -> bool:
+        if isinstance(image, Member):
+            return before[link] == printable(str(image)) and output.is_dir()
+        return os.path.samefile(output / link, image)
+
     try:
-        same = before == set(links) and all(os.path.samefile(output / link, path) for link, path in links.items())
+        same = before.keys() == links.keys() and all(is_same(link, image) for link, image in links.items())
     except OSError:  # a link, or the file that it points to, does not exist
         same = False
     if not same:
         raise InputError(
             f"--output {output} does not hold the draw of seed {config.seed} from {config.real} like {config.like}; "
-            f"give the REAL, --like and --seed of before, or delete {output}, {list_file} and what was made of them"
+            f"give the REAL, --like and --seed of before, or delete {output}, {output}.txt and what was made of them"
         )
 
 

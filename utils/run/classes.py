@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from utils.data.images import ImageSet
 from utils.system.errors import InputError, listing
 
 IMAGENET_CLASSES = 1000
 # value of --class-map that pairs validation and training folders by their position in sorted order
 BY_POSITION = "sorted"
+# rule of pairing if a set does not name its classes
+BY_NUMBER = "by number, because at least one of the two sets does not name its classes"
 WNID = re.compile(r"n\d{8}")
 
 
@@ -163,6 +166,24 @@ def number_train_folders(
         if None not in numbers and len(set(numbers)) == len(numbers):
             return Numbering(numbers, "by ImageNet's list of classes")
     return Numbering(list(range(len(folders))), "in the order of sorted folder names")
+
+
+def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
+    """Return the class names by which two image sets are paired: (names of `own`, names of `other`).
+
+    If both sets name their classes, or a --class-map was given, these are `classes`. Otherwise they are numbers, so
+    that class k belongs to class k: those of a set without names, and the positions of the names of the other set. (If
+    its names are numbers, they count, and not their positions.)
+    """
+    if (own.named and other.named) or class_map is not None:
+        return own.classes, other.classes
+
+    def numbers(names: list[str]) -> list[str]:
+        if all(name.isdecimal() for name in names):
+            return [str(int(name)) for name in names]
+        return [str(number) for number in range(len(names))]
+
+    return numbers(own.classes), numbers(other.classes)
 
 
 def number_val_folders(

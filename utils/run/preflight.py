@@ -29,7 +29,14 @@ from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels, values_of
 from utils.labels.views import CentredCrops, ViewPolicy, WholeImages
 from utils.run.checkpoint import restore_rng, rng_state
-from utils.run.classes import Numbering, display_names, number_train_folders, number_val_folders
+from utils.run.classes import (
+    BY_NUMBER,
+    Numbering,
+    display_names,
+    names_to_pair,
+    number_train_folders,
+    number_val_folders,
+)
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
 from utils.run.loading import TrainingData
@@ -104,10 +111,10 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
         (training ImageSet, validation ImageSet).
 
     Raises:
-        InputError: a folder cannot be used, or an image cannot be decoded.
+        InputError: a set cannot be used, or an image cannot be decoded.
     """
     train = open_images(config.train_dir, "--train-dir", "train", config.normalised)
-    val = open_images(config.val_dir, "--val-dir", "val", config.normalised)
+    val = open_images(config.val_dir, "--val-dir", "val", config.normalised, config.val_labels)
     warn_of_folder_order(train.classes)
     check_images(train.samples)
     check_images(val.samples)
@@ -164,9 +171,20 @@ def number_classes(
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
     """
-    own = number_train_folders(train.classes, num_classes, config.class_order, stated)
+    own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
-    theirs = number_val_folders(val.classes, train.classes, own, config.class_map, where)
+    val_names, train_names = names_to_pair(val, train, config.class_map)
+    theirs = number_val_folders(val_names, train_names, own, config.class_map, where)
+    if config.class_map is None and not (train.named and val.named):
+        theirs = replace(theirs, how=BY_NUMBER)
+        if len(train.classes) != len(val.classes):
+            log.warning(
+                "WARNING: %s have %d and %d classes, which are paired by number; give sets with the same classes, or "
+                "--class-map FILE",
+                where,
+                len(val.classes),
+                len(train.classes),
+            )
     if max(number for number in own.numbers if number is not None) >= num_classes:
         raise InputError(
             f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher "
@@ -187,6 +205,18 @@ def number_classes(
     return display_names(train.classes, own, num_classes), found
 
 
+def number_own(
+    images: ImageSet, num_classes: int, class_order: str | None, stated: Mapping[str, int] | None = None
+) -> Numbering:
+    """Return the class number of every class of an image set; see `number_train_folders`.
+
+    Classes without names keep their numbers, unless --class-order was given.
+    """
+    if images.named or class_order is not None:
+        return number_train_folders(images.classes, num_classes, class_order, stated)
+    return Numbering([*map(int, images.classes)], "as in the set, whose classes have no names")
+
+
 def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int) -> list[str]:
     """Replace the folder index of every image by the class number that the teachers use for its folder.
 
@@ -198,7 +228,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
     Returns:
         display name of each of C classes.
     """
-    own = number_train_folders(folder.classes, num_classes, config.class_order)
+    own = number_own(folder, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
         log.info("classes %d folders are numbered %s", len(folder.classes), own.how)
     renumber(folder, own)

@@ -1,4 +1,4 @@
-"""Read `torch.save` files from untrusted sources.
+"""Read `torch.save` files, and pickles of numpy arrays, from untrusted sources.
 
 A `torch.save` file is a zip archive. Its record `NAME/data.pkl` is a pickle that describes the object, and each
 record `NAME/data/K` holds the raw bytes of storage K. Before PyTorch 1.6, the file had another format. It began with
@@ -72,18 +72,62 @@ class ForbiddenPickle(pickle.UnpicklingError):
         self.module = module
 
 
+NUMBER_CODES = ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1")
+
+
 # The type hints below are true for valid pickles. A malicious pickle may pass arguments of any type.
 
 
 class _NumpyDtype:
     """Replacement for `numpy.dtype` in unpickling; holds only the type code, such as `i8`, and the byte order."""
 
-    def __init__(self, code: str, *_flags: object):
-        self.code = code
+    def __init__(self, code: str | bytes, *_flags: object):
+        self.code = code.decode("latin1") if isinstance(code, bytes) else code  # bytes in pickles of Python 2
         self.order = "<"
 
     def set_state(self, state: Sequence[Any]) -> None:
-        self.order = "<" if state[1] == "|" else state[1]
+        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        self.order = "<" if order == "|" else order
+
+    def of_numbers(self) -> np.dtype:
+        """Return the numpy dtype; raise ForbiddenPickle if it is none of the supported types of numbers and bools."""
+        if self.code not in NUMBER_CODES:
+            raise ForbiddenPickle(f"a numpy value of type {self.code!r:.40}")
+        return np.dtype(self.order + self.code)
+
+
+class PickledArray:
+    """Replacement for `numpy.ndarray` in unpickling; it holds an array of numbers.
+
+    Attributes:
+        array: the array, read-only; None until the unpickler has passed its state.
+    """
+
+    array: np.ndarray | None = None
+
+    def set_state(self, state: Sequence[Any]) -> None:
+        """Set the array from the state in a pickle: (version, shape, dtype, whether in Fortran order, bytes).
+
+        Raises:
+            UnpicklingError: the shape is invalid, or there are more or fewer bytes than it needs.
+        """
+        _version, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("a numpy array without numbers")
+        if any(type(n) is not int or n < 0 for n in shape):
+            raise pickle.UnpicklingError("a numpy array with an impossible shape")
+        self.array = np.frombuffer(data, dtype.of_numbers()).reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(kind: type, *_shape_and_code: object) -> PickledArray:
+    """Return an array without content. In unpickling, this function replaces numpy's function `_reconstruct`.
+
+    Raises:
+        ForbiddenPickle: `kind` is another class than `numpy.ndarray`.
+    """
+    if kind is not PickledArray:
+        raise ForbiddenPickle("an array of another class than numpy.ndarray")
+    return PickledArray()
 
 
 def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
@@ -95,9 +139,7 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> int | float | bool:
         ForbiddenPickle: `dtype` is not one of the supported types of numbers and bools.
         UnpicklingError: `data` holds no number, or several numbers.
     """
-    if dtype.code not in ("i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "f8", "f4", "f2", "b1"):
-        raise ForbiddenPickle(f"a numpy value of type {dtype.code!r:.40}")
-    array = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
+    array = np.frombuffer(data, dtype=dtype.of_numbers())
     if array.size != 1:
         raise pickle.UnpicklingError("a numpy scalar of the wrong length")
     return array[0].item()
@@ -159,6 +201,14 @@ LABEL_GLOBALS: Globals = {
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
+}
+
+ARRAY_GLOBALS: Globals = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _NumpyDtype,
+    ("numpy", "ndarray"): PickledArray,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
 }
 
 
@@ -255,12 +305,13 @@ class _Unpickler(pickle._Unpickler):
         file: the file from which the pickle is read.
         allowed: the allow-list, {(module, name): object to use}.
         load_storage: function that takes the pickle's reference to a storage and returns the storage as a tensor.
+        encoding: encoding of strings in pickles of Python 2; `bytes` leaves them as bytes.
     """
 
     stack: list[Any]  # attribute of the base class; declared here because the base class's type stub lacks it
 
-    def __init__(self, file: Any, allowed: Globals, load_storage: Callable[..., torch.Tensor]):
-        super().__init__(file, encoding="utf-8")  # the encoding is used for strings in pickles of Python 2
+    def __init__(self, file: Any, allowed: Globals, load_storage: Callable[..., torch.Tensor], encoding: str = "utf-8"):
+        super().__init__(file, encoding=encoding)
         self.allowed = allowed
         self.load_storage = load_storage
 
@@ -276,15 +327,15 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """Execute the opcode BUILD, which passes a state to an unpickled object.
 
-        For a numpy dtype, the state sets its byte order. For an OrderedDict, a tensor or an `Inert`, the state is
-        discarded.
+        For a numpy dtype, the state sets its byte order; for a numpy array, its content. For an OrderedDict, a tensor
+        or an `Inert`, the state is discarded.
 
         Raises:
             ForbiddenPickle: the object has another type.
         """
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, _NumpyDtype):
+        if isinstance(target, _NumpyDtype | PickledArray):
             target.set_state(state)
         elif not isinstance(target, OrderedDict | torch.Tensor | Inert):
             raise ForbiddenPickle(f"the state of a {type(target).__name__}")
@@ -505,6 +556,38 @@ def load_archive(
         raise InputError(
             f"{path} is damaged or not a torch.save file ({clause(error)}); copy or write it again"
         ) from None
+
+
+def load_pickle(path: Path | str, remedy: str = "get the file from its author again") -> Any:
+    """Load the object in a pickle of numpy arrays, without running code from the file.
+
+    The object consists of containers, numbers, strings and `PickledArray`. Strings of Python 2 are returned as bytes.
+
+    Args:
+        path: the file.
+        remedy: advice to the user, for the error message about a name that is not allowed.
+
+    Raises:
+        InputError: the file is missing or damaged, or its pickle uses names that are not in ARRAY_GLOBALS.
+    """
+
+    def no_storage(*_reference: object) -> torch.Tensor:
+        raise ForbiddenPickle("a tensor")
+
+    try:
+        content = Path(path).read_bytes()
+        return _Unpickler(io.BytesIO(content), ARRAY_GLOBALS, no_storage, encoding="bytes").load()
+    except ForbiddenPickle as error:
+        raise InputError(
+            f"{path} is refused: its pickle asks for {clause(error)}, which arrays and numbers do not need and which "
+            f"could run code; {remedy}"
+        ) from None
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; copy it again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        raise InputError(f"{path} is damaged or not a pickle ({clause(error)}); copy it again") from None
 
 
 def _is_model(path: Path | str, error: ForbiddenPickle) -> bool:

@@ -1,0 +1,323 @@
+"""Read images that lie in one folder, without a sub-folder per class; a text file gives the class of each.
+
+These texts are known by their names, beside the images or one level above:
+
+* `LOC_val_solution.csv`, ImageNet's table from Kaggle: `ImageId,PredictionString`, then lines such as
+  `ILSVRC2012_val_00000001,n01751748 111 108 370 297`: the class, and boxes that are not used;
+* `val_annotations.txt` of Tiny-ImageNet: `val_0.JPEG<tab>n03444034<tab>0<tab>32<tab>44<tab>62`: file, class and a box;
+* `ILSVRC2012_validation_ground_truth.txt` of ImageNet's development kit: one number a line, 1 … 1000, line n for the
+  image `ILSVRC2012_val_<n>`. The numbers are ILSVRC2012_ID, which is not the sorted order of the classes. Their names
+  are in `meta.mat` of the same kit, in its `map_clsloc.txt` (lines `n02119789 1 kit_fox`), or in `synsets.txt`, one
+  name a line in the order of the numbers.
+
+With a flag, any table `file, class` can be given, or one class a line in the order of the sorted file names.
+"""
+
+import csv
+import os
+import re
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.data.folders import SUFFIXES, is_debris
+from utils.data.images import ImageSet, channels_of_files
+from utils.system.errors import InputError, clause, listing
+from utils.system.log import log
+
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+TABLES = ("LOC_val_solution.csv", "val_annotations.txt", TRUTH)
+CLASS_LISTS = ("meta.mat", "map_clsloc.txt", "synsets.txt")
+KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # where the development kit has its files
+BOXES = "PredictionString"  # header of a column that holds a class and boxes
+MATLAB = b"MATLAB 5.0 MAT-file"
+MAX_TEXT_BYTES = 256 * 2**20
+NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
+
+
+def recognise(path: Path | str) -> bool:
+    """Return whether `path` is a folder of images whose classes a known text gives."""
+    folder = image_folder(path)
+    return folder is not None and find_file(folder, TABLES) is not None
+
+
+def image_folder(path: Path | str) -> str | None:
+    """Return the folder whose files are images without class folders: `path`, or its only sub-folder `images`.
+
+    Return None if there is no such folder.
+    """
+    names, folders = visible(os.fspath(path))
+    if folders == ["images"] and not names:
+        path = os.path.join(path, "images")
+        names, folders = visible(path)
+    return os.fspath(path) if names and not folders else None
+
+
+def visible(folder: str) -> tuple[list[str], list[str]]:
+    """Return (sorted names of image files, sorted names of sub-folders) in a folder; hidden ones are left out."""
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder) if not is_debris(entry.name))
+    except OSError:
+        return [], []
+    folders = [name for name in entries if os.path.isdir(os.path.join(folder, name))]
+    return [name for name in entries if name.lower().endswith(SUFFIXES) and name not in set(folders)], folders
+
+
+def find_file(folder: str, names: Sequence[str]) -> str | None:
+    """Return the path of the first of `names` beside the images in `folder`, or one level above; None without any."""
+    above = os.path.dirname(os.path.abspath(folder))
+    places = [os.path.join(place, *kit) for place in (folder, above) for kit in ((), (KIT,))]
+    paths = [os.path.join(place, name) for name in names for place in places]
+    return next(filter(os.path.isfile, paths), None)
+
+
+def read(path: Path | str, flag: str, part: str, normalised: str, table: str | None = None) -> ImageSet:
+    """Read images without class folders.
+
+    Args:
+        path: the folder.
+        flag: command-line flag that gave the path, for error messages.
+        part: has no effect, because the folder holds one part.
+        normalised: has no effect, because the images have 8 bits.
+        table: the file that gives the classes; None to look for a known one.
+
+    Raises:
+        InputError: there are no images, or the file of classes is missing, cannot be read or does not fit the images.
+    """
+    folder = image_folder(path)
+    if folder is None:
+        raise InputError(
+            f"{flag} {path} is no folder of images without sub-folders, but --val-labels {table} gives their classes; "
+            "leave --val-labels out, or give the folder of these images"
+        )
+    names, _ = visible(folder)
+    table = table or find_file(folder, TABLES)
+    if table is None:
+        raise InputError(f"{flag} {path} holds images without classes; {REMEDY}")
+    class_of = classes_of(names, table, folder)
+    lacking = [name for name in names if name not in class_of]
+    if lacking:
+        raise InputError(
+            f"{table} gives no class for {len(lacking)} of {len(names)} images in {folder} ({listing(lacking, 3)}); "
+            "give the table of these images"
+        )
+    classes = sorted_classes(set(class_of.values()))
+    number_of = {name: number for number, name in enumerate(classes)}
+    samples = [(os.path.join(folder, name), number_of[class_of[name]]) for name in names]
+    layout = f"images in one folder, with the classes of {table}"
+    return ImageSet(folder, classes, list(samples), channels=channels_of_files(list(samples)), layout=layout)
+
+
+REMEDY = (
+    f"put one of {', '.join(TABLES)} beside them or one level above, name a table of theirs with --val-labels FILE, or "
+    "make one sub-folder per class"
+)
+
+
+def sorted_classes(names: set[str]) -> list[str]:
+    """Return class names in sorted order; numbers are sorted by their value."""
+    if all(name.isascii() and name.isdigit() and len(name) < 10 for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
+    """Return the class of each image that a file of classes knows: file name -> class.
+
+    Args:
+        names: sorted names of the image files.
+        table: the file of classes: a table, the kit's numbers, one class for each image, or the list of the classes
+            that the kit's numbers mean.
+        folder: folder of the images.
+
+    Raises:
+        InputError: a file cannot be read, or does not fit the images.
+    """
+    if is_matlab(table) or os.path.basename(table) in CLASS_LISTS:
+        return classes_of_numbers(names, find_truth(folder, table), table)
+    rows = [line for line in read_lines(table) if line.strip()]
+    if not rows:
+        raise InputError(f"{table} is empty; give the table of the images")
+    of_kit = os.path.basename(table) == TRUTH or all(map(NUMBERED.fullmatch, names))
+    if of_kit and all(line.strip().isdecimal() for line in rows):
+        classes = find_file(os.path.dirname(os.path.abspath(table)), CLASS_LISTS) or find_file(folder, CLASS_LISTS)
+        if classes is None:
+            raise InputError(
+                f"{table} holds numbers of ImageNet's development kit, and the names of the classes are missing; put "
+                f"one of {', '.join(CLASS_LISTS)} of the kit beside it"
+            )
+        return classes_of_numbers(names, table, classes)
+    pairs = split_rows(rows, table)
+    if all(len(pair) == 1 for pair in pairs):
+        if len(pairs) == len(names):
+            return {name: pair[0] for name, pair in zip(names, pairs, strict=True)}
+        return classes_of_numbers(names, find_truth(folder, table), table)
+    return classes_of_pairs(names, pairs, table)
+
+
+def is_matlab(path: str) -> bool:
+    """Return whether a file is a MATLAB file; raise InputError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MATLAB)) == MATLAB
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a text file; raise InputError if it cannot be read, or is no text."""
+    try:
+        if os.path.getsize(path) > MAX_TEXT_BYTES:
+            raise InputError(f"{path} is absurdly long for a table of classes; give another file")
+        content = Path(path).read_bytes().removeprefix(BOM_UTF8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+    if b"\0" in content:
+        raise InputError(f"{path} is not a text file in UTF-8; give the table of the images")
+    return content.decode("utf-8", "surrogateescape").splitlines()
+
+
+def split_rows(rows: Sequence[str], table: str) -> list[list[str]]:
+    """Return the first two fields of each row; a row with one field has only one.
+
+    The fields are separated by tabs if the first row has one, else by commas if it has one, else by spaces. A field of
+    a class with boxes gives the class alone.
+
+    Raises:
+        InputError: a row has quotes that do not match, or some rows have one field and others more.
+    """
+    if "\t" in rows[0]:
+        fields = [row.split("\t") for row in rows]
+    elif "," in rows[0]:
+        try:
+            fields = list(csv.reader(rows, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{table} is damaged ({clause(error)}); give it anew") from None
+    else:
+        fields = [row.split(None, 1) for row in rows]
+    pairs = [[field.strip() for field in row[:2]] for row in fields]
+    if len(pairs[0]) > 1 and pairs[0][1] == BOXES:
+        pairs = [[*pair[:1], *first_words(pair[1:])] for pair in pairs]
+    wrong = [row for row, pair in zip(rows, pairs, strict=False) if len(pair) != len(pairs[0]) or not all(pair)]
+    if wrong:
+        raise InputError(f"{table}: the line {clause(wrong[0], 60)!r} has no class; give lines FILE<tab>CLASS")
+    return pairs
+
+
+def first_words(texts: Sequence[str]) -> list[str]:
+    """Return the first word of each text, without texts that are empty."""
+    return [text.split(None, 1)[0] for text in texts if text]
+
+
+def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -> dict[str, str]:
+    """Return the class of each image that a table of (image, class) knows: file name -> class.
+
+    The table may name an image by its file name, with folders in front of it, or without its suffix.
+
+    Raises:
+        InputError: the table names an image twice, with different classes.
+    """
+    files = {os.path.splitext(name)[0]: name for name in names} | {name: name for name in names}
+    found: dict[str, str] = {}
+    others = 0
+    for image, label in pairs:
+        name = files.get(os.path.basename(image.replace("\\", "/")))
+        if name is None:
+            others += 1
+        elif found.setdefault(name, label) != label:
+            raise InputError(f"{table} gives {name} two classes, {found[name]} and {label}; give each image one class")
+    # the first line may be a header
+    if others > 1:
+        log.info("classes %d lines of %s are about images that are not there", others, table)
+    return found
+
+
+def find_truth(folder: str, classes: str) -> str:
+    """Return the kit's file of numbers; raise InputError if it is not there, because `classes` only lists classes."""
+    truth = find_file(folder, (TRUTH,)) or find_file(os.path.dirname(os.path.abspath(classes)), (TRUTH,))
+    if truth is None:
+        raise InputError(
+            f"{classes} lists classes, but not those of the images in {folder}; put {TRUTH} beside them, or give a "
+            "table with lines FILE<tab>CLASS"
+        )
+    return truth
+
+
+def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[str, str]:
+    """Return the class of each image by the numbers of ImageNet's development kit: file name -> class.
+
+    Args:
+        names: sorted names of the image files. Of names ILSVRC2012_val_<n>, n is the line; other names are counted.
+        truth: the kit's file of numbers.
+        classes: file that names the classes of these numbers.
+
+    Raises:
+        InputError: a file cannot be read, or they do not fit each other or the images.
+    """
+    lines = [line.strip() for line in read_lines(truth) if line.strip()]
+    if not all(line.isdecimal() for line in lines):
+        raise InputError(f"{truth} does not hold one number a line; copy it again")
+    name_of = class_names(classes)
+    matches = [NUMBERED.fullmatch(name) for name in names]
+    if all(matches):
+        places = [int(match[1]) - 1 for match in matches if match]
+    else:
+        places = list(range(len(names)))
+        if len(lines) != len(names):
+            raise InputError(
+                f"{truth} has {len(lines)} lines, but there are {len(names)} images, which are not named "
+                "ILSVRC2012_val_00000001 and so on; give the images under their own names"
+            )
+    beyond = [name for name, place in zip(names, places, strict=True) if not 0 <= place < len(lines)]
+    if beyond:
+        raise InputError(f"{truth} has {len(lines)} lines, none of them for {listing(beyond, 3)}; copy it again")
+    unknown = sorted({lines[place] for place in places} - name_of.keys())
+    if unknown:
+        raise InputError(f"{classes} does not name class {listing(unknown, 3)} of {truth}; give the kit's own file")
+    return {name: name_of[lines[place]] for name, place in zip(names, places, strict=True)}
+
+
+def class_names(path: str) -> dict[str, str]:
+    """Return the class that each number of the kit means: number as text -> class name.
+
+    Args:
+        path: `meta.mat`, lines `CLASS NUMBER WORDS`, or one class a line in the order of the numbers.
+
+    Raises:
+        InputError: the file cannot be read; or it lists the classes in sorted order, which is not that of the numbers.
+    """
+    if is_matlab(path):
+        return read_meta(path)
+    rows = [line.split() for line in read_lines(path) if line.strip()]
+    if rows and all(len(row) > 1 and row[1].isdecimal() for row in rows):
+        return {row[1]: row[0] for row in rows}
+    names = [row[0] for row in rows]
+    if len(set(names)) < len(names) or not names:
+        raise InputError(f"{path} does not list each class once; give one class a line")
+    if names == sorted(names) and len(names) > 1:
+        raise InputError(
+            f"{path} lists the classes in sorted order, but the numbers of {TRUTH} have an order of their own; give "
+            "meta.mat of the same kit"
+        )
+    return {str(number): name for number, name in enumerate(names, 1)}
+
+
+def read_meta(path: str) -> dict[str, str]:
+    """Return the class of each number in the kit's `meta.mat`, whose variable `synsets` has ILSVRC2012_ID and WNID.
+
+    Raises:
+        InputError: scipy is not installed, or the file is damaged.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise InputError(
+            f"{path} is a MATLAB file, for which scipy is needed; run pip install scipy, or put map_clsloc.txt or "
+            "synsets.txt beside it and remove it"
+        ) from None
+    try:
+        synsets = loadmat(path, squeeze_me=True, struct_as_record=True)["synsets"]
+        pairs = zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True)
+        return {str(int(number)): str(name) for number, name in pairs}
+    except Exception as error:
+        raise InputError(f"{path} is damaged, or not of the kit ({clause(error)}); copy it again") from None

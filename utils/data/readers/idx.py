@@ -1,0 +1,146 @@
+"""Read sets in the idx format of MNIST: MNIST, FashionMNIST, KMNIST and others, plain or gzipped.
+
+An idx file begins with two zero bytes, a byte for the type of its values (8: uint8) and a byte for the number D of its
+dimensions. D sizes follow (uint32, big-endian), then the values in row-major order. A part of a set has a file of
+images, [N, H, W], and a file of labels, [N]. The classes have numbers, and no names.
+"""
+
+import gzip
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from utils.data.images import ImageSet
+from utils.data.readers.pixels import log_part, set_of_pixels
+from utils.system.errors import InputError, clause, listing
+
+PARTS = {"train": "train", "val": "t10k"}  # part -> first word of its file names
+# `train-images-idx3-ubyte`; some copies have a full stop in place of the second hyphen
+IMAGES = re.compile(r"(?P<part>train|t10k)-images[-.]idx3-ubyte(\.gz)?")
+UINT8 = 8  # type code of the values
+BLOCK = 2**20  # number of bytes that are read at a time
+LARGEST_RATIO = 1100  # gzip makes data at most this many times smaller
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """Return the file of images of each part, {first word of its name: path}; plain files are preferred."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())  # `.gz` comes after the plain file
+    except OSError:
+        return {}
+    found: dict[str, Path] = {}
+    for name in names:
+        match = IMAGES.fullmatch(name)
+        if match:
+            found.setdefault(match["part"], folder / name)
+    return found
+
+
+def find(path: Path) -> list[Path]:
+    """Return the folders with idx files: `path` itself, its sub-folder `raw`, or else every `NAME/raw` in it."""
+    for folder in (path, path / "raw"):
+        if image_files(folder):
+            return [folder]
+    try:
+        return sorted(raw for raw in path.glob("*/raw") if image_files(raw))
+    except OSError:
+        return []
+
+
+def recognise(path: Path | str) -> bool:
+    """Return whether `path` is an idx file of images, a folder of such files, or torchvision's folder around it."""
+    path = Path(path)
+    return IMAGES.fullmatch(path.name) is not None if os.path.isfile(path) else bool(find(path))
+
+
+def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
+    """Read a set in idx files.
+
+    Args:
+        path: the folder, or the file of images of one part.
+        flag: command-line flag that gave the path, for error messages.
+        part: `train` or `val`; `val` is the test set. A file of images determines its part itself.
+        normalised: has no effect, because the pixels have 8 bits.
+
+    Raises:
+        InputError: a file is missing or damaged, or the folder holds several sets.
+    """
+    path = Path(path)
+    if path.is_file():
+        images = path
+    else:
+        found = find(path)
+        if len(found) > 1:
+            raise InputError(f"{flag} {path} holds several sets; give one of the folders {listing(found)}")
+        files = image_files(found[0])
+        if PARTS[part] not in files:
+            raise InputError(
+                f"{flag} {path} holds no {PARTS[part]}-images-idx3-ubyte, plain or with .gz, for the {part} part; copy "
+                "it there"
+            )
+        images = files[PARTS[part]]
+        if len(files) > 1:
+            log_part(str(found[0]), flag, part)
+    stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    labels = next((file for name in (stem, f"{stem}.gz") if (file := images.with_name(name)).is_file()), None)
+    if labels is None:
+        raise InputError(f"{images} has no labels; copy {stem} or {stem}.gz beside it")
+    pixels, numbers = read_idx(images, 3), read_idx(labels, 1).tolist()
+    if not min(pixels.shape):
+        raise InputError(f"{images} holds no images; copy it again")
+    classes = [str(number) for number in range(max(numbers, default=-1) + 1)]
+    return set_of_pixels(str(images), pixels, numbers, classes, "idx files (MNIST's format)", named=False)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read an idx file; return its values as an array uint8 with `dimensions` dimensions.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    try:
+        size = path.stat().st_size
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            values, shape = read_values(file, dimensions, size * (LARGEST_RATIO if path.suffix == ".gz" else 1))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or clause(error)}); copy it again") from None
+    except (ValueError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({clause(error)}); copy it again") from None
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -> tuple[bytes, tuple[int, ...]]:
+    """Read an open idx file.
+
+    Args:
+        file: the file, unpacked.
+        dimensions: number of dimensions that the file must have.
+        at_most: largest possible number of values; a damaged header may claim more.
+
+    Returns:
+        (values, shape).
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    header = file.read(4 + 4 * dimensions)
+    if len(header) < 4 + 4 * dimensions or header[:3] != bytes([0, 0, UINT8]) or header[3] != dimensions:
+        raise ValueError(f"it does not begin like an idx file of bytes with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    count = 1
+    for number in shape:
+        count *= number
+    if count > at_most:
+        raise ValueError(f"it claims {count} values, more than it can hold")
+    blocks, left = [], count + 1  # one byte more, to find bytes after the last value
+    while left and (block := file.read(min(BLOCK, left))):
+        blocks.append(block)
+        left -= len(block)
+    if left != 1:
+        raise ValueError(f"it has {'more' if not left else 'fewer'} than the {count} values that it claims")
+    return b"".join(blocks), shape

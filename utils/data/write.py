@@ -1,0 +1,172 @@
+"""Write an image set, or a part of it, as folders of image files or as tensors."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from utils.data.folders import SUFFIXES, is_debris
+from utils.data.images import (
+    Container,
+    ImageRef,
+    ImageSet,
+    Member,
+    Samples,
+    load_image,
+    read_image,
+    soft_labels_of,
+    why_undecodable,
+)
+from utils.system.errors import InputError
+from utils.system.files import why_unwritable
+from utils.system.safe_load import save_archive
+
+IMAGES, LABELS = "images_best.pt", "labels_best.pt"  # names of tensor files, as MTT and many others write them
+
+
+@contextmanager
+def new_folder(path: Path, flag: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; if the `with` block ends without an error, rename it to `path`.
+
+    Args:
+        path: the folder to make.
+        flag: command-line flag or argument that gave the path, for error messages.
+
+    Raises:
+        InputError: `path` exists, or the disk is full or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{flag} {path} exists; delete it, or give another folder")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        temporary.chmod(0o755)  # mkdtemp makes folders that nobody else can read
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {why_unwritable(error)}; give another folder") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def class_folders(images: ImageSet) -> list[str]:
+    """Return a folder name for each class of a set.
+
+    Numbers get zeros in front, so that folders sort like numbers. In names from an archive or a table, characters that
+    a folder's name cannot have are replaced.
+
+    Raises:
+        InputError: two classes would get the same folder.
+    """
+    if not images.named:
+        width = max(map(len, images.classes), default=1)
+        return [name.zfill(width) for name in images.classes]
+    names = [name.replace("/", "_").replace("\0", "_").strip() or "_" for name in images.classes]
+    names = [f"_{name}" if is_debris(name) else name for name in names]
+    if len(set(names)) < len(names):
+        raise InputError(f"{images.root} has classes whose names cannot be told apart as folders; rename them")
+    return names
+
+
+def holds_tensors(images: ImageSet) -> bool:
+    """Return whether a set must be written as tensors: its images are floating-point numbers, or it has soft labels."""
+    image = images.samples[0][0]
+    floats = isinstance(image, Member) and isinstance(image.container.load(image.number), torch.Tensor)
+    return floats or images.answers is not None
+
+
+def image_file(image: ImageRef) -> tuple[bytes, str] | None:
+    """Return (content, suffix) of an image that is stored as an image file; None if only its pixels are stored."""
+    if not isinstance(image, Member):
+        return read_image(image), Path(image).suffix
+    if type(image.container).load is not Container.load:
+        return None
+    content = read_image(image)
+    try:
+        with Image.open(BytesIO(content)) as opened:
+            kind = (opened.format or "").lower()
+    except Exception as error:
+        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+    return (content, f".{kind}") if f".{kind}" in SUFFIXES else None
+
+
+def write_image(image: ImageRef, path: Path, channels: int) -> None:
+    """Write an image to a file. The content of an image file is copied; other images become PNG files, without loss.
+
+    Args:
+        image: the image.
+        path: the file to write.
+        channels: 1 to write a grey PNG file, 3 for RGB.
+
+    Raises:
+        InputError: the image cannot be decoded.
+    """
+    stored = image_file(image)
+    if stored is not None:
+        path.write_bytes(stored[0])
+        return
+    loaded = load_image(image, channels)
+    if isinstance(loaded, torch.Tensor):
+        raise InputError(f"{image} holds floating-point numbers, which an image file of 8 bits cannot hold")
+    loaded.save(path, "PNG")
+
+
+def name_files(samples: Samples, classes: Sequence[str]) -> dict[str, ImageRef]:
+    """Name a file for each image of a set; return a dict from `CLASS/NAME` to the image.
+
+    NAME is the name of the image file; for a member of a container, its number in the set and a suffix. If `CLASS/NAME`
+    exists already, the new name is `CLASS/NUMBER-NAME`.
+
+    Args:
+        samples: (image, class) of the images.
+        classes: folder name of each class.
+    """
+    named: dict[str, ImageRef] = {}
+    for place, (image, target) in enumerate(samples):
+        if isinstance(image, Member):
+            stored = image_file(image)
+            name = f"{place:0{len(str(len(samples) - 1))}}{stored[1] if stored is not None else '.png'}"
+        else:
+            name = os.path.basename(image)
+        file, number = f"{classes[target]}/{name}", len(named)
+        while file in named:
+            file, number = f"{classes[target]}/{number}-{name}", number + 1
+        named[file] = image
+    return named
+
+
+def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) -> None:
+    """Write images and labels as tensors, with the values that they have.
+
+    Args:
+        folder: the folder, which exists.
+        samples: (image, class) of the images, which all have the same size.
+        channels: number of channels to write, 1 or 3.
+        answers: whether to write the soft labels that the set brings, float32 [N, C], and not the classes, int64 [N].
+
+    Raises:
+        InputError: the images differ in size, or the disk is full.
+    """
+    loaded = []
+    for image, _ in samples:
+        one = load_image(image, channels)
+        loaded.append(one if isinstance(one, torch.Tensor) else as_tensor(one))
+    if len({(one.shape, one.dtype) for one in loaded}) > 1:
+        raise InputError(f"{samples[0][0]} and other images of its set differ in size; these cannot be one tensor")
+    soft = soft_labels_of(samples) if answers else None
+    save_archive(folder / IMAGES, torch.stack(loaded))
+    save_archive(folder / LABELS, torch.tensor([target for _, target in samples]) if soft is None else soft)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    """Return a PIL image as a tensor uint8 [C, H, W]."""
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return values.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
