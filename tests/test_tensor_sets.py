@@ -82,7 +82,7 @@ def test_a_tensor_that_lay_on_a_gpu(tmp_path):
     [
         (logits(), "logits"),
         (logits().double().softmax(1), "probabilities"),
-        (logits().half().softmax(1), "probabilities"),
+        (logits().softmax(1).half(), "probabilities"),
     ],
 )
 def test_soft_labels(labels, kind, tmp_path):

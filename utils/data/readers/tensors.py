@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from utils.data.images import Container, ImageSet, Member, Pixels
+from utils.data.readers.labels import MOST_CLASSES
 from utils.data.readers.parts import of_part, part_in
 from utils.system.errors import InputError, clause, listing
 from utils.system.files import utf8_path
@@ -42,7 +43,7 @@ PARTNERS = {
 PAIRED = (".pt", ".npy")  # suffixes of files that hold either images or labels
 KEYED = (".npz", ".safetensors")  # suffixes of files that hold arrays with names
 PICKLED = (".pt", ".pth")
-MOST_CLASSES = 100_000  # a higher class number is an error; ImageNet-21K has 21,841 classes
+
 CHANNELS = (1, 3)
 PROBABILITY_ERROR = 1e-3  # probabilities of an image may add up to 1 with this error
 NEGATIVE_SHARE = 0.2  # see `is_normalised`
