@@ -75,6 +75,17 @@ def test_a_shard(kind, label, tmp_path):
     assert str(images.samples[1][0]) == f"{path}: shard/sample00001.{kind}"
 
 
+def test_grey_images(tmp_path):
+    """One image with colours makes the set one of three channels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels(0)[:, :, 0]).save(out, "PNG")
+    grey = [("a.png", out.getvalue()), ("a.cls", b"0")]
+    images = opened(write_tar(tmp_path / "shard.tar", grey))
+    assert images.channels == 1
+    assert np.array_equal(load_image(images.samples[0][0], 1), pixels(0)[:, :, 0])
+    assert opened(write_tar(tmp_path / "shard.tar", [*grey, *samples()])).channels == 3
+
+
 def test_jpeg(tmp_path):
     image = opened(write_tar(tmp_path / "shard.tar", samples(kind="jpg"))).samples[2][0]
     assert np.array_equal(load_rgb(image), Image.open(io.BytesIO(encoded(2, "jpg"))))

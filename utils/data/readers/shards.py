@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.data.images import Container, ImageSet, Member
+from utils.data.images import Container, ImageSet, Member, channels_of_files
 from utils.data.readers.labels import numbered
 from utils.data.readers.parts import of_part
 from utils.system.errors import InputError, clause
@@ -130,7 +130,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     container = Shards(str(path), files, names, np.array(places, np.int64))
     members = [(Member(container, number), target) for number, target in enumerate(targets)]
     count = f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}"
-    return ImageSet(str(path), classes, list(members), named, layout=count)
+    return ImageSet(str(path), classes, list(members), named, channels_of_files(list(members)), layout=count)
 
 
 def samples_of(path: str) -> list[Sample]:
