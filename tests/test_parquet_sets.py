@@ -263,7 +263,7 @@ def test_a_reference_can_be_pickled(tmp_path):
     assert np.array_equal(load_rgb(pickle.loads(pickled)), pixels(3))
 
 
-@pytest.mark.parametrize(("version", "problem"), [(None, "which is not installed"), ("14.0.0", "may run code")])
+@pytest.mark.parametrize(("version", "problem"), [(None, "which cannot be imported"), ("14.0.0", "may run code")])
 def test_pyarrow_that_is_missing_or_too_old(version, problem, tmp_path, monkeypatch):
     path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
     if version is None:

@@ -116,8 +116,10 @@ def pyarrow_parquet(path: str) -> Any:
     try:
         import pyarrow
         from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"{path} needs pyarrow, which is not installed; pip install 'pyarrow>={oldest}'") from None
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs pyarrow, which cannot be imported ({clause(error)}); pip install 'pyarrow>={oldest}'"
+        ) from None
     if tuple(int(number) for number in pyarrow.__version__.split(".")[:3]) < OLDEST_PYARROW:
         raise InputError(
             f"{path} needs pyarrow {oldest} or later, because {pyarrow.__version__} may run code that a file holds; "
