@@ -120,6 +120,22 @@ def drawn_from(output):
     return {(link.split("/")[0], Path(path).parent.name) for link, path in rows}
 
 
+def test_a_number_per_class_needs_no_set_to_match(tmp_path):
+    """Every class gives as many images, other images for another seed; both flags together, or none, are refused."""
+    real = make_named(tmp_path / "real", ["ant", "bee"])
+    links = set()
+    for seed in range(4):
+        result = run(random_images, real, "--per-class", "2", "--seed", str(seed), "--output", tmp_path / f"out{seed}")
+        assert result.code == 0, result.err
+        found = open_folder(tmp_path / f"out{seed}", "out")
+        assert (found.classes, found.targets) == (["ant", "bee"], [0, 0, 1, 1])
+        links.add((tmp_path / f"out{seed}.txt").read_text())
+    assert len(links) > 1
+    for words in ([], ["--per-class", "2", "--like", str(real)]):
+        result = run(random_images, real, *words, "--output", tmp_path / "none")
+        assert (result.code, result.err) == (2, "error: give either --like SET or --per-class N\n")
+
+
 def test_classes_are_paired_by_name(tmp_path):
     """The real images have more classes, some of which sort before those of the distilled ones."""
     real = make_named(tmp_path / "real", ["ant", "bee", "cat", "dog", "eel"])

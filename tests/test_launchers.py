@@ -11,7 +11,8 @@ import pytest
 from helpers import LIGHT, ROOT, run
 
 import train_FKD_parallel
-from utils.config import FKDConfig
+import train_KD_parallel
+from utils.config import FKDConfig, KDConfig
 
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
@@ -33,6 +34,17 @@ RECIPES = {  # what its authors' scripts say
     | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
     **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
 }
+DSA = {"epochs": 1001, "milestones": (502,), "gamma": 0.1, "augment": "dsa", "batch_size": 256}
+DSA |= {"dsa_mode": "single", "dsa_strategy": "color_crop_cutout_flip_scale_rotate"}
+PLAIN_RECIPES = {  # recipes without a teacher
+    "dc": {"epochs": 301, "milestones": (152,), "gamma": 0.1, "augment": "none", "batch_size": 256},
+    **dict.fromkeys(["dsa", "dm", "mtt", "datm"], DSA),
+    "idc": {"epochs": 2000, "milestones": (1333, 1666), "gamma": 0.2, "augment": "imagenet-hard", "batch_size": 64}
+    | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
+    | {"input_size": 224, "val_resize": 224},
+}
+LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
+PLAIN_LAUNCHERS = ["train_plain.sh", *(f"scripts/recipes/{name}.sh" for name in PLAIN_RECIPES)]
 LAUNCHERS = PRISM + [f"scripts/recipes/{name}.sh" for name in RECIPES]
 
 
@@ -60,7 +72,7 @@ def values(words):
     return {word: None if value.startswith("-") else value for word, value in pairs if word.startswith("-")}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS + PLAIN_LAUNCHERS)
 def test_syntax(launcher):
     """`sh -n` accepts every script."""
     subprocess.run(["sh", "-n", str(ROOT / launcher)], check=True)
@@ -94,7 +106,62 @@ def test_a_recipe_has_its_authors_settings(name, launch):
 
 
 def test_every_recipe_is_tested():
-    assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES)
+    assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES) | set(PLAIN_RECIPES)
+
+
+@pytest.mark.parametrize("name", PLAIN_RECIPES)
+def test_a_plain_recipe_has_its_authors_settings(name, launch):
+    """SGD 0.01, momentum 0.9, weight decay 5e-4 on all parameters, cross-entropy, and the recipe's own settings."""
+    learned = name in ("mtt", "datm")
+    words = launch(f"scripts/recipes/{name}.sh", **(LEARNED if learned else {}))
+    assert words[0] == str(ROOT / "train_KD_parallel.py")
+    args = KDConfig.parse(words[1:])
+    expected = {"sgd": True, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": True, "loss_type": "ce"}
+    expected |= {"schedule": "step", "learning_rate": 0.02 if learned else 0.01, "gradient_accumulation_steps": 1}
+    expected |= PLAIN_RECIPES[name]
+    if name != "idc":
+        expected |= {"input_size": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+        expected |= {"models": ("convnet3",), "precision": "fp32", "min_scale_crops": 1, "hflip": 0, "mix_type": None}
+    assert {key: getattr(args, key) for key in expected} == expected
+    assert args.output_dir == f"save/{name}"
+
+
+@pytest.mark.parametrize("name", ["mtt", "datm"])
+def test_a_learned_rate_must_be_given(name):
+    done = subprocess.run(["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "give the learning rate that was distilled with the images" in done.stderr
+
+
+@pytest.mark.parametrize("name", PLAIN_RECIPES)
+def test_dry_run_of_a_plain_recipe(name, launch, tiny, tmp_path):
+    """The recipe runs on tiny data, with smaller images."""
+    where = {"TRAIN_DIR": str(tiny.train), "VAL_DIR": str(tiny.val), "OUTPUT_DIR": str(tmp_path / "run")}
+    words = launch(f"scripts/recipes/{name}.sh", "--dry-run", **where, **LEARNED, INPUT_SIZE="32", MODEL=LIGHT)
+    result = run(train_KD_parallel, *words[1:], "--device", "cpu", "-j", 0)
+    assert result.code == 0, result.err
+    assert "nothing was trained" in result.out
+    assert "hard labels: no teacher answers" in result.out
+
+
+@pytest.mark.parametrize("launcher", PLAIN_LAUNCHERS)
+def test_the_environment_overrides_every_plain_setting(launcher, launch):
+    """Values may contain spaces; means, deviations and milestones may be several numbers."""
+    settings = {
+        **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
+        **{"OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=9", "BATCH_SIZE": "--batch-size=8"},
+        **{"ACCUMULATION": "--gradient-accumulation-steps=4", "INPUT_SIZE": "--input-size=64", "WORKERS": "-j=0"},
+        **{"SEED": "--seed=3", "LOSS_TYPE": "--loss-type=kl", "LR": "-lr=0.5", "MOMENTUM": "--momentum=0.8"},
+        **{"WEIGHT_DECAY": "--weight-decay=1e-4", "MILESTONES": "--milestones=7", "GAMMA": "--gamma=0.3"},
+        **{"AUGMENT": "--augment=rrc", "WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
+    }
+    words = launch(
+        launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}, MEAN="1 2 3", STD="4 5 6"
+    )
+    expected = dict(setting.split("=") for setting in settings.values())
+    flags = values(words)
+    assert {flag: flags.get(flag, "missing") for flag in expected} == expected
+    assert [words[words.index(flag) + 1 :][:3] for flag in ("--mean", "--std")] == [["1", "2", "3"], ["4", "5", "6"]]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1529,7 +1529,8 @@ class RandomImagesFlags(Group):
     title = "draw"
 
     real: str = flag(None, "real images, one sub-folder per class or another layout of docs/images.md", names=("real",))
-    like: str = flag(None, "the set to match: its classes and images per class", PATH, required=True)
+    like: str | None = flag(None, "the set to match: its classes and images per class", PATH)
+    per_class: int | None = flag(None, "instead of --like: number of images to draw of every class of REAL", COUNT)
     seed: int = flag(0, "seed of the draw", SEED)
     output: str = flag(None, "folder to make; OUTPUT.txt beside it lists the images", FOLDER, required=True)
     class_map: str | None = flag(
@@ -1547,6 +1548,12 @@ class RandomImagesConfig(RandomImagesFlags, CommandConfig):
 
     about = "Draw a random subset of real images, with as many images per class as another set."
     groups = (RandomImagesFlags,)
+
+    def resolved(self) -> "RandomImagesConfig":
+        """Return the config; raise InputError unless exactly one of --like and --per-class is given."""
+        if (self.like is None) == (self.per_class is None):
+            raise InputError("give either --like SET or --per-class N")
+        return self
 
 
 # Settings that are derived before training starts

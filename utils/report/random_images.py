@@ -106,10 +106,15 @@ def main(argv: list[str] | None = None) -> None:
     config = RandomImagesConfig.parse(argv)
     start_log()
     real = open_images(config.real, "REAL")
-    like = open_images(config.like, "--like")
     output = Path(config.output)
-    paired, how = pair_classes(real, like, config.class_map)
-    drawn = draw_images(paired.samples, Counter(like.targets), config.seed, like.classes)
+    if config.like is None:
+        paired, how = real, "with themselves"
+        wanted = dict.fromkeys(range(len(real.classes)), config.per_class or 0)
+    else:
+        like = open_images(config.like, "--like")
+        paired, how = pair_classes(real, like, config.class_map)
+        wanted = dict(Counter(like.targets))
+    drawn = draw_images(paired.samples, wanted, config.seed, paired.classes)
     links = name_files(drawn, class_folders(paired))
     listed = "".join(f"{link}\t{image}\n" for link, image in links.items())
     list_file = output.with_name(f"{output.name}.txt")
@@ -127,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
             len(real.classes),
             config.real,
         )
-    log.info("classes are paired %s", how)
+    if config.like is not None:
+        log.info("classes are paired %s", how)
     with new_folder(output, "--output") as folder:
         if holds_tensors(paired):
             write_tensors(folder, drawn, paired.channels, answers=False)
@@ -137,6 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     made = {
         "real": config.real,
         "like": config.like,
+        "per_class": config.per_class,
         "seed": config.seed,
         "class_map": config.class_map,
         "digest": digest,
@@ -178,13 +185,14 @@ def refuse_another_draw(config: RandomImagesConfig, output: Path, links: Mapping
             return before[link] == printable(str(image)) and output.is_dir()
         return os.path.samefile(output / link, image)
 
+    wanted = f"like {config.like}" if config.like else f"with {config.per_class} of each class"
     try:
         same = before.keys() == links.keys() and all(is_same(link, image) for link, image in links.items())
     except OSError:  # a link, or the file that it points to, does not exist
         same = False
     if not same:
         raise InputError(
-            f"--output {output} does not hold the draw of seed {config.seed} from {config.real} like {config.like}; "
+            f"--output {output} does not hold the draw of seed {config.seed} from {config.real} {wanted}; "
             f"give the REAL, --like and --seed of before, or delete {output}, {output}.txt and what was made of them"
         )
 

@@ -1,0 +1,298 @@
+"""Training without a teacher: mixed images have mixed labels, and images may bring soft labels of their own."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rank_jobs
+import torch
+from helpers import CLASSES, PER_CLASS, SIDE, losses, read_run, run, same_weights
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.datasets import ImageFolder
+
+import train_KD_parallel
+from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, KDConfig
+from utils.data.replay import mix_images
+from utils.labels.hard import LabelledViews
+from utils.labels.training_views import TrainingViews
+from utils.labels.views import ViewPolicy
+from utils.report.groups import regime_of
+from utils.report.runs import FinishedRun
+from utils.run import preflight
+from utils.run.image_labels import asks_no_teacher, label_views
+from utils.system.distributed import Share
+from utils.system.errors import InputError
+from utils.training.losses import build_loss
+
+IMAGES = CLASSES * PER_CLASS
+# flags of Tiny.flags for training on the classes of folders alone
+PLAIN = {"fkd_path": None, "epochs": 2, "loss_type": "ce"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_student():
+    """Train a small network in this module, because it trains much."""
+    with pytest.MonkeyPatch.context() as patch:
+        rank_jobs.use_small_student(patch.setattr)
+        yield
+
+
+def policy_of(mix_type, size=SIDE):
+    return ViewPolicy(5, size, 0.08, 1.0, mix_type, 0.8, 1.0)
+
+
+def probabilities(rows=21, classes=4):
+    return torch.rand(rows, classes, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+
+
+@pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])
+def test_labels_are_mixed_as_the_pixels_are(mix_type):
+    """Image i is white for class i alone: the mean of channel c in the mixed view is the weight of class c."""
+    targets = torch.arange(21) % 4
+    views = LabelledViews(policy_of(mix_type), targets, 4, 8)
+    weights = []
+    for epoch in range(3):
+        for batch in range(views.batches_per_epoch):
+            drawn = views.read(epoch, batch)
+            colours = F.one_hot(targets[drawn.index], 4).double()
+            mixed = mix_images(colours[:, :, None, None].expand(-1, -1, SIDE, SIDE), drawn.mix)
+            torch.testing.assert_close(drawn.logits.double(), mixed.mean(dim=(2, 3)), atol=1e-6, rtol=0)
+            weights += drawn.logits.max(dim=1).values.tolist()
+    assert min(weights) < 0.9
+
+
+def test_the_loss_is_that_of_both_classes():
+    """r CE(target) + (1 - r) CE(partner's target), as IDC and Minimax Diffusion compute it."""
+    targets = torch.arange(21) % 4
+    drawn = LabelledViews(policy_of("cutmix"), targets, 4, 21).read(0, 0)
+    outputs = torch.randn(21, 4)
+    y1, x1, y2, x2 = drawn.mix.box
+    r = 1 - (y2 - y1) * (x2 - x1) / SIDE**2
+    own, other = targets[drawn.index], targets[drawn.index][drawn.mix.partner]
+    wanted = r * F.cross_entropy(outputs, own) + (1 - r) * F.cross_entropy(outputs, other)
+    assert 0 < r < 1
+    torch.testing.assert_close(build_loss("ce", image_labels="mixed classes")(outputs, drawn.logits, own), wanted)
+    assert not torch.isclose(build_loss("ce")(outputs, drawn.logits, own), wanted)  # ignores the partner
+
+
+@pytest.mark.parametrize("mix_type", ["none", "cutmix", "mixup"])
+def test_soft_labels_of_the_images_are_handed_out(mix_type):
+    labels = probabilities()
+    for logs in (False, True):
+        views = LabelledViews(policy_of(mix_type), labels, 4, 8, logs=logs)
+        for batch in range(3):
+            drawn = views.read(1, batch)
+            wanted = labels[drawn.index]
+            if mix_type != "none":
+                r = drawn.mix.own_share(SIDE)
+                wanted = r * wanted + (1 - r) * wanted[drawn.mix.partner]
+            torch.testing.assert_close(drawn.logits, wanted.log() if logs else wanted)
+
+
+def test_ranks_share_the_labels():
+    """Each rank gets the labels of its rows, mixed with partners on other ranks."""
+    views = LabelledViews(policy_of("cutmix"), probabilities(), 4, 8)
+    whole = views.read(0, 1).logits
+    parts = [TrainingViews(views, share=Share(rank, 2, 4)).read(0, 1).logits for rank in range(2)]
+    rows = [Share(rank, 2, 4).rows(8) for rank in range(2)]
+    assert sorted(torch.cat(rows).tolist()) == list(range(8))
+    for part, own in zip(parts, rows, strict=True):
+        assert torch.equal(part, whole[own])
+
+
+def own_labels(loss, labels, kind, mix_type="none", **changed):
+    """Return the labels of the first batch of images with soft labels, their index, and the loss function."""
+    words = ["--train-dir", "images", "--val-dir", "val", "--loss-type", loss, "--batch-size", "21", "-T", "4"]
+    config = KDConfig.parse([*words, "--ce-weight", "0.5", *(["--mix-type", mix_type] if mix_type != "none" else [])])
+    views, found = label_views(
+        config, Findings(input_size=SIDE), policy_of(mix_type), [0] * 21, 4, labels, kind, **changed
+    )
+    assert (found.image_labels, found.answers) == (kind, kind)
+    loss_fn = build_loss(
+        loss, config.temperature, config.ce_weight, answers=found.answers, image_labels=found.image_labels
+    )
+    drawn = views.read(0, 0)
+    return drawn, lambda outputs: loss_fn(outputs, drawn.logits, torch.zeros(21, dtype=torch.int64))
+
+
+def test_losses_of_probabilities():
+    """ce: soft cross-entropy; kl: at -T for the student alone, because probabilities have no temperature any more."""
+    labels, outputs = probabilities(), torch.randn(21, 4)
+    drawn, loss = own_labels("ce", labels, "probabilities")
+    rows = labels[drawn.index]
+    torch.testing.assert_close(loss(outputs), -(rows * outputs.log_softmax(dim=1)).sum(dim=1).mean())
+    drawn, loss = own_labels("kl", labels, "probabilities")
+    rows = labels[drawn.index]
+    wanted = (rows * (rows.log() - (outputs / 4).log_softmax(dim=1))).sum(dim=1).mean()
+    torch.testing.assert_close(loss(outputs), wanted)
+
+
+def test_hard_rows_among_probabilities():
+    """A probability of 0, whose logarithm is not finite, gives a finite loss and gradient."""
+    labels = F.one_hot(torch.arange(21) % 4, 4).float()
+    for loss_type in ("ce", "kl"):
+        outputs = torch.randn(21, 4, requires_grad=True)
+        drawn, loss = own_labels(loss_type, labels, "probabilities")
+        scaled = outputs / (4 if loss_type == "kl" else 1)
+        torch.testing.assert_close(loss(outputs), F.cross_entropy(scaled, labels[drawn.index].argmax(dim=1)))
+        loss(outputs).backward()
+        assert outputs.grad.isfinite().all()
+
+
+def test_losses_of_logits():
+    """ce: against their softmax, as DATM does; kl: both divided by -T; mse_gt: mean squared distance and classes."""
+    labels, outputs = torch.randn(21, 4) * 3, torch.randn(21, 4)
+    drawn, loss = own_labels("ce", labels, "logits")
+    rows = labels[drawn.index]
+    torch.testing.assert_close(loss(outputs), F.cross_entropy(outputs, rows.softmax(dim=1)))
+    drawn, loss = own_labels("kl", labels, "logits")
+    rows = labels[drawn.index]
+    wanted = F.kl_div((outputs / 4).log_softmax(dim=1), (rows / 4).softmax(dim=1), reduction="batchmean")
+    torch.testing.assert_close(loss(outputs), wanted)
+    drawn, loss = own_labels("mse_gt", labels, "logits")
+    rows = labels[drawn.index]
+    wanted = (outputs - rows).square().mean() + 0.5 * F.cross_entropy(outputs, torch.zeros(21, dtype=torch.int64))
+    torch.testing.assert_close(loss(outputs), wanted)
+
+
+def test_logits_are_mixed_as_probabilities():
+    labels = torch.randn(21, 4)
+    drawn, _ = own_labels("ce", labels, "logits", "cutmix")
+    rows, r = labels[drawn.index].softmax(dim=1), drawn.mix.own_share(SIDE)
+    torch.testing.assert_close(drawn.logits, r * rows + (1 - r) * rows[drawn.mix.partner])
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "kind", "mix_type", "said"),
+    [
+        ("mse_gt", 21, "probabilities", "none", "--loss-type mse_gt compares logits"),
+        ("kl", 21, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
+        ("ce", 20, "probabilities", "none", "are a table of 20 x 4, not of 21 images x 4 classes"),
+    ],
+)
+def test_soft_labels_that_do_not_fit(loss, rows, kind, mix_type, said):
+    with pytest.raises(InputError) as error:
+        own_labels(loss, probabilities(rows), kind, mix_type)
+    assert said in str(error.value)
+
+
+def test_who_asks_a_teacher():
+    """A named teacher answers, whatever the images bring; without one, ce and soft labels need none."""
+
+    def asks(flags, own):
+        config = KDConfig.parse(["--train-dir", "images", "--val-dir", "val", *flags.split()])
+        return not asks_no_teacher(config, own)
+
+    assert [asks("--loss-type kl", own) for own in (False, True)] == [True, False]
+    assert [asks("--loss-type ce", own) for own in (False, True)] == [False, False]
+    assert asks("--loss-type kl --teacher-checkpoint t.pth", True)
+    assert asks("--loss-type kl --teacher-weights DEFAULT", True)
+
+
+def views_from_files(samples, drawn):
+    """Return the mixed, normalised views of a batch, made with PIL and numpy: float32 [B, 3, S, S]."""
+    images = []
+    for slot, index in enumerate(drawn.index.tolist()):
+        image = Image.open(samples[index][0]).convert("RGB")
+        (top, left, height, width), flip = drawn.view(slot, (image.height, image.width))
+        view = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
+        images.append(torch.from_numpy((pixels - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float())
+    return mix_images(torch.stack(images), drawn.mix)
+
+
+@pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])
+def test_the_loss_of_a_run_on_mixed_images_is_reproduced(tiny, tmp_path, mix_type):
+    """The loss is recomputed from image files, views and the classes of both images."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN, sgd=True, learning_rate=1e-12, mix_type=mix_type)
+    result = run(train_KD_parallel, *flags)
+    assert result.code == 0, result.err
+    assert f"hard labels: no teacher answers on {mix_type} views" in result.out
+    samples = ImageFolder(tiny.train).samples
+    targets = torch.tensor([target for _, target in samples])
+    config = KDConfig.parse(flags)
+    views, found = label_views(
+        config, Findings(), preflight.view_policy(config, Findings(input_size=SIDE)), targets.tolist(), CLASSES
+    )
+    model, total = rank_jobs.small_student("", CLASSES, 0, "").train(), 0.0
+    for batch in range(views.batches_per_epoch):
+        drawn = views.read(0, batch)
+        outputs = model(views_from_files(samples, drawn)).double()
+        own, r = targets[drawn.index], drawn.mix.own_share(SIDE)
+        other = own[drawn.mix.partner]
+        total += r * F.cross_entropy(outputs, own, reduction="sum").item()
+        total += (1 - r) * F.cross_entropy(outputs, other, reduction="sum").item()
+    done = read_run(tmp_path / "run")
+    assert done.rows[0]["train_loss"] == pytest.approx(total / IMAGES, rel=1e-4)
+    assert done.summary["args"]["image_labels"] == found.image_labels == "mixed classes"
+    assert done.summary["labels"]["dialect"] == "hard labels"
+
+
+def test_loaders_agree_on_mixed_labels(tiny, tmp_path):
+    flags = PLAIN | {"mix_type": "cutmix", "sgd": True, "learning_rate": 0.05}
+    for name, more in (("resident", {}), ("workers", {"loader": "workers", "workers": 1})):
+        result = run(train_KD_parallel, *tiny.flags(tmp_path / name, **flags | more))
+        assert result.code == 0, result.err
+    resident, workers = (read_run(tmp_path / name) for name in ("resident", "workers"))
+    assert same_weights(resident.weights(), workers.weights())
+
+
+def test_a_run_on_unmixed_labels_does_not_go_on_with_mixed_ones(tiny, tmp_path):
+    """Earlier releases trained on the class of one image alone, whatever --mix-type mixed into it."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN, mix_type="cutmix")
+    assert run(train_KD_parallel, *flags).code == 0
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    state = torch.load(path, weights_only=True)
+    assert state["arguments"].pop("image_labels") == "mixed classes"
+    torch.save(state, path)
+    refused = run(train_KD_parallel, *flags, "--resume")
+    assert refused.code == 2
+    assert "was classes and is mixed classes" in refused.err
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_a_run_on_soft_labels_of_the_images(tiny, tmp_path, monkeypatch, kind):
+    """Soft labels that name a wrong class teach the student that class; log and reports say where they are from."""
+    classes = (torch.arange(IMAGES) // PER_CLASS + 1) % CLASSES
+    labels = F.one_hot(classes, CLASSES) * 0.9 + 0.1 / CLASSES
+    labels = labels if kind == "probabilities" else labels.log() + 2
+    monkeypatch.setattr(train_KD_parallel, "label_views", partial(label_views, soft_labels=labels, kind=kind))
+    flags = PLAIN | {"epochs": 80, "sgd": True, "learning_rate": 0.3, "augment": "none", "batch_size": IMAGES}
+    flags |= {"val_dir": tiny.train, "val_resize": SIDE, "eval_every": 50}
+    result = run(train_KD_parallel, *tiny.flags(tmp_path / "run", **flags))
+    assert result.code == 0, result.err
+    assert f"the images' {kind}: no teacher answers" in result.out
+    done = read_run(tmp_path / "run")
+    entropy = -(0.9 + 0.1 / 3) * np.log(0.9 + 0.1 / 3) - 2 * (0.1 / 3) * np.log(0.1 / 3)
+    assert losses(done)[-1] == pytest.approx(entropy, abs=0.05)
+    assert done.rows[-1]["train_top1"] < 20  # the classes of the folders
+    assert done.summary["labels"]["dialect"] == "soft labels of the images"
+    assert regime_of(FinishedRun(done.path, done.summary, {})) == "SL"
+
+
+def test_a_batch_size_above_the_number_of_images_takes_them_all(tiny, tmp_path):
+    """Each epoch is one step on all images; a micro-batch that is larger than the set is one as well."""
+    flags = PLAIN | {"sgd": True, "learning_rate": 0.05, "mix_type": "cutmix"}
+    sizes = {"equal": (IMAGES, 1), "above": (256, 1), "accumulated": (256, 2)}
+    for name, (size, steps) in sizes.items():
+        more = {"batch_size": size, "gradient_accumulation_steps": steps}
+        result = run(train_KD_parallel, *tiny.flags(tmp_path / name, **flags | more))
+        assert result.code == 0, result.err
+        assert "epochs of 1 batches" in result.out
+    equal, *others = (read_run(tmp_path / name).weights() for name in sizes)
+    assert all(same_weights(other, equal) for other in others)
+
+
+def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, monkeypatch):
+    """Weights are those of one process, up to rounding, on mixed images with mixed labels."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    flags = PLAIN | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "batch_size": 64, "mix_type": "cutmix"}
+    (tmp_path / "jobs.json").write_text(json.dumps([["train_KD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
+    done = rank_jobs.launch(2, tmp_path / "jobs.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run(train_KD_parallel, *tiny.flags(tmp_path / "one", **flags)).code == 0
+    one, two = read_run(tmp_path / "one"), read_run(tmp_path / "two")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
