@@ -196,6 +196,7 @@ class Corpus:
             "kit/ILSVRC2012_validation_ground_truth.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
             "kit/synsets.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
             "kit_mat/meta.mat": (self.make_kit, self.read_set, generic),
+            "kit_zip/meta.mat": (self.make_kit, self.read_set, generic),
             "image.png": (self.make_image, load_rgb, generic),
             "image.jpg": (self.make_image, load_rgb, generic),
         }
@@ -322,7 +323,7 @@ class Corpus:
         self.make_flat(path)
         (path.parent / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n2\n2\n1\n")
         if path.suffix == ".mat":
-            write_meta(path, WNIDS)
+            write_meta(path, WNIDS, path.parent.name == "kit_zip")
         else:
             (path.parent / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
 

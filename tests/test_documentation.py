@@ -98,7 +98,7 @@ def test_documented_commands_exist(page, line):
     if not program or "pytest" in words or program == ["-m", "patches.fetch_patch"] or "tests/" in program[0]:
         return
     after = words[words.index(program[-1]) + 1 :]
-    if program == ["-m", "utils.labels"] and after:
+    if program in (["-m", "utils.labels"], ["-m", "utils.images"]) and after:
         program, after = [*program, after[0]], after[1:]
     flags = [word.split("=")[0] for word in after if re.match(r"--?[A-Za-z]", word)]
     known = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", help_of(*program)))
