@@ -268,11 +268,12 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 def channels_of_files(samples: Samples) -> int:
     """Return 1 if some image files, evenly spread over the list of (image, class), are all grey, else 3.
 
-    A file whose header cannot be read counts as one with colours; loading it raises an error.
+    A file may be a member of an archive or of a table. A file whose header cannot be read counts as one with colours;
+    loading it raises an error.
     """
     for image, _ in samples[:: max(1, len(samples) // PROBED)]:
         try:
-            with Image.open(str(image)) as opened:
+            with Image.open(io.BytesIO(read_image(image)) if isinstance(image, Member) else image) as opened:
                 if opened.mode not in GREY_MODES:
                     return 3
         except Exception:
