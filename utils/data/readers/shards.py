@@ -24,13 +24,14 @@ import numpy as np
 from utils.data.images import Container, ImageSet, Member, channels_of_files
 from utils.data.readers.labels import numbered
 from utils.data.readers.parts import of_part
-from utils.system.errors import InputError, clause
+from utils.system.errors import InputError, clause, one_line, shorten
 
 BLOCK = 512
 IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of images
 LABELS = ("cls", "cls.txt", "json")  # suffixes of files that hold the class; the first one there is taken
 KEYS = ("label", "class", "cls", "class_id")  # keys of the class in a JSON object; the first one there is taken
-MOST_LABEL_BYTES = 2**20
+MOST_LABEL_BYTES = 2**20  # also of a pax header
+MOST_NAME_BYTES = 4096
 WITHOUT_CONTENT = b"123456"  # types of links, devices and folders
 TORCH = (b"PK\x03\x04", b"\x80\x02")  # beginnings of files of `torch.save`
 
@@ -40,7 +41,7 @@ class Sample:
     """The files of one sample.
 
     Attributes:
-        name: the name that the files share.
+        name: the name that the files share, in one line.
         images: suffix of each image -> (place of its content in the archive, number of bytes).
         labels: suffix of each file that may hold the class -> its content.
     """
@@ -153,13 +154,13 @@ def samples_of(path: str) -> list[Sample]:
                 is_image = suffix.rpartition(".")[2] in IMAGES
                 if not is_image and suffix not in LABELS:
                     continue
-                sample = found.setdefault(key, Sample(key))
+                sample = found.setdefault(key, Sample(one_line(key)))
                 if suffix in sample.images or suffix in sample.labels:
-                    raise ValueError(f"it holds {base} twice")
+                    raise ValueError(f"it holds {shorten(base, 60)} twice")
                 if is_image:
                     sample.images[suffix] = place, length
                 elif length > MOST_LABEL_BYTES:
-                    raise ValueError(f"{base} is too long for a class")
+                    raise ValueError(f"{shorten(base, 60)} is too long for a class")
                 else:
                     sample.labels[suffix] = os.pread(file.fileno(), length, place)
     except OSError as error:
@@ -189,15 +190,16 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         if place + length > end:
             raise ValueError("it ends within a file")
         if kind == b"L":
-            long_name = os.pread(handle, min(length, 2**16), place).partition(b"\0")[0]
+            long_name = os.pread(handle, min(length, MOST_NAME_BYTES), place).partition(b"\0")[0]
         elif kind == b"x":
-            record = pax_record(os.pread(handle, min(length, 2**20), place))
+            record = pax_record(os.pread(handle, min(length, MOST_LABEL_BYTES), place))
             long_name, long_size = record.get(b"path", long_name), as_size(record.get(b"size"))
         elif kind == b"S":
             raise ValueError("it holds sparse files")
         elif kind not in b"gK":
             if kind in b"0\x007":
-                yield os.fsdecode(name_in(header) if long_name is None else long_name), place, length
+                name = name_in(header) if long_name is None else long_name
+                yield os.fsdecode(name[:MOST_NAME_BYTES]), place, length
             long_name, long_size = None, None
         place += -(-length // BLOCK) * BLOCK
 
@@ -274,7 +276,9 @@ def only_image(sample: Sample, path: str) -> str:
     plain = [suffix for suffix in sample.images if suffix in IMAGES] or list(sample.images)
     if len(plain) != 1:
         problem = f"several images ({', '.join(plain)})" if plain else f"no image ({', '.join(IMAGES)})"
-        raise InputError(f"{path}: the sample {sample.name} has {problem}; write the shard anew with one for each")
+        raise InputError(
+            f"{path}: the sample {shorten(sample.name, 100)} has {problem}; write the shard anew with one for each"
+        )
     return plain[0]
 
 
@@ -297,7 +301,7 @@ def label_of(sample: Sample, path: str) -> int | str:
         pass  # the sentence below
     if type(label) is not int and (not isinstance(label, str) or not label):
         raise InputError(
-            f"{path}: the sample {sample.name} has no class; write the shard anew with a .cls file, or with a .json "
-            f"file that has one of the keys {', '.join(KEYS)}"
+            f"{path}: the sample {shorten(sample.name, 100)} has no class; write the shard anew with a .cls file, or "
+            f"with a .json file that has one of the keys {', '.join(KEYS)}"
         )
     return label
