@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check settings, images and teachers; then write the teachers' logits for every view to the label folder."""
     config = RelabelConfig.parse(argv)
     world, precision, found = preflight.begin(config)
-    found = resolve_views(config, found, {})
 
     # run all checks before hours of labelling are spent
     folder = open_images(config.data, "--data", "train", config.normalised)
     preflight.warn_of_folder_order(folder.classes)
     preflight.check_images(folder.samples)
+    found = resolve_views(config, found, {}, side=folder.side)
     names, files, weights, rule = config.teachers()
     found = preflight.inspect_pixels(found, [folder], names)
     policy = preflight.view_policy(config, found)

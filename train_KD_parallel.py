@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check settings, teacher and images; train the students; report their top-1."""
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
-    found = resolve_views(config, found, {})
     # `auto` means `kept` here: a live teacher gives the logits of all classes, so nothing needs to be renormalised
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
     # run all checks before hours of training are spent
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
+    found = resolve_views(config, found, {}, side=train_set.side)
     asks_teacher = not asks_no_teacher(config, soft_labels=train_set.answers is not None)
     models = [*config.models, config.teacher_model] if asks_teacher else config.models
     found = preflight.inspect_pixels(found, [train_set, val_set], models)

@@ -418,7 +418,11 @@ class ImageFlags(Group):
     )
     workers: int = flag(4, "data loading processes; 0 loads in this process", NATURAL, names=("-j", "--workers"))
     input_size: int | None = flag(
-        None, "side of the model's input, in pixels (default: as the labels state, else 224)", PIXELS, RESULT
+        None,
+        "side of the model's input, in pixels (default: as the labels state, else that of tensors, CIFAR, MNIST and "
+        "other sets of one size, else 224)",
+        PIXELS,
+        RESULT,
     )
     mean: tuple[float, ...] | None = flag(
         None,
@@ -763,6 +767,14 @@ class OptimizerFlags(Group):
     gamma: float = flag(
         0.1, "factor of the step schedule at each milestone", Kind(POSITIVE_FRACTION, "F"), RESULT, earlier=0.1
     )
+    step_momentum: str | None = flag(
+        None,
+        "what the optimizer's momentum does at a milestone: fresh: starts from zero, as in DC, DSA, DM and MTT, which "
+        "make a new optimizer; kept: goes on, as in IDC, GIFT and PyTorch's MultiStepLR (default: fresh with --sgd, "
+        "else kept)",
+        meaning=RESULT,
+        choices=("fresh", "kept"),
+    )
     decay_all: bool = flag(
         False,
         "weight decay on all parameters, as plain SGD and AdamW do (default: not on biases and not on the weights of "
@@ -1100,6 +1112,7 @@ class TrainConfig(
             self,
             schedule=self.schedule or ("cos" if self.cos else "linear"),
             milestones=self.milestone_epochs(),
+            step_momentum=(self.step_momentum or ("fresh" if self.sgd else "kept")) if self.milestones else None,
             hard_epochs=hard,
             hard_batch_size=(self.hard_batch_size or 16) if hard else None,
             label_smoothing=(0.8 if self.label_smoothing is None else self.label_smoothing) if hard else None,
@@ -1135,6 +1148,8 @@ class TrainConfig(
                 raise InputError("--milestones has no effect without --schedule step; give both, or neither")
             if self.gamma != 0.1:
                 raise InputError(f"--gamma {self.gamma} has no effect without --schedule step; give both, or neither")
+            if self.step_momentum:
+                raise InputError("--step-momentum has no effect without --schedule step; give both, or neither")
             return ()
         if not self.milestones:
             raise InputError(
@@ -1660,7 +1675,11 @@ def default_val_resize(input_size: int) -> int:
 
 
 def resolve_views(
-    config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
+    config: TrainConfig | RelabelConfig,
+    found: Findings,
+    stated: Mapping[str, Any],
+    labels: str | None = None,
+    side: int | None = None,
 ) -> Findings:
     """Choose input size, mean and standard deviation of the images. For training, also choose --val-resize.
 
@@ -1672,6 +1691,7 @@ def resolve_views(
         found: the settings that were derived before.
         stated: settings that the labels state, as name -> value. Only `input_size`, `mean` and `std` are used.
         labels: the label folder, for error messages.
+        side: default of --input-size, from `ImageSet.side`; None for 224.
 
     Returns:
         a copy of `found` with the chosen values in `input_size`, `mean`, `std` and, for training, `val_resize`.
@@ -1680,7 +1700,7 @@ def resolve_views(
         InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
     """
     values: dict[str, Any] = {}
-    for name, usual in (("input_size", 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+    for name, usual in (("input_size", side or 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         asked, known = getattr(config, name), stated.get(name)
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(

@@ -7,7 +7,7 @@
 # Data: images_best.pt, labels_best.pt [N, C], which holds logits, and lr_best.pt, the learned rate, which LR must give.
 # * The set must not be ZCA-whitened unless the validation images are whitened in the same way; this recipe does not
 #   whiten, and configs/CIFAR-10/ConvIN of the source sets zca: True.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
 # Not verified: the figures, in the paper itself, and the batch size. evaluation.py leaves it to a default; the source's
 # configuration for 10 images per class says 128, with 100 images at once either way.
 #

@@ -6,7 +6,7 @@
 # augmentation of DSA with color_crop_cutout_flip_scale_rotate.
 # Data: res_DM_CIFAR10_ConvNet_10ipc.pt of the source, which holds normalised images; MEAN and STD normalise the
 # validation images as its data loader does.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
 # Not verified: the figures, in the paper itself.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:

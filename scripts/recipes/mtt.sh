@@ -9,7 +9,7 @@
 # * The set must not be ZCA-whitened unless the validation images are whitened in the same way; this recipe does not
 #   whiten. In the commands of its README, the source whitens CIFAR-100 (--zca) and does not whiten ImageNet's subsets.
 # * ImageNet's subsets at 128 px: MODEL=convnet5 INPUT_SIZE=128 MEAN="0.485 0.456 0.406" STD="0.229 0.224 0.225".
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
 # Not verified: the figures, in the paper itself, and for which numbers of images the published CIFAR sets are whitened.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:

@@ -26,7 +26,7 @@ from utils.training.data_parallel import SyncBatchNorm, synchronise
 from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
-from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
+from utils.training.optimizer import AveragedModel, build_optimizer, forget_momentum, set_lr
 from utils.training.own_model import source_digest
 from utils.training.precision import Precision
 from utils.training.schedules import Temperatures, lr_factor, temperature_at
@@ -228,6 +228,9 @@ class Student:
             config.gamma,
         )
         set_lr(self.optimizer, self.lr)
+        # not if the run is resumed within this epoch: its momentum has grown since then
+        if config.step_momentum == "fresh" and epoch in config.milestones and progress.batch == 0:
+            forget_momentum(self.optimizer)
         self.columns: dict[str, Any] = {}
         if self.phases.is_hard(epoch):
             self.loss_fn: Callable = soft_cross_entropy
