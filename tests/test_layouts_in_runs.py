@@ -1,4 +1,4 @@
-"""Runs on image sets of every layout: loaders, resume, several students and ranks agree, and labels know their images."""
+"""Runs on image sets of every layout: loaders, resume, students and ranks agree; labels know their images."""
 
 import gzip
 import json
