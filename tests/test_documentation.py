@@ -36,6 +36,7 @@ BENCHMARKS = {
     "many_classes": "{work}/many --glyphs '--classes 4 --train 2 --distilled 2 --val 1' --model shufflenet_v2_x0_5 "
     "--teacher-epochs 1 --epochs 1 --batch-size 4 --topk 2 --bits 8 --seeds 1 --json {work}/many_classes.json "
     "--csv {work}/many_classes.csv --figure {work}/many_classes.png",
+    "small_images": "--quick --device cpu --json {work}/small_images.json",
     "label_sizes": "--work {work} --seeds 1 --epochs 2 --only full --json {work}/label_sizes.json",
 }
 
