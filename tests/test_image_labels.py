@@ -1,13 +1,14 @@
 """Training without a teacher: mixed images have mixed labels, and images may bring soft labels of their own."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rank_jobs
 import torch
-from helpers import CLASSES, PER_CLASS, SIDE, losses, read_run, run, same_weights
+from helpers import CLASSES, PER_CLASS, SIDE, losses, read_run, run, same_weights, signal_in_step
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
@@ -304,6 +305,55 @@ def test_a_batch_size_above_the_number_of_images_takes_them_all(tiny, tmp_path):
         assert "epochs of 1 batches" in result.out
     equal, *others = (read_run(tmp_path / name).weights() for name in sizes)
     assert all(same_weights(other, equal) for other in others)
+
+
+def step_run(tiny, path, **changed):
+    """Train 5 epochs of one step with a milestone at epoch 3, and return the `Run`."""
+    flags = PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1, "momentum": 0.9, "batch_size": 64}
+    flags |= {"schedule": "step", "milestones": 3, "augment": "none"} | changed
+    result = run(train_KD_parallel, *tiny.flags(path, **flags))
+    assert result.code == 0, result.err
+    return read_run(path)
+
+
+@pytest.mark.parametrize("momentum", ["fresh", "kept"])
+def test_momentum_at_a_milestone(tiny, tmp_path, momentum):
+    """A plain PyTorch loop with a new optimizer at the milestone, or with MultiStepLR, has the same losses."""
+    done = step_run(tiny, tmp_path / "run", step_momentum=momentum, weight_decay=0.01, decay_all=True)
+    samples = ImageFolder(tiny.train).samples
+    config = KDConfig.parse(tiny.flags(tmp_path / "run", **PLAIN, augment="none", batch_size=64))
+    views = DrawnViews(preflight.view_policy(config, Findings(input_size=SIDE)), IMAGES, config.batch_size)
+    model, wanted, rate = rank_jobs.small_student("", CLASSES, 0, "").train(), [], 0.1
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=0.01)
+    for epoch in range(5):
+        if epoch == 3 and momentum == "fresh":
+            optimizer = torch.optim.SGD(model.parameters(), 0.1 * rate, momentum=0.9, weight_decay=0.01)
+        elif epoch == 3:
+            optimizer.param_groups[0]["lr"] = 0.1 * rate
+        drawn = views.read(epoch, 0)
+        targets = torch.tensor([samples[index][1] for index in drawn.index.tolist()])
+        loss = F.cross_entropy(model(views_from_files(samples, drawn)), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        wanted.append(loss.item())
+    assert losses(done) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
+    """Stops are before the milestone, and in the middle of its epoch, where the momentum is not fresh any more."""
+    flags = {"batch_size": 4}
+    whole = step_run(tiny, tmp_path / "whole", **flags)
+    other = step_run(tiny, tmp_path / "other", **flags, step_momentum="kept")
+    assert not same_weights(whole.weights(), other.weights())
+    for name, steps in (("before", 9), ("within", 11)):  # the milestone is before step 10
+        with pytest.MonkeyPatch.context() as patch:
+            signal_in_step(patch, signal.SIGTERM, steps)
+            words = tiny.flags(tmp_path / name, **PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1} | flags)
+            words += ["--momentum", 0.9, "--schedule", "step", "--milestones", 3, "--augment", "none"]
+            assert run(train_KD_parallel, *words).code == 128 + signal.SIGTERM
+        assert run(train_KD_parallel, *words, "--resume").code == 0
+        assert same_weights(read_run(tmp_path / name).weights(), whole.weights())
 
 
 def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, monkeypatch):
