@@ -448,7 +448,7 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
         numbers, known = numbered(names), imagenet_numbers()
         yield by(numbers or names, numbered(listed) or listed), "by the numbers in their names"
         if numbers is None or sorted(numbers) == list(range(IMAGENET_CLASSES)):
-            classes = numbers or [known.get(plain(name)) for name in names]
+            classes: list = numbers or [known.get(plain(name)) for name in names]
             yield by(classes, [known.get(plain(name)) for name in listed]), "by ImageNet's list of classes"
         if not images.named and sorted(names, key=int) == [str(number) for number in range(len(listed))]:
             yield [int(name) for name in names], "by number, because the set does not name its classes"
@@ -501,8 +501,8 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         log.info("classes %d classes of %s %s are found %s", len(listed), flag, images.root, how)
     images.classes = [images.classes[lines.index(line)] for line in range(len(listed))] if images.named else listed
     images.named = True
-    found = [(image, lines[place]) for image, place in images.samples]
-    images.samples = [(image, line) for image, line in found if line is not None]
+    numbered_images = [(image, lines[place]) for image, place in images.samples]
+    images.samples = [(image, number) for image, number in numbered_images if number is not None]
 
 
 def numbers_of_classes(
