@@ -38,6 +38,7 @@ from utils.labels.sre2l import TarWriter
 from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnBatch, DrawnViews
 from utils.run import preflight
+from utils.run.classes import select_classes
 from utils.run.loading import batch_class, normalise_for, plan_images
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # run all checks before hours of labelling are spent
     folder = open_images(config.data, "--data", "train", config.normalised)
     preflight.warn_of_folder_order(folder.classes)
+    if config.subset is not None:
+        select_classes(config.subset, folder, "--data")
     preflight.check_images(folder.samples)
     found = resolve_views(config, found, {}, side=folder.side)
     names, files, weights, rule = config.teachers()
@@ -67,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
     )
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
+    found = preflight.slice_teacher(config, found, teachers, folder)
     num_classes = teachers.num_classes(found.input_size)
     classes = preflight.number_relabelled(config, folder, num_classes)
     normalise = normalise_for(found, precision)
@@ -167,6 +171,7 @@ def open_writer(
         "mean": list(found.mean),
         "std": list(found.std),
         "class_names": digest_of_names(folder.classes),
+        **({} if teachers.kept is None else {"teacher_classes": teachers.kept.tolist()}),
     }
     if config.format == "tar":
         dtype = torch.float16 if codec.bits == 16 else torch.float32

@@ -71,14 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = preflight.inspect_pixels(found, [train_set, val_set], config.models)
     store = views.store
     classes = stated_classes(store)
-    names, found = preflight.number_classes(config, found, train_set, val_set, store.num_classes, classes)
+    views, found = preflight.slice_labels(config, found, views, train_set, classes)
+    num_classes = views.num_classes
+    names, found = preflight.number_classes(config, found, train_set, val_set, num_classes, classes)
     images, found = preflight.identify_images(
         config, found, train_set.samples, store.image_digests, world, config.verify_labels
     )
     found = preflight.record_images(config, found, train_set.samples, val_set.samples)
-    hard = hard_views(config, found, train_set.samples, store.num_classes)
+    hard = hard_views(config, found, train_set.samples, num_classes)
     found = preflight.report_labels(config, found, train_set, val_set, views, names)
-    data = TrainingData(train_set.samples, val_set.samples, views, store.num_classes, names, images, hard)
+    data = TrainingData(train_set.samples, val_set.samples, views, num_classes, names, images, hard)
 
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)

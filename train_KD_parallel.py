@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_classes = len(train_set.classes)
     if teacher:
         teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
+        found = preflight.slice_teacher(config, found, teacher, train_set)
         num_classes = teacher.num_classes(found.input_size)
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)

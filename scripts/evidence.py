@@ -66,6 +66,7 @@ class Settings:
     views: str = setting("", "flags that shape views: --min-scale-crops 0.25 --hflip 0 …")
     random_seed: str = setting("0")
     class_map: str = setting("", "file with lines REAL_FOLDER<tab>IMAGE_SET_FOLDER, if their names differ")
+    classes: str = setting("", "classes to use: a file with one folder name a line, or a name such as imagenette")
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
@@ -138,7 +139,8 @@ def draw_random_set(settings: Settings, python: str) -> list[str]:
     like = folders_of(settings.image_sets)[0]
     command = [python, "-m", "utils.report.random_images", settings.real_dir, "--like", like]
     command += ["--seed", settings.random_seed, "--output", settings.random_set, "--again"]
-    return command + (["--class-map", settings.class_map] if settings.class_map else [])
+    command += ["--class-map", settings.class_map] if settings.class_map else []
+    return command + (["--classes", settings.classes] if settings.classes else [])
 
 
 def relabel(settings: Settings, images: str, python: str) -> list[str]:
@@ -148,6 +150,7 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
     command += ["-b", settings.batch_size, "--epochs", settings.label_epochs or settings.epochs]
     command += ["--input-size", settings.input_size, "-j", settings.workers, "--use-fp16"]
     command += ["--mix-type", settings.mix_type, *settings.views.split()]
+    command += ["--classes", settings.classes] if settings.classes else []
     return [*command, "--no-progress", "--fkd-path", settings.labels_of(images)]
 
 
@@ -164,6 +167,7 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
         f"--gradient-accumulation-steps {s.accumulation} --input-size {s.input_size} "
         '-j "$WORKERS" --cos'
     )
+    common += f" --classes {quoted(s.classes)}" if s.classes else ""
     soft = f"--loss-type {s.loss_type} --ce-weight {s.ce_weight} -T {s.temperature}"
     live = (
         f"--teacher-model {s.teacher} --teacher-checkpoint {quoted(s.teacher_checkpoint)} --mix-type {s.mix_type} "
@@ -177,6 +181,8 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
     for regime in s.regimes.split():
         for images in image_sets:
             data = f"images {states[images]}, validation {states[s.val_dir]}"
+            if os.path.isfile(s.classes):
+                data += f", classes {cksum(Path(s.classes).read_bytes())}"
             if regime == "HL":
                 words = f"train_KD_parallel.py --loss-type ce {s.views}"
             elif regime == "SL":

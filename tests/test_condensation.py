@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, read_run, run
+from helpers import ROOT, read_run, run, same_weights, signal_in_step
 
+import train_FKD_parallel
 import train_KD_parallel
 from utils.report import random_images
 
@@ -41,12 +42,8 @@ def test_losses_are_those_of_the_original_evaluator(tmp_path):
     assert kept.rows[-1]["train_loss"] < 0.98 * LOSSES[-1]
 
 
-def test_a_run_that_is_resumed_after_a_milestone_is_the_same(tmp_path, monkeypatch):
+def test_a_run_that_is_resumed_after_a_milestone_is_the_same(tmp_path):
     """The momentum is forgotten once, at the start of the milestone's epoch, also if that epoch is interrupted."""
-    from helpers import same_weights, signal_in_step
-
-    import train_FKD_parallel
-
     folder = ROOT / "tests" / "data" / "dc_colour"
     flags = "--milestones 2 --epochs 4 --precision fp32 --seed 0 --batch-size 25"
     whole = train(folder, folder, tmp_path / "whole", flags)

@@ -141,11 +141,9 @@ def test_ranks_agree_with_one_process(places, tmp_path):
     done = rank_jobs.launch(2, tmp_path / "jobs.json")
     assert done.returncode == 0, done.stderr[-3000:]
     for name, place in pairs.items():
-        one = train(place, tmp_path / "one" / name, *flags)
+        one = train(place, tmp_path / "one" / name, *flags).weights()
         two = read_run(tmp_path / "two" / name).weights()
-        assert all((two[key].double() - value.double()).abs().max() < 1e-5 for key, value in one.weights().items()), (
-            name
-        )
+        assert all((two[key].double() - value.double()).abs().max() < 1e-5 for key, value in one.items()), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -411,6 +411,15 @@ class ImageFlags(Group):
         "state, else sorted names)",
         FILE,
     )
+    # not called `classes`, which is a field of `Findings`
+    subset: str | None = flag(
+        None,
+        "the classes of the run, in order: a file with one class folder a line, or imagenette, imagewoof, imagenet-10, "
+        "imagenet-100, imagemeow, imagesquawk, imagefruit, imageyellow; other folders are left out, and logits of more "
+        "classes are reduced to these (default: all folders, and all classes of the labels or the teacher)",
+        Kind(str, "FILE|NAME"),
+        names=("--classes",),
+    )
     accept_labels: bool = flag(
         False,
         "go on with labels, or a teacher, that do not fit the images or the class folders; the summary and every "
@@ -1564,6 +1573,12 @@ class RandomImagesFlags(Group):
         "position (default: by name)",
         FILE,
     )
+    subset: str | None = flag(
+        None,
+        "draw images of these classes only: a file with one class folder a line, or a subset's name, as for training",
+        Kind(str, "FILE|NAME"),
+        names=("--classes",),
+    )
     again: bool = flag(False, "keep --output if it is there and holds the same draw")
 
 
@@ -1604,6 +1619,8 @@ class Findings:
         train_values, val_values: what the pixels of the images are: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how classes were numbered, and how validation folders were paired with training folders, in words.
+        kept_classes: with --classes, the classes of the labels or the live teacher whose logits are kept: their number,
+            the number of all classes, and a digest of the kept class numbers; None if all are kept, in their order.
         mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
             --mix-type as typed, and None if the flag was not given.
         keep_topk: number of classes per image that the loss uses; None: all classes.
@@ -1638,6 +1655,7 @@ class Findings:
     val_values: str = finding("bytes", RESULT, earlier="bytes")
     val_resize: int = finding(256, RESULT)
     classes: str = finding("", NEUTRAL)
+    kept_classes: str | None = finding(None, RESULT)
     mix_type: str | None = finding(None, RESULT)
     keep_topk: int | None = finding(None, RESULT)
     topk_mass: str = finding("kept", RESULT, earlier="kept")
@@ -1776,5 +1794,5 @@ REGIME_SETTINGS = [
         for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags)
         for item in own_fields(group)
     ),
-    *("labels", "answers", "image_labels", "teachers"),
+    *("labels", "answers", "image_labels", "teachers", "kept_classes"),
 ]

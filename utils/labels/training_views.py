@@ -58,6 +58,8 @@ class TrainingViews(Generic[Source]):
         seed: seed of the random orders.
         batches_drawn: number of batches in an epoch of training; used only if `order` is SAMPLED or SHUFFLED.
         share: the rows that this rank works on; None if it works on all rows.
+        kept_classes: numbers of the classes whose logits are kept, in the order of the student's classes; None to keep
+            all. The store must hold the logits of all classes.
     """
 
     store: Source
@@ -65,6 +67,7 @@ class TrainingViews(Generic[Source]):
     seed: int = 0
     batches_drawn: int = 0
     share: Share | None = None
+    kept_classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.is_pool:
@@ -105,6 +108,17 @@ class TrainingViews(Generic[Source]):
         """Return the number of images from which the views are made."""
         return self.store.num_images
 
+    @property
+    def num_classes(self) -> int:
+        """Return C, the number of classes of the logits that `read` returns. `store` must be a `LabelStore`."""
+        return self._labels.num_classes if self.kept_classes is None else len(self.kept_classes)
+
+    def kept(self, views: Views) -> Any:
+        """Return a batch with the logits of `kept_classes`, float [B, C]; the batch itself if all classes are kept."""
+        if self.kept_classes is None or not isinstance(views.logits, torch.Tensor):
+            return views
+        return replace(views, logits=views.logits[:, list(self.kept_classes)])
+
     def place(self, epoch: int, batch: int) -> tuple[int, int]:
         """Return (epoch, index within the epoch) of the stored batch that a training batch reads."""
         if self.is_pool:
@@ -126,7 +140,7 @@ class TrainingViews(Generic[Source]):
         If `share` is set, the batch is reduced to the rows of this rank and their mix partners, as `keep_rows`
         describes.
         """
-        views = self.store.read(*self.place(epoch, batch))
+        views = self.kept(self.store.read(*self.place(epoch, batch)))
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:

@@ -2,13 +2,14 @@
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-The command draws images without replacement. Each class gets as many images as it has in DISTILLED. Classes of REAL
-and DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. REAL and DISTILLED may
-have any layout of docs/images.md. The folder RANDOM gets links to the drawn files, in class folders with the names of
-DISTILLED. Images that are no files of their own are written as image files. If they are floating-point numbers, RANDOM
-gets tensors (`images_best.pt` and `labels_best.pt`) in place of class folders. RANDOM.txt lists the images, in lines
-`CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images. A report uses the
-digest to check that a run was trained on exactly these images.
+The command draws images without replacement. Each class gets as many images as it has in DISTILLED. Classes of REAL and
+DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. With --classes, only the
+listed classes are drawn, as in training. REAL and DISTILLED may have any layout of docs/images.md. The folder RANDOM
+gets links to the drawn files, in class folders with the names of DISTILLED. Images that are no files of their own are
+written as image files. If they are floating-point numbers, RANDOM gets tensors (`images_best.pt` and `labels_best.pt`)
+in place of class folders. RANDOM.txt lists the images, in lines `CLASS/NAME<tab>PATH`. RANDOM.json records how the
+images were drawn, and a digest of the images. A report uses the digest to check that a run was trained on exactly these
+images.
 
 If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
 """
@@ -27,7 +28,7 @@ from utils.data.identity import know_images
 from utils.data.image_sets import open_images
 from utils.data.images import ImageRef, ImageSet, Member, Samples
 from utils.data.write import class_folders, holds_tensors, name_files, new_folder, write_image, write_tensors
-from utils.run.classes import BY_NUMBER, Sides, names_to_pair, pair_names
+from utils.run.classes import BY_NUMBER, Sides, names_to_pair, pair_names, select_classes, select_pair
 from utils.system.errors import InputError, listing, printable
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
@@ -105,14 +106,21 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: draw random real images and link them into the folder --output."""
     config = RandomImagesConfig.parse(argv)
     start_log()
-    real = open_images(config.real, "REAL")
+    # soft labels that REAL brings are about its own classes
+    real = replace(open_images(config.real, "REAL"), answers=None)
     output = Path(config.output)
     if config.like is None:
+        if config.subset is not None:
+            select_classes(config.subset, real, "REAL")
         paired, how = real, "with themselves"
         wanted = dict.fromkeys(range(len(real.classes)), config.per_class or 0)
     else:
-        like = open_images(config.like, "--like")
-        paired, how = pair_classes(real, like, config.class_map)
+        like = replace(open_images(config.like, "--like"), answers=None)
+        if config.subset is not None:
+            select_pair(config.subset, like, real, config.class_map, SIDES)
+            paired, how = replace(real, classes=like.classes), f"by --classes {config.subset}"
+        else:
+            paired, how = pair_classes(real, like, config.class_map)
         wanted = dict(Counter(like.targets))
     drawn = draw_images(paired.samples, wanted, config.seed, paired.classes)
     links = name_files(drawn, class_folders(paired))
@@ -146,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
         "per_class": config.per_class,
         "seed": config.seed,
         "class_map": config.class_map,
+        **({} if config.subset is None else {"classes": config.subset}),
         "digest": digest,
     }
     write_json(record_of(output), made)

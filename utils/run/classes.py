@@ -6,17 +6,25 @@ training folders are numbered in the order of sorted names, as in torchvision's 
 
 A validation folder gets the class number of the training folder with the same name. If the names cannot be matched, an
 error says so. With --class-map sorted, folders are instead paired by their position in sorted order.
+
+With --classes, the listed classes are the only classes of the run, and class k is line k. `select_pair` renumbers both
+image sets. `numbers_of_classes` finds the number of each listed class among the classes of the labels or the teacher,
+whose logits are then reduced to the listed classes.
 """
 
+import difflib
+import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from utils.data.images import ImageSet
+from utils.run.subsets import SUBSETS
 from utils.system.errors import InputError, listing
+from utils.system.log import log
 
 IMAGENET_CLASSES = 1000
 # value of --class-map that pairs validation and training folders by their position in sorted order
@@ -160,12 +168,19 @@ def number_train_folders(
         return Numbering([places[name] for name in folders], f"by {class_order}")
     if stated is not None and all(name in stated for name in folders):
         return Numbering([stated[name] for name in folders], "by the names that the labels state")
-    if num_classes == IMAGENET_CLASSES and numbered(folders) is None:
-        known = imagenet_numbers()
-        numbers = [known.get(plain(name)) for name in folders]
-        if None not in numbers and len(set(numbers)) == len(numbers):
-            return Numbering(numbers, "by ImageNet's list of classes")
+    numbers = numbers_in_imagenet(folders) if num_classes == IMAGENET_CLASSES else None
+    if numbers is not None:
+        return Numbering([*numbers], "by ImageNet's list of classes")
     return Numbering(list(range(len(folders))), "in the order of sorted folder names")
+
+
+def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
+    """Return the class number in ImageNet-1K of each name; None unless all are names of different classes."""
+    if numbered(names) is not None:
+        return None
+    known = imagenet_numbers()
+    numbers = [known[plain(name)] for name in names if plain(name) in known]
+    return numbers if len(set(numbers)) == len(names) else None
 
 
 def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
@@ -339,3 +354,202 @@ def display_names(folders: Sequence[str], numbering: Numbering, num_classes: int
         if number is not None and number < num_classes:
             names[number] = folder
     return names
+
+
+def listed_classes(subset: str) -> list[str]:
+    """Return the class names that --classes lists, in order.
+
+    Args:
+        subset: value of --classes: the name of a subset in SUBSETS, where `image` in front may be left out, or a file
+            with one folder name per line. A file that has the name of a subset must be given with a path, as `./meow`.
+
+    Raises:
+        InputError: there is neither such a subset nor such a file, or the file is empty or wrong.
+    """
+    name = subset.lower()
+    known = SUBSETS.get(name) or SUBSETS.get(f"image{name}")
+    if known is not None:
+        return known
+    if not os.path.lexists(subset) and os.path.basename(subset) == subset:
+        near = difflib.get_close_matches(name, [*SUBSETS, *(one.removeprefix("image") for one in SUBSETS)], n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(
+            f"--classes {subset} is neither a file nor one of {', '.join(SUBSETS)}{hint}; give one of them, or a file "
+            "with one folder name per line"
+        )
+    names = read_names(subset, "--classes")
+    if not names:
+        raise InputError(f"--classes {subset} names no class; give one folder name per line")
+    return names
+
+
+def select_classes(subset: str, images: ImageSet, flag: str) -> None:
+    """Reduce an image set to the classes that --classes lists, and give class k the number of its line, from 0.
+
+    Args:
+        subset: value of --classes.
+        images: the set; `classes` and `samples` are replaced. The images keep their order.
+        flag: flag of the set, for messages.
+
+    Raises:
+        InputError: --classes is wrong, or the set lacks a listed class.
+    """
+    keep_classes(subset, images, flag, *find_classes(images, listed_classes(subset)))
+
+
+def select_pair(
+    subset: str, train: ImageSet, val: ImageSet, class_map: str | None = None, sides: Sides = VALIDATION
+) -> None:
+    """Reduce a training set and a validation set to the classes that --classes lists; see `select_classes`.
+
+    Args:
+        subset: value of --classes.
+        train, val: the sets; `classes` and `samples` are replaced.
+        class_map: value of --class-map, which pairs all folders of `val` with those of `train`; None if each set has
+            the listed classes.
+        sides: flags of the two sets, for messages.
+
+    Raises:
+        InputError: --classes or --class-map is wrong, or a set lacks a listed class.
+    """
+    lines, how = find_classes(train, listed_classes(subset))
+    if class_map is not None:
+        where = f"{sides.own} {val.root} and {sides.other} {train.root}"
+        places, paired = pair_names(*names_to_pair(val, train, class_map), class_map, where, sides)
+        keep_classes(subset, val, sides.own, [None if place is None else lines[place] for place in places], paired)
+    else:
+        select_classes(subset, val, sides.own)
+    keep_classes(subset, train, sides.other, lines, how)
+
+
+def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | None], str]:
+    """Find the line of --classes for each class of an image set.
+
+    Names are compared as they are, then without regard to case and spaces, then by the numbers at their end, then by
+    ImageNet's list of classes. The first of these rules that finds all lines is used; if none does, the rule that finds
+    most. If the set does not name its classes and has as many as are listed, class k is line k.
+
+    Returns:
+        (lines, rule). `lines` has an entry for each class of the set: the index of its line, or None if it is not
+        listed. `rule` describes in words how the classes were found.
+    """
+
+    def by(keys: Sequence, wanted: Sequence) -> list[int | None]:
+        """Return the index in `wanted` of each key; nothing is found if `wanted` repeats a key, or two keys match."""
+        at = {key: line for line, key in enumerate(wanted) if key is not None}
+        lines = [at.get(key) for key in keys]
+        found = [line for line in lines if line is not None]
+        return lines if len(at) == len(wanted) and len(set(found)) == len(found) else [None] * len(keys)
+
+    def rules() -> Iterator[tuple[list[int | None], str]]:
+        names = images.classes
+        yield by(names, listed), "by name"
+        yield by([plain(name) for name in names], [plain(name) for name in listed]), "by name, but for case and spaces"
+        numbers, known = numbered(names), imagenet_numbers()
+        yield by(numbers or names, numbered(listed) or listed), "by the numbers in their names"
+        if numbers is None or sorted(numbers) == list(range(IMAGENET_CLASSES)):
+            classes: list = numbers or [known.get(plain(name)) for name in names]
+            yield by(classes, [known.get(plain(name)) for name in listed]), "by ImageNet's list of classes"
+        if not images.named and sorted(names, key=int) == [str(number) for number in range(len(listed))]:
+            yield [int(name) for name in names], "by number, because the set does not name its classes"
+
+    best: tuple[list[int | None], str] = [None] * len(images.classes), ""
+    for lines, how in rules():
+        if lines.count(None) < best[0].count(None) or not best[1]:
+            best = lines, how
+        if len(lines) - lines.count(None) == len(listed):
+            break
+    return best
+
+
+def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int | None], how: str) -> None:
+    """Reduce an image set to the classes that have a line in --classes, and give each class the number of its line.
+
+    Args:
+        subset: value of --classes.
+        images: the set; `classes` and `samples` are replaced. The images keep their order.
+        flag: flag of the set, for messages.
+        lines: for each class of the set, the index of its line, or None if it is not listed.
+        how: description of how the classes were found, for the log.
+
+    Raises:
+        InputError: a listed class is not in the set; or the set brings soft labels, whose classes would change.
+    """
+    listed = listed_classes(subset)
+    lacking = [name for line, name in enumerate(listed) if line not in lines]
+    if lacking:
+        raise InputError(
+            f"--classes {subset} lists {listing(lacking, 3)}, and {flag} {images.root} has no such class; give images "
+            "of every listed class, or another list"
+        )
+    if images.answers is not None and list(lines) != list(range(len(listed))):
+        raise InputError(
+            f"--classes {subset} changes the classes of {flag} {images.root}, which brings soft labels of its own "
+            "classes; leave out --classes"
+        )
+    left_out = len(lines) - len(listed)
+    if left_out:
+        log.info(
+            "classes %d of %d classes of %s %s are left out: --classes %s does not list them",
+            left_out,
+            len(lines),
+            flag,
+            images.root,
+            subset,
+        )
+    if how != "by name":
+        log.info("classes %d classes of %s %s are found %s", len(listed), flag, images.root, how)
+    images.classes = [images.classes[lines.index(line)] for line in range(len(listed))] if images.named else listed
+    images.named = True
+    numbered_images = [(image, lines[place]) for image, place in images.samples]
+    images.samples = [(image, number) for image, number in numbered_images if number is not None]
+
+
+def numbers_of_classes(
+    subset: str,
+    folders: Sequence[str],
+    num_classes: int,
+    whose: str,
+    class_order: str | None = None,
+    stated: Mapping[str, int] | None = None,
+) -> list[int]:
+    """Return the class number that labels, or a teacher, use for each class that --classes lists.
+
+    The numbers come from the first of these sources that applies:
+
+    * --class-order, if it was given: it names the classes of the labels or the teacher;
+    * the labels' manifest, if it names every listed class;
+    * ImageNet's list of classes, if C is 1,000 and the list contains every listed class;
+    * the order of the lines, if there are C of them.
+
+    Args:
+        subset: value of --classes.
+        folders: name of each listed class in the image set, whose spelling may differ from that of --classes.
+        num_classes: C, number of classes of the labels or the teacher.
+        whose: description of the labels or the teacher, for the error message.
+        class_order, stated: see `number_train_folders`.
+
+    Raises:
+        InputError: none of these sources applies, or --class-order is wrong.
+    """
+    listed = listed_classes(subset)
+    spellings = (list(folders), listed)
+    if class_order is not None:
+        order = set(read_names(class_order, "--class-order"))
+        names = next((names for names in spellings if order.issuperset(names)), spellings[0])
+        numbering = number_train_folders(names, num_classes, class_order)
+        return [number for number in numbering.numbers if number is not None]
+    for names in spellings:
+        if stated is not None and stated.keys() >= set(names):
+            return [stated[name] for name in names]
+    if num_classes == IMAGENET_CLASSES:
+        for names in spellings:
+            numbers = numbers_in_imagenet(names)
+            if numbers is not None:
+                return numbers
+    if num_classes == len(listed):
+        return list(range(num_classes))
+    raise InputError(
+        f"{whose} {num_classes} classes, and it is not known which of them are the {len(listed)} of --classes "
+        f"{subset}; name all of them in order with --class-order FILE"
+    )

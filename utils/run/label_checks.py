@@ -274,6 +274,11 @@ def check_images_of_labels(config: FKDConfig, train: ImageSet, store: LabelStore
     """
     where = f"the labels in {config.fkd_path}"
     images = len(train.samples)
+    if config.subset is not None and images < store.num_images:
+        raise InputError(
+            f"--classes {config.subset} leaves {images} images of --train-dir {config.train_dir}, but {where} are "
+            f"about {store.num_images}, which share batches; label these classes alone with relabel_FKD.py --classes"
+        )
     # if labels store image digests, `identify_images` reports a wrong number of images, and names the missing images
     knows = store.image_digests is not None and store.has_epochs
     if (

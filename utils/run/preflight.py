@@ -36,6 +36,8 @@ from utils.run.classes import (
     names_to_pair,
     number_train_folders,
     number_val_folders,
+    numbers_of_classes,
+    select_pair,
 )
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
@@ -49,6 +51,7 @@ from utils.system.log import log, start_log
 from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
 from utils.training.models import takes_channels
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
+from utils.training.teachers import Ensemble
 
 SAMPLED_IMAGES = 16
 PROBES = 64  # if only a sample of the training images is compared by content: maximum size of the sample
@@ -107,6 +110,8 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
 def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     """Open the training set and the validation set, and decode a few images of each to find damaged files.
 
+    With --classes, the sets are reduced to the listed classes, and class k is line k.
+
     Returns:
         (training ImageSet, validation ImageSet).
 
@@ -116,6 +121,8 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     train = open_images(config.train_dir, "--train-dir", "train", config.normalised)
     val = open_images(config.val_dir, "--val-dir", "val", config.normalised, config.val_labels)
     warn_of_folder_order(train.classes)
+    if config.subset is not None:
+        select_pair(config.subset, train, val, config.class_map)
     check_images(train.samples)
     check_images(val.samples)
     return train, val
@@ -171,6 +178,8 @@ def number_classes(
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
     """
+    if config.subset is not None:  # `check_folders` has numbered both sets
+        return train.classes, replace(found, classes=f"numbered and paired by --classes {config.subset}")
     own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
     val_names, train_names = names_to_pair(val, train, config.class_map)
@@ -228,11 +237,101 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
     Returns:
         display name of each of C classes.
     """
+    if config.subset is not None:  # `select_classes` has numbered the set
+        return folder.classes
     own = number_own(folder, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
         log.info("classes %d folders are numbered %s", len(folder.classes), own.how)
     renumber(folder, own)
     return display_names(folder.classes, own, num_classes)
+
+
+def slice_teacher(config: KDConfig | RelabelConfig, found: Findings, teacher: Ensemble, images: ImageSet) -> Findings:
+    """Reduce the logits of a teacher to the classes of --classes; without this flag, do nothing.
+
+    Args:
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
+        teacher: the teacher, which may have more classes; see `Ensemble.keep_classes`.
+        images: the images to label, with the classes of --classes.
+
+    Returns:
+        `found` with a description of the kept classes in `kept_classes`.
+
+    Raises:
+        InputError: it is not known which of the teacher's classes are those of --classes.
+    """
+    whose = f"{teacher.flag} {' + '.join(one['arch'] for one in teacher.described)} answers for"
+    numbers, found = match_classes(config, found, images, teacher.num_classes(found.input_size), whose)
+    if numbers is not None:
+        teacher.keep_classes(numbers)
+    return found
+
+
+def slice_labels(
+    config: FKDConfig,
+    found: Findings,
+    views: TrainingViews[LabelStore],
+    train: ImageSet,
+    stated: Mapping[str, int] | None,
+) -> tuple[TrainingViews[LabelStore], Findings]:
+    """Reduce stored logits to the classes of --classes; without this flag, do nothing.
+
+    Args:
+        config: flags of the run.
+        found: settings that are derived from labels, folders and the machine.
+        views: views of the stored labels, which may have more classes.
+        train: the training images, with the classes of --classes.
+        stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
+
+    Returns:
+        (`views` that keep the logits of the listed classes; `found` with their description in `kept_classes`).
+
+    Raises:
+        InputError: it is not known which classes of the labels are those of --classes; or the labels hold only the
+            largest logits of each view, among which a listed class may be missing.
+    """
+    store = views.store
+    whose = f"the labels in {config.fkd_path} have"
+    numbers, found = match_classes(config, found, train, store.num_classes, whose, stated)
+    if numbers is None:
+        return views, found
+    if store.keep_topk < store.num_classes:
+        raise InputError(
+            f"{whose} only the {store.keep_topk} largest answers of each view, which cannot be reduced to --classes "
+            f"{config.subset}; give labels that store all {store.num_classes} classes"
+        )
+    return replace(views, kept_classes=tuple(numbers)), found
+
+
+def match_classes(
+    config: TrainConfig | RelabelConfig,
+    found: Findings,
+    images: ImageSet,
+    num_classes: int,
+    whose: str,
+    stated: Mapping[str, int] | None = None,
+) -> tuple[list[int] | None, Findings]:
+    """Find the numbers that labels or a teacher use for the classes of --classes; see `numbers_of_classes`.
+
+    Returns:
+        (numbers, `found` with `kept_classes`). Both are None without --classes, and if the classes are the same.
+    """
+    if config.subset is None:
+        return None, found
+    numbers = numbers_of_classes(config.subset, images.classes, num_classes, whose, config.class_order, stated)
+    if config.keep_topk is not None and config.keep_topk > len(numbers):
+        raise InputError(
+            f"--keep-topk {config.keep_topk} is more than the {len(numbers)} classes of --classes {config.subset}; "
+            "lower it, or leave it out"
+        )
+    if numbers == list(range(num_classes)):
+        return None, found
+    log.info(
+        "classes %s %d classes, of which %d are kept: --classes %s", whose, num_classes, len(numbers), config.subset
+    )
+    kept = f"{len(numbers)} of {num_classes}: {digest_of_names([*map(str, numbers)])}"
+    return numbers, replace(found, kept_classes=kept)
 
 
 def renumber(folder: ImageSet, numbering: Numbering) -> None:
@@ -427,12 +526,12 @@ def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_fold
     """
     store = views.store
     if views.is_pool:
-        return sample_labels(store, range(store.epochs), num_folders)
+        return [*map(views.kept, sample_labels(store, range(store.epochs), num_folders))]
     epochs = soft_epochs(config)
     if len(epochs) * store.num_images < VIEWS_PER_CLASS * num_folders and epochs.stop < store.epochs:
         # the run trains on too few views for a reliable comparison: sample later epochs too
         epochs = range(epochs.start, store.epochs)
-    return sample_labels(store, [views.place(epoch, 0)[0] for epoch in epochs], num_folders)
+    return [*map(views.kept, sample_labels(store, [views.place(epoch, 0)[0] for epoch in epochs], num_folders))]
 
 
 def report_folders(config: TrainConfig, train: Samples, val: Samples, names: Sequence[str]) -> None:
@@ -490,14 +589,14 @@ def report_labels(
     log.info("labels  %s, %s, %d classes, %s (%s)", store.dialect, mixing, store.num_classes, batches, config.fkd_path)
     found = refuse_class_names(config, found, store, train.classes)
     targets = torch.tensor(train.targets)
-    answered = views_of(samples, store.num_classes, found.input_size)
+    answered = views_of(samples, views.num_classes, found.input_size)
 
     def other_seed() -> int | None:
         if states_index(store) or store.image_list is not None:
             return None
         return fitting_seed(store, samples, targets, config.fkd_seed, found.input_size)
 
-    agreement = judge(answered, targets, names, store.num_classes, other_seed)
+    agreement = judge(answered, targets, names, views.num_classes, other_seed)
     found = report_agreement(config, found, agreement, names)
     for line in unchecked(store):
         log.info(line)
@@ -515,7 +614,7 @@ def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, na
     """Refuse packed labels that were made for class folders with other names or in another order.
 
     If the labels store image digests, names are not compared, because `identify_images` compares the images. If
-    --class-order was given, names are not compared either, because the flag states the order of the classes.
+    --class-order or --classes was given, names are not compared either, because the flag states the order.
 
     Args:
         config: flags of the run.
@@ -530,7 +629,8 @@ def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, na
         InputError: the labels were made for other names or for another order, and --accept-labels was not given.
     """
     stated = store.class_names
-    if stated is None or stated == digest_of_names(names) or store.image_digests is not None or config.class_order:
+    by_flag = config.class_order or config.subset
+    if stated is None or stated == digest_of_names(names) or store.image_digests is not None or by_flag:
         return found
     return accept_or_refuse(
         config,

@@ -51,6 +51,7 @@ def run(config: VerifyConfig) -> bool:
     size = config.input_size or stated.get("input_size") or likely_size(store) or 224
     precision = Precision(config.precision, pick_device(config.device))
     teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=size)
+    keep_stated_classes(teachers, stated.get("teacher_classes"), config.path, size)
     replay = ReplaySettings(
         size,
         config.mean or stated.get("mean", IMAGENET_MEAN),
@@ -70,6 +71,25 @@ def run(config: VerifyConfig) -> bool:
 def stated_settings(store: LabelStore) -> dict[str, Any]:
     """Return the settings of relabel_FKD.py that the labels state, for example `input_size` and `mean`; may be {}."""
     return store.settings
+
+
+def keep_stated_classes(teachers: Ensemble, numbers: Any, path: str, size: int) -> None:
+    """Reduce the teachers' logits to the classes that relabelling with --classes kept; None if it kept all classes.
+
+    Raises:
+        InputError: the teachers have fewer classes, or the labels do not state class numbers.
+    """
+    if numbers is None:
+        return
+    if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
+        raise InputError(f"the labels in {path} state no numbers of the teacher's classes; copy them again")
+    classes = teachers.num_classes(size)
+    if max(numbers, default=0) >= classes:
+        raise InputError(
+            f"the labels in {path} were made of class {max(numbers)} of a teacher, and the teacher has {classes} "
+            "classes; give the teacher that made them"
+        )
+    teachers.keep_classes(numbers)
 
 
 def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class Ensemble:
 
     Attributes:
         described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
+        kept: int64 [C] on the device, numbers of the teachers' classes whose logits are returned; None to return all.
 
     Raises:
         InputError: a teacher cannot be built or cannot process images of this size, or the teachers have different
@@ -83,6 +84,7 @@ class Ensemble:
         self.rule, self.precision, self.flag, self.in_channels = rule, precision, flag, in_channels
         self.teachers: list[torch.nn.Module] = []
         self.described: list[dict[str, str]] = []
+        self.kept: torch.Tensor | None = None
         for name, file, asked in zip(names, files, weights or [None] * len(names), strict=True):
             teacher = build_teacher(name, file, stem, flag=flag, weights=asked, input_size=input_size)
             self.teachers.append(precision.place(teacher))
@@ -144,8 +146,18 @@ class Ensemble:
                 "teacher that was trained on all of them"
             )
 
+    def keep_classes(self, numbers: Sequence[int]) -> None:
+        """Return only the logits of some classes from now on.
+
+        The logits of several teachers are combined first, so their norms are those of all classes.
+
+        Args:
+            numbers: the teachers' class numbers, in the order of the returned logits.
+        """
+        self.kept = torch.tensor(numbers, device=self.precision.device)
+
     def num_classes(self, input_size: int) -> int:
-        """Return the teachers' number of classes, C.
+        """Return the teachers' number of classes, C; after `keep_classes`, the number of kept classes.
 
         It is measured by a forward pass on one image of zeros with `input_size` x `input_size` pixels.
         """
@@ -183,8 +195,10 @@ class Ensemble:
             )
         rows = [len(batch) for batch in batches]
         if len(answers) == 1 and self.rule == "mean":
-            return list(answers[0].float().split(rows))
-        return [combine(part, self.rule) for part in torch.stack(answers).float().split(rows, dim=1)]
+            combined = list(answers[0].float().split(rows))
+        else:
+            combined = [combine(part, self.rule) for part in torch.stack(answers).float().split(rows, dim=1)]
+        return combined if self.kept is None else [part.index_select(1, self.kept) for part in combined]
 
     def answers_to(self, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
         """Yield the combined logits of each batch: float32 [B, C] on the host.
