@@ -222,7 +222,7 @@ def test_numbers_of_a_teachers_classes(tmp_path):
     with pytest.raises(InputError, match="the labels have 1000 classes, and it is not known"):
         numbers(1000, stated={"ant": 3})
     order.write_text("cow\nant\n")
-    with pytest.raises(InputError, match="--class-order .* does not name Dog"):
+    with pytest.raises(InputError, match=r"--class-order .* does not name Dog"):
         numbers(4, class_order=str(order))
 
 
