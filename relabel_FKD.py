@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check settings, images and teachers; then write the teachers' logits for every view to the label folder."""
     config = RelabelConfig.parse(argv)
     world, precision, found = preflight.begin(config)
-    found = resolve_views(config, found, {})
 
     # run all checks before hours of labelling are spent
     folder = open_images(config.data, "--data", "train", config.normalised)
@@ -58,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.subset is not None:
         select_classes(config.subset, folder, "--data")
     preflight.check_images(folder.samples)
+    found = resolve_views(config, found, {}, side=folder.side)
     names, files, weights, rule = config.teachers()
     found = preflight.inspect_pixels(found, [folder], names)
     policy = preflight.view_policy(config, found)
@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
     # no autotuning: cuDNN could choose other algorithms in another process, which would change the logits' last bits
     torch.backends.cudnn.benchmark = False
-    teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=found.input_size)
+    size, channels = found.input_size, found.channels
+    teachers = Ensemble(
+        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
+    )
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     found = preflight.slice_teacher(config, found, teachers, folder)
     num_classes = teachers.num_classes(found.input_size)

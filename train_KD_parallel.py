@@ -43,18 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check settings, teacher and images; train the students; report their top-1."""
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
-    found = resolve_views(config, found, {})
     # `auto` means `kept` here: a live teacher gives the logits of all classes, so nothing needs to be renormalised
     found = replace(found, topk_mass="kept" if config.topk_mass == "auto" else config.topk_mass)
 
     # run all checks before hours of training are spent
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
-    teacher = None
-    if not asks_no_teacher(config, soft_labels=train_set.answers is not None):
-        teacher = open_teacher(config, found, precision)
-    models = [*config.models, config.teacher_model] if teacher else config.models
+    found = resolve_views(config, found, {}, side=train_set.side)
+    asks_teacher = not asks_no_teacher(config, soft_labels=train_set.answers is not None)
+    models = [*config.models, config.teacher_model] if asks_teacher else config.models
     found = preflight.inspect_pixels(found, [train_set, val_set], models)
+    teacher = open_teacher(config, found, precision) if asks_teacher else None
     num_classes = len(train_set.classes)
     if teacher:
         teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
@@ -124,6 +123,7 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
         flag="--teacher-model",
         weights=[config.teacher_weights],
         input_size=found.input_size,
+        in_channels=found.channels,
     )
 
 

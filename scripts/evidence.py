@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import runs
-from runs import ROOT, Processes, RunsError, folders_of, last_name, quoted
+from runs import ROOT, Processes, RunsError, folders_of, last_name, model_folder, quoted
 
 REGIMES = ("HL", "SL", "SL+KD")
 
@@ -192,7 +192,7 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
                 words = f"train_KD_parallel.py {soft} {live} {s.views}"
                 data += f", teacher {teacher}"
             for model in s.models.split():
-                name = f"{regime}/{last_name(images)}/{model}"
+                name = f"{regime}/{last_name(images)}/{model_folder(model)}"
                 command = f'DATA={quoted(data)} "$PYTHON" {quoted(f"{ROOT}/")}{words}'
                 command += f" --train-dir {quoted(images)} --model {model} {common}"
                 lines.append(f"{name}\t{command}\t{s.seeds}\n")

@@ -38,6 +38,7 @@ some runs failed; 128 + the signal's number if a signal stopped the script.
 
 import glob
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,8 +144,16 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
     for labels in folders_of(environment.get("LABELS") or labels_of_train_sh):
         for model in (environment.get("MODELS") or "resnet18").split():
             command = f"{given}MODEL={quoted(model)} FKD_PATH={quoted(labels)} sh {quoted(f'{ROOT}/train.sh')}"
-            lines.append(Line(f"{last_name(labels)}/{model}", command, seeds))
+            lines.append(Line(f"{last_name(labels)}/{model_folder(model)}", command, seeds))
     return lines
+
+
+def model_folder(model: str) -> str:
+    """Return a model's name as the training scripts use it for folders: `net.make` for `path/to/net.py:make`."""
+    path, colon, function = model.rpartition(":")
+    if not (colon and path.endswith(".py")):
+        return model
+    return ".".join(re.sub(r"\W", "_", part) for part in (Path(path).stem, function))
 
 
 def refuse_equal_names(plan: Sequence[Line]) -> None:

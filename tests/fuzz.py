@@ -8,6 +8,7 @@ take memory (1 GB in all).
 """
 
 import argparse
+import importlib.util
 import io
 import json
 import pickle
@@ -16,6 +17,7 @@ import shutil
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -158,6 +160,24 @@ def damage_header(rng, data):
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
+def damage_tar(rng, data):
+    """Change a header of a tar archive, and keep its checksum right."""
+    places = [place for place in range(0, len(data), 512) if data[place + 257 : place + 262] == b"ustar"]
+    place = places[rng.integers(len(places))]
+    header = bytearray(data[place : place + 512])
+    start, end = [(0, 100), (124, 136), (156, 157), (345, 500)][rng.integers(4)]  # name, size, type, prefix
+    header[start:end] = [
+        flip_bytes(rng, header[start:end]),
+        rng.bytes(end - start),
+        b"\x80" + rng.bytes(end - start - 1),
+        b"\xff" * (end - start),
+        bytes(rng.choice(list(b"0127gxLKS"), end - start)),
+    ][rng.integers(5)]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return data[:place] + bytes(header) + data[place + 512 :]
+
+
 class Corpus:
     """One sound file of each kind, and how it is read.
 
@@ -196,9 +216,21 @@ class Corpus:
             "kit/ILSVRC2012_validation_ground_truth.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
             "kit/synsets.txt": (self.make_kit, self.read_set, [*generic, damage_table]),
             "kit_mat/meta.mat": (self.make_kit, self.read_set, generic),
+            "kit_zip/meta.mat": (self.make_kit, self.read_set, generic),
+            "pair/images_best.pt": (self.make_pair, self.read_set, archive),
+            "pair/labels_best.pt": (self.make_pair, self.read_set, archive),
+            "old_pair/images_best.pt": (self.make_old_pair, self.read_set, [*generic, damage_pickle]),
+            "res_DC.pt": (self.make_experiments, self.read_file, archive),
+            "npy/images.npy": (self.make_arrays, self.read_file, generic),
+            "npy/labels.npy": (self.make_arrays, self.read_set, generic),
+            "arrays.npz": (self.make_npz, self.read_file, archive),
+            "arrays.safetensors": (self.make_named, self.read_file, [*generic, damage_header]),
+            "shard.tar": (self.make_shard, self.read_file, [*generic, damage_tar, damage_tar]),
             "image.png": (self.make_image, load_rgb, generic),
             "image.jpg": (self.make_image, load_rgb, generic),
         }
+        if importlib.util.find_spec("pyarrow") is not None:
+            self.kinds["table.parquet"] = self.make_table, self.read_file, [*generic, near_the_end]
         self.sound = {}
         for name, (make, read, _) in self.kinds.items():
             path = self.folder / name
@@ -322,7 +354,7 @@ class Corpus:
         self.make_flat(path)
         (path.parent / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n2\n2\n1\n")
         if path.suffix == ".mat":
-            write_meta(path, WNIDS)
+            write_meta(path, WNIDS, path.parent.name == "kit_zip")
         else:
             (path.parent / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
 
@@ -331,6 +363,72 @@ class Corpus:
         found = open_images(path.parent, "--val-dir", "val")
         for image, _ in found.samples:
             load_image(image, found.channels)
+
+    def read_file(self, path):
+        """Open an image set in one file, and load its images."""
+        found = open_images(path, "--val-dir", "val")
+        for image, _ in found.samples:
+            load_image(image, found.channels)
+
+    def tensors(self):
+        """Return images and probabilities: (float32 [3, 3, 4, 4], float32 [3, 4])."""
+        return torch.randn(3, 3, 4, 4), torch.randn(3, 4).softmax(1)
+
+    def make_pair(self, path, **options):
+        """Write a set of tensors as MTT does, unless it is there."""
+        if not list(path.parent.iterdir()):
+            for name, tensor in zip(("images", "labels"), self.tensors(), strict=True):
+                torch.save(tensor, path.parent / f"{name}_best.pt", **options)
+
+    def make_old_pair(self, path):
+        """Write the same in the format of PyTorch before 1.6."""
+        self.make_pair(path, _use_new_zipfile_serialization=False)
+
+    def make_experiments(self, path):
+        """Write the sets of two experiments, like DC."""
+        pairs = [[self.tensors()[0], torch.tensor([0, 1, 2])] for _ in range(2)]
+        torch.save({"data": pairs, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, path)
+
+    def make_arrays(self, path):
+        """Write images.npy and labels.npy, unless they are there."""
+        if not list(path.parent.iterdir()):
+            for name, tensor in zip(("images", "labels"), self.tensors(), strict=True):
+                np.save(path.parent / f"{name}.npy", tensor.numpy())
+
+    def make_npz(self, path):
+        """Write 8-bit images and their classes with numpy."""
+        np.savez_compressed(path, images=np.arange(144, dtype=np.uint8).reshape(3, 4, 4, 3), labels=np.arange(3))
+
+    def make_named(self, path):
+        """Write images and soft labels in safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(dict(zip(("images", "labels"), self.tensors(), strict=True)), path)
+
+    def image_bytes(self):
+        """Return the bytes of a small image file."""
+        out = io.BytesIO()
+        Image.fromarray(np.arange(144, dtype=np.uint8).reshape(6, 8, 3)).save(out, "PNG")
+        return out.getvalue()
+
+    def make_shard(self, path):
+        """Write a webdataset shard, one of whose names is long."""
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+            for name in ("a", "b", "c" * 150):
+                for suffix, content in (("png", self.image_bytes()), ("cls", b"2")):
+                    info = tarfile.TarInfo(f"{name}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+
+    def make_table(self, path):
+        """Write a parquet table with names of classes."""
+        import pyarrow
+        from pyarrow import parquet
+
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b", "c"]}}
+        table = pyarrow.table({"image": [{"bytes": self.image_bytes(), "path": "a"}] * 5, "label": [0, 1, 2, 1, 0]})
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=2)
 
     def make_image(self, path):
         """Write a small image."""

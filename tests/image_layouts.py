@@ -102,13 +102,17 @@ def write_kaggle(path, classes):
             writer.writerow([name.removesuffix(".JPEG"), f"{wnid} 111 108 370 297 {wnid} 1 2 3 4 "])
 
 
-def write_meta(path, wnids):
+def write_meta(path, wnids, compressed=False):
     """Write the kit's meta.mat, whose rows are in another order than the numbers."""
     from scipy.io import savemat
 
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
     rows = [(number, wnid, f"words of {wnid}", 0) for number, wnid in enumerate(wnids, 1)]
-    savemat(path, {"synsets": np.array(list(reversed(rows)), dtype=kind)[:, None]})
+    savemat(
+        path,
+        {"other": [1.5], "synsets": np.array(list(reversed(rows)), dtype=kind)[:, None]},
+        do_compression=compressed,
+    )
 
 
 def write_tiny_imagenet(folder):

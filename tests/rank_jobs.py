@@ -27,7 +27,7 @@ from utils.system.process import run_script
 SCRIPTS = {script.__name__: script for script in (relabel_FKD, train_FKD_parallel, train_KD_parallel)}
 
 
-def small_student(_name, num_classes, seed, _stem, _input_size=None):
+def small_student(_name, num_classes, seed, _stem, _input_size=None, _in_channels=3):
     """Return two convolutions with batch normalisation."""
     torch.manual_seed(seed)
     return nn.Sequential(

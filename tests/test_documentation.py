@@ -36,6 +36,7 @@ BENCHMARKS = {
     "many_classes": "{work}/many --glyphs '--classes 4 --train 2 --distilled 2 --val 1' --model shufflenet_v2_x0_5 "
     "--teacher-epochs 1 --epochs 1 --batch-size 4 --topk 2 --bits 8 --seeds 1 --json {work}/many_classes.json "
     "--csv {work}/many_classes.csv --figure {work}/many_classes.png",
+    "small_images": "--quick --device cpu --json {work}/small_images.json",
     "label_sizes": "--work {work} --seeds 1 --epochs 2 --only full --json {work}/label_sizes.json",
 }
 
@@ -98,7 +99,7 @@ def test_documented_commands_exist(page, line):
     if not program or "pytest" in words or program == ["-m", "patches.fetch_patch"] or "tests/" in program[0]:
         return
     after = words[words.index(program[-1]) + 1 :]
-    if program == ["-m", "utils.labels"] and after:
+    if program in (["-m", "utils.labels"], ["-m", "utils.images"]) and after:
         program, after = [*program, after[0]], after[1:]
     flags = [word.split("=")[0] for word in after if re.match(r"--?[A-Za-z]", word)]
     known = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", help_of(*program)))

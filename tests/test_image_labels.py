@@ -1,24 +1,26 @@
 """Training without a teacher: mixed images have mixed labels, and images may bring soft labels of their own."""
 
 import json
-from functools import partial
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rank_jobs
 import torch
-from helpers import CLASSES, PER_CLASS, SIDE, losses, read_run, run, same_weights
+from helpers import CLASSES, PER_CLASS, SIDE, losses, read_run, run, same_weights, signal_in_step
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import functional as TF
 
 import train_KD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, KDConfig
+from utils.data.images import Container, Member
 from utils.data.replay import mix_images
 from utils.labels.hard import LabelledViews
 from utils.labels.training_views import TrainingViews
-from utils.labels.views import ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy
 from utils.report.groups import regime_of
 from utils.report.runs import FinishedRun
 from utils.run import preflight
@@ -103,13 +105,29 @@ def test_ranks_share_the_labels():
         assert torch.equal(part, whole[own])
 
 
-def own_labels(loss, labels, kind, mix_type="none", **changed):
+class Labelled(Container):
+    """Images that bring soft labels; nobody looks at their pixels."""
+
+    path = "labelled"
+
+    def __init__(self, soft_labels):
+        self.soft_labels = soft_labels
+
+    def name(self, number):
+        return str(number)
+
+    def read(self, number):
+        return b""
+
+
+def own_labels(loss, labels, kind, mix_type="none", classes=4):
     """Return the labels of the first batch of images with soft labels, their index, and the loss function."""
     words = ["--train-dir", "images", "--val-dir", "val", "--loss-type", loss, "--batch-size", "21", "-T", "4"]
     config = KDConfig.parse([*words, "--ce-weight", "0.5", *(["--mix-type", mix_type] if mix_type != "none" else [])])
-    views, found = label_views(
-        config, Findings(input_size=SIDE), policy_of(mix_type), [0] * 21, 4, labels, kind, **changed
-    )
+    container = Labelled(labels)
+    samples = [(Member(container, number), 0) for number in range(21)]
+    source = DrawnViews(policy_of(mix_type), 21, 21)
+    views, found = label_views(config, Findings(input_size=SIDE), source, samples, classes, kind)
     assert (found.image_labels, found.answers) == (kind, kind)
     loss_fn = build_loss(
         loss, config.temperature, config.ce_weight, answers=found.answers, image_labels=found.image_labels
@@ -166,16 +184,16 @@ def test_logits_are_mixed_as_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("loss", "rows", "kind", "mix_type", "said"),
+    ("loss", "classes", "kind", "mix_type", "said"),
     [
-        ("mse_gt", 21, "probabilities", "none", "--loss-type mse_gt compares logits"),
-        ("kl", 21, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
-        ("ce", 20, "probabilities", "none", "are a table of 20 x 4, not of 21 images x 4 classes"),
+        ("mse_gt", 4, "probabilities", "none", "--loss-type mse_gt compares logits"),
+        ("kl", 4, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
+        ("ce", 5, "probabilities", "none", "are a table of 21 x 4, not of 21 images x 5 classes"),
     ],
 )
-def test_soft_labels_that_do_not_fit(loss, rows, kind, mix_type, said):
+def test_soft_labels_that_do_not_fit(loss, classes, kind, mix_type, said):
     with pytest.raises(InputError) as error:
-        own_labels(loss, probabilities(rows), kind, mix_type)
+        own_labels(loss, probabilities(), kind, mix_type, classes)
     assert said in str(error.value)
 
 
@@ -214,9 +232,8 @@ def test_the_loss_of_a_run_on_mixed_images_is_reproduced(tiny, tmp_path, mix_typ
     samples = ImageFolder(tiny.train).samples
     targets = torch.tensor([target for _, target in samples])
     config = KDConfig.parse(flags)
-    views, found = label_views(
-        config, Findings(), preflight.view_policy(config, Findings(input_size=SIDE)), targets.tolist(), CLASSES
-    )
+    source = DrawnViews(preflight.view_policy(config, Findings(input_size=SIDE)), IMAGES, config.batch_size)
+    views, found = label_views(config, Findings(), source, samples, CLASSES)
     model, total = rank_jobs.small_student("", CLASSES, 0, "").train(), 0.0
     for batch in range(views.batches_per_epoch):
         drawn = views.read(0, batch)
@@ -254,21 +271,25 @@ def test_a_run_on_unmixed_labels_does_not_go_on_with_mixed_ones(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "logits"])
-def test_a_run_on_soft_labels_of_the_images(tiny, tmp_path, monkeypatch, kind):
+def test_a_run_on_soft_labels_of_the_images(tiny, tmp_path, kind):
     """Soft labels that name a wrong class teach the student that class; log and reports say where they are from."""
     classes = (torch.arange(IMAGES) // PER_CLASS + 1) % CLASSES
     labels = F.one_hot(classes, CLASSES) * 0.9 + 0.1 / CLASSES
     labels = labels if kind == "probabilities" else labels.log() + 2
-    monkeypatch.setattr(train_KD_parallel, "label_views", partial(label_views, soft_labels=labels, kind=kind))
+    pixels = [TF.pil_to_tensor(Image.open(path)) for path, _ in ImageFolder(tiny.train).samples]
+    (tmp_path / "set").mkdir()
+    torch.save(torch.stack(pixels), tmp_path / "set" / "images_best.pt")
+    torch.save(labels, tmp_path / "set" / "labels_best.pt")
     flags = PLAIN | {"epochs": 80, "sgd": True, "learning_rate": 0.3, "augment": "none", "batch_size": IMAGES}
-    flags |= {"val_dir": tiny.train, "val_resize": SIDE, "eval_every": 50}
+    flags |= {"val_dir": tiny.train, "val_resize": SIDE, "eval_every": 50, "train_dir": tmp_path / "set"}
     result = run(train_KD_parallel, *tiny.flags(tmp_path / "run", **flags))
     assert result.code == 0, result.err
     assert f"the images' {kind}: no teacher answers" in result.out
     done = read_run(tmp_path / "run")
     entropy = -(0.9 + 0.1 / 3) * np.log(0.9 + 0.1 / 3) - 2 * (0.1 / 3) * np.log(0.1 / 3)
     assert losses(done)[-1] == pytest.approx(entropy, abs=0.05)
-    assert done.rows[-1]["train_top1"] < 20  # the classes of the folders
+    assert done.rows[-1]["train_top1"] > 80  # of the wrong classes, which the labels name
+    assert done.rows[-1]["val_top1"] < 20  # of the classes of the folders
     assert done.summary["labels"]["dialect"] == "soft labels of the images"
     assert regime_of(FinishedRun(done.path, done.summary, {})) == "SL"
 
@@ -284,6 +305,55 @@ def test_a_batch_size_above_the_number_of_images_takes_them_all(tiny, tmp_path):
         assert "epochs of 1 batches" in result.out
     equal, *others = (read_run(tmp_path / name).weights() for name in sizes)
     assert all(same_weights(other, equal) for other in others)
+
+
+def step_run(tiny, path, **changed):
+    """Train 5 epochs of one step with a milestone at epoch 3, and return the `Run`."""
+    flags = PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1, "momentum": 0.9, "batch_size": 64}
+    flags |= {"schedule": "step", "milestones": 3, "augment": "none"} | changed
+    result = run(train_KD_parallel, *tiny.flags(path, **flags))
+    assert result.code == 0, result.err
+    return read_run(path)
+
+
+@pytest.mark.parametrize("momentum", ["fresh", "kept"])
+def test_momentum_at_a_milestone(tiny, tmp_path, momentum):
+    """A plain PyTorch loop with a new optimizer at the milestone, or with MultiStepLR, has the same losses."""
+    done = step_run(tiny, tmp_path / "run", step_momentum=momentum, weight_decay=0.01, decay_all=True)
+    samples = ImageFolder(tiny.train).samples
+    config = KDConfig.parse(tiny.flags(tmp_path / "run", **PLAIN, augment="none", batch_size=64))
+    views = DrawnViews(preflight.view_policy(config, Findings(input_size=SIDE)), IMAGES, config.batch_size)
+    model, wanted, rate = rank_jobs.small_student("", CLASSES, 0, "").train(), [], 0.1
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=0.01)
+    for epoch in range(5):
+        if epoch == 3 and momentum == "fresh":
+            optimizer = torch.optim.SGD(model.parameters(), 0.1 * rate, momentum=0.9, weight_decay=0.01)
+        elif epoch == 3:
+            optimizer.param_groups[0]["lr"] = 0.1 * rate
+        drawn = views.read(epoch, 0)
+        targets = torch.tensor([samples[index][1] for index in drawn.index.tolist()])
+        loss = F.cross_entropy(model(views_from_files(samples, drawn)), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        wanted.append(loss.item())
+    assert losses(done) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
+    """Stops are before the milestone, and in the middle of its epoch, where the momentum is not fresh any more."""
+    flags = {"batch_size": 4}
+    whole = step_run(tiny, tmp_path / "whole", **flags)
+    other = step_run(tiny, tmp_path / "other", **flags, step_momentum="kept")
+    assert not same_weights(whole.weights(), other.weights())
+    for name, steps in (("before", 9), ("within", 11)):  # the milestone is before step 10
+        with pytest.MonkeyPatch.context() as patch:
+            signal_in_step(patch, signal.SIGTERM, steps)
+            words = tiny.flags(tmp_path / name, **PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1} | flags)
+            words += ["--momentum", 0.9, "--schedule", "step", "--milestones", 3, "--augment", "none"]
+            assert run(train_KD_parallel, *words).code == 128 + signal.SIGTERM
+        assert run(train_KD_parallel, *words, "--resume").code == 0
+        assert same_weights(read_run(tmp_path / name).weights(), whole.weights())
 
 
 def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, monkeypatch):

@@ -3,13 +3,16 @@
 import json
 import os
 import pickle
+import runpy
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import LIGHT, make_images, run, save_teacher
+from helpers import LIGHT, ROOT, make_images, run, save_teacher
 from image_layouts import (
     NAMES,
     WNIDS,
@@ -222,7 +225,7 @@ def test_imagenet_with_kaggles_table(place, tmp_path, program_log):
     assert f"images in one folder, with the classes of {table}" in program_log.text
 
 
-@pytest.mark.parametrize("kind", ["meta.mat", "map_clsloc.txt", "synsets.txt"])
+@pytest.mark.parametrize("kind", ["meta.mat", "compressed meta.mat", "map_clsloc.txt", "synsets.txt"])
 @pytest.mark.parametrize("place", ["beside", "kit above", "flag"])
 def test_imagenet_with_the_development_kit(place, kind, tmp_path):
     """The numbers of the kit are ILSVRC2012_ID, in the kit's order and not in the sorted one."""
@@ -233,9 +236,10 @@ def test_imagenet_with_the_development_kit(place, kind, tmp_path):
     truth = kit / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("3\n1\n2\n2\n1\n")
     lines = {"map_clsloc.txt": "{} {} words\n", "synsets.txt": "{}\n"}
+    compressed, kind = kind.startswith("compressed"), kind.split()[-1]
     if kind == "meta.mat":
         pytest.importorskip("scipy.io")
-        write_meta(kit / kind, WNIDS)
+        write_meta(kit / kind, WNIDS, compressed)
     else:
         (kit / kind).write_text("".join(lines[kind].format(wnid, n) for n, wnid in enumerate(WNIDS, 1)))
     expected = list(zip(imagenet_names(), [WNIDS[number - 1] for number in (3, 1, 2, 2, 1)], strict=True))
@@ -254,6 +258,9 @@ def test_a_sorted_list_of_classes_is_not_the_kits(tmp_path):
     refused("the names of the classes are missing; put one of meta.mat", tmp_path / "val", "--val-dir", "val")
     (tmp_path / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in sorted(WNIDS)))
     refused("synsets.txt lists the classes in sorted order", tmp_path / "val", "--val-dir", "val")
+    mapping = tmp_path / "LOC_synset_mapping.txt"
+    mapping.write_text("".join(f"{wnid} word, other word\n" for wnid in sorted(WNIDS)))
+    refused("LOC_synset_mapping.txt lists the classes in", tmp_path / "val", "--val-dir", "val", labels=str(mapping))
 
 
 @pytest.mark.parametrize(
@@ -648,3 +655,32 @@ def test_names_of_members(tmp_path):
     archive = Archive()
     samples = [(Member(archive, number), number) for number in range(2)]
     assert list(name_files(samples, ["a", "b"])) == ["a/0.jpeg", "b/1.jpeg"]
+
+
+def test_evidence_on_other_layouts(tmp_path):
+    """scripts/evidence.py takes an idx file as image set, and the root of CIFAR for real and validation images."""
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    write_idx(tmp_path / "idx", False, size=(32, 32))
+    idx_file = tmp_path / "idx" / "train-images-idx3-ubyte"
+    settings = {
+        **{"IMAGE_SETS": str(idx_file), "REAL_DIR": str(tmp_path / "data"), "VAL_DIR": str(tmp_path / "data")},
+        **{"WORK": str(tmp_path / "w"), "MODELS": LIGHT, "SEEDS": "0", "REGIMES": "HL", "EPOCHS": "1", "WORKERS": "0"},
+        **{"BATCH_SIZE": "4", "ACCUMULATION": "1", "INPUT_SIZE": "32", "PYTHON": sys.executable},
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--device", "cpu"]
+    calls = {"capture_output": True, "text": True, "cwd": tmp_path, "env": os.environ | settings}
+    done = subprocess.run(command, **calls)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "w" / "runs").rglob("summary.json"))) == 2
+    assert "drawn from" in (tmp_path / "w" / "report" / "report.md").read_text()
+
+
+def test_the_state_of_a_set_that_is_a_file(tmp_path, monkeypatch):
+    """Commands of the evidence script contain it, so that results of another file are not mixed."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    state_of = runpy.run_path(str(ROOT / "scripts" / "evidence.py"))["state_of"]
+    states = set()
+    for name, content in (("a", b"1"), ("a", b"12"), ("b", b"1")):
+        (tmp_path / name).write_bytes(content)
+        states.add(state_of(str(tmp_path / name)))
+    assert len(states) == 3

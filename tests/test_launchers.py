@@ -41,7 +41,7 @@ PLAIN_RECIPES = {  # recipes without a teacher
     **dict.fromkeys(["dsa", "dm", "mtt", "datm"], DSA),
     "idc": {"epochs": 2000, "milestones": (1333, 1666), "gamma": 0.2, "augment": "imagenet-hard", "batch_size": 64}
     | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
-    | {"input_size": 224, "val_resize": 224},
+    | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
 }
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 PLAIN_LAUNCHERS = ["train_plain.sh", *(f"scripts/recipes/{name}.sh" for name in PLAIN_RECIPES)]
@@ -122,6 +122,7 @@ def test_a_plain_recipe_has_its_authors_settings(name, launch):
     if name != "idc":
         expected |= {"input_size": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
         expected |= {"models": ("convnet3",), "precision": "fp32", "min_scale_crops": 1, "hflip": 0, "mix_type": None}
+        expected |= {"step_momentum": "fresh"}
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
 

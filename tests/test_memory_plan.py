@@ -60,8 +60,8 @@ def pretended_gpu(monkeypatch):
             pretended[-1].precision = SimpleNamespace(device=gpu, real=student.precision)
         return plan_memory(config, found, data, pretended, world)
 
-    def estimate(model, input_size, precision):
-        return MemoryEstimate(model, input_size, precision.real)
+    def estimate(model, input_size, precision, in_channels):
+        return MemoryEstimate(model, input_size, precision.real, in_channels)
 
     def pretend(free):
         for script in (train_FKD_parallel, train_KD_parallel):

@@ -112,6 +112,7 @@ def test_milestones_are_epochs_or_shares(words, epochs, milestones):
         ("--milestones 3", "--milestones has no effect without --schedule step"),
         ("--cos --milestones 3", "--milestones has no effect without --schedule step"),
         ("--gamma 0.2", "--gamma 0.2 has no effect without --schedule step"),
+        ("--step-momentum kept", "--step-momentum has no effect without --schedule step"),
         ("--schedule step", "--schedule step needs --milestones"),
         ("--schedule step --milestones 5 3", "--milestones 5 3 must rise"),
         ("--schedule step --milestones 3 3", "--milestones 3 3 must rise"),

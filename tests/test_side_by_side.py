@@ -46,7 +46,7 @@ lock.release()
 TIMES = {"train_seconds", "train_images_per_second", "val_seconds", "seconds"}
 
 
-def small_student(name, num_classes, seed, _stem="standard", _input_size=None):
+def small_student(name, num_classes, seed, _stem="standard", _input_size=None, _in_channels=3):
     """Return a convolution with batch normalisation; `dropping` has dropout, `diverging` exceeds float32."""
     torch.manual_seed(seed)
     drop = nn.Dropout(0.5) if name == "dropping" else nn.Identity()

@@ -24,6 +24,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
+from utils.system.model_names import folder_name, plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
@@ -426,7 +427,11 @@ class ImageFlags(Group):
     )
     workers: int = flag(4, "data loading processes; 0 loads in this process", NATURAL, names=("-j", "--workers"))
     input_size: int | None = flag(
-        None, "side of the model's input, in pixels (default: as the labels state, else 224)", PIXELS, RESULT
+        None,
+        "side of the model's input, in pixels (default: as the labels state, else that of tensors, CIFAR, MNIST and "
+        "other sets of one size, else 224)",
+        PIXELS,
+        RESULT,
     )
     mean: tuple[float, ...] | None = flag(
         None,
@@ -646,7 +651,8 @@ class StudentFlags(Group):
 
     models: tuple[str, ...] = flag(
         ("resnet18",),
-        "torchvision or timm model; several train side by side in one process",
+        "torchvision or timm model, a network of dataset condensation such as convnet3, or path/to/file.py:FUNCTION; "
+        "several train side by side in one process",
         NAME,
         RESULT,
         names=("--model",),
@@ -769,6 +775,14 @@ class OptimizerFlags(Group):
     )
     gamma: float = flag(
         0.1, "factor of the step schedule at each milestone", Kind(POSITIVE_FRACTION, "F"), RESULT, earlier=0.1
+    )
+    step_momentum: str | None = flag(
+        None,
+        "what the optimizer's momentum does at a milestone: fresh: starts from zero, as in DC, DSA, DM and MTT, which "
+        "make a new optimizer; kept: goes on, as in IDC, GIFT and PyTorch's MultiStepLR (default: fresh with --sgd, "
+        "else kept)",
+        meaning=RESULT,
+        choices=("fresh", "kept"),
     )
     decay_all: bool = flag(
         False,
@@ -1056,7 +1070,7 @@ class TrainConfig(
     @property
     def student_name(self) -> str:
         """Return a name made of the student's model and seed, for instance `resnet18-seed0`."""
-        return f"{self.model}-seed{self.seed}"
+        return f"{folder_name(self.model)}-seed{self.seed}"
 
     @property
     def micro_batch(self) -> int:
@@ -1083,10 +1097,11 @@ class TrainConfig(
     def settings(self) -> dict[str, Any]:
         """Return a dict of setting name -> value for one student, without secret API keys.
 
-        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`.
+        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`. `model`
+        is the model's plain name, so that it does not depend on spelling or on where the model's file is.
         """
         found = super().settings()
-        return {"model": self.model, "seed": self.seed} | {
+        return {"model": plain_name(self.model), "seed": self.seed} | {
             k: v for k, v in found.items() if k not in ("models", "seeds")
         }
 
@@ -1106,6 +1121,7 @@ class TrainConfig(
             self,
             schedule=self.schedule or ("cos" if self.cos else "linear"),
             milestones=self.milestone_epochs(),
+            step_momentum=(self.step_momentum or ("fresh" if self.sgd else "kept")) if self.milestones else None,
             hard_epochs=hard,
             hard_batch_size=(self.hard_batch_size or 16) if hard else None,
             label_smoothing=(0.8 if self.label_smoothing is None else self.label_smoothing) if hard else None,
@@ -1141,6 +1157,8 @@ class TrainConfig(
                 raise InputError("--milestones has no effect without --schedule step; give both, or neither")
             if self.gamma != 0.1:
                 raise InputError(f"--gamma {self.gamma} has no effect without --schedule step; give both, or neither")
+            if self.step_momentum:
+                raise InputError("--step-momentum has no effect without --schedule step; give both, or neither")
             return ()
         if not self.milestones:
             raise InputError(
@@ -1198,6 +1216,12 @@ class TrainConfig(
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise InputError(f"{name} names {twice} twice; name each once")
+        for first, second in itertools.combinations(self.models, 2):
+            if plain_name(first) == plain_name(second):
+                raise InputError(
+                    f"--model {first} and {second} are both called {plain_name(first)}; name one model once, or rename "
+                    "one of the files"
+                )
         if self.resume and len(self.models) * len(self.seeds) > 1:
             raise InputError(
                 f"--resume {self.resume} is one student's checkpoint, and --model and --seed name several; give "
@@ -1228,11 +1252,12 @@ class TrainConfig(
 
         If the joined model names are longer than NAME_LETTERS, only the first models are named.
         """
+        models = [folder_name(model) for model in self.models]
         shown = 1
-        while shown < len(self.models) and len("+".join(self.models[: shown + 1])) <= NAME_LETTERS:
+        while shown < len(models) and len("+".join(models[: shown + 1])) <= NAME_LETTERS:
             shown += 1
-        more = f"+{len(self.models) - shown}-more" if shown < len(self.models) else ""
-        return f"./save/{self.prefix}{'+'.join(self.models[:shown])}{more}-{time.strftime('%Y%m%d-%H%M%S')}"
+        more = f"+{len(models) - shown}-more" if shown < len(models) else ""
+        return f"./save/{self.prefix}{'+'.join(models[:shown])}{more}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 TrainConfigType = TypeVar("TrainConfigType", bound=TrainConfig)
@@ -1590,6 +1615,7 @@ class Findings:
         input_size: S, side of the model's input in pixels.
         mean, std: mean and standard deviation of each channel of images in [0, 1].
         channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
+        model_file: digest of the file of a student's model, if --model names a function in a file.
         train_values, val_values: what the pixels of the images are: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how classes were numbered, and how validation folders were paired with training folders, in words.
@@ -1624,6 +1650,7 @@ class Findings:
     mean: tuple[float, ...] = finding(IMAGENET_MEAN, RESULT)
     std: tuple[float, ...] = finding(IMAGENET_STD, RESULT)
     channels: int = finding(3, RESULT, earlier=3)
+    model_file: str | None = finding(None, RESULT)
     train_values: str = finding("bytes", RESULT, earlier="bytes")
     val_values: str = finding("bytes", RESULT, earlier="bytes")
     val_resize: int = finding(256, RESULT)
@@ -1666,7 +1693,11 @@ def default_val_resize(input_size: int) -> int:
 
 
 def resolve_views(
-    config: TrainConfig | RelabelConfig, found: Findings, stated: Mapping[str, Any], labels: str | None = None
+    config: TrainConfig | RelabelConfig,
+    found: Findings,
+    stated: Mapping[str, Any],
+    labels: str | None = None,
+    side: int | None = None,
 ) -> Findings:
     """Choose input size, mean and standard deviation of the images. For training, also choose --val-resize.
 
@@ -1678,6 +1709,7 @@ def resolve_views(
         found: the settings that were derived before.
         stated: settings that the labels state, as name -> value. Only `input_size`, `mean` and `std` are used.
         labels: the label folder, for error messages.
+        side: default of --input-size, from `ImageSet.side`; None for 224.
 
     Returns:
         a copy of `found` with the chosen values in `input_size`, `mean`, `std` and, for training, `val_resize`.
@@ -1686,7 +1718,7 @@ def resolve_views(
         InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
     """
     values: dict[str, Any] = {}
-    for name, usual in (("input_size", 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+    for name, usual in (("input_size", side or 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         asked, known = getattr(config, name), stated.get(name)
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(

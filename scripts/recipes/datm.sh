@@ -1,14 +1,14 @@
 #!/bin/sh
 # DATM (Guo et al., ICLR 2024, arXiv 2310.05773), ConvNet-3 on CIFAR-10 at 10 images per class.
 #
-# Published: 66.8 % top-1 (46.9 at 1, 76.1 at 50 images per class; as quoted in later papers), on ZCA-whitened images.
+# Published: see the paper's tables, on ZCA-whitened images of CIFAR; no figure is quoted here.
 # Recipe: distill/evaluation.py of github.com/NUS-HPC-AI-Lab/DATM and utils/utils_baseline.py of NUS-HPC-AI-Lab/PAD: as
 # mtt.sh, with soft labels: cross-entropy with the softmax of the stored logits, at temperature 1.
 # Data: images_best.pt, labels_best.pt [N, C], which holds logits, and lr_best.pt, the learned rate, which LR must give.
-# * The set must not be ZCA-whitened unless the validation images are whitened in the same way; this recipe does not
-#   whiten, and configs/CIFAR-10/ConvIN of the source sets zca: True.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
-# Not verified: the figures, in the paper itself, and the batch size. evaluation.py leaves it to a default; the source's
+# * If the set is ZCA-whitened, as configs/CIFAR-10/ConvIN of the source has it (zca: True), add --zca REAL_TRAIN_SET, so
+#   that the validation images are whitened too.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
+# Not verified: any figure of the paper with this recipe, and the batch size. evaluation.py leaves it to a default; the source's
 # configuration for 10 images per class says 128, with 100 images at once either way.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:

@@ -8,7 +8,7 @@
 # counts from 0 to 300, and the rate falls by 10 after epoch 151, so from epoch 152 on.
 # Data: res_DC_CIFAR10_ConvNet_10ipc.pt of the source, which holds normalised images; MEAN and STD normalise the
 # validation images as its data loader does. FashionMNIST: INPUT_SIZE=28 MEAN=0.2861 STD=0.3530.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
 # Not verified: MNIST, for which the source uses crops, scalings and rotations of its own, and 1000 epochs.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:

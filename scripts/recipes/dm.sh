@@ -1,13 +1,13 @@
 #!/bin/sh
 # DM (Zhao and Bilen, WACV 2023, arXiv 2110.04181), ConvNet-3 on CIFAR-10 at 10 images per class.
 #
-# Published: 48.9 % top-1 (26.0 at 1, 63.0 at 50 images per class; as quoted in later papers).
+# Published: see table 2 of the paper; no figure is quoted here.
 # Recipe: main_DM.py and utils.py of github.com/VICO-UoE/DatasetCondensation: as dsa.sh, 1000 epochs (1001) and the
 # augmentation of DSA with color_crop_cutout_flip_scale_rotate.
 # Data: res_DM_CIFAR10_ConvNet_10ipc.pt of the source, which holds normalised images; MEAN and STD normalise the
 # validation images as its data loader does.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
-# Not verified: the figures, in the paper itself.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
+# Not verified: any figure of the paper with this recipe.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:
 #

@@ -8,7 +8,7 @@
 # Data: res_DSA_CIFAR10_ConvNet_10ipc.pt of the source, which holds normalised images; MEAN and STD normalise the
 # validation images as its data loader does. MNIST and SVHN are evaluated without flips: add --dsa-strategy
 # color_crop_cutout_scale_rotate.
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
 # Not verified: that this very version of the code gave the figures.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:

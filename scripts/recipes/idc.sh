@@ -29,4 +29,4 @@ MILESTONES=${MILESTONES:-2/3 5/6}
 GAMMA=${GAMMA:-0.2}
 AUGMENT=${AUGMENT:-imagenet-hard}
 export OUTPUT_DIR MODEL EPOCHS BATCH_SIZE INPUT_SIZE MILESTONES GAMMA AUGMENT
-exec sh "$(dirname "$0")/../../train_plain.sh" --val-resize "$INPUT_SIZE" --eval-every 20 "$@"
+exec sh "$(dirname "$0")/../../train_plain.sh" --val-resize "$INPUT_SIZE" --eval-every 20 --step-momentum kept "$@"

@@ -1,16 +1,16 @@
 #!/bin/sh
 # MTT (Cazenavette et al., CVPR 2022, arXiv 2203.11932), ConvNet-3 on CIFAR-10 at 10 images per class.
 #
-# Published: 65.3 % top-1 (46.3 at 1, 71.6 at 50 images per class; as quoted in later papers), on ZCA-whitened images.
+# Published: see the paper's tables, on ZCA-whitened images of CIFAR; no figure is quoted here.
 # Recipe: evaluate_synset in utils.py of github.com/GeorgeCazenavette/mtt-distillation: as dsa.sh, 1000 epochs (1001) and
 # the augmentation of DSA; the learning rate is the one that was distilled with the images.
 # Data: images_best.pt and labels_best.pt. LR must be given: the learned rate, syn_lr in its log (lr_best.pt where a
 # project saves it).
-# * The set must not be ZCA-whitened unless the validation images are whitened in the same way; this recipe does not
-#   whiten. In the commands of its README, the source whitens CIFAR-100 (--zca) and does not whiten ImageNet's subsets.
+# * If the set is ZCA-whitened, add --zca REAL_TRAIN_SET, so that the validation images are whitened too. In the commands
+#   of its README, the source whitens CIFAR-100 (--zca) and does not whiten ImageNet's subsets.
 # * ImageNet's subsets at 128 px: MODEL=convnet5 INPUT_SIZE=128 MEAN="0.485 0.456 0.406" STD="0.229 0.224 0.225".
-# Different here: the source starts with a fresh momentum where the rate falls; here it goes on.
-# Not verified: the figures, in the paper itself, and for which numbers of images the published CIFAR sets are whitened.
+# The source makes a new optimizer where the rate falls: the momentum is fresh, which is the default here.
+# Not verified: any figure of the paper with this recipe, and for which numbers of images the published CIFAR sets are whitened.
 #
 # Settings as in train_plain.sh, from the environment or as trailing flags:
 #

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from utils.system.errors import InputError, clause
 
+SAMPLED_SIZES = 500  # number of images whose sizes are compared
 Pixels = Image.Image | torch.Tensor
 # what the pixels of a set are: integers from 0 to 255; floating-point numbers in about [0, 1]; or floating-point
 # numbers to which mean and standard deviation have been applied
@@ -118,6 +119,19 @@ class ImageSet:
         if isinstance(load_image(self.samples[0][0]), Image.Image):
             return "bytes"
         return "normalised" if self.normalised else "unit"
+
+    @property
+    def side(self) -> int | None:
+        """Return the side of the images in pixels if they are square and all of one size; None otherwise.
+
+        Return None for images that are files of their own, too: such sets are often resized. Of a large set, a sample
+        is looked at.
+        """
+        if not isinstance(self.samples[0][0], Member):
+            return None
+        sizes = {image_size(image) for image, _ in self.samples[:: max(1, len(self.samples) // SAMPLED_SIZES)]}
+        width, height = next(iter(sizes))
+        return width if len(sizes) == 1 and width == height else None
 
 
 def first_images(samples: Samples, per_class: int | None) -> Samples:
@@ -268,11 +282,12 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 def channels_of_files(samples: Samples) -> int:
     """Return 1 if some image files, evenly spread over the list of (image, class), are all grey, else 3.
 
-    A file whose header cannot be read counts as one with colours; loading it raises an error.
+    A file may be a member of an archive or of a table. A file whose header cannot be read counts as one with colours;
+    loading it raises an error.
     """
     for image, _ in samples[:: max(1, len(samples) // PROBED)]:
         try:
-            with Image.open(str(image)) as opened:
+            with Image.open(io.BytesIO(read_image(image)) if isinstance(image, Member) else image) as opened:
                 if opened.mode not in GREY_MODES:
                     return 3
         except Exception:

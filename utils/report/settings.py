@@ -135,7 +135,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if "smoothed" not in args.get("schedule", "smoothed"):  # `smoothed` and `linear-smoothed` use `smoothing`
         yield "smoothing"
     if args.get("schedule") != "step":
-        yield from ("milestones", "gamma")
+        yield from ("milestones", "gamma", "step_momentum")
     if args.get("processes") == 1:
         yield "sync_bn"
     if not args.get("teachers"):

@@ -46,7 +46,7 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)
-    found = resolve_views(config, found, stated, config.fkd_path)
+    found = resolve_views(config, found, stated, config.fkd_path, train.side)
     accepted = store.settings.get("labels_accepted")
     # if labels were made with --accept-labels, every run on them records the fault that was accepted
     if isinstance(accepted, str):

@@ -203,7 +203,9 @@ def plan_on_device(
     # the estimates include a soft and a hard batch, because each kind has its own label tensors and CUDA graph
     hard_batch = config.hard_batch_size or 0
     rows = config.micro_batch + hard_batch
-    estimates = [MemoryEstimate(student.model, found.input_size, student.precision) for student in students]
+    estimates = [
+        MemoryEstimate(student.model, found.input_size, student.precision, found.channels) for student in students
+    ]
     passing = [one.evaluation_bytes(min(ROWS_ON_A_DEVICE, len(data.val))) for one in estimates]
     source = share_of_rank(data.source, config.micro_batch, world)
     # rows of a short last batch, 0 if all are full; a short batch runs without the CUDA graph and needs extra memory

@@ -819,7 +819,8 @@ def check_forward(student: Student, rows: int, num_classes: int) -> None:
     """
     config, found, precision = student.config, student.found, student.precision
     size = found.input_size
-    images = torch.zeros(rows, 3, size, size, device=precision.device).to(memory_format=precision.memory_format)
+    images = torch.zeros(rows, found.channels, size, size, device=precision.device)
+    images = images.to(memory_format=precision.memory_format)
     random_state = rng_state()
     try:
         with torch.no_grad(), without_cudnn_benchmark(), precision.autocast():

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,8 @@ from utils.training.data_parallel import SyncBatchNorm, synchronise
 from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
-from utils.training.optimizer import AveragedModel, build_optimizer, set_lr
+from utils.training.optimizer import AveragedModel, build_optimizer, forget_momentum, set_lr
+from utils.training.own_model import source_digest
 from utils.training.precision import Precision
 from utils.training.schedules import Temperatures, lr_factor, temperature_at
 from utils.training.streams import RandomStream
@@ -78,7 +80,7 @@ class Student:
         world: World = ALONE,
         images: KnownImages | None = None,
     ) -> None:
-        self.config, self.found, self.folder, self.world, self.images = config, found, folder, world, images
+        self.config, self.folder, self.world, self.images = config, folder, world, images
         self.started = time.time()
         self.name = config.student_name
         self.log = NamedLog(self.name, found.side_by_side > 1)
@@ -86,7 +88,8 @@ class Student:
         self.tracker: WandbTracker | NoTracker = NoTracker()
 
         self.precision = Precision(config.precision, device)
-        model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size)
+        model = build_student(config.model, num_classes, config.seed, config.stem, found.input_size, found.channels)
+        self.found = found = replace(found, model_file=source_digest(config.model))
         self.model = self.precision.place(model)
         if config.sync_bn and world.size > 1:
             synchronise(self.model, world)
@@ -182,6 +185,8 @@ class Student:
         first = self.world.is_main
         with self.folder.claimed(settings, self.name) if first else contextlib.nullcontext():
             try:
+                if first and self.found.model_file:
+                    self.log.info("model   %s, digest %s", config.model, self.found.model_file)
                 if first:
                     self.tracker = start_tracker(
                         project=config.wandb_project,
@@ -223,6 +228,9 @@ class Student:
             config.gamma,
         )
         set_lr(self.optimizer, self.lr)
+        # not if the run is resumed within this epoch: its momentum has grown since then
+        if config.step_momentum == "fresh" and epoch in config.milestones and progress.batch == 0:
+            forget_momentum(self.optimizer)
         self.columns: dict[str, Any] = {}
         if self.phases.is_hard(epoch):
             self.loss_fn: Callable = soft_cross_entropy

@@ -30,16 +30,17 @@ class MemoryEstimate:
         model: the model, on its device.
         input_size: side S of the images, in pixels.
         precision: `Precision` of the forward passes.
+        in_channels: C, number of channels of the images.
     """
 
-    def __init__(self, model: nn.Module, input_size: int, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, input_size: int, precision: Precision, in_channels: int = 3) -> None:
         small, large = PROBE_BATCH_SIZES
-        self.input_size = input_size
+        self.input_size, self.in_channels = input_size, in_channels
         self.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        self.small_batch_bytes = saved_activation_bytes(model, small, input_size, precision)
-        large_batch_bytes = saved_activation_bytes(model, large, input_size, precision)
+        self.small_batch_bytes = saved_activation_bytes(model, small, input_size, precision, in_channels)
+        large_batch_bytes = saved_activation_bytes(model, large, input_size, precision, in_channels)
         self.bytes_per_row = (large_batch_bytes - self.small_batch_bytes) / (large - small)
-        self.output_bytes = largest_output_bytes(model, input_size, precision)
+        self.output_bytes = largest_output_bytes(model, input_size, precision, in_channels)
 
     def training_bytes(self, batch: int, micro_batch: int) -> int:
         """Return the bytes that training needs: for gradients, optimizer state, a snapshot, and one step.
@@ -68,10 +69,10 @@ class MemoryEstimate:
 
     def view_bytes(self, rows: int) -> int:
         """Return the bytes needed to crop, normalise and mix a batch of `rows` images."""
-        return VIEW_COPIES * 3 * 4 * rows * self.input_size**2
+        return VIEW_COPIES * self.in_channels * 4 * rows * self.input_size**2
 
 
-def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision) -> float:
+def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision, in_channels: int = 3) -> float:
     """Find the layer with the largest output; return the bytes of its output for one image of S x S pixels."""
     sizes = [0]
 
@@ -83,11 +84,13 @@ def largest_output_bytes(model: nn.Module, input_size: int, precision: Precision
     for layer in probe.modules():
         layer.register_forward_hook(record_size)
     with torch.no_grad():
-        pass_forward(probe, PROBE_BATCH_SIZES[0], input_size, precision)
+        pass_forward(probe, PROBE_BATCH_SIZES[0], input_size, precision, in_channels)
     return max(sizes) / PROBE_BATCH_SIZES[0]
 
 
-def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precision: Precision) -> int:
+def saved_activation_bytes(
+    model: nn.Module, rows: int, input_size: int, precision: Precision, in_channels: int = 3
+) -> int:
     """Return the bytes that a forward pass of `rows` images saves for backward, without weights and buffers."""
     probe = copy.deepcopy(model).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*probe.parameters(), *probe.buffers())}
@@ -101,13 +104,13 @@ def saved_activation_bytes(model: nn.Module, rows: int, input_size: int, precisi
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
-        pass_forward(probe, rows, input_size, precision)
+        pass_forward(probe, rows, input_size, precision, in_channels)
     return sum(size for size, _ in saved.values())
 
 
-def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision) -> None:
-    """Run a forward pass on `rows` images of S x S zeros; restore the global random states afterwards."""
-    images = torch.zeros(rows, 3, input_size, input_size, device=precision.device)
+def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision, in_channels: int) -> None:
+    """Run a forward pass on `rows` images of C x S x S zeros; restore the global random states afterwards."""
+    images = torch.zeros(rows, in_channels, input_size, input_size, device=precision.device)
     cuda_devices = [precision.device] if precision.device.type == "cuda" else []
     with torch.random.fork_rng(cuda_devices), without_cudnn_benchmark(), precision.autocast():
         model(images.to(memory_format=precision.memory_format))

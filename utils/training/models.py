@@ -1,6 +1,6 @@
-"""Build students and teachers by name: from torchvision or, if torchvision lacks the model, from timm.
+"""Build students and teachers by name: networks of dataset condensation, torchvision's and timm's models, own files.
 
-timm is imported only if it is needed.
+timm is imported only if torchvision lacks the model.
 """
 
 import difflib
@@ -14,7 +14,10 @@ import torchvision
 from torch import nn
 
 from utils.system.errors import InputError, clause, listing
-from utils.training.weights import State, classes_of, load_weights
+from utils.system.model_names import AMBIGUOUS, CONVNET_FORM, EXAMPLES, network_name, split_file_name, squashed
+from utils.training.convnets import build_network
+from utils.training.own_model import build_own_model, load_function, takes
+from utils.training.weights import State, channels_of, classes_of, load_weights
 
 USUAL_SIZE = 224  # torchvision's default for the side of a model's images, in pixels
 OTHER_SIZES = 32, 64, 224, 128, 96, 112, 160, 192, 256, 288, 384, 448, 512
@@ -24,7 +27,8 @@ SEARCH_SECONDS = 4
 # common models that have a weight of this name
 SEARCHED = {
     "layer1.0.conv1.weight": "resnet18 resnet50 resnet101 resnet34 resnet152 wide_resnet50_2 resnext50_32x4d",
-    "features.0.weight": "alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
+    "features.0.weight": "convnet3 convnet3_bn convnet4 convnet4_bn convnet5 convnet5_bn convnet6 convnet6_bn "
+    "dc_alexnet dc_vgg11 dc_vgg11_bn dc_lenet alexnet vgg11 vgg16 vgg11_bn vgg16_bn squeezenet1_1",
     "features.0.0.weight": "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 convnext_tiny swin_t",
     "stage2.0.branch2.0.weight": "shufflenet_v2_x0_5 shufflenet_v2_x1_0",
     "features.conv0.weight": "densenet121 densenet169",
@@ -35,38 +39,60 @@ SEARCHED = {
 
 
 def build_model(
-    name: str, num_classes: int, stem: str = "standard", flag: str = "--model", input_size: int | None = None
+    name: str,
+    num_classes: int,
+    stem: str = "standard",
+    flag: str = "--model",
+    input_size: int | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
-    """Return a torchvision or timm classifier with `num_classes` outputs and random weights.
+    """Return a classifier with `num_classes` outputs and random weights.
 
     Args:
-        name: model name; if both libraries have it, torchvision's model is built.
+        name: name of the model. It is a network of dataset condensation (see `network_name`), a model of torchvision
+            or, if torchvision has no such model, of timm, or a function in a file (`path/to/file.py:function`).
         stem: `standard`, or `small` to replace a ResNet's 7x7/2 convolution and max-pool by a 3x3/1 convolution. A
             small stem is meant for images of 32 to 64 px; the field calls such a model `resnet18_modified`.
         flag: the command-line flag that set `name`; error messages mention it.
         input_size: side of the images in pixels, used only by models that are built for a fixed size. None: the model's
             default size.
+        in_channels: number of channels of the images, 3 or 1. Models of torchvision and timm take 3.
 
     Raises:
-        InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, or cannot
-            be built for `input_size`.
+        InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, takes
+            other images, or cannot be built for `input_size`.
     """
-    if in_torchvision(name):
-        extra: dict[str, Any] = sized(name, input_size)
-        if name in ("googlenet", "inception_v3"):
-            extra = {"aux_logits": False, "init_weights": True}
-        model = _built(
-            torchvision.models.get_model, name, flag, input_size, weights=None, num_classes=num_classes, **extra
-        )
+    network = network_name(name)
+    if split_file_name(name):
+        model = build_own_model(name, num_classes, in_channels, input_size, flag)
+    elif network:
+        model = build_network(network, num_classes, in_channels, input_size, flag)
     else:
-        import timm
-
-        refuse_unknown(name, flag)
-        extra = sized(name, input_size)
-        model = _built(timm.create_model, name, flag, input_size, pretrained=False, num_classes=num_classes, **extra)
+        model = _build_from_library(name, num_classes, flag, input_size, in_channels)
     if stem == "small":
         _shrink_stem(model, name, flag)
     return model
+
+
+def _build_from_library(name: str, num_classes: int, flag: str, input_size: int | None, in_channels: int) -> nn.Module:
+    """Return a model of torchvision or timm with random weights; for the arguments, see `build_model`."""
+    if not in_torchvision(name):
+        refuse_unknown(name, flag)
+    if in_channels != 3:
+        raise InputError(
+            f"{flag} {name} takes images of 3 channels, not {in_channels}; choose a network that takes grey images, "
+            "for instance convnet"
+        )
+    extra: dict[str, Any] = sized(name, input_size)
+    if in_torchvision(name):
+        if name in ("googlenet", "inception_v3"):
+            extra = {"aux_logits": False, "init_weights": True}
+        return _built(
+            torchvision.models.get_model, name, flag, input_size, weights=None, num_classes=num_classes, **extra
+        )
+    import timm
+
+    return _built(timm.create_model, name, flag, input_size, pretrained=False, num_classes=num_classes, **extra)
 
 
 def _built(make: Any, name: str, flag: str, side: int | None, /, **options: Any) -> nn.Module:
@@ -98,6 +124,8 @@ def sized(name: str, input_size: int | None) -> dict[str, Any]:
     """
     if input_size is None:
         return {}
+    if network_name(name) or split_file_name(name):
+        return {"input_size": input_size}
     if in_torchvision(name):
         if input_size == USUAL_SIZE:
             return {}
@@ -125,8 +153,20 @@ def refuse_unknown(name: str, flag: str) -> None:
             f"{flag} {name} is the field's name of a {base} with a small stem; give {flag} {base} "
             f"{stem_flag(flag)} small"
         )
+    spelling = squashed(name)
+    if spelling in AMBIGUOUS:
+        theirs, ours = AMBIGUOUS[spelling]
+        raise InputError(
+            f"{flag} {name} may mean two models; give {flag} {theirs} for torchvision's, or {flag} {ours} for that of "
+            "dataset condensation"
+        )
+    if spelling.startswith("convnet"):
+        raise InputError(f"{flag} {name} is no ConvNet's name; the form is {CONVNET_FORM}")
+    # networks of dataset condensation come first, but only those whose names are very near
+    spellings = {squashed(one).removeprefix("dc"): one for one in EXAMPLES}
+    near = [spellings[one] for one in difflib.get_close_matches(spelling, spellings, n=2, cutoff=0.8)]
     known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    near += difflib.get_close_matches(name, known, n=4 - len(near), cutoff=0.5)
     hint = f"did you mean {listing(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"
     raise InputError(f"{flag} {name} is neither a torchvision nor a timm model; {hint}")
 
@@ -153,16 +193,29 @@ def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
 
 
 def takes_channels(name: str) -> bool:
-    """Return whether the model `name` can be built for images with one channel as well as with three."""
-    return False
+    """Return whether the model `name` can be built for images with one channel as well as with three.
+
+    These are the networks of dataset condensation, and functions in files that take `in_channels`.
+    """
+    if not split_file_name(name):
+        return network_name(name) is not None
+    try:
+        return takes(load_function(name), "in_channels")
+    except InputError:  # `build_model` raises it again, with the right flag
+        return False
 
 
 def build_student(
-    name: str, num_classes: int, seed: int, stem: str = "standard", input_size: int | None = None
+    name: str,
+    num_classes: int,
+    seed: int,
+    stem: str = "standard",
+    input_size: int | None = None,
+    in_channels: int = 3,
 ) -> nn.Module:
     """Seed PyTorch's global random generator with `seed`, then return a student with random initial weights."""
     torch.manual_seed(seed)
-    return build_model(name, num_classes, stem, input_size=input_size)
+    return build_model(name, num_classes, stem, input_size=input_size, in_channels=in_channels)
 
 
 def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -> str:
@@ -181,7 +234,10 @@ def pretrained_name(name: str, asked: str | None = None, flag: str = "--arch") -
     Raises:
         InputError: the model is unknown, has no pretrained weights, or has no weights called `asked`.
     """
-    if in_torchvision(name):
+    known: dict[str, str]
+    if network_name(name) or split_file_name(name):
+        known, usual = {}, ""
+    elif in_torchvision(name):
         names = torchvision.models.get_model_weights(name).__members__
         known = {key: weights.name for key, weights in names.items()}
         usual = "IMAGENET1K_V1" if "IMAGENET1K_V1" in known else "DEFAULT"
@@ -273,17 +329,18 @@ def build_teacher(
         teacher = build_pretrained(name, pretrained_name(name, weights, flag), flag, input_size)
     else:
         state = load_weights(checkpoint)
-        teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size)
+        channels = channels_of(state) if takes_channels(name) else 3
+        teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size, channels)
         own = shapes_of(teacher.state_dict())
         if not fit(own, state):
             classifier = classifier_of(own)
             classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
-            teacher = build_model(name, classes, stem, flag, input_size)
+            teacher = build_model(name, classes, stem, flag, input_size, channels)
             if not fit(shapes_of(teacher.state_dict()), state):
                 with_stem = " with a small stem" if stem == "small" else ""
                 raise InputError(
                     f"{checkpoint} does not hold the weights of {flag} {name}{with_stem}"
-                    f"{advice(own, state, name, stem, flag)}"
+                    f"{advice(own, state, name, stem, flag, input_size)}"
                 )
         teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
@@ -323,7 +380,7 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
     )
 
 
-def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
+def advice(own: Shapes, state: State, name: str, stem: str, flag: str, input_size: int | None = None) -> str:
     """Return the advice at the end of an error message about weights that do not fit the model `name`.
 
     The advice names the flags of a model that fits the weights. If no such model is found, the advice lists the
@@ -334,6 +391,7 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
         state: the weights of the file.
         name, stem: the model and its stem, as given by the user.
         flag: the command-line flag that set `name`.
+        input_size: side of the images in pixels, or None.
     """
     other_stem = "small" if stem == "standard" else "standard"
     ways: list[tuple[str, str, int | None, str]] = [(name, other_stem, None, f"{stem_flag(flag)} {other_stem}")]
@@ -342,14 +400,14 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
         ways += [(name, stem, side, f"--input-size {side}") for side in OTHER_SIZES]
     likely = " ".join(names for weight, names in SEARCHED.items() if weight in found).split()
     for other in [other for other in likely if other != name]:
-        ways += [(other, "standard", None, f"{flag} {other}")]
+        ways += [(other, "standard", input_size if network_name(other) else None, f"{flag} {other}")]
         if "resn" in other:
             ways += [(other, "small", None, f"{flag} {other} {stem_flag(flag)} small")]
     end = time.monotonic() + SEARCH_SECONDS
     for other, its_stem, side, words in ways:
         if time.monotonic() > end:
             break
-        shapes = skeleton(other, its_stem, side)
+        shapes = skeleton(other, its_stem, side, channels_of(state) if takes_channels(other) else 3)
         if shapes and fit(shapes, state, any_classes=True):
             return f"; they fit {words}"
     missing = [key for key in own if key not in found]
@@ -366,13 +424,14 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str) -> str:
     return f" (the file {', '.join(differences)}); give the {flag} that it was trained as"
 
 
-def skeleton(name: str, stem: str, input_size: int | None) -> Shapes | None:
+def skeleton(name: str, stem: str, input_size: int | None, in_channels: int = 3) -> Shapes | None:
     """Return the names and shapes of the weights of a model with 1,000 classes; None if the model cannot be built."""
     # the meta device needs no memory, but constructors that compute with weight values work only on the CPU
     for device in "meta", "cpu":
         try:
             with torch.random.fork_rng(devices=[]), torch.device(device):
-                return shapes_of(build_model(name, 1000, stem, input_size=input_size).state_dict())
+                model = build_model(name, 1000, stem, input_size=input_size, in_channels=in_channels)
+                return shapes_of(model.state_dict())
         except InputError:
             return None
         except (NotImplementedError, RuntimeError):

@@ -38,6 +38,14 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Reset the state of an optimizer in place, as if it were new; a captured CUDA graph reads the same tensors."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+
+
 class AveragedModel:
     """EMA of a model's weights: ema = decay * ema + (1 - decay) * weights; it starts at the model's current weights.
 

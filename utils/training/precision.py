@@ -53,7 +53,7 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def outputs(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """Run a model in this precision on images [B, 3, S, S]; return its logits, float32 [B, C]."""
+        """Run a model in this precision on images [B, 3 or 1, S, S]; return its logits, float32 [B, C]."""
         with self.autocast():
             outputs = model(images)
         return outputs.float()

@@ -8,6 +8,7 @@ import torch
 from utils.data.batch import Batch, refuse_non_finite
 from utils.system.errors import InputError, clause
 from utils.system.files import digest_of
+from utils.system.model_names import plain_name
 from utils.training.models import build_teacher, pretrained_name
 from utils.training.precision import Precision
 
@@ -57,6 +58,7 @@ class Ensemble:
             Unused for teachers with a file.
         input_size: side of the images in pixels; each teacher is tested on one image of this size. None: each teacher
             is built for its default size, without a test.
+        in_channels: number of channels of the images, 3 or 1. How many a teacher takes depends on its file.
 
     Attributes:
         described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
@@ -77,8 +79,9 @@ class Ensemble:
         flag: str = "--arch",
         weights: Sequence[str | None] | None = None,
         input_size: int | None = None,
+        in_channels: int = 3,
     ):
-        self.rule, self.precision, self.flag = rule, precision, flag
+        self.rule, self.precision, self.flag, self.in_channels = rule, precision, flag, in_channels
         self.teachers: list[torch.nn.Module] = []
         self.described: list[dict[str, str]] = []
         self.kept: torch.Tensor | None = None
@@ -86,7 +89,7 @@ class Ensemble:
             teacher = build_teacher(name, file, stem, flag=flag, weights=asked, input_size=input_size)
             self.teachers.append(precision.place(teacher))
             self.described.append(
-                {"arch": name, "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
+                {"arch": plain_name(name), "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
             )
         if input_size is not None:
             self._check(names, input_size)
@@ -101,7 +104,7 @@ class Ensemble:
         Raises:
             InputError: a teacher fails or does not return logits, or the teachers have different numbers of classes.
         """
-        images = torch.zeros(1, 3, input_size, input_size, device=self.precision.device)
+        images = torch.zeros(1, self.in_channels, input_size, input_size, device=self.precision.device)
         classes = []
         for name, teacher in zip(names, self.teachers, strict=True):
             try:
@@ -158,10 +161,10 @@ class Ensemble:
 
         It is measured by a forward pass on one image of zeros with `input_size` x `input_size` pixels.
         """
-        return self(torch.zeros(1, 3, input_size, input_size, device=self.precision.device)).shape[1]
+        return self(torch.zeros(1, self.in_channels, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the combined logits, float32 [B, C], for images [B, 3, S, S], without waiting for the device.
+        """Return the combined logits, float32 [B, C], for images [B, in_channels, S, S]; do not wait for the device.
 
         Raises:
             InputError: the teachers have different numbers of classes.
@@ -173,7 +176,7 @@ class Ensemble:
         """Compute the logits of several batches in one forward pass, and combine the teachers' logits batch by batch.
 
         Args:
-            batches: images [B, 3, S, S] of each batch.
+            batches: images [B, in_channels, S, S] of each batch.
 
         Returns:
             combined logits of each batch, float32 [B, C].

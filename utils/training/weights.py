@@ -36,6 +36,9 @@ COUNTERS = {
 # torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
+# ConvNets of IDC and RDED keep convolutions and norms in lists of their own: layers.conv.1.weight, layers.norm.1.bias
+CONVNET_LAYER = re.compile(r"layers\.(conv|norm)\.(\d+)\.")
+
 State = Mapping[str, torch.Tensor]
 
 
@@ -99,14 +102,30 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
     """Return a state dict whose names are those of a plain torchvision or timm model.
 
     COUNTERS and the prefix of torch.compile are removed. A prefix from PREFIXES is removed if all names start with it;
-    this is repeated until no such prefix remains. Old DenseNet names are updated.
+    this is repeated until no such prefix remains. Old DenseNet names are updated, and ConvNets get the names of DC.
     """
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
     while prefix := next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    layers = 4 if any(name.startswith("layers.norm.") for name in plain) else 3  # of a block: with activation, pooling
+
+    def in_sequence(found: re.Match) -> str:
+        return f"features.{layers * int(found[2]) + (found[1] == 'norm')}."
+
+    plain = {CONVNET_LAYER.sub(in_sequence, name, count=1): tensor for name, tensor in plain.items()}
     return {OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in plain.items()}
+
+
+def channels_of(state: State) -> int:
+    """Return the number of channels of a saved model's images, 1 or 3, given the model's state dict.
+
+    It is the smallest number of input channels of a convolution. If this is neither 1 nor 3, or there is no
+    convolution, return 3.
+    """
+    channels = min((tensor.shape[1] for tensor in state.values() if tensor.dim() == 4), default=3)
+    return channels if channels in (1, 3) else 3
 
 
 def classes_of(state: State) -> int | None:

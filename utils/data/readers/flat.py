@@ -16,12 +16,15 @@ With a flag, any table `file, class` can be given, or one class a line in the or
 import csv
 import os
 import re
+import struct
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.data.folders import SUFFIXES, is_debris
 from utils.data.images import ImageSet, channels_of_files
+from utils.data.readers.matlab import read_structs
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
 
@@ -29,6 +32,7 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 TABLES = ("LOC_val_solution.csv", "val_annotations.txt", TRUTH)
 CLASS_LISTS = ("meta.mat", "map_clsloc.txt", "synsets.txt")
 KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # where the development kit has its files
+IDENTITY = ("ILSVRC2012_ID", "WNID")  # fields of a class in the kit's meta.mat
 BOXES = "PredictionString"  # header of a column that holds a class and boxes
 MATLAB = b"MATLAB 5.0 MAT-file"
 MAX_TEXT_BYTES = 256 * 2**20
@@ -56,11 +60,12 @@ def image_folder(path: Path | str) -> str | None:
 def visible(folder: str) -> tuple[list[str], list[str]]:
     """Return (sorted names of image files, sorted names of sub-folders) in a folder; hidden ones are left out."""
     try:
-        entries = sorted(entry.name for entry in os.scandir(folder) if not is_debris(entry.name))
+        entries = [entry for entry in os.scandir(folder) if not is_debris(entry.name)]
+        folders = {entry.name for entry in entries if entry.is_dir()}
     except OSError:
         return [], []
-    folders = [name for name in entries if os.path.isdir(os.path.join(folder, name))]
-    return [name for name in entries if name.lower().endswith(SUFFIXES) and name not in set(folders)], folders
+    files = [entry.name for entry in entries if entry.name not in folders]
+    return sorted(name for name in files if name.lower().endswith(SUFFIXES)), sorted(folders)
 
 
 def find_file(folder: str, names: Sequence[str]) -> str | None:
@@ -152,7 +157,11 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
         if len(pairs) == len(names):
             return {name: pair[0] for name, pair in zip(names, pairs, strict=True)}
         return classes_of_numbers(names, find_truth(folder, table), table)
-    return classes_of_pairs(names, pairs, table)
+    found = classes_of_pairs(names, pairs, table)
+    truth = find_file(folder, (TRUTH,))
+    if not found and truth is not None:  # the table names no image: it is a list of the classes, with their words
+        return classes_of_numbers(names, truth, table)
+    return found
 
 
 def is_matlab(path: str) -> bool:
@@ -306,18 +315,12 @@ def read_meta(path: str) -> dict[str, str]:
     """Return the class of each number in the kit's `meta.mat`, whose variable `synsets` has ILSVRC2012_ID and WNID.
 
     Raises:
-        InputError: scipy is not installed, or the file is damaged.
+        InputError: the file is damaged.
     """
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise InputError(
-            f"{path} is a MATLAB file, for which scipy is needed; run pip install scipy, or put map_clsloc.txt or "
-            "synsets.txt beside it and remove it"
-        ) from None
-    try:
-        synsets = loadmat(path, squeeze_me=True, struct_as_record=True)["synsets"]
-        pairs = zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True)
-        return {str(int(number)): str(name) for number, name in pairs}
-    except Exception as error:
+        content = Path(path).read_bytes()
+        return {str(int(number)): str(wnid) for number, wnid in read_structs(content, "synsets", IDENTITY)}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); copy it again") from None
+    except (ValueError, OverflowError, struct.error, zlib.error) as error:
         raise InputError(f"{path} is damaged, or not of the kit ({clause(error)}); copy it again") from None

@@ -30,13 +30,13 @@ LARGEST_RATIO = 1100  # gzip makes data at most this many times smaller
 def image_files(folder: Path) -> dict[str, Path]:
     """Return the file of images of each part, {first word of its name: path}; plain files are preferred."""
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())  # `.gz` comes after the plain file
+        names = sorted(os.listdir(folder))  # `.gz` comes after the plain file
     except OSError:
         return {}
     found: dict[str, Path] = {}
     for name in names:
         match = IMAGES.fullmatch(name)
-        if match:
+        if match and os.path.isfile(folder / name):
             found.setdefault(match["part"], folder / name)
     return found
 

@@ -1,0 +1,286 @@
+"""Parquet tables of images, as the Hugging Face hub has them, are read with their classes. Needs pyarrow."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from utils.data.image_sets import open_images
+from utils.data.images import image_bytes, image_name, image_size, load_image, load_rgb, read_image
+from utils.data.readers import parquet
+from utils.data.readers.parquet import recognise
+from utils.system.errors import InputError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+CLASSES = [1, 0, 2, 1, 0, 2, 2]
+NAMES = ["tench", "cock", "hen"]
+
+
+def pixels(number, grey=False):
+    """Return the pixels of an image: uint8 [7, 9, 3], or [7, 9]."""
+    return np.random.default_rng(number).integers(0, 256, (7, 9) if grey else (7, 9, 3), dtype=np.uint8)
+
+
+def encoded(number, grey=False):
+    """Return the bytes of an image file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels(number, grey)).save(out, "PNG")
+    return out.getvalue()
+
+
+def structs(first=0, grey=False, count=7):
+    """Return the column of images as the hub has it."""
+    return [{"bytes": encoded(first + number, grey), "path": f"{number}.png"} for number in range(count)]
+
+
+def write(path, columns, names=None, label="label", group=2, **options):
+    """Write a table; `names` are the names of the classes, in the metadata that the library `datasets` writes."""
+    path.parent.mkdir(exist_ok=True, parents=True)
+    table = pa.table(columns)
+    if names is not None:
+        features = {"image": {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group, **options)
+    return path
+
+
+def opened(path, part="train"):
+    assert recognise(path)
+    return open_images(path, "--train-dir", part)
+
+
+def same_pixels(images, first=0):
+    """Return whether the images are the numbered ones, in order."""
+    return all(np.array_equal(load_rgb(image), pixels(first + n)) for n, (image, _) in enumerate(images.samples))
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("group", [1, 2, 100])
+def test_a_table_of_the_hub(compression, group, tmp_path):
+    path = write(
+        tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}, NAMES, group=group, compression=compression
+    )
+    images = opened(path)
+    assert (images.classes, images.targets, images.named, images.values) == (NAMES, CLASSES, True, "bytes")
+    assert images.channels == 3
+    assert same_pixels(images)
+    for number in (6, 0, 3):
+        image = images.samples[number][0]
+        assert read_image(image) == encoded(number)
+        assert image_bytes(image) == len(encoded(number))
+        assert image_size(image) == (9, 7)
+        assert image_name(image, images.root) == f"data/{number:07}"
+
+
+def test_classes_without_names(tmp_path):
+    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    assert (images.classes, images.named) == (["0", "1", "2"], False)
+
+
+def test_classes_as_texts(tmp_path):
+    """Names are sorted; a column with a dictionary is read like a plain one."""
+    texts = [NAMES[target] for target in CLASSES]
+    for column in (pa.array(texts), pa.array(texts).dictionary_encode()):
+        images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": column}))
+        assert (images.classes, images.named) == (["cock", "hen", "tench"], True)
+        assert [images.classes[target] for target in images.targets] == texts
+
+
+def test_grey_images(tmp_path):
+    images = opened(write(tmp_path / "data.parquet", {"image": structs(grey=True), "label": CLASSES}))
+    assert images.channels == 1
+    assert np.array_equal(load_image(images.samples[3][0], 1), pixels(3, True))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("label", ["label", "labels", "fine_label"])
+def test_bytes_without_a_struct(kind, label, tmp_path):
+    columns = {
+        "img": pa.array([encoded(n) for n in range(len(CLASSES))], kind),
+        label: pa.array(CLASSES, pa.int8()),
+        "coarse_label": [0] * len(CLASSES),
+    }
+    images = opened(write(tmp_path / "data.parquet", columns))
+    assert images.targets == CLASSES
+    assert same_pixels(images)
+
+
+def test_columns_of_other_names(tmp_path):
+    """The only column of bytes, and the column that the metadata call one of classes."""
+    columns = {"photo": structs(), "species": CLASSES, "label": [0] * len(CLASSES)}
+    images = opened(write(tmp_path / "data.parquet", columns, NAMES, "species"))
+    assert (images.targets, images.classes) == (CLASSES, NAMES)
+
+
+@pytest.mark.parametrize("folder", ["", "data", "plain_text"])
+def test_a_folder_with_two_parts(folder, tmp_path, program_log):
+    for number, first in ((1, 7), (0, 0)):
+        name = f"train-{number:05}-of-00002-0a1b2c.parquet"
+        write(tmp_path / folder / name, {"image": structs(first), "label": CLASSES}, NAMES)
+    write(
+        tmp_path / folder / "validation-00000-of-00001.parquet", {"image": structs(50), "label": CLASSES[::-1]}, NAMES
+    )
+    write(tmp_path / folder / "test-00000-of-00001.parquet", {"image": structs(70), "label": [-1] * 7}, NAMES)
+    (tmp_path / "README.md").write_text("")
+    train, val = opened(tmp_path), opened(tmp_path, "val")
+    assert (train.targets, val.targets) == (CLASSES * 2, CLASSES[::-1])
+    assert same_pixels(train)
+    assert same_pixels(val, 50)
+    assert len({image_name(image, "") for image, _ in train.samples}) == 14
+    assert "holds the parts test, train, val: --train-dir takes val" in program_log.text
+    for path in (tmp_path / folder).glob("[tv]*[tn]-*"):
+        if not path.name.startswith("train"):
+            path.unlink()
+    with pytest.raises(InputError, match="holds no val part, only train-00000"):
+        opened(tmp_path, "val")
+
+
+def test_several_sets_in_a_folder(tmp_path):
+    for name in ("cropped", "full"):
+        write(tmp_path / name / "train-0.parquet", {"image": structs(), "label": CLASSES})
+    with pytest.raises(InputError, match=r"several sets; give one of the folders .*cropped"):
+        opened(tmp_path)
+
+
+def test_few_groups_stay_in_memory(tmp_path, monkeypatch):
+    """Groups are read again when they are needed again, and the images are still right."""
+    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    images = opened(path)
+    container = images.samples[0][0].container
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * len(encoded(0)) + 200)
+    for number in (0, 6, 1, 5, 2, 4, 3):
+        assert np.array_equal(load_rgb(images.samples[number][0]), pixels(number))
+        assert len(container.groups.columns) == 1
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 2**20)
+    assert same_pixels(images)
+    assert len(container.groups.columns) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "problem"),
+    [
+        ({"image": structs()}, None, "has no column of classes"),
+        ({"label": CLASSES}, None, "has no column of images as bytes"),
+        ({"image": ["a.png"] * 7, "label": CLASSES}, None, "has no column of images as bytes"),
+        ({"a": structs(), "b": structs(), "label": CLASSES}, None, "several columns of images as bytes, a, b"),
+        ({"image": structs(), "label": [0.5] * 7}, None, "a row has no class in the column label"),
+        ({"image": structs(), "label": [None, *CLASSES[1:]]}, None, "a row has no class in the column label"),
+        ({"image": structs(), "label": [-1, *CLASSES[1:]]}, NAMES, "has the class -1"),
+        ({"image": structs(), "label": [3, *CLASSES[1:]]}, NAMES, "has the class 3"),
+        ({"image": structs(), "label": [2**40, *CLASSES[1:]]}, None, "has the class 1099511627776"),
+        ({"image": structs(), "label": ["cow", *["hen"] * 6]}, NAMES, "has the class cow, which its list lacks"),
+        ({"image": structs(), "label": CLASSES}, ["a", "b", "a"], "names a class twice"),
+        ({"image": structs(count=0), "label": pa.array([], pa.int64())}, None, "column of images|holds no images"),
+    ],
+)
+def test_other_tables_are_refused(columns, names, problem, tmp_path):
+    with pytest.raises(InputError, match=rf"data\.parquet.*({problem})"):
+        opened(write(tmp_path / "data.parquet", columns, names))
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    write(tmp_path / "a.parquet", {"image": structs(), "label": CLASSES}, NAMES)
+    write(tmp_path / "b.parquet", {"image": structs(), "label": CLASSES}, NAMES[::-1])
+    with pytest.raises(InputError, match=r"b\.parquet has other columns or classes than .*a\.parquet"):
+        opened(tmp_path)
+
+
+def test_rows_without_an_image(tmp_path):
+    """The image is named when it is read."""
+    images = [*structs()[:2], {"bytes": None, "path": "elsewhere.png"}, None, *structs()[4:]]
+    opened_set = opened(write(tmp_path / "data.parquet", {"image": images, "label": CLASSES}))
+    for number in (2, 3):
+        with pytest.raises(InputError, match=rf"data/000000{number} cannot be read \(its row holds no image"):
+            read_image(opened_set.samples[number][0])
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"", b"[]", b"{", b'{"info": {"features": {"label": 3}}}', b"[" * 100_000, b"\xff"]
+)
+def test_metadata_that_cannot_be_read(metadata, tmp_path):
+    """The classes have no names then."""
+    table = pa.table({"image": structs(), "label": CLASSES}).replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "data.parquet")
+    images = opened(tmp_path)
+    assert (images.classes, images.targets) == (["0", "1", "2"], CLASSES)
+
+
+def test_damaged_files(tmp_path):
+    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    content = path.read_bytes()
+    for length in (0, 3, 100, len(content) - 3):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"data\.parquet is damaged or cannot be read.*copy it again"):
+            opened(path)
+
+
+def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
+    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    images = opened(path)
+    images.samples[0][0].container.groups = None
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"data/0000003 cannot be decoded \(.*data\.parquet is damaged"):
+        load_rgb(images.samples[3][0])
+
+
+class Loaded(torch.utils.data.Dataset):
+    """Data set that loads the images of a set."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images.samples)
+
+    def __getitem__(self, number):
+        return torch.from_numpy(np.array(load_image(self.images.samples[number][0])))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_the_same_images(context, tmp_path):
+    """Also if the parent process has read images before."""
+    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    load_rgb(images.samples[0][0])
+    loader = DataLoader(Loaded(images), 2, num_workers=2, multiprocessing_context=context)
+    expected = torch.stack([torch.from_numpy(pixels(n)) for n in range(len(CLASSES))])
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_a_reference_can_be_pickled(tmp_path):
+    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    load_rgb(images.samples[0][0])
+    pickled = pickle.dumps(images.samples[3][0])
+    assert encoded(0) not in pickled
+    assert np.array_equal(load_rgb(pickle.loads(pickled)), pixels(3))
+
+
+@pytest.mark.parametrize(("version", "problem"), [(None, "which cannot be imported"), ("14.0.0", "may run code")])
+def test_pyarrow_that_is_missing_or_too_old(version, problem, tmp_path, monkeypatch):
+    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    if version is None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    else:
+        monkeypatch.setattr(pa, "__version__", version)
+    with pytest.raises(InputError, match=rf"data\.parquet needs pyarrow.*{problem}.*pip install 'pyarrow>=14\.0\.1'"):
+        opened(path)
+
+
+def test_pyarrow_is_imported_for_tables_only(tmp_path):
+    """Without a table, the optional package is not needed."""
+    code = "import sys; from utils.data.readers import parquet; parquet.recognise('.'); print('pyarrow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_other_places_are_not_tables(tmp_path):
+    assert not recognise(tmp_path)
+    assert not recognise(tmp_path / "absent")

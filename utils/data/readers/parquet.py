@@ -1,0 +1,288 @@
+"""Read parquet tables of images with classes, as the Hugging Face hub has them.
+
+A table has a column of images, either binary or a struct {bytes, path}, and a column of classes. The names of the
+classes are in the metadata that the library `datasets` writes into the schema. A set is a folder of files such as
+`train-00000-of-00005.parquet`, often in a sub-folder `data`.
+
+A file is stored in groups of rows. Each process keeps the last few groups that it has read in memory, not the whole
+set. It shares no open file with other processes.
+"""
+
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from utils.data.images import Container, ImageSet, Member, channels_of_files
+from utils.data.readers.labels import numbered
+from utils.data.readers.parts import of_part
+from utils.system.errors import InputError, clause, listing
+
+OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (CVE-2023-47248)
+IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # names of the column of images, best first
+LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")  # names of the column of classes
+CACHE_BYTES = 64 * 2**20  # a process keeps groups of rows up to this size in memory, or else one group
+FEW_FOLDERS = 5  # a folder with more sub-folders than this is not searched for tables
+
+
+@dataclass
+class Groups:
+    """The groups of rows that one process has in memory.
+
+    Attributes:
+        process: id of the process.
+        lock: held while a group is read; threads of the process share the groups.
+        columns: number of a group -> its column of images; the group that was used last is at the end.
+    """
+
+    process: int
+    lock: Lock = field(default_factory=Lock)
+    columns: OrderedDict[int, Any] = field(default_factory=OrderedDict)
+
+
+class Tables(Container):
+    """Images in parquet files.
+
+    Args:
+        path: the file, or the folder of the files, for error messages.
+        files: paths of the files.
+        column: the column that holds the bytes of the images; `image.bytes` is the part `bytes` of a struct.
+        places: (number of the file, number of the group in it, first row in it) of every group of rows.
+        starts: number of the first image of every group, and the number of all images.
+    """
+
+    def __init__(self, path: str, files: list[str], column: str, places: list[tuple[int, int, int]], starts: list[int]):
+        self.path, self.files, self.column, self.places, self.starts = path, files, column, places, starts
+        self.groups: Groups | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes without the groups in memory, which each process reads itself."""
+        return self.__dict__ | {"groups": None}
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return (number of the group of an image, row in the group)."""
+        group = bisect_right(self.starts, number) - 1
+        return group, number - self.starts[group]
+
+    def name(self, number: int) -> str:
+        """Return the name of the file and the row in it."""
+        group, row = self.place(number)
+        file, _, first = self.places[group]
+        return f"{Path(self.files[file]).stem}/{first + row:07}"
+
+    def read(self, number: int) -> bytes:
+        """Return the bytes of the image file."""
+        group, row = self.place(number)
+        if self.groups is None or self.groups.process != os.getpid():
+            self.groups = Groups(os.getpid())
+        own = self.groups
+        with own.lock:
+            if group not in own.columns:
+                own.columns[group] = self.read_group(group)
+            own.columns.move_to_end(group)
+            while len(own.columns) > 1 and sum(column.nbytes for column in own.columns.values()) > CACHE_BYTES:
+                own.columns.popitem(last=False)
+            value = own.columns[group][row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not content:
+            raise OSError("its row holds no image")
+        return content
+
+    def read_group(self, group: int) -> Any:
+        """Return the column of images of a group; raise OSError if the file has been damaged since it was opened."""
+        file, own, _ = self.places[group]
+        path = self.files[file]
+        try:
+            column = pyarrow_parquet(path).ParquetFile(path).read_row_group(own, [self.column], use_threads=False)[0]
+        except Exception as error:  # pyarrow raises many types
+            raise OSError(f"{path} is damaged: {clause(error)}") from None
+        if len(column) != self.starts[group + 1] - self.starts[group]:
+            raise OSError(f"{path} is damaged: a group has {len(column)} rows")
+        return column
+
+
+def pyarrow_parquet(path: str) -> Any:
+    """Return the module `pyarrow.parquet`.
+
+    Raises:
+        InputError: pyarrow is missing or too old; `path` is the file that needs it.
+    """
+    oldest = ".".join(map(str, OLDEST_PYARROW))
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs pyarrow, which cannot be imported ({clause(error)}); pip install 'pyarrow>={oldest}'"
+        ) from None
+    if tuple(int(number) for number in pyarrow.__version__.split(".")[:3]) < OLDEST_PYARROW:
+        raise InputError(
+            f"{path} needs pyarrow {oldest} or later, because {pyarrow.__version__} may run code that a file holds; "
+            f"pip install 'pyarrow>={oldest}'"
+        )
+    return parquet
+
+
+def tables_in(folder: Path) -> list[str]:
+    """Return the names of the parquet files in a folder, sorted."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".parquet")]
+    except OSError:
+        return []
+    return sorted(name for name in names if name[0] != ".")
+
+
+def folders_with_tables(path: Path) -> list[Path]:
+    """Return the folder `path` if it holds parquet files, or else its sub-folders that do."""
+    if tables_in(path):
+        return [path]
+    try:
+        folders = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
+    except OSError:
+        return []
+    return [folder for folder in folders if tables_in(folder)] if len(folders) <= FEW_FOLDERS else []
+
+
+def recognise(path: Path | str) -> bool:
+    """Return whether `path` is a parquet file, or a folder with parquet files in it or in its sub-folders."""
+    path = Path(path)
+    return path.suffix == ".parquet" if path.is_file() else bool(folders_with_tables(path))
+
+
+def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
+    """Read parquet tables.
+
+    Args:
+        path: a file, or a folder as the hub has it.
+        flag: command-line flag that gave the path, for error messages.
+        part: `train` or `val`; matters if the names of the files mention their part.
+        normalised: has no effect, because the images have 8 bits.
+
+    Raises:
+        InputError: pyarrow is missing; a file is damaged; or there is no column of images or of classes.
+    """
+    files = files_of(Path(path), flag, part)
+    places: list[tuple[int, int, int]] = []
+    starts = [0]
+    labels: list[int | str] = []
+    columns: tuple[str, str] | None = None
+    classes: list[str] | None = None
+    for number, file in enumerate(files):
+        try:
+            table = pyarrow_parquet(file).ParquetFile(file)
+            if table.metadata.num_rows > os.path.getsize(file):
+                raise ValueError(f"it claims {table.metadata.num_rows} rows")
+            if columns is None:
+                columns, classes = columns_of(table.schema_arrow, file)
+            elif columns_of(table.schema_arrow, file) != (columns, classes):
+                raise InputError(f"{file} has other columns or classes than {files[0]}; give sets one at a time")
+            labels += table.read([columns[1]], use_threads=False)[0].to_pylist()
+            first = 0
+            for group in range(table.metadata.num_row_groups):
+                places.append((number, group, first))
+                first += table.metadata.row_group(group).num_rows
+                starts.append(starts[-1] + table.metadata.row_group(group).num_rows)
+        except InputError:
+            raise
+        except Exception as error:  # pyarrow raises many types
+            raise InputError(f"{file} is damaged or cannot be read ({clause(error)}); copy it again") from None
+        if len(labels) != starts[-1]:
+            raise InputError(f"{file} holds {len(labels)} classes for {starts[-1]} images; copy it again")
+        if any(type(label) not in (int, str) for label in labels):
+            raise InputError(f"{file}: a row has no class in the column {columns[1]}; copy it again")
+    if columns is None or not labels:
+        raise InputError(f"{flag} {path} holds no images; copy it again")
+    names, targets, named = numbered(labels, str(path), classes)
+    container = Tables(str(path), files, columns[0], places, starts)
+    samples = [(Member(container, number), target) for number, target in enumerate(targets)]
+    layout = f"parquet, {len(files)} file{'s' if len(files) > 1 else ''}"
+    return ImageSet(str(path), names, list(samples), named, channels_of_files(list(samples)), layout=layout)
+
+
+def files_of(path: Path, flag: str, part: str) -> list[str]:
+    """Return the paths of the files that hold a part of the set at `path`.
+
+    Raises:
+        InputError: the place holds no parquet files, several sets, or only other parts.
+    """
+    if path.is_file():
+        return [str(path)]
+    folders = folders_with_tables(path)
+    if len(folders) != 1:
+        found = f"several sets; give one of the folders {listing(folders)}" if folders else "no parquet files"
+        raise InputError(f"{flag} {path} holds {found}")
+    return [str(folders[0] / name) for name in of_part(tables_in(folders[0]), part, path, flag)]
+
+
+def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | None]:
+    """Return the columns of a table that are needed.
+
+    Args:
+        schema: the table's schema.
+        path: the table's file, for error messages.
+
+    Returns:
+        ((column of the images' bytes, column of the classes), names of the classes or None).
+
+    Raises:
+        InputError: there is no such column, or several columns could be it.
+    """
+    features = features_of(schema.metadata or {})
+    types = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+    images = {name: inside for name, kind in types.items() if (inside := bytes_in(name, kind)) is not None}
+    classes = [name for name in types if features.get(name, {}).get("_type") == "ClassLabel"]
+    image = preferred(IMAGES, list(images), path, "images as bytes", schema.names)
+    label = preferred(LABELS, classes or [name for name in types if name in LABELS], path, "classes", schema.names)
+    names = features.get(label, {}).get("names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        return (images[image], label), None
+    if len(set(names)) < len(names):
+        raise InputError(f"{path} names a class twice; copy it again")
+    return (images[image], label), names
+
+
+def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """Return the description of each column that the library `datasets` wrote; empty if there is none."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: value for name, value in features.items() if isinstance(value, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def bytes_in(name: str, kind: Any) -> str | None:
+    """Return the column that holds bytes, for a column `name` of a pyarrow type: itself, or `name.bytes` of a struct.
+
+    Return None if the column holds no bytes.
+    """
+    from pyarrow import types
+
+    def is_bytes(kind: Any) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    if is_bytes(kind):
+        return name
+    fields = [kind.field(number) for number in range(kind.num_fields)] if types.is_struct(kind) else []
+    return f"{name}.bytes" if any(inner.name == "bytes" and is_bytes(inner.type) for inner in fields) else None
+
+
+def preferred(wanted: Sequence[str], columns: list[str], path: str, what: str, all_columns: list[str]) -> str:
+    """Return the column to take: the first of `wanted` that there is, or else the only one.
+
+    Raises:
+        InputError: there is no column, or none of several is in `wanted`.
+    """
+    named = [name for name in wanted if name in columns]
+    if named:
+        return named[0]
+    if len(columns) == 1:
+        return columns[0]
+    found = f"several columns of {what}, {listing(columns)}" if columns else f"no column of {what}"
+    raise InputError(
+        f"{path} has {found} (its columns: {listing(all_columns, 8)}); call the one to take {' or '.join(wanted[:2])}"
+    )

@@ -1,0 +1,307 @@
+"""Read webdataset shards: tar archives in which the files of a sample share the name up to the first full stop.
+
+    n01440764_18.jpg     the image: jpg, jpeg, png or webp
+    n01440764_18.cls     the class: a number, or a name; or:
+    n01440764_18.json    an object with the class at `label`, `class`, `cls` or `class_id`
+
+A tar archive has blocks of 512 bytes. A file has a header block, then its content, padded with zeros to whole blocks.
+Two blocks of zeros end the archive. The headers are read once, in which the place of each image is found. Images are
+then read from there, without a file that stays open: processes share nothing.
+
+Python's `tarfile` is not used, because it takes an archive that is damaged in the middle for one that ends there.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from utils.data.images import Container, ImageSet, Member, channels_of_files
+from utils.data.readers.labels import numbered
+from utils.data.readers.parts import of_part
+from utils.system.errors import InputError, clause, one_line, shorten
+
+BLOCK = 512
+IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of images
+LABELS = ("cls", "cls.txt", "json")  # suffixes of files that hold the class; the first one there is taken
+KEYS = ("label", "class", "cls", "class_id")  # keys of the class in a JSON object; the first one there is taken
+MOST_LABEL_BYTES = 2**20  # also of a pax header
+MOST_NAME_BYTES = 4096
+WITHOUT_CONTENT = b"123456"  # types of links, devices and folders
+TORCH = (b"PK\x03\x04", b"\x80\x02")  # beginnings of files of `torch.save`
+
+
+@dataclass
+class Sample:
+    """The files of one sample.
+
+    Attributes:
+        name: the name that the files share, in one line.
+        images: suffix of each image -> (place of its content in the archive, number of bytes).
+        labels: suffix of each file that may hold the class -> its content.
+    """
+
+    name: str
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, bytes] = field(default_factory=dict)
+
+
+class Shards(Container):
+    """Images in tar archives.
+
+    Args:
+        path: the archive, or the folder of the archives, for error messages.
+        files: paths of the archives.
+        names: name of each image in its archive.
+        places: int64 [N, 3], for each image the number of its archive, the place of its content and its length.
+    """
+
+    def __init__(self, path: str, files: list[str], names: list[str], places: np.ndarray):
+        self.path, self.files, self.names, self.places = path, files, names, places
+
+    def name(self, number: int) -> str:
+        """Return the name of the image, after that of its archive."""
+        return f"{Path(self.files[self.places[number, 0]]).stem}/{self.names[number]}"
+
+    def read(self, number: int) -> bytes:
+        """Return the bytes of the image file."""
+        shard, place, length = self.places[number].tolist()
+        with open(self.files[shard], "rb") as file:
+            content = os.pread(file.fileno(), length, place)
+        if len(content) < length:
+            raise OSError(f"{self.files[shard]} ends early")
+        return content
+
+    def num_bytes(self, number: int) -> int:
+        """Return the number of bytes of the image file."""
+        return int(self.places[number, 2])
+
+
+def archives(path: Path) -> list[str]:
+    """Return the names of the archives in a folder, sorted."""
+    try:
+        return sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar") and entry.name[0] != ".")
+    except OSError:
+        return []
+
+
+def recognise(path: Path | str) -> bool:
+    """Return whether `path` is a tar archive, a folder of them, or a folder of soft labels with the same suffix."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix == ".tar"
+    return bool(archives(path)) or (path / "epoch_0" / "batch_0.tar").is_file()
+
+
+def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
+    """Read webdataset shards.
+
+    Args:
+        path: an archive, or the folder that holds the archives.
+        flag: command-line flag that gave the path, for error messages.
+        part: `train` or `val`; matters if the names of the archives mention their part.
+        normalised: has no effect, because the images have 8 bits.
+
+    Raises:
+        InputError: an archive is damaged, or a sample has no image or no class.
+    """
+    path = Path(path)
+    files = [str(path)] if path.is_file() else [str(path / name) for name in archives(path)]
+    if not path.is_file() and files:
+        files = [str(path / name) for name in of_part([Path(file).name for file in files], part, path, flag)]
+    if not files:
+        raise InputError(f"{flag} {path} holds soft labels, not images; give the folder of the images")
+    names: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    labels: list[int | str] = []
+    for shard, file in enumerate(files):
+        for sample in samples_of(file):
+            suffix = only_image(sample, file)
+            names.append(f"{sample.name}.{suffix}")
+            places.append((shard, *sample.images[suffix]))
+            labels.append(label_of(sample, file))
+    if not names:
+        raise InputError(f"{flag} {path} holds no images ({', '.join(IMAGES)}); copy it again")
+    classes, targets, named = numbered(labels, str(path))
+    container = Shards(str(path), files, names, np.array(places, np.int64))
+    members = [(Member(container, number), target) for number, target in enumerate(targets)]
+    count = f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}"
+    return ImageSet(str(path), classes, list(members), named, channels_of_files(list(members)), layout=count)
+
+
+def samples_of(path: str) -> list[Sample]:
+    """Return the samples of an archive, in the order in which they begin.
+
+    Raises:
+        InputError: the archive cannot be read, is damaged, or holds a file twice.
+    """
+    found: dict[str, Sample] = {}
+    try:
+        with open(path, "rb") as file:
+            if os.pread(file.fileno(), 4, 0).startswith(TORCH):
+                raise ValueError("it is a file of torch.save, perhaps of soft labels, for which there is --fkd-path")
+            for name, place, length in members(file):
+                folder, _, base = name.removeprefix("./").rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if not stem or not suffix or stem.startswith("__"):
+                    continue  # a hidden file, or one that describes the shard
+                key, suffix = os.path.join(folder, stem), suffix.lower()
+                is_image = suffix.rpartition(".")[2] in IMAGES
+                if not is_image and suffix not in LABELS:
+                    continue
+                sample = found.setdefault(key, Sample(one_line(key)))
+                if suffix in sample.images or suffix in sample.labels:
+                    raise ValueError(f"it holds {shorten(base, 60)} twice")
+                if is_image:
+                    sample.images[suffix] = place, length
+                elif length > MOST_LABEL_BYTES:
+                    raise ValueError(f"{shorten(base, 60)} is too long for a class")
+                else:
+                    sample.labels[suffix] = os.pread(file.fileno(), length, place)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no archive of images ({clause(error)}); copy it again") from None
+    return [sample for sample in found.values() if sample.images or sample.labels]
+
+
+def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, place of the content, number of bytes) of every regular file in a tar archive.
+
+    Names longer than 100 bytes come from the field `prefix` of POSIX, from a record `L` of GNU, or from a pax header.
+
+    Raises:
+        ValueError: the archive is damaged, or of a kind that is not read.
+    """
+    handle, end = file.fileno(), os.fstat(file.fileno()).st_size
+    place, long_name, long_size = 0, None, None
+    while (header := header_at(handle, place)) is not None:
+        length, kind = number_in(header[124:136]), header[156:157]
+        place += BLOCK
+        if kind in WITHOUT_CONTENT:
+            length = 0
+        elif long_size is not None and kind not in b"gxKL":
+            length = long_size
+        if place + length > end:
+            raise ValueError("it ends within a file")
+        if kind == b"L":
+            long_name = os.pread(handle, min(length, MOST_NAME_BYTES), place).partition(b"\0")[0]
+        elif kind == b"x":
+            record = pax_record(os.pread(handle, min(length, MOST_LABEL_BYTES), place))
+            long_name, long_size = record.get(b"path", long_name), as_size(record.get(b"size"))
+        elif kind == b"S":
+            raise ValueError("it holds sparse files")
+        elif kind not in b"gK":
+            if kind in b"0\x007":
+                name = name_in(header) if long_name is None else long_name
+                yield os.fsdecode(name[:MOST_NAME_BYTES]), place, length
+            long_name, long_size = None, None
+        place += -(-length // BLOCK) * BLOCK
+
+
+def header_at(handle: int, place: int) -> bytes | None:
+    """Return the header block at a place in an open archive; None at the mark of the archive's end.
+
+    Raises:
+        ValueError: the archive ends without the mark, or the header's checksum is wrong.
+    """
+    header = os.pread(handle, BLOCK, place)
+    if len(header) < BLOCK:
+        raise ValueError("it ends without the mark of its end")
+    if header == bytes(BLOCK):
+        return None
+    # the checksum is the sum of all bytes of the header, where those of the checksum itself count as spaces
+    if number_in(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        raise ValueError(f"its header at byte {place} is damaged")
+    return header
+
+
+def name_in(header: bytes) -> bytes:
+    """Return the name in a header, with the prefix of POSIX."""
+    name = header[:100].partition(b"\0")[0]
+    if header[257:263] == b"ustar\0" and header[345]:
+        return header[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def number_in(value: bytes) -> int:
+    """Return a number in a tar header: octal digits, or binary if the first bit is set (GNU).
+
+    Raises:
+        ValueError: the value is neither, or is negative.
+    """
+    if value[0] == 0x80:
+        return int.from_bytes(value[1:], "big")
+    digits = value.partition(b"\0")[0].strip()
+    if not re.fullmatch(rb"[0-7]*", digits):
+        raise ValueError("a number in its headers is damaged")
+    return int(digits or b"0", 8)
+
+
+def as_size(value: bytes | None) -> int | None:
+    """Return a size in a pax header; None without one. Raise ValueError if it is not a whole number."""
+    if value is not None and not re.fullmatch(rb"\d{1,18}", value):
+        raise ValueError("a size in its headers is damaged")
+    return None if value is None else int(value)
+
+
+def pax_record(content: bytes) -> dict[bytes, bytes]:
+    """Return the entries of a pax header, which has lines `LENGTH KEY=VALUE`.
+
+    Raises:
+        ValueError: the header is damaged.
+    """
+    entries = {}
+    while content:
+        length, _, rest = content.partition(b" ")
+        if not re.fullmatch(rb"\d{1,9}", length) or not len(length) + 3 <= int(length) <= len(content):
+            raise ValueError("a pax header is damaged")
+        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        entries[key] = value
+        content = content[int(length) :]
+    return entries
+
+
+def only_image(sample: Sample, path: str) -> str:
+    """Return the suffix of the image of a sample.
+
+    Raises:
+        InputError: the sample has no image, or several.
+    """
+    plain = [suffix for suffix in sample.images if suffix in IMAGES] or list(sample.images)
+    if len(plain) != 1:
+        problem = f"several images ({', '.join(plain)})" if plain else f"no image ({', '.join(IMAGES)})"
+        raise InputError(
+            f"{path}: the sample {shorten(sample.name, 100)} has {problem}; write the shard anew with one for each"
+        )
+    return plain[0]
+
+
+def label_of(sample: Sample, path: str) -> int | str:
+    """Return the class of a sample, as a number or a name.
+
+    Raises:
+        InputError: the sample has no class, or one that cannot be read.
+    """
+    suffix = next((suffix for suffix in LABELS if suffix in sample.labels), None)
+    label: object = None
+    try:
+        if suffix == "json":
+            fields = json.loads(sample.labels[suffix])
+            label = next((fields[key] for key in KEYS if key in fields), None) if isinstance(fields, dict) else None
+        elif suffix is not None:
+            text = sample.labels[suffix].decode("utf-8").strip()
+            label = int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else text
+    except (ValueError, RecursionError):
+        pass  # the sentence below
+    if type(label) is not int and (not isinstance(label, str) or not label):
+        raise InputError(
+            f"{path}: the sample {shorten(sample.name, 100)} has no class; write the shard anew with a .cls file, or "
+            f"with a .json file that has one of the keys {', '.join(KEYS)}"
+        )
+    return label
