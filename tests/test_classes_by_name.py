@@ -373,16 +373,16 @@ def test_without_the_flag_a_student_has_all_classes(thousand, tmp_path):
     assert json.loads((done.path / "args.json").read_text())["kept_classes"] is None
 
 
-def test_folders_that_are_not_listed_are_left_out(thousand, tmp_path, program_log):
+def test_folders_that_are_not_listed_are_left_out(thousand, tmp_path):
     """A folder more in --train-dir changes nothing, with a live teacher and with plain labels."""
     flags = {"classes": thousand / "classes.txt", "epochs": 1}
     for name, more in {"live": {}, "hard": {"teacher_checkpoint": None, "loss_type": "ce"}}.items():
         one = trained(thousand, tmp_path / f"{name}-3", **flags, **more)
-        four = trained(thousand, tmp_path / f"{name}-4", train="more", **flags, **more)
-        assert same_weights(one.weights(), four.weights())
+        result = run(train_KD_parallel, *words_of(thousand, tmp_path / f"{name}-4", train="more", **flags, **more))
+        assert result.code == 0, result.err
+        assert same_weights(one.weights(), read_run(tmp_path / f"{name}-4").weights())
         assert one.weights()["fc.weight"].shape[0] == 3
-        assert "1 of 4 classes of --train-dir" in program_log.text
-        program_log.clear()
+        assert "1 of 4 classes of --train-dir" in result.out + result.err
 
 
 def test_another_list_prevents_a_resume(thousand, tmp_path):
@@ -421,7 +421,7 @@ def test_labels_that_cannot_be_reduced(thousand, tmp_path):
     assert f"lists {EXTRA}, and --train-dir" in refused(thousand / "labels", classes=names)
 
 
-def test_a_teacher_whose_classes_are_not_known(tmp_path, program_log):
+def test_a_teacher_whose_classes_are_not_known(tmp_path):
     """20 classes and 2 folders: --class-order says which are meant."""
     make_images(tmp_path / "train")
     make_images(tmp_path / "val", seed=1)
@@ -432,9 +432,11 @@ def test_a_teacher_whose_classes_are_not_known(tmp_path, program_log):
     assert f"--teacher-model {LIGHT} answers for 20 classes, and it is not known which of them are the 2" in result.err
     order = tmp_path / "order.txt"
     order.write_text("".join(f"other_{number}\n" for number in range(17)) + "class_2\nclass_1\nclass_0\n")
-    done = trained(tmp_path, tmp_path / "run", classes=listed, class_order=order, epochs=1)
-    assert done.weights()["fc.weight"].shape[0] == 2
-    assert "answers for 20 classes, of which 2 are kept" in program_log.text
+    words = words_of(tmp_path, tmp_path / "run", classes=listed, class_order=order, epochs=1)
+    result = run(train_KD_parallel, *words)
+    assert result.code == 0, result.err
+    assert read_run(tmp_path / "run").weights()["fc.weight"].shape[0] == 2
+    assert "answers for 20 classes, of which 2 are kept" in result.out + result.err
     result = run(relabel_FKD, *relabel_flags(tmp_path / "train", tmp_path / "teacher.pth", tmp_path / "l", arch=LIGHT),
                  "--classes", listed)  # fmt: skip
     assert result.code == 2
