@@ -327,6 +327,10 @@ def test_labels_of_a_subset_are_checked_with_the_teacher(thousand, capsys):
     small = save_teacher(thousand / "small.pth", LIGHT, 10)
     assert verify(small) == 2
     assert "made of class 701 of a teacher, and the teacher has 10 classes" in capsys.readouterr().err
+    teacher = Ensemble([LIGHT], [str(small)], "mean", Precision("fp32", CPU))
+    for numbers in ([], [0, -1], [True], "012", [0, 1.0]):
+        with pytest.raises(InputError, match=r"the labels in L state no numbers of the teacher's classes"):
+            teacher_check.keep_stated_classes(teacher, numbers, "L", SIDE)
 
 
 def test_live_and_stored_logits_are_reduced_alike(thousand, tmp_path):

@@ -263,6 +263,18 @@ def test_commands_are_those_of_earlier_releases(planned):
     assert [command for _, command, _ in lines[::2]] == [text.format(root=ROOT) for text in COMMANDS.values()]
 
 
+def test_classes_reach_every_command(planned):
+    """The draw, both labellings and all six runs get --classes; a file's content is part of the runs' commands."""
+    (planned.folder / "c.txt").write_text("c\n")
+    planned(CLASSES="c.txt", GPUS="0", SIDE_BY_SIDE="8")
+    notes = (planned.folder / "notes").read_text().splitlines()
+    assert [" --classes c.txt" in line for line in notes] == [*[True] * 9, False]
+    plan = (planned.folder / "w" / "plan.txt").read_text()
+    (planned.folder / "c.txt").write_text("d\n")
+    planned(CLASSES="c.txt", GPUS="0", SIDE_BY_SIDE="8")
+    assert (planned.folder / "w" / "plan.txt").read_text() != plan
+
+
 def test_labels_are_made_only_for_the_regime_that_reads_them(planned):
     """The order of what is run: the draw, labels of each image set, the students, the report."""
     planned(REGIMES="HL SL+KD")

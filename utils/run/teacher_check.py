@@ -81,10 +81,10 @@ def keep_stated_classes(teachers: Ensemble, numbers: Any, path: str, size: int) 
     """
     if numbers is None:
         return
-    if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
+    if not (isinstance(numbers, list) and numbers and all(type(one) is int and one >= 0 for one in numbers)):
         raise InputError(f"the labels in {path} state no numbers of the teacher's classes; copy them again")
     classes = teachers.num_classes(size)
-    if max(numbers, default=0) >= classes:
+    if max(numbers) >= classes:
         raise InputError(
             f"the labels in {path} were made of class {max(numbers)} of a teacher, and the teacher has {classes} "
             "classes; give the teacher that made them"
