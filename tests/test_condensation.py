@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, read_run, run, same_weights, signal_in_step
+from helpers import ROOT, make_images, read_run, run, same_weights, signal_in_step
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -55,6 +55,21 @@ def test_a_run_that_is_resumed_after_a_milestone_is_the_same(tmp_path):
             words = ["--train-dir", folder, "--val-dir", folder, "--output-dir", output, *PLAIN.split(), *flags.split()]
             assert run(train_KD_parallel, *words).code == 128 + 15
         assert same_weights(train(folder, folder, output, f"{flags} --resume").weights(), whole.weights())
+
+
+def test_validation_images_are_whitened(tmp_path):
+    """--zca whitens the validation images, not the normalised tensors; another real set is another run."""
+    folder = ROOT / "tests" / "data" / "dc_colour"
+    val, real = make_images(tmp_path / "val", 10, 2, (32, 32)), make_images(tmp_path / "real", 10, 6, (32, 32), seed=1)
+    flags = "--milestones 1 --epochs 2 --seed 0"
+    plain = train(folder, val, tmp_path / "plain", flags)
+    white = train(folder, val, tmp_path / "white", f"{flags} --zca {real}")
+    assert same_weights(white.weights(), plain.weights())
+    assert white.rows[-1]["val_loss"] != plain.rows[-1]["val_loss"]
+    assert (tmp_path / "real.zca-32.safetensors").is_file()
+    words = ["--train-dir", folder, "--val-dir", val, "--output-dir", tmp_path / "white", *PLAIN.split(), "--resume"]
+    result = run(train_KD_parallel, *words, *flags.split(), "--zca", val)
+    assert (result.code, "images of ZCA" in result.err) == (2, True)
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="takes a quarter of an hour; SLOW_TESTS=1 runs it")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rank_jobs
 import torch
-from helpers import LIGHT, read_run, run, same_weights, save_teacher, signal_in_step
+from helpers import LIGHT, read_run, run, same_weights, save_teacher, signal_in_step, tool
 from image_layouts import write_cifar, write_idx, write_tiny_imagenet
 from PIL import Image
 from test_parquet_sets import NAMES, structs, write
@@ -158,6 +158,12 @@ def test_labels_know_the_images_of_every_layout(layout, places, tmp_path):
     words += ["--epochs", 2, "--input-size", SIDE, "-j", 0, "--device", "cpu", "--precision", "fp32", "--accept-labels"]
     result = run(relabel_FKD, *words)
     assert result.code == 0, result.err
+    (tmp_path / "labels" / "epoch_0001.safetensors").unlink()  # as if the relabelling had been interrupted
+    result = run(relabel_FKD, *words)
+    assert result.code == 0, result.err
+    assert "was compared again" in result.out
+    words = ["verify", tmp_path / "labels", "--images", place, "-a", LIGHT, "--checkpoint", teacher]
+    assert tool(*words) == 0
     words = ["--train-dir", place, "--val-dir", place, "--fkd-path", tmp_path / "labels", *TRAIN, "-j", 0]
     words += ["--accept-labels"]
     result = run(train_FKD_parallel, *words, "--output-dir", tmp_path / "run")

@@ -398,8 +398,9 @@ class PackedWriter:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return, in ascending order, the epochs from 0 to `epochs` - 1 that the manifest does not list yet."""
-        return [e for e in range(epochs) if epoch_name(e) not in self.manifest["digests"]]
+        """Return, in ascending order, the epochs from 0 to `epochs` - 1 that are not in the manifest or have no file."""
+        done = {name for name in self.manifest["digests"] if (self.path / name).exists()}
+        return [e for e in range(epochs) if epoch_name(e) not in done]
 
     def write(self, epoch: int, batches: Sequence[BatchLabels]) -> None:
         """Write the file of one epoch. `batches` holds the `BatchLabels` of each batch, in the order of training.

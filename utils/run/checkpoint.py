@@ -241,6 +241,7 @@ def flag(name: str) -> str:
         "teachers": "teacher",
         "arithmetic": "precision",
         "channels": "number of channels of the images",
+        "zca": "images of ZCA",
         "image_labels": "kind of the images' labels",
         "model_file": "digest of the model's file",
         "train_values": "kind of the training images' values",

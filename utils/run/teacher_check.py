@@ -4,13 +4,13 @@ The command is `python -m utils.labels verify PATH --images DIR --arch TEACHER`.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
 from utils.data.image_sets import open_images
-from utils.data.images import Samples
+from utils.data.images import Samples, Values
 from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
@@ -43,22 +43,25 @@ def run(config: VerifyConfig) -> bool:
         return False
     if not (config.arch or config.preset):
         raise InputError("--arch is missing; give the model whose answers the labels are")
-    samples = open_images(config.images, "--images").samples
+    images = open_images(config.images, "--images")
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
     names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
     refuse_contradictions(config, stated)
     size = config.input_size or stated.get("input_size") or likely_size(store) or 224
     precision = Precision(config.precision, pick_device(config.device))
-    teachers = Ensemble(names, files, rule, precision, config.stem, weights=weights, input_size=size)
+    mean = config.mean or stated.get("mean", IMAGENET_MEAN)
+    teachers = Ensemble(
+        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=len(mean)
+    )
     keep_stated_classes(teachers, stated.get("teacher_classes"), config.path, size)
     replay = ReplaySettings(
         size,
-        config.mean or stated.get("mean", IMAGENET_MEAN),
+        mean,
         config.std or stated.get("std", IMAGENET_STD),
         temperature=config.temperature,
     )
-    inquiry = Inquiry(store, samples, teachers)
+    inquiry = Inquiry(store, images.samples, teachers, channels=len(mean), values=images.values)
     verdict = first_verdict(inquiry, replay, config.path, config.images)
     if config.verbose:
         print_batches(verdict)
@@ -267,7 +270,7 @@ def check_started(config: RelabelConfig, found: Findings, samples: Samples, teac
         log.info("labels  not checked: whether the epochs in %s are these teachers' answers", config.fkd_path)
         return
     store = open_labels(config.fkd_path, config.fkd_seed)
-    inquiry = Inquiry(store, samples, teachers, places=[(0, 0)])
+    inquiry = Inquiry(store, samples, teachers, [(0, 0)], found.channels, cast(Values, found.train_values))
     try:
         said = check_answers(
             inquiry, ReplaySettings(found.input_size, found.mean, found.std), config.fkd_path, config.data

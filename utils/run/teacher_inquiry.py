@@ -13,19 +13,19 @@ whose views are shown to the teacher.
 """
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
-from utils.data.images import Samples, load_rgb
+from utils.data.images import Pixels, Samples, Values, height_and_width, load_image
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.agreement import pick_evenly
 from utils.labels.packed import PackedStore
@@ -187,13 +187,17 @@ class Inquiry:
         samples: (path, class) of each image in the folder.
         teachers: the teacher, or several teachers whose logits are combined.
         places: (epoch, batch) of each batch to compare; None: a few batches, evenly spaced.
+        channels: C, number of channels of the teacher's input.
+        values: what the pixels of the images are.
     """
 
     store: LabelStore
     samples: Samples
     teachers: Ensemble
     places: Sequence[tuple[int, int]] | None = None
-    decoded: dict[int, Image.Image] = field(default_factory=dict)
+    channels: int = 3
+    values: Values = "bytes"
+    decoded: dict[int, Pixels] = field(default_factory=dict)
     orders: dict[int, ReferenceOrder] = field(default_factory=dict)
 
     def by_batch(self, replay: ReplaySettings) -> bool:
@@ -236,12 +240,13 @@ class Inquiry:
                 following[members] = members.roll(-1)
         return following
 
-    def image(self, number: int) -> Image.Image:
-        """Return an image of the folder, decoded. About CACHE_BYTES of decoded images are cached."""
+    def image(self, number: int) -> Pixels:
+        """Return an image of the set, decoded. About CACHE_BYTES of decoded images are cached."""
         if number not in self.decoded:
-            if sum(3 * image.width * image.height for image in self.decoded.values()) > CACHE_BYTES:
+            value = 3 if self.values == "bytes" else 12  # bytes per pixel
+            if sum(value * math.prod(height_and_width(image)) for image in self.decoded.values()) > CACHE_BYTES:
                 self.decoded.clear()
-            self.decoded[number] = load_rgb(self.samples[number][0])
+            self.decoded[number] = load_image(self.samples[number][0], self.channels)
         return self.decoded[number]
 
     def name(self, number: int) -> str:
@@ -258,7 +263,7 @@ class Inquiry:
         return index if replay.order is None else replay.order[index]
 
     def view(self, labels: BatchLabels, slot: int, number: int, replay: ReplaySettings) -> torch.Tensor:
-        """Return the view that the labels describe, taken from a given image: uint8 [S, S, 3].
+        """Return the view that the labels describe, taken from a given image: [S, S, C], uint8 or float32.
 
         Args:
             labels: labels of a batch.
@@ -267,16 +272,18 @@ class Inquiry:
             replay: how views are replayed.
         """
         image = self.image(number)
-        (top, left, height, width), flip = labels.view(slot, (image.height, image.width))
+        size = height_and_width(image)
+        (top, left, height, width), flip = labels.view(slot, size)
         if replay.flip == "before" and flip:
-            left = image.width - left - width
+            left = size[1] - left - width
         flip = flip and replay.flip != "never"
         if replay.antialias:
             return replay_view(image, (top, left, height, width), flip, replay.size)
-        pixels = torch.from_numpy(np.array(image.crop((left, top, left + width, top + height))))
-        pixels = pixels.permute(2, 0, 1)[None].float()
-        view = F.interpolate(pixels, (replay.size, replay.size), mode="bilinear", align_corners=False)
-        view = view[0].permute(1, 2, 0).round().to(torch.uint8)
+        pixels = image if isinstance(image, torch.Tensor) else pil_to_tensor(image)
+        pixels = pixels[None, :, top : top + height, left : left + width]
+        view = F.interpolate(pixels.float(), (replay.size, replay.size), mode="bilinear", align_corners=False)
+        view = view[0].permute(1, 2, 0)
+        view = view if pixels.is_floating_point() else view.round().to(torch.uint8)
         return view.flip(1) if flip else view
 
     def answers(self, question: Question, replay: ReplaySettings, another: bool = False) -> torch.Tensor:
@@ -305,7 +312,7 @@ class Inquiry:
     def mixed(
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
     ) -> torch.Tensor:
-        """Normalise views and mix them with their partners: uint8 [B, S, S, 3] to float32 [B, 3, S, S].
+        """Normalise views and mix them with their partners: [B, S, S, C] to float32 [B, C, S, S].
 
         Args:
             views: the views.
@@ -317,7 +324,7 @@ class Inquiry:
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
         precision = self.teachers.precision
-        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format)
+        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format, self.values)
         return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box))
 
     @torch.no_grad()
