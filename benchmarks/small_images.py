@@ -49,17 +49,15 @@ def make_data(folder: Path, images: int, evaluated: int) -> None:
 
 def run_plain(folder: Path, epochs: int, device: torch.device) -> None:
     """Train and evaluate with a plain PyTorch loop."""
-    train, val = (
-        TensorDataset(
-            *(torch.load(folder / name / file, weights_only=True) for file in ("images_best.pt", "labels_best.pt"))
-        )
-        for name in ("train", "val")
+    files = "images_best.pt", "labels_best.pt"
+    (images, labels), (pixels, classes) = (
+        [torch.load(folder / name / file, weights_only=True) for file in files] for name in ("train", "val")
     )
-    val = TensorDataset((val.tensors[0] / 255 - MEAN) / STD, val.tensors[1])
+    train, val = TensorDataset(images, labels), TensorDataset((pixels / 255 - MEAN) / STD, classes)
     model = build_student("convnet3", CLASSES, 0, input_size=SIDE, in_channels=1).to(device)
     rate = 0.01
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(TensorDataset(train[0], train[1]), batch_size=256, shuffle=True)
+    loader = DataLoader(train, batch_size=256, shuffle=True)
 
     def one_epoch(batches: DataLoader, learn: bool) -> tuple[float, float]:
         model.train(learn)

@@ -198,7 +198,7 @@ def test_wrong_pairings_are_refused(dialect, kind, flags, problem, folders, tiny
 
 def test_labels_of_fewer_images_are_noticed(folders, tmp_path):
     """A pool that never names the folder's last images belongs to another folder."""
-    args = SimpleNamespace(fkd_path=folders / "lpld", train_dir="images")
+    args = SimpleNamespace(fkd_path=folders / "lpld", train_dir="images", subset=None)
     store = open_labels(folders / "lpld")
     classes = ["a"] * CLASSES
     check_images_of_labels(args, SimpleNamespace(samples=[0] * (IMAGES + 1), classes=classes), store)

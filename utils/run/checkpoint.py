@@ -242,6 +242,7 @@ def flag(name: str) -> str:
         "arithmetic": "precision",
         "channels": "number of channels of the images",
         "zca": "images of ZCA",
+        "kept_classes": "classes of the labels that are kept",
         "image_labels": "kind of the images' labels",
         "model_file": "digest of the model's file",
         "train_values": "kind of the training images' values",
