@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
+
+from utils.data.images import load_image
 
 NAMES = {10: ["airplane", "automobile", "bird"], 100: ["apple", "aquarium_fish", "baby", "bear"]}
 WNIDS = ["n02119789", "n02100735", "n01440764"]  # ILSVRC2012_ID 1 and 2, and a third; not in sorted order
@@ -132,3 +135,17 @@ def write_tiny_imagenet(folder):
     write_flat(folder / "test" / "images", ["test_0.JPEG"])
     (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in reversed(classes)))
     return written
+
+
+class Loaded(torch.utils.data.Dataset):
+    """Data set that loads the images of a set, as tensors, in a worker process."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images.samples)
+
+    def __getitem__(self, number):
+        image = load_image(self.images.samples[number][0], self.images.channels)
+        return image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from image_layouts import Loaded
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -230,19 +231,6 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"data/0000003 cannot be decoded \(.*data\.parquet is damaged"):
         load_rgb(images.samples[3][0])
-
-
-class Loaded(torch.utils.data.Dataset):
-    """Data set that loads the images of a set."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images.samples)
-
-    def __getitem__(self, number):
-        return torch.from_numpy(np.array(load_image(self.images.samples[number][0])))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_labels
+from image_layouts import Loaded
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -245,19 +246,6 @@ def test_an_archive_that_is_cut_after_it_was_opened(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match=r"sample00003\.png cannot be read \(No such file"):
         read_image(images.samples[3][0])
-
-
-class Loaded(torch.utils.data.Dataset):
-    """Data set that loads the images of a set."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images.samples)
-
-    def __getitem__(self, number):
-        return torch.from_numpy(np.array(load_image(self.images.samples[number][0])))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

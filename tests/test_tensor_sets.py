@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_layouts import Loaded
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -405,19 +406,6 @@ def test_other_places_are_not_tensors(tmp_path):
     write_npz(tmp_path / "statistics.npz", {"images": normal(), "labels": torch.tensor(CLASSES)})
     torch.save({}, tmp_path / "data.pt")
     assert not recognise(tmp_path)
-
-
-class Loaded(torch.utils.data.Dataset):
-    """Data set that loads the images of a set."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images.samples)
-
-    def __getitem__(self, number):
-        return load_image(self.images.samples[number][0], self.images.channels)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

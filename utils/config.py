@@ -392,6 +392,12 @@ def own_fields(group: type) -> list[DataclassField]:
 # Groups of flags
 
 
+NORMALISED = (  # help text of --normalised, in training and in `python -m utils.images`
+    "whether images of floating-point numbers have had mean and standard deviation applied; auto: inferred from their "
+    "values, and logged"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(Group):
     """Flags of training and relabelling: how images are loaded and normalised, and how class folders are numbered."""
@@ -449,8 +455,7 @@ class ImageFlags(Group):
     )
     normalised: str = flag(
         "auto",
-        "whether images of floating-point numbers have had mean and standard deviation applied; auto: inferred from "
-        "their values, and logged",
+        NORMALISED,
         choices=("auto", "yes", "no"),
     )
 
@@ -1485,8 +1490,7 @@ class OpenFlags(Group):
     part: str = flag("train", "part to take from a place that holds both", choices=("train", "val"))
     normalised: str = flag(
         "auto",
-        "whether mean and standard deviation have been applied to floating-point images; auto: inferred from their "
-        "range",
+        NORMALISED,
         choices=("auto", "yes", "no"),
     )
     val_labels: str | None = flag(None, "classes of images that lie in one folder; see --val-labels of training", FILE)

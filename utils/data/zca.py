@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from utils.data.identity import identify
-from utils.data.images import ImageSet, Pixels
+from utils.data.images import ImageSet, Pixels, height_and_width
 from utils.data.replay import replay_view
 from utils.data.resident import decode_all
 from utils.system.errors import InputError
@@ -94,8 +94,7 @@ def as_rows(real: ImageSet, size: int, channels: int) -> torch.Tensor:
     """Return the images as rows of values in [0, 1], resized to `size` x `size` pixels: float32 [N, D]."""
 
     def row(image: Pixels) -> torch.Tensor:
-        height, width = image.shape[1:] if isinstance(image, torch.Tensor) else image.size[::-1]
-        view = replay_view(image, (0, 0, height, width), False, size).permute(2, 0, 1).reshape(-1)
+        view = replay_view(image, (0, 0, *height_and_width(image)), False, size).permute(2, 0, 1).reshape(-1)
         return view if view.is_floating_point() else view.float() / 255
 
     return torch.stack([row(image) for image in decode_all(real.samples, cores(), channels)])

@@ -367,13 +367,14 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     Raises:
         InputError: a validation image is an empty file.
     """
-    sizes = [image_bytes(image) for image, _ in val]
+    stats = {image: os.stat(image) for image in image_files(val)}  # once, because folders may be on a slow network
+    sizes = [stats[image].st_size if image in stats else image_bytes(image) for image, _ in val]
     for (image, _), size in zip(val, sizes, strict=True):
         if not size:
             raise InputError(f"{image} is empty; replace the image, or remove it")
     names = relative_names(config.val_dir, val)
     lines = [f"{name} {size} {target}" for name, size, (_, target) in zip(names, sizes, val, strict=True)]
-    warn_of_overlap(config, train, val, sizes)
+    warn_of_overlap(config, train, val, sizes, [*stats.values()])
     earlier = {
         "train_images": digest_of_names(relative_names(config.train_dir, train)),
         "val_images": digest_of_names(names),
@@ -386,7 +387,9 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     )
 
 
-def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_sizes: Sequence[int]) -> None:
+def warn_of_overlap(
+    config: TrainConfig, train: Samples, val: Samples, val_sizes: Sequence[int], val_stats: Sequence[os.stat_result]
+) -> None:
     """Warn if validation images are also among the training images.
 
     Hard and symbolic links between training and validation images are always found. If there are none, a sample of the
@@ -396,9 +399,10 @@ def warn_of_overlap(config: TrainConfig, train: Samples, val: Samples, val_sizes
         config: flags of the run.
         train, val: (image, class) of every training image and of every validation image.
         val_sizes: number of bytes of every validation image.
+        val_stats: result of `os.stat` for every validation image that is a file of its own.
     """
     files = {(stat.st_dev, stat.st_ino) for stat in map(os.stat, image_files(train))}
-    shared = sum((stat.st_dev, stat.st_ino) in files for stat in map(os.stat, image_files(val)))
+    shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
     if not shared:
         sizes = set(val_sizes)
         alike = [(image, image_bytes(image)) for image, _ in train]
