@@ -61,7 +61,7 @@ SETTINGS += ["SCHEDULE", "NPROC"]
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
 # Longest single wait for a process or thread, in seconds. Longer waits are made of several short ones: if a signal
 # arrives just before a wait, Python handles the signal only when the wait is over.
-PATIENCE = 0.5
+PATIENCE = 0.2
 SOME_FAILED = 123  # exit code if some runs failed; earlier releases used xargs and had the same exit code
 
 
@@ -199,8 +199,7 @@ class Processes:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.stopped_by: int | None = None
-        self.running: set[subprocess.Popen[bytes]] = set()
+        self.received: list[int] = []  # numbers of all signals that have arrived, in order
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> int:
         """Run a command, wait for its end, and return its exit code.
@@ -224,13 +223,13 @@ class Processes:
                 stderr=output,
                 start_new_session=True,
             )
-        self.running.add(process)
-        # If a signal came while the process was being started, `stop` did not pass it on to the process.
-        if self.stopped_by:
-            self.pass_on(self.stopped_by, process)
+        # `stop` only notes a signal; this loop passes it on. The process therefore gets each signal exactly once, even a
+        # signal that arrives while the process is being started.
+        passed_on = 0
         while (code := self.code_of(process)) is None:
-            pass
-        self.running.discard(process)
+            for number in self.received[passed_on:]:
+                self.pass_on(number, process)
+                passed_on += 1
         # A process that exits with 0 has finished its work, even if a signal came.
         if code != 0:
             self.check()
@@ -245,14 +244,12 @@ class Processes:
 
     def check(self) -> None:
         """Raise Stopped if a signal has asked the processes to stop."""
-        if self.stopped_by:
-            raise Stopped(self.stopped_by)
+        if self.received:
+            raise Stopped(self.received[0])
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handle a signal: pass it on to all running processes, and let `run` start no further process."""
-        self.stopped_by = self.stopped_by or number
-        for process in list(self.running):
-            self.pass_on(number, process)
+        """Handle a signal: `run` passes it on to its process, and starts no further process."""
+        self.received.append(number)
 
     @staticmethod
     def pass_on(number: int, process: subprocess.Popen[bytes]) -> None:

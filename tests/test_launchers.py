@@ -12,6 +12,7 @@ from helpers import LIGHT, ROOT, run
 
 import train_FKD_parallel
 import train_KD_parallel
+from scripts.runs import Processes, Stopped
 from utils.config import FKDConfig, KDConfig
 
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
@@ -419,6 +420,25 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     assert [
         (tmp_path / "runs" / run_name / "started").read_text().split()[-1] for run_name in ("a", "b", "waiting")
     ] == [*("--resume", "--resume", "--overwrite")]
+
+
+def test_a_signal_that_arrives_while_a_process_is_started_reaches_it_once(monkeypatch, tmp_path):
+    """A second SIGINT would end a training script before it saves its state."""
+    start = subprocess.Popen
+
+    def start_with_signal(*args, **options):
+        process = start(*args, **options)
+        wait_for(tmp_path / "started")
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_with_signal)
+    note = f'trap "echo INT >>{tmp_path}/signals" INT; : >{tmp_path}/started'
+    count = f"{note}; for i in 1 2 3 4 5 6; do sleep 0.2; done; exit 1"
+    processes = Processes()
+    with processes.handling_signals(), pytest.raises(Stopped):
+        processes.run(["sh", "-c", count], os.environ)
+    assert (tmp_path / "signals").read_text() == "INT\n"
 
 
 def test_a_signal_counts_even_after_a_run_has_failed(tmp_path):
