@@ -223,8 +223,8 @@ class Processes:
                 stderr=output,
                 start_new_session=True,
             )
-        # `stop` only notes a signal; this loop passes it on. The process therefore gets each signal exactly once, even a
-        # signal that arrives while the process is being started.
+        # `stop` only notes a signal; this loop passes it on. Each process thus gets a signal exactly once, even if the
+        # signal arrives while the process is being started.
         passed_on = 0
         while (code := self.code_of(process)) is None:
             for number in self.received[passed_on:]:
