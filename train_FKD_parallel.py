@@ -64,16 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # run all checks before hours of training are spent; `found` collects settings derived from labels and folders
+    # Run all checks before hours of training are spent. Settings that follow from labels, folders and the machine are
+    # never written into `config`: each check returns `found` with the settings that it adds.
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
     views, found = check_labels(config, found, train_set)
     found = preflight.inspect_pixels(found, [train_set, val_set], config.models)
+    # the class numbers of labels, training folders and validation folders must mean the same classes
     store = views.store
     classes = stated_classes(store)
     views, found = preflight.slice_labels(config, found, views, train_set, classes)
     num_classes = views.num_classes
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes, classes)
+    # the training images must be those that the teacher saw
     images, found = preflight.identify_images(
         config, found, train_set.samples, store.image_digests, world, config.verify_labels
     )
@@ -255,10 +258,11 @@ def train_step(student: Student, batch: Batch) -> None:
     """
     world = student.world
     student.optimizer.zero_grad(set_to_none=True)
-    for micro_batch in batch.split(student.micro_batch):
+    for micro_batch in batch.split(student.micro_batch_size):
         if len(micro_batch) == 0:  # all rows of this micro-batch are on other ranks
             if student.last_micro_batch is not None:
-                # drop rows of an earlier micro-batch: the temperature calibration must not use them
+                # `loss_fn` has kept the rows of an earlier micro-batch here for the temperature calibration, which must
+                # use only the last one
                 student.last_micro_batch.clear()
             # skip the micro-batch, unless other ranks wait for this rank in batch norm or in the loss
             if not (student.joint_statistics or student.joint_loss):
@@ -290,7 +294,7 @@ def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> li
 
     Args:
         students: students to evaluate.
-        batches: this rank's validation batches, pairs (images [b, 3, S, S], classes [b]).
+        batches: this rank's validation batches, pairs (images [b, 3 or 1, S, S], classes [b]).
         world: processes of the run; every rank must call this function.
     """
     sums = [MetricSums(student.precision.device) for student in students]
@@ -310,9 +314,9 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
 
     Only students that have not failed are saved. If all students have failed, nothing is saved or raised.
     """
-    number = signals.agreed()
+    signal_number = signals.agreed()
     training = [student for student in students if not student.failed]
-    if number is None or not training:
+    if signal_number is None or not training:
         return
     for student in training:
         if world.is_main:
@@ -320,9 +324,9 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
     world.barrier()
     epoch, batches = min(student.position for student in training)
     raise Interrupted(
-        f"{signal.Signals(number).name} in epoch {epoch} after {batches} batches; the state is saved, and the same "
-        "command with --resume continues",
-        128 + number,
+        f"{signal.Signals(signal_number).name} in epoch {epoch} after {batches} batches; the state is saved, and the "
+        "same command with --resume continues",
+        128 + signal_number,
     )
 
 

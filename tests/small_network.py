@@ -44,7 +44,7 @@ class BareStudent(Student):
     def __init__(self, model, optimizer, loss_fn, precision=FP32, micro_batch=4, graph=None, average=None, **others):
         self.name, self.failed, self.world, self.progress = "student", None, ALONE, Progress()
         self.model, self.optimizer, self.loss_fn, self.precision = model, optimizer, loss_fn, precision
-        self.micro_batch, self.graph, self.average = micro_batch, graph, average
+        self.micro_batch_size, self.graph, self.average = micro_batch, graph, average
         self.joint_loss = self.joint_statistics = False
         self.last_micro_batch = None
         self.random = others.get("random") or RandomStream(precision.device)

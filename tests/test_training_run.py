@@ -241,7 +241,7 @@ def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
     seen = []
 
     def note(student, batch):
-        seen.append(student.micro_batch)
+        seen.append(student.micro_batch_size)
         only_count(student, batch)
 
     monkeypatch.setattr("train_FKD_parallel.train_step", note)

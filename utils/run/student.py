@@ -57,7 +57,7 @@ class Student:
         sums: sums of loss and of top-1 and top-5 hits over the finished batches of the current epoch.
         loss_fn: loss function of the current epoch, `loss(outputs, soft_labels, targets) -> scalar`.
         graph: runs the optimizer steps of the current epoch as a CUDA graph; None if steps run without a graph.
-        micro_batch: number of images per forward pass in the current epoch, over all ranks.
+        micro_batch_size: number of images per forward pass in the current epoch, over all ranks.
         joint_loss: whether every rank computes the loss of the current epoch over the rows of all ranks. The loss
             `dist` needs this, because it is not a mean over rows.
         joint_statistics: whether the model has synchronised batch norm. If it has, a rank that has no rows of a
@@ -235,11 +235,13 @@ class Student:
         if self.phases.is_hard(epoch):
             self.loss_fn: Callable = soft_cross_entropy
             self.joint_loss = False
-            self.graph, self.micro_batch = self.hard_graph, config.hard_batch_size or 0
+            self.graph = self.hard_graph
+            self.micro_batch_size = config.hard_batch_size or 0
         else:
             self.loss_fn = self.soft_loss
             self.joint_loss = config.loss_type in JOINT_LOSSES
-            self.graph, self.micro_batch = self.soft_graph, config.micro_batch
+            self.graph = self.soft_graph
+            self.micro_batch_size = config.micro_batch
             teacher, student = self.temperatures.start_epoch(epoch, progress.student_temperature)
             if config.loss_type in TEMPERED_LOSSES:
                 self.columns = {"teacher_temperature": teacher, "student_temperature": student}
