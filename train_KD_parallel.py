@@ -10,9 +10,9 @@ the same student as this script.
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
-The second command trains on hard labels only: each image's class is the folder that it is in. No teacher is loaded,
-because --teacher-checkpoint is not given. If --mix-type mixes two images, their classes are mixed as well. The recipes
-in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC are such commands.
+The second command loads no teacher, because it names no teacher's weights. It trains on the class of each image, or on
+soft labels if they are stored with the images. If --mix-type mixes two images, their labels are mixed as well. The
+recipes in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC are such commands.
 """
 
 import os
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = preflight.view_policy(config, found)
     augmentation = augmentation_of(config, found, precision.device)
     source = DrawnViews(policy, len(samples), config.batch_size, augmentation)
-    # without a teacher that answers, the labels belong to the images themselves
+    # without a teacher, or with ce, the labels are the classes or soft labels of the images themselves
     taught = teacher is not None and config.loss_type != "ce"
     views = source
     if not taught:
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = "hard labels" if found.image_labels in ("classes", "mixed classes") else f"the images' {found.image_labels}"
     teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    dataset = ViewDataset(samples, source, found.input_size, found.channels)  # for a look at the first views
+    # views for the check of the teacher, and for the preview of --dry-run
+    dataset = ViewDataset(samples, source, found.input_size, found.channels)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
     if teacher:
         _, found = preflight.report_live_agreement(
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble:
-    """Return the live teacher that the flags name, with its weights."""
+    """Load the live teacher that --teacher-model and the other teacher flags name."""
     return Ensemble(
         [config.teacher_model],
         [config.teacher_checkpoint],

@@ -1,15 +1,14 @@
 """Compare this project with a plain PyTorch loop on a small distilled set of small grey images.
 
     python benchmarks/small_images.py                    300 epochs and one evaluation, three rounds of each in turn
-    python benchmarks/small_images.py --quick            check in some seconds that both run
+    python benchmarks/small_images.py --quick            check in a few seconds that both run
 
 A ConvNet-3 trains on 100 images of 28 x 28 pixels, all in one batch, and is then evaluated on 10,000 images. The plain
-loop is of the kind that evaluates distilled sets in the code of Dataset Condensation (Zhao et al., 2021): images are
-normalised in memory, and a DataLoader gives batches of 256. It reads loss and hits from the device after every batch.
-The project's path is the function `main` of train_KD_parallel.py, with all its checks and files.
+loop resembles the evaluation in the code of Dataset Condensation (Zhao et al., 2021): a DataLoader over normalised
+images in memory yields batches of 256, and the loss and the number of correct predictions are read from the device
+after every batch. The project is measured as a call of `main` of train_KD_parallel.py, with all its checks and files.
 
-Every run has a process of its own. The clock starts after the imports, with the data on disk, and stops after the
-evaluation.
+Every run has its own process. Its time starts after the imports, with the data on disk, and ends after the evaluation.
 """
 
 import argparse
@@ -33,12 +32,12 @@ from utils.training.precision import pick_device
 ROOT = Path(__file__).parents[1]
 WAYS = ("plain", "project")
 SIDE, CLASSES, MEAN, STD = 28, 10, 0.2861, 0.3530
-# number of training images, validation images and epochs
+# (training images, validation images, epochs)
 FULL, QUICK = (100, 10000, 300), (20, 50, 2)
 
 
 def make_data(folder: Path, images: int, evaluated: int) -> None:
-    """Write random normalised training tensors and random 8-bit validation tensors, in the files of a tensor set."""
+    """Write random images and labels as tensor files: normalised images for training, 8-bit images for validation."""
     generator = torch.Generator().manual_seed(0)
     for name, number in (("train", images), ("val", evaluated)):
         pixels = torch.randint(256, (number, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -48,7 +47,7 @@ def make_data(folder: Path, images: int, evaluated: int) -> None:
 
 
 def run_plain(folder: Path, epochs: int, device: torch.device) -> None:
-    """Train and evaluate with a plain PyTorch loop."""
+    """Train and evaluate a ConvNet-3 with a plain PyTorch loop, in fp32."""
     files = "images_best.pt", "labels_best.pt"
     (images, labels), (pixels, classes) = (
         [torch.load(folder / name / file, weights_only=True) for file in files] for name in ("train", "val")
@@ -84,7 +83,7 @@ def run_plain(folder: Path, epochs: int, device: torch.device) -> None:
 
 
 def run_project(folder: Path, epochs: int, device: torch.device) -> None:
-    """Train and evaluate the same student by train_KD_parallel.py, in fp32 with the fast memory layout."""
+    """Train and evaluate the same student with train_KD_parallel.py, in its default precision (--precision auto)."""
     words = f"""--train-dir {folder}/train --val-dir {folder}/val --output-dir {folder}/run --overwrite --model convnet3
         --input-size {SIDE} --mean {MEAN} --std {STD} --loss-type ce --augment none --batch-size 256 --epochs {epochs}
         --sgd -lr 0.01 --momentum 0.9 --weight-decay 5e-4 --decay-all --schedule step --milestones 0.5 --gamma 0.1
@@ -105,7 +104,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure both ways in turn; print their times and the ratio of the medians."""
+    """Time the plain loop and the project in alternation; print all times and the ratio of the medians."""
     args = parse(argv)
     images, evaluated, epochs = QUICK if args.quick else FULL
     epochs = args.epochs or epochs

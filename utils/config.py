@@ -40,12 +40,12 @@ EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 AUGMENTS = ("rrc", "dsa", "none", "imagenet-hard")
-# Range of crops and probability of a flip, for each --augment: (smallest area, largest area, probability)
+# value of --augment -> defaults of the views: (smallest crop area, largest crop area, probability of a flip)
 CROPS = {"rrc": (0.08, 1.0, 0.5), "dsa": (1.0, 1.0, 0.0), "none": (1.0, 1.0, 0.0), "imagenet-hard": (0.5, 1.0, 0.5)}
-# operations of DSA (Zhao and Bilen, ICML 2021), of which --dsa-strategy lists some
+# operations of DSA (Zhao and Bilen, ICML 2021) that --dsa-strategy can list
 DSA_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 DSA_MODES = ("single", "all", "gift")
-# parameters of DSA and their values in its code
+# parameters of DSA, with the default values of its code
 DSA_PARAMETERS = {
     "prob_flip": 0.5,
     "ratio_scale": 1.2,
@@ -131,12 +131,12 @@ NAME, PATH, FILE, FOLDER = (Kind(str, metavar) for metavar in ("NAME", "PATH", "
 
 
 def milestone(text: str) -> int | Fraction:
-    """Convert a value of --milestones: an epoch as an integer from 1, or a share of all epochs such as 0.667 or 2/3.
+    """Convert a value of --milestones: the number of an epoch (1 or more), or a share of all epochs (0.667 or 2/3).
 
-    A share is an exact fraction, because a float times the number of epochs may lie just below a whole number.
+    A share becomes an exact fraction, because a float times the number of epochs may lie just below a whole number.
 
     Raises:
-        argparse.ArgumentTypeError: the text is neither.
+        argparse.ArgumentTypeError: the text is neither an integer of at least 1 nor a number between 0 and 1.
     """
     try:
         value = Fraction(text)
@@ -152,10 +152,10 @@ def milestone(text: str) -> int | Fraction:
 
 
 def dsa_strategy(text: str) -> str:
-    """Return the text of --dsa-strategy unchanged, if it lists operations of DSA, joined by `_`.
+    """Check that the text of --dsa-strategy consists of operations of DSA, joined by `_`; return it unchanged.
 
     Raises:
-        argparse.ArgumentTypeError: a word is no operation of DSA.
+        argparse.ArgumentTypeError: a word is not an operation of DSA.
     """
     unknown = [word for word in text.split("_") if word not in DSA_OPERATIONS]
     if unknown:
@@ -166,7 +166,7 @@ def dsa_strategy(text: str) -> str:
 
 
 def dsa_parameter(text: str) -> str:
-    """Return a value of --dsa-param, NAME=VALUE, with the number in Python's spelling.
+    """Check a value NAME=VALUE of --dsa-param; return it with the number as Python prints a float.
 
     Raises:
         argparse.ArgumentTypeError: the name is unknown, or the value is not a number in the range of the parameter.
@@ -417,7 +417,7 @@ class ImageFlags(Group):
         "state, else sorted names)",
         FILE,
     )
-    # not called `classes`, which is a field of `Findings`
+    # the field of --classes is not called `classes`, because `Findings` has a field of that name
     subset: str | None = flag(
         None,
         "the classes of the run, in order: a file with one class folder a line, or imagenette, imagewoof, imagenet-10, "
@@ -626,11 +626,11 @@ class AugmentFlags(Group):
     )
 
     def dsa_parameters(self) -> dict[str, float]:
-        """Return the parameters of DSA, by name: those of --dsa-param, and the defaults of the others."""
+        """Return a dict of all parameters of DSA, name -> value: from --dsa-param if given there, else the default."""
         return DSA_PARAMETERS | {name: float(value) for name, value in (one.split("=") for one in self.dsa_param or ())}
 
     def dsa_settings(self) -> dict[str, Any]:
-        """Return the flags of DSA by field name, each with its default; all are None without --augment dsa.
+        """Return --dsa-strategy, --dsa-mode and --dsa-param by field name, or their defaults; {} without dsa.
 
         Raises:
             InputError: a flag of DSA is given without --augment dsa.
@@ -1103,7 +1103,7 @@ class TrainConfig(
         """Return a dict of setting name -> value for one student, without secret API keys.
 
         The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`. `model`
-        is the model's plain name, so that it does not depend on spelling or on where the model's file is.
+        is the `plain_name`, which does not depend on the spelling of the name or on the folder of the model's file.
         """
         found = super().settings()
         return {"model": plain_name(self.model), "seed": self.seed} | {
@@ -1152,10 +1152,12 @@ class TrainConfig(
             )
 
     def milestone_epochs(self) -> tuple[int, ...]:
-        """Return --milestones as epochs, counted from 0; a share s of E epochs becomes the epoch int(s E).
+        """Return --milestones as numbers of epochs, counted from 0; a share s of E epochs becomes int(s E).
+
+        Without --schedule step, return ().
 
         Raises:
-            InputError: --milestones, --gamma, --schedule and --epochs contradict each other.
+            InputError: --milestones, --gamma, --step-momentum, --schedule and --epochs contradict each other.
         """
         if self.schedule != "step":
             if self.milestones:
@@ -1485,7 +1487,7 @@ class ConvertArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFlags(Group):
-    """Flags of `python -m utils.images` that say how an image set is to be read."""
+    """Flags of `python -m utils.images` for reading an image set: its part, its pixel format and its class table."""
 
     part: str = flag("train", "part to take from a place that holds both", choices=("train", "val"))
     normalised: str = flag(
@@ -1620,19 +1622,19 @@ class Findings:
         mean, std: mean and standard deviation of each channel of images in [0, 1].
         channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
         model_file: digest of the file of a student's model, if --model names a function in a file.
-        train_values, val_values: what the pixels of the images are: `bytes`, `unit` or `normalised`, see `Values`.
+        train_values, val_values: pixel format of the images: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
         classes: how classes were numbered, and how validation folders were paired with training folders, in words.
-        kept_classes: with --classes, the classes of the labels or the live teacher whose logits are kept: their number,
-            the number of all classes, and a digest of the kept class numbers; None if all are kept, in their order.
+        kept_classes: description of the classes whose logits --classes keeps: their number, the number of classes of
+            the labels or the live teacher, and a digest of the kept class numbers; None if all are kept in order.
         mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
             --mix-type as typed, and None if the flag was not given.
         keep_topk: number of classes per image that the loss uses; None: all classes.
         topk_mass: `kept` or `renormalised`: how the loss treats the probabilities of the top-k classes.
-        answers: whether the stored soft labels are `logits` or `probabilities`.
-        image_labels: the labels that belong to the images themselves, if the run trains on them: `classes`, one class
-            per image; `mixed classes`, the classes of both images of a mixed view, in proportion to their areas;
-            `probabilities` or `logits`, soft labels that come with the images.
+        answers: kind of the soft labels: `logits` or `probabilities`.
+        image_labels: labels of the images themselves. `classes`: one class per image; also the value of runs on a
+            teacher's labels. `mixed classes`: a mixed view gets the classes of both images, in proportion to their
+            shares. `probabilities` or `logits`: soft labels that are stored with the images.
         zca: digest of the images that ZCA was fitted on; None without ZCA.
         label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
         labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
@@ -1719,7 +1721,8 @@ def resolve_views(
         a copy of `found` with the chosen values in `input_size`, `mean`, `std` and, for training, `val_resize`.
 
     Raises:
-        InputError: a flag contradicts the labels, or validation images would be smaller than their crop.
+        InputError: a flag contradicts the labels; --mean or --std does not have one or three values; or validation
+            images would be smaller than their crop.
     """
     values: dict[str, Any] = {}
     for name, usual in (("input_size", side or 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
@@ -1750,9 +1753,10 @@ def resolve_views(
 
 
 def grey(found: Findings) -> Findings:
-    """Return `found` for models with one input channel: mean and standard deviation become those of grey images.
+    """Return `found` for models with one input channel.
 
-    They are the means of the three channels' values, as timm takes them for grey images.
+    The new mean is the average of the means of the three channels, and the new standard deviation is the average of
+    the three standard deviations, as in timm for grey images.
     """
     return replace(found, channels=1, mean=(sum(found.mean) / 3,), std=(sum(found.std) / 3,))
 

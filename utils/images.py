@@ -3,8 +3,9 @@
     python -m utils.images info SET
     python -m utils.images convert SET FOLDER --part val
 
-Converted images have exactly the same pixels: image files are copied, other images of 8 bits become PNG files. A set of
-floating-point images, or one that brings soft labels, becomes `images_best.pt` and `labels_best.pt`, unrounded.
+Converted images have exactly the same pixels: image files are copied, and other images of 8 bits become PNG files. If
+the images are floating-point numbers, or if soft labels are stored with them, the set becomes two tensor files,
+`images_best.pt` and `labels_best.pt`, with unrounded values.
 """
 
 import sys
@@ -25,8 +26,8 @@ from utils.system.files import digest_of_text
 from utils.system.log import log, progress_bar, start_log
 from utils.system.process import run_script
 
-SAMPLED = 1000  # number of images whose values and sizes are examined
-SHOWN = 12  # number of class names and sizes that are printed
+SAMPLED = 1000  # maximum number of images whose values and sizes are examined
+SHOWN = 12  # maximum number of class names, and of sizes, that are printed
 
 
 def info(config: ImageInfoConfig) -> None:
@@ -88,8 +89,8 @@ def describe_values(images: ImageSet, sample: Samples) -> dict[str, object]:
 def digests(images: ImageSet) -> dict[str, object]:
     """Return two digests of all pixels of a set.
 
-    `digest` depends on the order of the images; it is what summary.json and labels record. `content` covers the class
-    and the pixels of each image, in whatever order and layout; a converted set has the same.
+    `digest` depends on the order of the images; summary.json and labels record this digest. `content` depends on the
+    class and the pixels of each image, but not on order or layout, so that a set and its converted copy have the same.
     """
     known = identify(images.samples, workers=1)
     names = images.classes if images.named else class_folders(images)

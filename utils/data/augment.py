@@ -1,9 +1,9 @@
 """Augment normalised images on their device: DSA, and the colour jitter and lighting of IDC and Minimax Diffusion.
 
-`draw` draws the parameters of a whole batch on the host, from the seed, the epoch and the batch alone. Resumed runs and
-runs with several ranks therefore see the same images. Calling an augmentation computes the images from these
-parameters. Shapes do not depend on the parameters, and nothing waits for the device, so a CUDA graph can capture it.
-Augmentations come after crop, flip and normalisation, and before cutmix or mixup.
+`draw` draws the random parameters of a whole batch on the host. They depend on nothing but the seed, the epoch and the
+batch, so resumed runs and runs with several ranks see the same images. A call of the augmentation then computes the
+images from the parameters. A CUDA graph can capture the call: its tensor shapes do not depend on the parameters, and
+nothing in it waits for the device. Augmentations come after crop, flip and normalisation, and before cutmix or mixup.
 
 Shapes: B images in a batch, C channels (1 or 3), S x S pixels, P parameters per image.
 """
@@ -18,18 +18,18 @@ from torch.nn import functional as F
 
 from utils.config import DSA_MODES, DSA_OPERATIONS, DSA_PARAMETERS, Findings, KDConfig, TrainConfig
 
-# the last number of a seed. Views are drawn with the same seeds and other last numbers, see `ViewPolicy`
+# last number of the augmentation's seeds; `ViewPolicy` uses 0 and 1, so that its random numbers are independent
 OWN_STREAM = 2
-GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image
-# columns of parameters that an operation of DSA reads
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey value
+# number of parameters per image that each operation of DSA reads
 DSA_COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
-# principal components of ImageNet's colours (Krizhevsky et al., 2012), as in IDC: one row per channel
+# principal components of ImageNet's RGB values (Krizhevsky et al., 2012), as in IDC; EIGENVECTORS: one row per channel
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 class Augmentation(ABC):
-    """Random change of the images of a batch, in two steps: `draw` on the host, then a call on the device.
+    """Augmentation in two steps: `draw` draws random parameters on the host, and a call applies them on the device.
 
     Args:
         seed: --fkd-seed.
@@ -46,7 +46,7 @@ class Augmentation(ABC):
     def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
         """Draw the parameters of a batch of `rows` images: float32 [rows, P] on the host.
 
-        Draw them for all rows of a batch, also if a rank works on only some of the rows.
+        Every rank draws the parameters of all rows of a batch, even if it works on only some of the rows.
         """
 
     @abstractmethod
@@ -58,16 +58,16 @@ class Augmentation(ABC):
             parameters: float32 [B, P] on the device of the images, from `draw`.
 
         Returns:
-            float32 [B, C, S, S]; `images` themselves do not change.
+            float32 [B, C, S, S]; `images` is not modified.
         """
 
 
 class Dsa(Augmentation):
     """Differentiable Siamese Augmentation (Zhao and Bilen, ICML 2021), as its code evaluates distilled sets.
 
-    Images are changed as they are, that is, normalised; what a crop, a scaling or a rotation brings in from outside and
-    what a cutout removes is 0, the mean colour. In evaluations, DSA, DM, MTT and DATM draw one operation for a whole
-    batch, but the numbers of that operation for each image.
+    The operations apply to normalised images. Pixels from outside the image (after a crop, a scaling or a rotation) and
+    pixels in a cutout are 0, the mean colour. The evaluations of DSA, DM, MTT and DATM use `single`: one operation for
+    the whole batch, but random parameters of its own for each image.
 
     Args:
         seed: --fkd-seed.
@@ -75,7 +75,7 @@ class Dsa(Augmentation):
         strategy: names of operations, joined by `_`. `color` changes brightness, saturation and contrast.
         mode: `single`: each batch gets one operation of the strategy, each with the same probability. `all`: each batch
             gets all operations, in the order of the strategy. `gift`: flip, color, one of the other operations, and
-            cutout, in this order, as far as the strategy names them (GIFT, ICLR 2025).
+            cutout, in this order, without the operations that the strategy does not name (GIFT, ICLR 2025).
         parameters: changed values of DSA_PARAMETERS. `prob_flip`: probability of a flip. `ratio_scale` r: factors of
             height and width in [1/r, r]. `ratio_rotate`: largest angle in degrees. `ratio_crop_pad`: largest shift, as
             a share of the side. `ratio_cutout`: side of the hole, as a share of the side. `brightness` b: summand in
@@ -98,7 +98,7 @@ class Dsa(Augmentation):
         if mode == "gift":
             places = {"flip": 0, "color": 1, "cutout": 3}
             self.order.sort(key=lambda name: places.get(name, 2))
-        # places in `order` of the operations of which each batch gets one, and of those that each batch gets
+        # indices in `order`: each batch gets one operation of `choices`, and all operations of `constant`
         self.choices = [place for place, name in enumerate(self.order) if name not in constant]
         self.constant = [place for place, name in enumerate(self.order) if name in constant]
         self.hole = int(size * self.parameters["ratio_cutout"] + 0.5)
@@ -112,9 +112,10 @@ class Dsa(Augmentation):
         }
 
     def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
-        """Draw float32 [rows, P]: for each operation of `order`, 1 or 0, and then the columns of DSA_COLUMNS.
+        """Draw the parameters of a batch: float32 [rows, P].
 
-        All operations draw, whether they are used or not, so that a number does not depend on the strategy.
+        The first columns hold 1 for each operation of `order` that the row gets, else 0. Then come the parameters of
+        all operations of DSA_COLUMNS. Unused operations draw too, so that the numbers do not depend on the strategy.
         """
         rng, p = self.generator(epoch, batch), self.parameters
         choice = rng.random()
@@ -136,11 +137,11 @@ class Dsa(Augmentation):
         return torch.from_numpy(np.concatenate([used, *(values[name] for name in DSA_COLUMNS)], axis=1)).float()
 
     def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Return the augmented images, see `Augmentation`. Every operation is computed, and kept where it is used."""
+        """Return the augmented images, see `Augmentation`. Operations are computed for all rows, and kept if used."""
         used, *columns = parameters.split([len(self.order), *DSA_COLUMNS.values()], dim=1)
         values = dict(zip(DSA_COLUMNS, columns, strict=True))
         for place, name in enumerate(self.order):
-            # on the CPU, looking at a parameter costs nothing, and skipping the operation saves time
+            # on the CPU, reading a parameter causes no synchronisation, and skipping an unused operation saves time
             if parameters.device.type == "cpu" and not used[:, place].any():
                 continue
             changed = self.apply[name](images, values[name])
@@ -148,11 +149,11 @@ class Dsa(Augmentation):
         return images
 
     def cut_out(self, images: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
-        """Return images with a square of zeros; it is clipped at the edges of the image.
+        """Return images with a square of zeros, clipped at the edges of the image: the operation `cutout` of DSA.
 
         Args:
             images: float32 [B, C, S, S].
-            corners: float32 [B, 2], row and column of the first pixel of the square; may be negative.
+            corners: float32 [B, 2], row and column of the square's top left pixel; may be negative.
         """
         pixels = torch.arange(self.size, device=images.device)
         inside = (pixels >= corners[:, :, None]) & (pixels < corners[:, :, None] + self.hole)  # [B, 2, S]
@@ -161,12 +162,12 @@ class Dsa(Augmentation):
 
 
 def change_color(images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return images with another brightness, saturation and contrast: the operation `color` of DSA.
+    """Return images with changed brightness, saturation and contrast: the operation `color` of DSA.
 
     Args:
         images: float32 [B, C, S, S].
-        values: float32 [B, 3]: a summand; a factor of the distance to the mean of each pixel's channels; a factor of
-            the distance to the mean of the image.
+        values: float32 [B, 3], in this order: brightness, which is added; saturation, by which the distance to the mean
+            of a pixel's channels is multiplied; contrast, by which the distance to the image's mean is multiplied.
     """
     brightness, saturation, contrast = values[:, :, None, None, None].unbind(dim=1)
     images = images + brightness
@@ -177,11 +178,11 @@ def change_color(images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def shift(images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """Return shifted images, filled up with zeros: the operation `crop` of DSA.
+    """Return shifted images, padded with zeros: the operation `crop` of DSA.
 
     Args:
         images: float32 [B, C, S, S].
-        steps: float32 [B, 2], whole numbers. Pixel (y, x) of the result is pixel (y + steps[0], x + steps[1]).
+        steps: float32 [B, 2], whole numbers (dy, dx). Result pixel (y, x) is input pixel (y + dy, x + dx).
     """
     size = images.shape[-1]
     places = torch.arange(size, device=images.device) + steps.long()[:, :, None]  # [B, 2, S]
@@ -198,11 +199,11 @@ def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 
 
 def scale(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Return stretched images. A factor above 1 shrinks the image, and zeros surround it.
+    """Return scaled images. A factor above 1 shrinks the image and surrounds it with zeros; one below 1 enlarges it.
 
     Args:
         images: float32 [B, C, S, S].
-        factors: float32 [B, 2], of the width and of the height.
+        factors: float32 [B, 2], factor of the width and factor of the height.
     """
     zero = torch.zeros_like(factors[:, 0])
     return resample(images, torch.stack([factors[:, 0], zero, zero, factors[:, 1]], dim=1))
@@ -215,19 +216,20 @@ def rotate(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def resample(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Return images whose pixel at p is the pixel of the original at A p, interpolated bilinearly; 0 outside.
+    """Return linearly transformed images: position p of the result shows position A p of the original.
 
-    Positions are measured from the centre of the image, as (x, y), in halves of its side.
+    Values between pixels are interpolated bilinearly, and values outside the image are 0. Positions are
+    (x, y), measured from the centre of the image in halves of its side.
 
     Args:
         images: float32 [B, C, S, S].
-        matrices: float32 [B, 4], the rows of A, one after the other.
+        matrices: float32 [B, 4], the 2 x 2 matrix A of each image, row by row.
     """
     size = images.shape[-1]
     centres = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     x, y = centres[None, None, :], centres[None, :, None]
     xx, xy, yx, yy = matrices[:, :, None, None].unbind(dim=1)
-    # not F.affine_grid: its matrix product may be rounded to TF32 on a GPU
+    # F.affine_grid is not used, because its matrix product may be computed in TF32 on a GPU
     grid = torch.stack([xx * x + xy * y, yx * x + yy * y], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -235,17 +237,18 @@ def resample(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 class ImagenetHard(Augmentation):
     """Colour jitter and lighting of the hard-label evaluators of IDC (ICML 2022) and Minimax Diffusion (CVPR 2024).
 
-    Images in [0, 1] are changed, so the normalisation is undone before and done after. Colour jitter consists of three
-    steps in random order. Each moves an image x to x + a (g - x), where a is uniform in [-jitter, jitter], and g is
-    black (brightness), the mean of the grey image (contrast) or the grey image (saturation). Lighting then adds to
-    channel i the sum over j of EIGENVECTORS[i][j] · EIGENVALUES[j] · n_j, where n_j is normal with standard deviation
-    `lighting`. Nothing is clipped. An image of one channel gets the grey value of lighting's three summands.
+    The steps apply to images in [0, 1], so the normalisation is undone first and redone at the end. Colour jitter has
+    three steps in random order. Each replaces an image x by x + a (g - x), where a is uniform in [-jitter, jitter]. The
+    target g is black (brightness), the mean of the grey image (contrast) or the grey image (saturation). Lighting then
+    adds to channel i the sum over j of EIGENVECTORS[i][j] · EIGENVALUES[j] · n_j, where n_j is normal with standard
+    deviation `lighting`. Values are not clipped. With one channel, lighting adds the grey value of the three sums.
 
     Args:
         seed: --fkd-seed.
         mean, std: C values each, the normalisation of the images.
         device: device of the images.
-        jitter, lighting: strengths.
+        jitter: bound of a.
+        lighting: standard deviation of n_j.
     """
 
     def __init__(
@@ -262,9 +265,10 @@ class ImagenetHard(Augmentation):
         self.channels, self.jitter, self.lighting = len(mean), jitter, lighting
 
     def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
-        """Draw float32 [rows, 6 + C]: order of the steps of colour jitter, their a, and lighting's summands.
+        """Draw the parameters of a batch: float32 [rows, 6 + C].
 
-        A step is 0 for brightness, 1 for contrast, 2 for saturation.
+        The columns are the three steps of colour jitter in order (0: brightness, 1: contrast, 2: saturation), the
+        factor a of the first, second and third step, and the value that lighting adds to each channel.
         """
         rng = self.generator(epoch, batch)
         order = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)
@@ -287,7 +291,7 @@ class ImagenetHard(Augmentation):
 
 
 def grey_image(images: torch.Tensor) -> torch.Tensor:
-    """Return the grey images [B, 1, S, S] of images [B, C, S, S] in [0, 1]; with one channel, the images themselves."""
+    """Convert images [B, C, S, S] in [0, 1] to grey images [B, 1, S, S]; return images of one channel unchanged."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
@@ -295,7 +299,7 @@ def grey_image(images: torch.Tensor) -> torch.Tensor:
 
 
 def augmentation_of(config: TrainConfig, found: Findings, device: torch.device | str = "cpu") -> Augmentation | None:
-    """Return the augmentation that --augment names; None if views are only cropped, resized and flipped.
+    """Return the augmentation of --augment dsa or imagenet-hard; None for other values and for runs on stored labels.
 
     Args:
         config: flags of the run.

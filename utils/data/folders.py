@@ -11,7 +11,7 @@ from utils.system.log import log
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # suffixes of image types that are not read: such files are skipped with a warning
 OTHER_IMAGES = (".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".npy")
-BOXES = "_boxes.txt"  # end of the names of Tiny-ImageNet's files of boxes, one beside the images of each class
+BOXES = "_boxes.txt"  # suffix of Tiny-ImageNet's bounding-box files, which are skipped silently
 SYSTEM_FILES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 

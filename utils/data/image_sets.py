@@ -1,10 +1,10 @@
-"""Open an image set, whatever its layout: folders of image files, archives, tables or tensors.
+"""Open an image set of any layout: folders of image files, archives, tables or tensors.
 
-A layout is recognised by its content, in this order:
+The layout is recognised by the content of the file or folder. These layouts are tried in this order:
 
-1. a root with parts: a folder with a sub-folder `train` and one of `val`, `validation` or `test`, none of which is the
-   folder of one class. The part is opened in turn;
-2. the readers in READERS, each a module of utils/data/readers;
+1. a root with parts: a folder with a sub-folder `train`, which is not the folder of one class, and a sub-folder `val`,
+   `validation` or `test`. The sub-folder of the requested part is then opened by the same rules;
+2. the layouts of the readers in READERS, each a module of utils/data/readers;
 3. a folder with one sub-folder of images per class (`open_folder`).
 """
 
@@ -25,7 +25,7 @@ from utils.system.errors import InputError, listing
 from utils.system.log import log
 
 READERS = ("cifar", "idx", "tensors", "parquet", "shards", "flat")
-HELD_OUT = ("val", "validation", "test")  # names of the part that is not for training, the first one is preferred
+HELD_OUT = ("val", "validation", "test")  # names of the part that is not for training, in order of preference
 TAKEN = (
     "give a folder with one sub-folder of images per class, or another layout that docs/images.md lists (CIFAR, MNIST, "
     "tensors, parquet, webdataset, ImageNet's validation images with their table)"
@@ -33,7 +33,7 @@ TAKEN = (
 
 
 def readers() -> Iterator[ModuleType]:
-    """Yield the modules that read image sets; each is imported when it is needed."""
+    """Yield the modules in READERS in order. A module is imported only when the iteration reaches it."""
     for name in READERS:
         module = f"utils.data.readers.{name}"
         if importlib.util.find_spec(module) is not None:
@@ -52,8 +52,8 @@ def open_images(
     Args:
         path: file or folder that holds the set.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`, the part to take from a place that holds both. The part `val` is the test set if there
-            is no other.
+        part: `train` or `val`, the part to take if `path` holds several. If there is no validation part, `val` means
+            the test part.
         normalised: whether floating-point images have been normalised: `yes`, `no`, or `auto` to infer it from their
             values.
         labels: value of --val-labels, a file with the classes of images in one folder; None if it was not given.
@@ -81,9 +81,9 @@ def open_images(
 
 
 def part_of_root(path: Path | str, part: str) -> str | None:
-    """Return the sub-folder that holds `part`, if the folder `path` is a root with parts; else None.
+    """Return the path of the sub-folder that holds `part`; None if the folder `path` is no root with parts.
 
-    A sub-folder `train` with image files in it is not a part, but the folder of a class that is called so.
+    If image files lie directly in the sub-folder `train`, it is not a part, but the folder of a class called train.
     """
     train, other = os.path.join(path, "train"), held_out(path)
     if other is None or not os.path.isdir(train) or visible(train)[0]:
@@ -92,7 +92,7 @@ def part_of_root(path: Path | str, part: str) -> str | None:
 
 
 def held_out(path: Path | str) -> str | None:
-    """Return the sub-folder of `path` with the images that are not for training; None if there is none."""
+    """Return the path of the first sub-folder of `path` that is named in HELD_OUT; None if there is none."""
     return next(filter(os.path.isdir, (os.path.join(path, name) for name in HELD_OUT)), None)
 
 

@@ -1,4 +1,4 @@
-"""Define image sets, and load their images, whether an image is a file or a part of an archive, a table or a tensor.
+"""Define image sets, and load their images. An image is a file, or a part of an archive, a table or a tensor.
 
 An image is referred to by an `ImageRef`: the path of an image file, or a `Member` of a `Container`. A loaded image is a
 `Pixels`: a PIL image with 8 bits per channel, or, if the set holds floating-point numbers, a tensor float32 [C, H, W].
@@ -18,12 +18,12 @@ from PIL import Image, UnidentifiedImageError
 
 from utils.system.errors import InputError, clause
 
-SAMPLED_SIZES = 500  # number of images whose sizes are compared
+SAMPLED_SIZES = 500  # about the number of images whose sizes `ImageSet.side` compares
 Pixels = Image.Image | torch.Tensor
-# what the pixels of a set are: integers from 0 to 255; floating-point numbers in about [0, 1]; or floating-point
-# numbers to which mean and standard deviation have been applied
+# format of a set's pixels. bytes: integers from 0 to 255; unit: floating-point numbers, about in [0, 1]; normalised:
+# floating-point numbers to which mean and standard deviation have been applied
 Values = Literal["bytes", "unit", "normalised"]
-PROBED = 16  # number of image files whose headers tell whether a set is grey
+PROBED = 16  # about the number of image files whose headers are read to find out whether a set is grey
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -35,7 +35,7 @@ class Container(ABC):
 
     Attributes:
         path: file or folder that holds the images, for error messages.
-        soft_labels: float32 [N, C], class probabilities or logits that the set brings for its N images; None without.
+        soft_labels: float32 [N, C], class probabilities or logits stored with the N images; None if there are none.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Container(ABC):
         """Return the content of image `number`: the bytes of an image file, or the values of its pixels."""
 
     def load(self, number: int) -> Pixels:
-        """Decode image `number`; a PIL image may have any mode, `load_image` converts it."""
+        """Decode image `number`. A PIL image may have any mode, which `load_image` then converts."""
         return Image.open(io.BytesIO(self.read(number)))
 
     def size(self, number: int) -> tuple[int, int]:
@@ -92,11 +92,11 @@ class ImageSet:
         classes: name of each class. For image folders these are the names of the sub-folders, sorted.
         samples: (image, index in `classes`) of every image.
         named: False if the set does not name its classes, so that `classes` holds their numbers.
-        channels: 1 if all images are known to be grey, else 3.
+        channels: 1 if the images are grey, else 3; see `channels_of_files` for image files.
         normalised: whether mean and standard deviation have been applied to the images already; only a set of
             floating-point images can be normalised.
         layout: how the set is stored, in words, for the log; empty for folders of image files.
-        answers: kind of the soft labels that the set brings: `probabilities` or `logits`; None if it brings none.
+        answers: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
     """
 
     root: str
@@ -115,7 +115,7 @@ class ImageSet:
 
     @property
     def values(self) -> Values:
-        """Return what the pixels of the set are; the first image is decoded."""
+        """Return the format of the pixels, see `Values`. The first image is decoded to determine it."""
         if isinstance(load_image(self.samples[0][0]), Image.Image):
             return "bytes"
         return "normalised" if self.normalised else "unit"
@@ -124,8 +124,8 @@ class ImageSet:
     def side(self) -> int | None:
         """Return the side of the images in pixels if they are square and all of one size; None otherwise.
 
-        Return None for images that are files of their own, too: such sets are often resized. Of a large set, a sample
-        is looked at.
+        Return None also if each image is a file of its own, because such sets are often resized. Of a large set, only a
+        sample of the images is checked.
         """
         if not isinstance(self.samples[0][0], Member):
             return None
@@ -146,7 +146,7 @@ def first_images(samples: Samples, per_class: int | None) -> Samples:
 
 
 def soft_labels_of(samples: Samples) -> torch.Tensor | None:
-    """Return the soft labels that the set brings for its images, float32 [N, C]; None if an image has none."""
+    """Return the soft labels that are stored with the images, float32 [N, C]; None if an image has none."""
     rows = []
     for image, _ in samples:
         if not isinstance(image, Member) or image.container.soft_labels is None:
@@ -175,7 +175,7 @@ def read_image(image: ImageRef) -> bytes:
 
 
 def image_bytes(image: ImageRef) -> int:
-    """Return the number of bytes of an image's content; the content of a file is not read."""
+    """Return the number of bytes of an image's content. For an image file, only the file size is looked up."""
     return image.container.num_bytes(image.number) if isinstance(image, Member) else os.stat(image).st_size
 
 
@@ -184,11 +184,11 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
 
     Args:
         image: the image.
-        channels: 3 for RGB, where grey values are repeated in all channels; 1 for grey.
-        content: content of the image file, if it has been read already.
+        channels: 3 for RGB; grey values are then repeated in all channels. 1 for grey.
+        content: content of the image file, if it has been read already; None to read it.
 
     Returns:
-        a PIL image of mode RGB or L; for a set of floating-point images, a tensor float32 [channels, H, W].
+        a PIL image of mode RGB or L, or, from a set of floating-point images, a tensor float32 [channels, H, W].
 
     Raises:
         InputError: the image cannot be decoded, or it has colours and `channels` is 1. The message names the image.
@@ -225,7 +225,7 @@ def load_rgb(image: ImageRef) -> Image.Image:
 
 
 def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
-    """Return an image [C, H, W] with `channels` channels; a grey image's values are repeated in all channels."""
+    """Convert an image [C, H, W] to `channels` channels: repeat a grey image, or raise ValueError."""
     if len(image) == channels:
         return image
     if len(image) != 1:
@@ -280,10 +280,10 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 
 
 def channels_of_files(samples: Samples) -> int:
-    """Return 1 if some image files, evenly spread over the list of (image, class), are all grey, else 3.
+    """Return 1 if all of a sample of image files, evenly spread over the list of (image, class), are grey, else 3.
 
-    A file may be a member of an archive or of a table. A file whose header cannot be read counts as one with colours;
-    loading it raises an error.
+    Image files inside an archive or a table are checked too. A file whose header cannot be read counts as coloured,
+    because loading it raises an error later.
     """
     for image, _ in samples[:: max(1, len(samples) // PROBED)]:
         try:

@@ -81,7 +81,7 @@ class Preview:
         dataset: `ViewDataset`.
         epoch: epoch whose first batch is shown.
         normalise: normalisation of the models' input.
-        teacher: function from images, float [B, 3, S, S], to logits [B, C]; used if the dataset has no soft labels.
+        teacher: function from images [B, 3 or 1, S, S] to logits [B, C]; used if the dataset has no soft labels.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ def replay_view(image: Pixels, box: Crop, flip: bool, size: int) -> torch.Tensor
         size: S, side of the result in pixels.
 
     Returns:
-        [S, S, C]; uint8 for a PIL image. The values of a tensor are not rounded: float32.
+        uint8 [S, S, C] for a PIL image; float32 [S, S, C], not rounded, for a tensor.
     """
     top, left, height, width = box
     if isinstance(image, torch.Tensor):
@@ -35,9 +35,9 @@ def replay_view(image: Pixels, box: Crop, flip: bool, size: int) -> torch.Tensor
 
 
 def resize_floats(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize an image, float32 [C, H, W], to `size` = (height, width), with an antialiased bilinear filter.
+    """Resize an image float32 [C, H, W] to `size` = (height, width) with an antialiased bilinear filter.
 
-    An image that has this size already is returned unchanged, to the last bit.
+    An image that already has this size is returned unchanged.
     """
     if image.shape[1:] == size:
         return image
@@ -45,16 +45,16 @@ def resize_floats(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 class Normalise:
-    """Callable that normalises images: x [B, S, S, C] becomes (x / 255 - mean) / std, float32 [B, C, S, S].
+    """Callable that normalises images x [B, S, S, C]: the result is (x / 255 - mean) / std, float32 [B, C, S, S].
 
     Args:
         mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         device: device of the images.
         memory_format: memory format of the result.
-        values: what the pixels are. Pixels in [0, 1] (`unit`) are not divided by 255; `normalised` ones stay as they
-            are.
+        values: pixel format, see `Values`. `unit` pixels, in [0, 1], are not divided by 255; `normalised` pixels do not
+            change.
         augment: function (normalised images [B, C, S, S], random parameters [B, P]) -> images; see `Augmentation`.
-        whiten: function that whitens images [B, C, S, S] in [0, 1], in place of mean and standard deviation; see `Zca`.
+        whiten: function that whitens images [B, C, S, S] in [0, 1], see `Zca`; it replaces mean and standard deviation.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Normalise:
         self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
     def __call__(self, images: torch.Tensor, parameters: torch.Tensor | None = None) -> torch.Tensor:
-        """Return normalised images; if `parameters` are given, the images are then augmented with them."""
+        """Return normalised images; if `parameters` are given, augment the normalised images with them."""
         batch, height, width, channels = images.shape
         # repeat mean and std for each pixel of a row: on a CPU, arithmetic on long rows is faster than on 3 channels
         mean, std = self.mean.repeat(width), self.std.repeat(width)
@@ -91,7 +91,7 @@ class Normalise:
     def visible(self, images: torch.Tensor) -> torch.Tensor:
         """Convert normalised images [B, C, S, S] back to pixels that can be shown: uint8 [B, S, S, C].
 
-        Whitened images are not changed back; each is stretched to the range of visible values.
+        Whitened images cannot be converted back; instead, the values of each image are stretched to 0 … 255.
         """
         if self.whiten is not None:
             low, high = images.float().aminmax(dim=1, keepdim=True)
@@ -106,12 +106,12 @@ def finish_views(
 ) -> torch.Tensor:
     """Normalise, augment and mix the cropped images of a batch: [B, S, S, C] -> float32 [B, C, S, S].
 
-    Cutmix only copies pixels, so it runs before the normalisation: uint8 needs a quarter of the memory of float32. But
-    images are augmented before they are mixed.
+    Without augmentation, cutmix runs before the normalisation: it only copies pixels, and uint8 needs a quarter of the
+    memory of float32. With augmentation, and for mixup, images are mixed last.
 
     Args:
         views: the cropped images, uint8 or float32.
-        normalise: normalisation, and the augmentation that uses `parameters`.
+        normalise: applies the normalisation, and the augmentation if there are `parameters`.
         mix: how the images are mixed.
         parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
     """
@@ -178,10 +178,10 @@ def resize_views(
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
         dtype: dtype of the computation; by default float16 for uint8 images on CUDA and float32 elsewhere. float16 is
-            faster. Its values from 0 to 255 have a rounding error of at most 1/16.
+            faster; between 0 and 255, its rounding error is at most 1/16.
 
     Returns:
-        `dtype` [B, S, S, C]. Values that were made from uint8 images are whole numbers from 0 to 255.
+        `dtype` [B, S, S, C]; for uint8 images, the values are whole numbers from 0 to 255.
     """
     floats = images.is_floating_point()
     dtype = dtype or (torch.float16 if images.is_cuda and not floats else torch.float32)

@@ -32,7 +32,7 @@ DECODED_AHEAD = 256  # number of images that are submitted to the decoding threa
 
 
 def decode_all(samples: Samples, workers: int, channels: int = 3) -> Iterator[Pixels]:
-    """Yield every image with `channels` channels, in order; threads decode them, because PIL releases the GIL."""
+    """Yield every image, decoded to `channels` channels, in order. Threads suffice, because PIL releases the GIL."""
     images = iter([image for image, _ in samples])
     with ThreadPoolExecutor(max(workers, cores())) as pool:
         while ahead := list(islice(images, DECODED_AHEAD)):

@@ -42,7 +42,7 @@ class CentreCrops(Dataset):
             digest = int.from_bytes(number.digest(), "little", signed=True)
         if isinstance(image, torch.Tensor):
             height, width = image.shape[1:]
-            shorter = min(height, width)  # the other side is truncated to whole pixels, as torchvision does
+            shorter = min(height, width)  # resized to `resize`; the other side is rounded down, as in torchvision
             image = resize_floats(image, (self.resize * height // shorter, self.resize * width // shorter))
             image = TF.center_crop(image, self.input_size)
         else:
@@ -61,7 +61,7 @@ class ValidationBatches:
             regardless of the order. It is None until the first pass is complete.
 
     Args:
-        samples: list of (path, class).
+        samples: list of (image, class).
         input_size: S, in pixels.
         normalise: `Normalise`, applied on the device.
         workers: number of worker processes that decode images.

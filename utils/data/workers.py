@@ -36,8 +36,8 @@ from utils.system.errors import OPEN_FILES, WORKER_DIED, InputError, explain_sys
 from utils.system.files import can_open
 from utils.system.process import prepare_worker
 
-# pixels [S, S, C], class, crop float32 [4] as fractions of height and width, flip, image index; with augmentation also
-# its random parameters float32 [P]
+# (pixels [S, S, C], class, crop float32 [4] as fractions of height and width, flip, image index); with an augmentation,
+# its random parameters float32 [P] follow
 View = tuple
 Item = tuple[list[torch.Tensor], torch.Tensor | None, float | None, MixBox | None, Answers | None]
 Loaded = TypeVar("Loaded")
@@ -52,7 +52,7 @@ class ViewDataset(Dataset):
     PyTorch's fetcher, patched by patches/fetch_patch.py, loads the labels of a batch before its views.
 
     Args:
-        samples: list of (path, class).
+        samples: (image, class) of every image.
         source: crops, flips and labels of every batch of the run: a `TrainingViews`, a label store or a `DrawnViews`.
             The batches of a label store are used in stored order.
         input_size: S, side of a view in pixels.
@@ -104,7 +104,7 @@ class ViewDataset(Dataset):
 
         Returns:
             (pixels uint8 or float32 [S, S, C], class, crop float32 [4] as fractions of height and width, flip, image
-            index). With augmentation, the random parameters float32 [P] follow.
+            index). With an augmentation, its random parameters float32 [P] follow.
         """
         index = int(index_of(self.labels)[slot])
         ref, target = self.samples[index]

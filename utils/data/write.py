@@ -27,7 +27,7 @@ from utils.system.errors import InputError
 from utils.system.files import why_unwritable
 from utils.system.safe_load import save_archive
 
-IMAGES, LABELS = "images_best.pt", "labels_best.pt"  # names of tensor files, as MTT and many others write them
+IMAGES, LABELS = "images_best.pt", "labels_best.pt"  # names of the tensor files, as in MTT and many other projects
 
 
 @contextmanager
@@ -60,8 +60,8 @@ def new_folder(path: Path, flag: str) -> Iterator[Path]:
 def class_folders(images: ImageSet) -> list[str]:
     """Return a folder name for each class of a set.
 
-    Numbers get zeros in front, so that folders sort like numbers. In names from an archive or a table, characters that
-    a folder's name cannot have are replaced.
+    Class numbers are padded with zeros, so that the folders sort in the order of the numbers. In class names, `_`
+    replaces characters that a folder name cannot contain, and precedes names that would make a hidden folder.
 
     Raises:
         InputError: two classes would get the same folder.
@@ -84,7 +84,7 @@ def holds_tensors(images: ImageSet) -> bool:
 
 
 def image_file(image: ImageRef) -> tuple[bytes, str] | None:
-    """Return (content, suffix) of an image that is stored as an image file; None if only its pixels are stored."""
+    """Return (content, suffix) of an image's file; None if there is no file, or its format is not in SUFFIXES."""
     if not isinstance(image, Member):
         return read_image(image), Path(image).suffix
     if type(image.container).load is not Container.load:
@@ -107,7 +107,7 @@ def write_image(image: ImageRef, path: Path, channels: int) -> None:
         channels: 1 to write a grey PNG file, 3 for RGB.
 
     Raises:
-        InputError: the image cannot be decoded.
+        InputError: the image cannot be decoded, or holds floating-point numbers.
     """
     stored = image_file(image)
     if stored is not None:
@@ -120,10 +120,10 @@ def write_image(image: ImageRef, path: Path, channels: int) -> None:
 
 
 def name_files(samples: Samples, classes: Sequence[str]) -> dict[str, ImageRef]:
-    """Name a file for each image of a set; return a dict from `CLASS/NAME` to the image.
+    """Choose a file name for each image of a set; return a dict from `CLASS/NAME` to the image.
 
-    NAME is the name of the image file; for a member of a container, its number in the set and a suffix. If `CLASS/NAME`
-    exists already, the new name is `CLASS/NUMBER-NAME`.
+    NAME is the name of the image file; for a member of a container, it is the image's index in `samples` with a suffix.
+    If an earlier image has the same `CLASS/NAME`, the new name is `CLASS/NUMBER-NAME`.
 
     Args:
         samples: (image, class) of the images.
@@ -144,13 +144,13 @@ def name_files(samples: Samples, classes: Sequence[str]) -> dict[str, ImageRef]:
 
 
 def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) -> None:
-    """Write images and labels as tensors, with the values that they have.
+    """Write images and labels to two files of tensors in `folder`, without changing their values.
 
     Args:
         folder: the folder, which exists.
         samples: (image, class) of the images, which all have the same size.
         channels: number of channels to write, 1 or 3.
-        answers: whether to write the soft labels that the set brings, float32 [N, C], and not the classes, int64 [N].
+        answers: whether to write the soft labels stored with the images, float32 [N, C], not the classes, int64 [N].
 
     Raises:
         InputError: the images differ in size, or the disk is full.

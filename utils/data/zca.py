@@ -1,10 +1,10 @@
 """Whiten images by ZCA, as MTT, TESLA and DATM do before they distil and evaluate.
 
-The transformation is fitted on the real training images, in [0, 1] and without mean and standard deviation:
+The transformation is fitted on the N real training images, scaled to [0, 1] but not normalised:
 
-    T = U diag(1 / sqrt(s + 0.1)) U^T,    C = U diag(s) U^T,
+    T = U diag(1 / sqrt(s + 0.1)) U^T,    K = U diag(s) U^T,
 
-where C is the covariance matrix of the images' C · S · S values, with the divisor N - 1. An image x becomes (x - m) T,
+where K is the covariance matrix of the images' C · S · S values, with the divisor N - 1. An image x becomes (x - m) T,
 where m is the mean image. Source: kornia's ZCAWhitening with eps = 0.1, in the code of MTT (Cazenavette et al., 2022).
 """
 
@@ -24,8 +24,8 @@ from utils.system.log import log
 from utils.system.machine import cores
 
 EPSILON = 0.1  # added to every eigenvalue of the covariance matrix
-ROWS = 1000  # images of which the covariance is summed at a time
-MOST_VALUES = 3 * 64 * 64  # values of an image; the covariance matrix of images of 64 px takes 1.2 GB in float64
+ROWS = 1000  # number of images that are added to the sums at a time
+MOST_VALUES = 3 * 64 * 64  # limit of C · S · S; the covariance matrix then takes 1.2 GB in float64
 
 
 class Zca:
@@ -51,17 +51,17 @@ class Zca:
 
 
 def fitted_zca(real: ImageSet, size: int, channels: int) -> Zca:
-    """Return the ZCA transformation of a set of real training images; fit it, or read the file of an earlier fit.
+    """Fit the ZCA transformation of a set of real training images, or load it if an earlier run has saved it.
 
-    The file `NAME.zca-SIZE.safetensors` beside the set holds the transformation and the digest of the images.
+    It is saved beside the set in `NAME.zca-SIZE.safetensors`, with the digest of the images.
 
     Args:
-        real: the real training images, of 8 bits or of floating-point numbers in [0, 1].
+        real: the real training images: 8-bit pixels, or floating-point numbers in [0, 1].
         size: S; images of another size are resized to S x S pixels.
         channels: C, 1 or 3.
 
     Raises:
-        InputError: the images are normalised already, or too large.
+        InputError: the images are normalised already, or `size` is too large.
     """
     if real.values == "normalised":
         raise InputError(f"--zca {real.root} holds normalised images; give the real training images as they are")
@@ -77,7 +77,7 @@ def fitted_zca(real: ImageSet, size: int, channels: int) -> Zca:
             log.info("zca     read from %s", path)
             return Zca(tensors["mean"], tensors["matrix"], digest)
     except (OSError, SafetensorError, AttributeError, KeyError):
-        pass  # there is no such file, or it is damaged: it is written anew
+        pass  # the file is missing or damaged, so fit again and write it anew
     mean, matrix = fit(as_rows(real, size, channels))
     zca = Zca(mean, matrix, digest)
     try:
@@ -101,7 +101,7 @@ def as_rows(real: ImageSet, size: int, channels: int) -> torch.Tensor:
 
 
 def fit(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and the ZCA matrix of rows [N, D]: float32 [D] and float32 [D, D]."""
+    """Return (mean, ZCA matrix T) of rows [N, D]: float32 [D] and float32 [D, D]."""
     mean = torch.stack([part.double().sum(dim=0) for part in rows.split(ROWS)]).sum(dim=0).div(len(rows)).float()
     covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     for part in rows.split(ROWS):

@@ -1,4 +1,4 @@
-"""Draw views with labels that belong to the images themselves, and plan hard-label epochs (HALD, arXiv 2512.15647)."""
+"""Draw random views with the labels of their images, and plan hard-label epochs (HALD, arXiv 2512.15647)."""
 
 import math
 from collections.abc import Sequence
@@ -61,18 +61,18 @@ class Phases:
 
 
 class LabelledViews(DrawnViews):
-    """Batches of random views with labels that belong to the images themselves; no teacher is used.
+    """Batches of random views with the labels of their images, without a teacher.
 
-    If a view mixes two images, its label mixes their labels in proportion to their areas (cutmix) or weights (mixup).
+    If a view mixes two images, their labels are mixed in proportion to their areas (cutmix) or weights (mixup).
 
     Args:
         policy: the distribution from which views are drawn.
-        labels: label of each of the N images: int64 [N], classes; or float32 [N, C], probabilities or logits. Logits
-            cannot be mixed.
+        labels: label of each of the N images: classes int64 [N]; or probabilities or logits float32 [N, C]. Logits must
+            not be mixed.
         num_classes: C.
         batch_size: number of images in a batch.
         smoothing: probability mass that is spread evenly over all classes, in [0, 1].
-        logs: whether batches hold the natural logs of probabilities, as the losses kl and dist read them.
+        logs: whether labels are returned as natural logs of probabilities, as the losses kl and dist expect them.
         augmentation: see `DrawnViews`.
     """
 
@@ -90,7 +90,7 @@ class LabelledViews(DrawnViews):
         self.labels, self.num_classes, self.smoothing, self.logs = labels, num_classes, smoothing, logs
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:
-        """Return one batch of views. The field `logits` holds their labels: float32 [B, C]."""
+        """Return one batch of views; the field `logits` holds the labels of the views, float32 [B, C]."""
         drawn = super().read(epoch, batch)
         return replace(drawn, logits=self.mixed_labels(drawn.index, drawn.mix))
 

@@ -114,7 +114,7 @@ class TrainingViews(Generic[Source]):
         return self._labels.num_classes if self.kept_classes is None else len(self.kept_classes)
 
     def kept(self, views: Views) -> Any:
-        """Return a batch with the logits of `kept_classes`, float [B, C]; the batch itself if all classes are kept."""
+        """Reduce a batch's logits to `kept_classes`, float [B, C]; return the batch itself if all classes are kept."""
         if self.kept_classes is None or not isinstance(views.logits, torch.Tensor):
             return views
         return replace(views, logits=views.logits[:, list(self.kept_classes)])

@@ -201,7 +201,7 @@ def index_of(views: Views) -> torch.Tensor:
 
 
 class DrawsParameters(Protocol):
-    """Interface of an augmentation's random draws."""
+    """Interface of an augmentation, as far as `DrawnViews` uses it."""
 
     def draw(self, epoch: int, batch: int, rows: int, /) -> torch.Tensor:
         """Draw the random parameters of one batch, float32 [rows, P]; they depend only on seed, epoch and batch."""

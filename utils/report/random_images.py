@@ -1,17 +1,19 @@
-"""Draws a random subset of real images, as a baseline for a distilled set.
+"""Draw a random subset of real images, as a baseline for a distilled set.
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
 
-The command draws images without replacement. Each class gets as many images as it has in DISTILLED. Classes of REAL and
-DISTILLED are paired by the names of their folders; classes that only REAL has are ignored. With --classes, only the
-listed classes are drawn, as in training. REAL and DISTILLED may have any layout of docs/images.md. The folder RANDOM
-gets links to the drawn files, in class folders with the names of DISTILLED. Images that are no files of their own are
-written as image files. If they are floating-point numbers, RANDOM gets tensors (`images_best.pt` and `labels_best.pt`)
-in place of class folders. RANDOM.txt lists the images, in lines `CLASS/NAME<tab>PATH`. RANDOM.json records how the
-images were drawn, and a digest of the images. A report uses the digest to check that a run was trained on exactly these
-images.
+The command draws images without replacement. Each class gets as many images as it has in DISTILLED, or N images with
+--per-class N in place of --like. Classes of REAL and DISTILLED are paired by name; classes that only REAL has are
+ignored. With --classes, only the listed classes are drawn, as in training. REAL and DISTILLED may have any layout of
+docs/images.md.
 
-If RANDOM exists, the command fails. With --again it succeeds if RANDOM already has the images that would be drawn.
+The folder RANDOM gets links to the drawn image files, in class folders with the names of DISTILLED. Drawn images from
+inside an archive, a table or a tensor become new image files. If the images of REAL are floating-point numbers, RANDOM
+gets two tensors in place of class folders, `images_best.pt` and `labels_best.pt`. RANDOM.txt lists the images, in lines
+`CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images, by which a report
+checks that a run was trained on exactly these images.
+
+If RANDOM exists, the command fails. With --again, it succeeds if RANDOM already holds the images that would be drawn.
 """
 
 import os
@@ -71,13 +73,13 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
 
     Args:
         real: set of real images; images of classes that `like` lacks are left out of the result.
-        like: image set whose classes are wanted.
+        like: the image set to match.
         class_map: value of --class-map: a file that pairs class folders, `sorted` to pair them by position, or None to
             pair them by name.
 
     Returns:
-        (images of REAL with the classes of `like`, description of how the classes were paired). The classes have the
-        names that `like` gives them; if it gives none, those of REAL.
+        (images of REAL with the classes of `like`, description of how the classes were paired). The class names are
+        those of `like`, or those of REAL if `like` does not name its classes.
 
     Raises:
         InputError: the classes cannot be paired, or REAL lacks a class of --like.
@@ -93,7 +95,7 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
     classes = like.classes if like.named else [real.classes[places.index(n)] for n in range(len(like.classes))]
     found = [(image, places[target]) for image, target in real.samples]
     samples = [(image, place) for image, place in found if place is not None]
-    # soft labels that REAL brings are about its own classes
+    # `answers=None` drops the soft labels of REAL, because they refer to the classes of REAL
     return replace(real, classes=classes, samples=samples, named=like.named or real.named, answers=None), how
 
 
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: draw random real images and link them into the folder --output."""
     config = RandomImagesConfig.parse(argv)
     start_log()
-    # soft labels that REAL brings are about its own classes
+    # `answers=None` drops the soft labels of REAL, because they refer to the classes of REAL
     real = replace(open_images(config.real, "REAL"), answers=None)
     output = Path(config.output)
     if config.like is None:
@@ -163,11 +165,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def link_or_write(folder: Path, links: Mapping[str, ImageRef], channels: int) -> None:
-    """Put images into a folder: links to image files, and new files of images that are no files of their own.
+    """Put images into a folder: a link to each image file, and a new file for each image inside a container.
 
     Args:
         folder: the folder.
-        links: path of each image in the folder -> the image.
+        links: path inside the folder -> image.
         channels: 1 to write grey images, 3 for RGB.
     """
     for link, image in links.items():
@@ -184,8 +186,8 @@ def refuse_another_draw(config: RandomImagesConfig, output: Path, links: Mapping
     Args:
         config: flags of the command.
         output: the folder.
-        links: path of each image of the current draw in the folder -> the image.
-        text: content of the list of images of the earlier draw.
+        links: the current draw: path inside the folder -> image.
+        text: content of OUTPUT.txt, which lists the images of the earlier draw.
     """
     before = dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line)
 

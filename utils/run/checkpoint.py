@@ -95,7 +95,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def other_gpus() -> list[torch.device]:
-    """Return the Apple GPU or the first Intel GPU of this machine, in a list that is empty without such a GPU."""
+    """Return a list of this machine's Apple GPU or first Intel GPU; the list is empty if there is neither."""
     apple = [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
     intel = [torch.device("xpu", 0)] if hasattr(torch, "xpu") and torch.xpu.is_available() else []
     return apple + intel

@@ -29,7 +29,7 @@ from utils.system.log import log
 IMAGENET_CLASSES = 1000
 # value of --class-map that pairs validation and training folders by their position in sorted order
 BY_POSITION = "sorted"
-# rule of pairing if a set does not name its classes
+# description of the pairing rule for sets of which one or both do not name their classes
 BY_NUMBER = "by number, because at least one of the two sets does not name its classes"
 WNID = re.compile(r"n\d{8}")
 
@@ -175,7 +175,7 @@ def number_train_folders(
 
 
 def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
-    """Return the class number in ImageNet-1K of each name; None unless all are names of different classes."""
+    """Return the ImageNet-1K class number of each name; None if a name is unknown, or two names have one number."""
     if numbered(names) is not None:
         return None
     known = imagenet_numbers()
@@ -184,11 +184,10 @@ def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
 
 
 def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
-    """Return the class names by which two image sets are paired: (names of `own`, names of `other`).
+    """Return the keys by which the classes of two image sets are paired: (keys of `own`, keys of `other`).
 
-    If both sets name their classes, or a --class-map was given, these are `classes`. Otherwise they are numbers, so
-    that class k belongs to class k: those of a set without names, and the positions of the names of the other set. (If
-    its names are numbers, they count, and not their positions.)
+    If both sets name their classes, or if a --class-map was given, the keys are the class names. Otherwise, the keys
+    are class numbers as text. The number of a class is its name if all names in the set are numbers, else its index.
     """
     if (own.named and other.named) or class_map is not None:
         return own.classes, other.classes
@@ -360,11 +359,12 @@ def listed_classes(subset: str) -> list[str]:
     """Return the class names that --classes lists, in order.
 
     Args:
-        subset: value of --classes: the name of a subset in SUBSETS, where `image` in front may be left out, or a file
-            with one folder name per line. A file that has the name of a subset must be given with a path, as `./meow`.
+        subset: value of --classes: the name of a subset in SUBSETS, with or without its prefix `image`; or a file with
+            one folder name per line. If a file has the name of a subset, a path such as `./meow` is needed.
 
     Raises:
-        InputError: there is neither such a subset nor such a file, or the file is empty or wrong.
+        InputError: there is neither such a subset nor such a file, or the file is empty, cannot be read or repeats a
+            line.
     """
     name = subset.lower()
     known = SUBSETS.get(name) or SUBSETS.get(f"image{name}")
@@ -384,7 +384,7 @@ def listed_classes(subset: str) -> list[str]:
 
 
 def select_classes(subset: str, images: ImageSet, flag: str) -> None:
-    """Reduce an image set to the classes that --classes lists, and give class k the number of its line, from 0.
+    """Reduce an image set to the classes that --classes lists; number the classes by their lines, from 0.
 
     Args:
         subset: value of --classes.
@@ -405,8 +405,8 @@ def select_pair(
     Args:
         subset: value of --classes.
         train, val: the sets; `classes` and `samples` are replaced.
-        class_map: value of --class-map, which pairs all folders of `val` with those of `train`; None if each set has
-            the listed classes.
+        class_map: value of --class-map, which pairs all folders of `val` with those of `train`; None to find the listed
+            classes in each set separately.
         sides: flags of the two sets, for messages.
 
     Raises:
@@ -425,9 +425,9 @@ def select_pair(
 def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | None], str]:
     """Find the line of --classes for each class of an image set.
 
-    Names are compared as they are, then without regard to case and spaces, then by the numbers at their end, then by
-    ImageNet's list of classes. The first of these rules that finds all lines is used; if none does, the rule that finds
-    most. If the set does not name its classes and has as many as are listed, class k is line k.
+    Rules are tried in this order: equal names; names that are equal but for case and spaces; equal numbers at the end
+    of the names; the same class in ImageNet's list; and, if the set does not name its classes and has as many as are
+    listed, class k is line k. The first rule that finds all lines is used, or else the rule that finds most lines.
 
     Returns:
         (lines, rule). `lines` has an entry for each class of the set: the index of its line, or None if it is not
@@ -435,7 +435,10 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
     """
 
     def by(keys: Sequence, wanted: Sequence) -> list[int | None]:
-        """Return the index in `wanted` of each key; nothing is found if `wanted` repeats a key, or two keys match."""
+        """Return the index in `wanted` of each key; None if `wanted` lacks the key.
+
+        All are None if `wanted` contains None or repeats a key, or if two keys have the same index.
+        """
         at = {key: line for line, key in enumerate(wanted) if key is not None}
         lines = [at.get(key) for key in keys]
         found = [line for line in lines if line is not None]
@@ -463,7 +466,7 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
 
 
 def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int | None], how: str) -> None:
-    """Reduce an image set to the classes that have a line in --classes, and give each class the number of its line.
+    """Reduce an image set to the classes that --classes lists, given their lines; number the classes by their lines.
 
     Args:
         subset: value of --classes.
@@ -473,7 +476,8 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         how: description of how the classes were found, for the log.
 
     Raises:
-        InputError: a listed class is not in the set; or the set brings soft labels, whose classes would change.
+        InputError: a listed class is not in the set; or soft labels are stored with the images, and their classes would
+            change.
     """
     listed = listed_classes(subset)
     lacking = [name for line, name in enumerate(listed) if line not in lines]
@@ -520,13 +524,13 @@ def numbers_of_classes(
     * --class-order, if it was given: it names the classes of the labels or the teacher;
     * the labels' manifest, if it names every listed class;
     * ImageNet's list of classes, if C is 1,000 and the list contains every listed class;
-    * the order of the lines, if there are C of them.
+    * the order of the lines, if --classes lists C classes.
 
     Args:
         subset: value of --classes.
         folders: name of each listed class in the image set, whose spelling may differ from that of --classes.
         num_classes: C, number of classes of the labels or the teacher.
-        whose: description of the labels or the teacher, for the error message.
+        whose: the labels or the teacher, as the beginning of the error message, such as `the labels in DIR have`.
         class_order, stated: see `number_train_folders`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Choose the labels of a run of train_KD_parallel.py that belong to the images themselves: classes or soft labels."""
+"""Choose the labels of train_KD_parallel.py for losses without a teacher: the images' classes or soft labels."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from utils.system.errors import InputError
 
 
 def asks_no_teacher(config: KDConfig, soft_labels: bool) -> bool:
-    """Return whether a run needs no teacher: with --loss-type ce, or if the images bring soft labels.
+    """Return whether a run loads no teacher: with --loss-type ce, or if soft labels are stored with the images.
 
-    With --teacher-checkpoint, or --teacher-weights, a run always has a teacher.
+    With --teacher-checkpoint or --teacher-weights, a run always loads a teacher.
 
     Args:
         config: flags of the run.
-        soft_labels: whether the images bring soft labels.
+        soft_labels: whether soft labels are stored with the images.
     """
     named = config.teacher_checkpoint or config.teacher_weights
     return not named and (config.loss_type == "ce" or soft_labels)
@@ -32,15 +32,16 @@ def label_views(
     num_classes: int,
     kind: str | None = None,
 ) -> tuple[DrawnViews, Findings]:
-    """Return the views of a run without a teacher, or with --loss-type ce, with the labels that the loss needs.
+    """Add the labels that the loss needs to the views of a run whose loss uses no teacher.
 
-    * ce with classes: a view of one image has its class, which the batches hold anyway. A view that mixes two images
-      has a share r of the one class and 1 - r of the other, where r is the exact share of the area (cutmix) or the
-      weight (mixup). The loss is then r times the cross-entropy with the one class plus 1 - r times that with the other
-      class, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
-    * ce with soft labels: probabilities, mixed in the same way. Logits become probabilities first, at temperature 1,
-      as in DATM and PAD.
-    * kl and dist: probabilities, which have no temperature, or unmixed logits, divided by -T as a teacher's are.
+    * ce without soft labels: unmixed views are returned unchanged, because their batches hold the class of each image.
+      The label of a mixed view is r for the class of its own image and 1 - r for the class of its partner, where r is
+      the exact share of the area (cutmix) or the weight (mixup). The loss is then r times the cross-entropy with the
+      first class plus 1 - r times that with the second, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
+    * ce with soft labels: probabilities, mixed in the same way. Logits are first converted to probabilities at
+      temperature 1, as in DATM and PAD.
+    * kl and dist: probabilities, to which no temperature applies, or unmixed logits, which are divided by -T like a
+      teacher's logits.
     * mse_gt and mae_gt: unmixed logits.
 
     Args:
@@ -49,7 +50,7 @@ def label_views(
         source: views of the images, without labels.
         samples: (image, class) of each of the N images.
         num_classes: C, number of the student's outputs.
-        kind: kind of the soft labels that the images bring: `probabilities` or `logits`; None if they bring none.
+        kind: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
 
     Returns:
         (the views; `found` with `image_labels`, and with `answers` if there are soft labels).

@@ -48,7 +48,7 @@ IN_FLIGHT = 3
 # bytes of crop, flip and mix parameters per view, uploaded with the labels: seven int64 numbers
 GEOMETRY_BYTES = 56
 FLOAT_BYTES = 4
-# bytes per pixel of a decoded image in PIL, by its number of channels
+# number of channels -> bytes per pixel of a decoded PIL image
 PIL_BYTES = {1: 1, 3: 4}
 
 
@@ -57,17 +57,18 @@ class TrainingData:
     """The images, views and classes of a run.
 
     Attributes:
-        train: (path, class) of every training image.
-        val: (path, class) of every validation image.
-        source: views for soft-label epochs. Batches are not yet divided among ranks.
+        train: (image, class) of every training image.
+        val: (image, class) of every validation image.
+        source: views for soft-label epochs, with the rows of all ranks.
         num_classes: C, number of classes.
         names: name of each of C classes.
         images: the training images with their digests; None if a dry run did not compute them.
         hard: views for hard-label epochs; None if there are no such epochs.
-        teacher: live teacher of `source`, a function from images [B, 3, S, S] to logits [B, C]; None if labels are
-            stored.
-        augment: augmentation of normalised images with the random parameters that `source` draws; None without.
-        whiten: ZCA of images that are not normalised yet; None without.
+        teacher: live teacher, a function from images [B, 3 or 1, S, S] to logits [B, C]; None if there is no live
+            teacher.
+        augment: function (normalised images, random parameters that `source` draws) -> images; None without
+            augmentation.
+        whiten: ZCA for images that are not normalised yet; None without ZCA.
     """
 
     train: Samples
@@ -251,14 +252,14 @@ def plan_on_device(
 
 
 def plan_images(loader: str, samples: Samples, found: Findings, device: torch.device, world: World) -> bool:
-    """Decide whether relabelling keeps all decoded images in memory; return and log the decision.
+    """Return whether relabelling keeps all decoded images in memory, and log this decision.
 
     With --loader auto, the images may take at most half of the free memory; the other half is left to the teacher.
 
     Args:
         loader: --loader.
         samples: (image, class) of every image.
-        found: settings of the run; the pixels' format and the number of worker processes are used.
+        found: settings of the run; the image format and the number of worker processes are used.
         device: the device whose memory would hold the images.
         world: ranks of the run. Every rank must call this function; all ranks get the same result.
 
@@ -321,24 +322,24 @@ def refuse_resident(free: float, place: str) -> None:
 
 
 def validation_bytes(found: Findings, data: TrainingData, world: World) -> int:
-    """Return the bytes that this rank's validation images take, at the input size of the model."""
+    """Return the bytes of this rank's decoded validation images, at the input size of the model."""
     value = 1 if found.val_values == "bytes" else FLOAT_BYTES
     return value * found.channels * found.input_size**2 * len(data.val) // world.size
 
 
 def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit: float) -> int:
-    """Estimate the bytes that all decoded images take; the sizes of the images are read from the file headers.
+    """Estimate the bytes of all decoded images, from the image sizes in the file headers.
 
     On a GPU, all images are padded to the largest height and the largest width. On the host, images are not padded.
 
     Args:
         samples: (image, class) of every image.
-        found: settings of the run; the number of channels and the kind of the pixels' values are used.
+        found: settings of the run; the number of channels and the pixel format are used.
         device: the device whose memory would hold the images.
         limit: number of bytes at which counting stops; the remaining images are then not counted.
     """
     floats = found.train_values != "bytes"
-    on_device = found.channels * (FLOAT_BYTES if floats else 1)  # bytes per pixel
+    on_device = found.channels * (FLOAT_BYTES if floats else 1)  # bytes per pixel, as `on_host`
     on_host = on_device if floats else PIL_BYTES[found.channels]
     total = height = width = needed = 0
     for number, (image, _) in enumerate(samples, start=1):
@@ -383,8 +384,8 @@ def normalise_for(
     Args:
         found: settings of the run.
         precision: gives the device and the memory format.
-        values: what the pixels are, see `Values`; None: those of the training images.
-        augment: augmentation that is applied to normalised training images; None: no augmentation.
+        values: pixel format, see `Values`; None: that of the training images.
+        augment: augmentation of normalised training images; None: no augmentation.
         whiten: ZCA in place of mean and standard deviation; None: no ZCA.
     """
     kind = cast(Values, found.train_values if values is None else values)

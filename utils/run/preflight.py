@@ -110,7 +110,7 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
 def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     """Open the training set and the validation set, and decode a few images of each to find damaged files.
 
-    With --classes, the sets are reduced to the listed classes, and class k is line k.
+    With --classes, both sets are reduced to the listed classes, whose numbers are their positions in the list.
 
     Returns:
         (training ImageSet, validation ImageSet).
@@ -129,7 +129,7 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
 
 
 def inspect_pixels(found: Findings, sets: Sequence[ImageSet], models: Sequence[str]) -> Findings:
-    """Find out what the pixels of the image sets are, and how many channels the models get.
+    """Determine the pixel format of the image sets and the number of input channels of the models.
 
     If all sets are grey and every model can be built for one channel, models get one channel. Otherwise they get three;
     grey values are then repeated in all channels.
@@ -140,7 +140,7 @@ def inspect_pixels(found: Findings, sets: Sequence[ImageSet], models: Sequence[s
         models: names of the students' and the teachers' models.
 
     Returns:
-        `found` with the values in `train_values`, `val_values` and `channels`.
+        `found` with `train_values`, `val_values` and `channels`; for one channel, also `mean` and `std`.
     """
     found = replace(found, train_values=sets[0].values, val_values=sets[-1].values)
     if any(one.channels == 3 for one in sets):
@@ -178,7 +178,7 @@ def number_classes(
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
     """
-    if config.subset is not None:  # `check_folders` has numbered both sets
+    if config.subset is not None:  # then `check_folders` has numbered the classes already
         return train.classes, replace(found, classes=f"numbered and paired by --classes {config.subset}")
     own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
@@ -217,9 +217,9 @@ def number_classes(
 def number_own(
     images: ImageSet, num_classes: int, class_order: str | None, stated: Mapping[str, int] | None = None
 ) -> Numbering:
-    """Return the class number of every class of an image set; see `number_train_folders`.
+    """Return the number of every class of an image set; see `number_train_folders`.
 
-    Classes without names keep their numbers, unless --class-order was given.
+    If the set does not name its classes, the classes keep their numbers, unless --class-order was given.
     """
     if images.named or class_order is not None:
         return number_train_folders(images.classes, num_classes, class_order, stated)
@@ -237,7 +237,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
     Returns:
         display name of each of C classes.
     """
-    if config.subset is not None:  # `select_classes` has numbered the set
+    if config.subset is not None:  # then `select_classes` has numbered the classes already
         return folder.classes
     own = number_own(folder, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
@@ -247,7 +247,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
 
 
 def slice_teacher(config: KDConfig | RelabelConfig, found: Findings, teacher: Ensemble, images: ImageSet) -> Findings:
-    """Reduce the logits of a teacher to the classes of --classes; without this flag, do nothing.
+    """Make a teacher return only the logits of the classes of --classes; without this flag, do nothing.
 
     Args:
         config: flags of the run.
@@ -259,7 +259,7 @@ def slice_teacher(config: KDConfig | RelabelConfig, found: Findings, teacher: En
         `found` with a description of the kept classes in `kept_classes`.
 
     Raises:
-        InputError: it is not known which of the teacher's classes are those of --classes.
+        InputError: the teacher's numbers of these classes are unknown, or --keep-topk exceeds their number.
     """
     whose = f"{teacher.flag} {' + '.join(one['arch'] for one in teacher.described)} answers for"
     numbers, found = match_classes(config, found, images, teacher.num_classes(found.input_size), whose)
@@ -275,7 +275,7 @@ def slice_labels(
     train: ImageSet,
     stated: Mapping[str, int] | None,
 ) -> tuple[TrainingViews[LabelStore], Findings]:
-    """Reduce stored logits to the classes of --classes; without this flag, do nothing.
+    """Make the views return only the stored logits of the classes of --classes; without this flag, do nothing.
 
     Args:
         config: flags of the run.
@@ -288,8 +288,8 @@ def slice_labels(
         (`views` that keep the logits of the listed classes; `found` with their description in `kept_classes`).
 
     Raises:
-        InputError: it is not known which classes of the labels are those of --classes; or the labels hold only the
-            largest logits of each view, among which a listed class may be missing.
+        InputError: the labels' numbers of these classes are unknown; --keep-topk exceeds their number; or the labels
+            hold only the largest logits of each view, among which a listed class may be missing.
     """
     store = views.store
     whose = f"the labels in {config.fkd_path} have"
@@ -315,7 +315,11 @@ def match_classes(
     """Find the numbers that labels or a teacher use for the classes of --classes; see `numbers_of_classes`.
 
     Returns:
-        (numbers, `found` with `kept_classes`). Both are None without --classes, and if the classes are the same.
+        (numbers, `found` with a description of them in `kept_classes`). Without --classes, or if the listed classes
+        are all classes in the same order: (None, `found` unchanged).
+
+    Raises:
+        InputError: the numbers are unknown, or --keep-topk exceeds the number of listed classes.
     """
     if config.subset is None:
         return None, found
@@ -367,7 +371,7 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     Raises:
         InputError: a validation image is an empty file.
     """
-    stats = {image: os.stat(image) for image in image_files(val)}  # once, because folders may be on a slow network
+    stats = {image: os.stat(image) for image in image_files(val)}  # once per file: the disk may be on a slow network
     sizes = [stats[image].st_size if image in stats else image_bytes(image) for image, _ in val]
     for (image, _), size in zip(val, sizes, strict=True):
         if not size:
@@ -392,8 +396,8 @@ def warn_of_overlap(
 ) -> None:
     """Warn if validation images are also among the training images.
 
-    Hard and symbolic links between training and validation images are always found. If there are none, a sample of the
-    training images is compared by content with validation images of the same size in bytes.
+    Hard and symbolic links between training and validation images are always found. If there are no links, a sample of
+    the training images is compared by content with validation images of the same size in bytes.
 
     Args:
         config: flags of the run.
@@ -617,8 +621,8 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
     """Refuse packed labels that were made for class folders with other names or in another order.
 
-    If the labels store image digests, names are not compared, because `identify_images` compares the images. If
-    --class-order or --classes was given, names are not compared either, because the flag states the order.
+    Names are not compared if the labels store image digests, because `identify_images` compares the images, or if
+    --class-order or --classes was given, because the flag states the order of the classes.
 
     Args:
         config: flags of the run.

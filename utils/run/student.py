@@ -228,7 +228,7 @@ class Student:
             config.gamma,
         )
         set_lr(self.optimizer, self.lr)
-        # not if the run is resumed within this epoch: its momentum has grown since then
+        # not if the run is resumed within this epoch, because the momentum has been reset already at its start
         if config.step_momentum == "fresh" and epoch in config.milestones and progress.batch == 0:
             forget_momentum(self.optimizer)
         self.columns: dict[str, Any] = {}

@@ -1,12 +1,12 @@
-"""List the classes of those subsets of ImageNet that the field uses, as WordNet ids in the order of their source.
+"""List the classes of common subsets of ImageNet, as WordNet ids in the order of the source of each subset.
 
 --classes accepts the names of these subsets. Class k is item k of the list. Training images, validation images and
 labels of a run follow the same order, so the order does not affect a result. It matters only if a teacher or labels of
 exactly these classes do not state the order of their own classes. Sources:
 
 * imagenette, imagewoof, imagenet-10, imagenet-100: IDC (Kim et al., ICML 2022), as in the code of Minimax Diffusion (Gu
-  et al., CVPR 2024). For ImageNette, this order is that of sorted names. DD-Ranking lists ImageNette and ImageWoof in
-  the same order. ImageNet-10 consists of the first ten classes of ImageNet-100.
+  et al., CVPR 2024). For ImageNette, this is the order of sorted WordNet ids. DD-Ranking lists ImageNette and ImageWoof
+  in the same order. ImageNet-10 consists of the first ten classes of ImageNet-100.
 * imagemeow, imagesquawk, imagefruit, imageyellow: DD-Ranking, which gives class numbers of ImageNet-1K.
 """
 

@@ -47,8 +47,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 def versions(device_type: str = "auto") -> dict[str, str]:
     """Return the versions of Python, PyTorch and torchvision, and the name of the GPU or the CPU.
 
-    `device_name` is the name of the CUDA device; without one, or if `device_type` is another, it is the name of the
-    CPU.
+    `device_name` names the CUDA device if there is one and `device_type` is `auto` or `cuda`; otherwise the CPU.
     """
     on_gpu = device_type in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
@@ -69,7 +68,7 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: Samples) -> dict:
-    """Describe the images of a run for summary.json: folder, number of images, and total file size in bytes.
+    """Describe the images of a run for summary.json: folder, number of images, and total size in bytes.
 
     Args:
         folder: --train-dir or --val-dir.

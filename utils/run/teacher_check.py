@@ -77,7 +77,13 @@ def stated_settings(store: LabelStore) -> dict[str, Any]:
 
 
 def keep_stated_classes(teachers: Ensemble, numbers: Any, path: str, size: int) -> None:
-    """Reduce the teachers' logits to the classes that relabelling with --classes kept; None if it kept all classes.
+    """Make the teachers return only the logits of the classes that relabelling with --classes kept.
+
+    Args:
+        teachers: the teachers.
+        numbers: teacher's class numbers that the labels state; None if all classes were kept.
+        path: folder of the labels, for error messages.
+        size: side of the images in pixels.
 
     Raises:
         InputError: the teachers have fewer classes, or the labels do not state class numbers.

@@ -184,11 +184,11 @@ class Inquiry:
 
     Args:
         store: the labels.
-        samples: (path, class) of each image in the folder.
+        samples: (image, class) of each image in the folder.
         teachers: the teacher, or several teachers whose logits are combined.
         places: (epoch, batch) of each batch to compare; None: a few batches, evenly spaced.
         channels: C, number of channels of the teacher's input.
-        values: what the pixels of the images are.
+        values: pixel format of the images, see `Values`.
     """
 
     store: LabelStore
@@ -241,9 +241,9 @@ class Inquiry:
         return following
 
     def image(self, number: int) -> Pixels:
-        """Return an image of the set, decoded. About CACHE_BYTES of decoded images are cached."""
+        """Return a decoded image of the folder. About CACHE_BYTES of decoded images are cached."""
         if number not in self.decoded:
-            value = 3 if self.values == "bytes" else 12  # bytes per pixel
+            value = 3 if self.values == "bytes" else 12  # bytes per RGB pixel
             if sum(value * math.prod(height_and_width(image)) for image in self.decoded.values()) > CACHE_BYTES:
                 self.decoded.clear()
             self.decoded[number] = load_image(self.samples[number][0], self.channels)
@@ -263,7 +263,7 @@ class Inquiry:
         return index if replay.order is None else replay.order[index]
 
     def view(self, labels: BatchLabels, slot: int, number: int, replay: ReplaySettings) -> torch.Tensor:
-        """Return the view that the labels describe, taken from a given image: [S, S, C], uint8 or float32.
+        """Crop, resize and flip a given image as the labels describe a row: [S, S, C], uint8 or float32.
 
         Args:
             labels: labels of a batch.
@@ -312,7 +312,7 @@ class Inquiry:
     def mixed(
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
     ) -> torch.Tensor:
-        """Normalise views and mix them with their partners: [B, S, S, C] to float32 [B, C, S, S].
+        """Normalise views [B, S, S, C], and mix each with its partner; return float32 [B, C, S, S].
 
         Args:
             views: the views.

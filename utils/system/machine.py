@@ -28,9 +28,9 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes, place) of the memory that `device` uses: place is "device" for a GPU, else "host".
+    """Return (free bytes, place) of the memory that `device` uses; place is "device" or "host".
 
-    An Apple GPU (mps) shares the host's memory.
+    The place is "host" for the CPU, and for an Apple GPU (mps), which shares the host's memory.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
@@ -40,10 +40,7 @@ def free_memory(device: torch.device) -> tuple[int, str]:
 
 
 def backend(device: torch.device) -> Any:
-    """Return PyTorch's module for the kind of GPU that `device` is: torch.cuda, torch.xpu or torch.mps.
-
-    Return None for the CPU.
-    """
+    """Return PyTorch's module for the type of `device`: torch.cuda, torch.xpu or torch.mps; None for the CPU."""
     return None if device.type == "cpu" else getattr(torch, device.type)
 
 

@@ -1,6 +1,7 @@
 """Names of models that are neither torchvision's nor timm's: networks of dataset condensation, and functions in files.
 
-A network of dataset condensation has one name here, and other spellings in the code of the papers:
+Each network of dataset condensation has one name here, but several spellings in the code of the papers. `plain_name`
+converts a spelling to the name, and shortens the path of a file:
 
     plain_name("ConvNetD3")  # convnet3
     plain_name("nets/mine.py:small")  # mine.small
@@ -9,7 +10,7 @@ A network of dataset condensation has one name here, and other spellings in the 
 import re
 from pathlib import Path
 
-# A ConvNet's name: depth, width, norm, activation, pooling. The same pattern matches the spellings of DC and MTT
+# A ConvNet's name: depth, width, norm, activation, pooling. The pattern also matches the spellings of DC and MTT
 # (ConvNetD3, ConvNetW256, ConvNetBN, ConvNetAS, ConvNetNP), DD-Ranking (ConvNet-3-BN) and IDC (convnet-6).
 CONVNET = re.compile(
     r"convnet(?:[-_]?d?(?P<depth>[1-9]\d?))?(?:[-_]?w(?P<width>[1-9]\d{0,4}))?"
@@ -21,7 +22,7 @@ CONVNET_FORM = (
     "convnet[DEPTH][_wWIDTH][_in|_bn|_ln|_gn|_none][_relu|_leakyrelu|_sigmoid][_avgpool|_maxpool|_nopool], for "
     "instance convnet3 or convnet4_w256_bn"
 )
-WIDTH, NORM, ACTIVATION, POOLING = 128, "in", "relu", "avgpool"  # if a ConvNet's name does not say otherwise
+WIDTH, NORM, ACTIVATION, POOLING = 128, "in", "relu", "avgpool"  # of a ConvNet whose name does not state them
 LONG = {
     "nn": "none",
     "ar": "relu",
@@ -31,7 +32,7 @@ LONG = {
     "mp": "maxpool",
     "np": "nopool",
 }
-# the other networks
+# names of the networks of dataset condensation other than ConvNets
 NETWORKS = (
     "dc_mlp",
     "dc_lenet",
@@ -45,7 +46,7 @@ NETWORKS = (
     "resnetap10",
     "resnet18_in",
 )
-# other spellings without case, `-` and `_`
+# other spelling, as `squashed` returns it -> name of the network
 SPELLINGS = {
     "mlp": "dc_mlp",
     "lenet": "dc_lenet",
@@ -56,7 +57,7 @@ SPELLINGS = {
     "resnetap10in": "resnetap10",
     "convnetkip": "convnet_w1024_none",
 }
-# Spellings of DC's networks that could as well mean torchvision's: spelling -> (torchvision's name, DC's name)
+# squashed spellings that may mean a network of torchvision or of DC: spelling -> (torchvision's name, DC's name)
 AMBIGUOUS = {
     "alexnet": ("alexnet", "dc_alexnet"),
     "vgg11": ("vgg11", "dc_vgg11"),
@@ -72,9 +73,9 @@ def squashed(name: str) -> str:
 
 
 def network_name(name: str) -> str | None:
-    """Return the name of a network of dataset condensation, however the papers' code spells it; None if it is none.
+    """Convert any spelling of a network of dataset condensation to its name; return None for other models.
 
-    A ConvNet's name leaves out what is usual: `ConvNetD3` and `convnet3_w128_in` are both `convnet3`. RDED's `conv3` is
+    A ConvNet's name omits default parts: `ConvNetD3` and `convnet3_w128_in` are both `convnet3`. RDED's `conv3` is
     `convnet3_bn`.
     """
     if name in NETWORKS:
@@ -111,7 +112,7 @@ def split_file_name(name: str) -> tuple[str, str] | None:
 
 
 def folder_name(name: str) -> str:
-    """Return a model's name as part of the name of a folder: `file.function` for a function in a file, else `name`."""
+    """Return a model's name for use in a folder name: `file.function` for a function in a file, else `name`."""
     split = split_file_name(name)
     if split is None:
         return name
@@ -119,8 +120,8 @@ def folder_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the name under which a model is stored and compared: no matter how it is spelled, or where its file is.
+    """Return the name that stands for a model in stored settings, whatever its spelling or the folder of its file.
 
-    It is the name of `network_name` for a network of dataset condensation, else the name of `folder_name`.
+    The name comes from `network_name` for a network of dataset condensation, else from `folder_name`.
     """
     return network_name(name) or folder_name(name)

@@ -76,8 +76,8 @@ class StopSignals:
         if self.previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
-            # if the run failed, `run_script` still has to print the reason, and torchrun sends SIGTERM as soon as
-            # another rank has ended; without a handler, the process would end before it has printed
+            # After a failure, ignore SIGTERM and SIGUSR1 until `run_script` has printed the reason: torchrun sends
+            # SIGTERM as soon as another rank has ended, which would end the process before the message is printed.
             wait = failure is not None and number in (signal.SIGTERM, signal.SIGUSR1)
             signal.signal(number, signal.SIG_IGN if wait else handler)
 
@@ -219,16 +219,16 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
-    restore_handlers(handlers)  # `StopSignals` ignores signals until the error is printed
+    restore_handlers(handlers)  # after a failure, `StopSignals` has left signals ignored
     return code
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
-    """Install signal handlers, given by signal number. Outside the main thread, which alone may do so, do nothing."""
+    """Install the handler of each signal number. Outside the main thread, where Python forbids it, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number, handler in handlers.items():
-        if handler is not None:  # None: not installed by Python
+        if handler is not None:  # None: installed by C code, so Python cannot restore it
             signal.signal(number, handler)
 
 

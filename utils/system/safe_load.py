@@ -82,7 +82,7 @@ class _NumpyDtype:
     """Replacement for `numpy.dtype` in unpickling; holds only the type code, such as `i8`, and the byte order."""
 
     def __init__(self, code: str | bytes, *_flags: object):
-        self.code = code.decode("latin1") if isinstance(code, bytes) else code  # bytes in pickles of Python 2
+        self.code = code.decode("latin1") if isinstance(code, bytes) else code  # Python 2 pickles hold bytes
         self.order = "<"
 
     def set_state(self, state: Sequence[Any]) -> None:
@@ -90,7 +90,7 @@ class _NumpyDtype:
         self.order = "<" if order == "|" else order
 
     def of_numbers(self) -> np.dtype:
-        """Return the numpy dtype; raise ForbiddenPickle if it is none of the supported types of numbers and bools."""
+        """Return the numpy dtype; raise ForbiddenPickle unless it is a supported type of numbers or bools."""
         if self.code not in NUMBER_CODES:
             raise ForbiddenPickle(f"a numpy value of type {self.code!r:.40}")
         return np.dtype(self.order + self.code)
@@ -100,16 +100,18 @@ class PickledArray:
     """Replacement for `numpy.ndarray` in unpickling; it holds an array of numbers.
 
     Attributes:
-        array: the array, read-only; None until the unpickler has passed its state.
+        array: the array, read-only; None until the unpickler has called `set_state`.
     """
 
     array: np.ndarray | None = None
 
     def set_state(self, state: Sequence[Any]) -> None:
-        """Set the array from the state in a pickle: (version, shape, dtype, whether in Fortran order, bytes).
+        """Set `array` from the pickled state: (version, shape, dtype, whether in Fortran order, bytes).
 
         Raises:
-            UnpicklingError: the shape is invalid, or there are more or fewer bytes than it needs.
+            UnpicklingError: the state holds no numbers, or the shape is invalid.
+            ForbiddenPickle: the dtype is not a supported type of numbers or bools.
+            ValueError: the shape needs more or fewer bytes.
         """
         _version, shape, dtype, fortran, data = state
         if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
@@ -120,10 +122,10 @@ class PickledArray:
 
 
 def _reconstruct(kind: type, *_shape_and_code: object) -> PickledArray:
-    """Return an array without content. In unpickling, this function replaces numpy's function `_reconstruct`.
+    """Return an empty `PickledArray`. In unpickling, this function replaces numpy's function `_reconstruct`.
 
     Raises:
-        ForbiddenPickle: `kind` is another class than `numpy.ndarray`.
+        ForbiddenPickle: the pickle asks for an array of a class other than `numpy.ndarray`.
     """
     if kind is not PickledArray:
         raise ForbiddenPickle("an array of another class than numpy.ndarray")
@@ -305,7 +307,7 @@ class _Unpickler(pickle._Unpickler):
         file: the file from which the pickle is read.
         allowed: the allow-list, {(module, name): object to use}.
         load_storage: function that takes the pickle's reference to a storage and returns the storage as a tensor.
-        encoding: encoding of strings in pickles of Python 2; `bytes` leaves them as bytes.
+        encoding: encoding of the strings in Python 2 pickles; `bytes` leaves these strings as bytes.
     """
 
     stack: list[Any]  # attribute of the base class; declared here because the base class's type stub lacks it
@@ -561,7 +563,7 @@ def load_archive(
 def load_pickle(path: Path | str, remedy: str = "get the file from its author again") -> Any:
     """Load the object in a pickle of numpy arrays, without running code from the file.
 
-    The object consists of containers, numbers, strings and `PickledArray`. Strings of Python 2 are returned as bytes.
+    The object consists of containers, numbers, strings and `PickledArray`s. Strings of Python 2 become bytes.
 
     Args:
         path: the file.

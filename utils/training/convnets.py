@@ -1,10 +1,11 @@
-"""The networks of dataset condensation: ConvNets, and the other students of its tables.
+"""Build the students that papers on dataset condensation train: ConvNets, MLP, LeNet, AlexNet, VGG11 and ResNets.
 
-Sources, read for facts: VICO-UoE/DatasetCondensation networks.py (DC, DSA, DM), GeorgeCazenavette/mtt-distillation
-networks.py (MTT), snu-mllab/Efficient-Dataset-Condensation models/ (IDC) and vimar-gu/MinimaxDiffusion train_models/.
+Sources of the architectures (facts, no code): VICO-UoE/DatasetCondensation networks.py (DC, DSA, DM),
+GeorgeCazenavette/mtt-distillation networks.py (MTT), snu-mllab/Efficient-Dataset-Condensation models/ (IDC) and
+vimar-gu/MinimaxDiffusion train_models/.
 
-Layers are made in the order of the original code, so that the random initial weights after `torch.manual_seed` are the
-same. The names of the weights are DC's.
+Layers are created in the order of the original code, so that the same `torch.manual_seed` gives the same initial
+weights. The names of the weights are DC's.
 
 Shapes: images [B, C, S, S], logits [B, number of classes].
 """
@@ -21,11 +22,12 @@ from torch.nn import functional as F
 from utils.system.errors import InputError
 from utils.system.model_names import ACTIVATION, CONVNET, NORM, POOLING, WIDTH
 
-SMALL_SIZE = 32  # default side of the images in pixels; for IDC's ResNets, it is LARGE_SIZE
+SMALL_SIZE = 32  # default side of the images in pixels, except for IDC's ResNets: LARGE_SIZE
 LARGE_SIZE = 224
 # Images of this side are padded with zeros to 32 px by the first convolution, as DC does with MNIST and FashionMNIST.
 PADDED_SIZE = 28
-VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")  # M: max-pooling
+# number of output channels of each convolution; M: max-pooling
+VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
 
 def build_network(
@@ -41,7 +43,7 @@ def build_network(
         flag: the command-line flag that set `name`; error messages mention it.
 
     Raises:
-        InputError: the network cannot be built for images of this size.
+        InputError: the network cannot be built for images of this size, or not with the width in its name.
     """
     if name in BUILDERS:
         make, usual, sizes = BUILDERS[name]
@@ -70,7 +72,7 @@ def build_network(
 
 
 def default_depth(side: int) -> int:
-    """Return the number of blocks after which images of `side` pixels have 3 to 6: 3, 4, 5, 6 for 32, 64, 128, 224."""
+    """Return the number of ConvNet blocks that reduce the side of images to about 4 pixels: 3 for 32, 6 for 224."""
     return max(round(math.log2(side / 4)), 1)
 
 
@@ -123,10 +125,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def norm_layer(norm: str, channels: int, side: int = 0) -> nn.Module:
-    """Return a normalisation with a learnt scale and shift for activations [B, channels, side, side].
+    """Return a normalisation layer with learnt scale and shift, for activations [B, channels, side, side].
 
-    `norm` is `in`, `bn`, `ln` or `gn`, see `convnet`. Instance norm is group norm with one channel per group, as in the
-    original code: it has no running statistics.
+    `norm` is `in`, `bn`, `ln` or `gn`, see `convnet`. Instance norm is built as group norm with one channel per group,
+    as in DC's code, and therefore has no running statistics.
     """
     if norm == "bn":
         return nn.BatchNorm2d(channels)
@@ -150,7 +152,7 @@ def mlp(num_classes: int, in_channels: int, side: int) -> nn.Module:
 
 
 def lenet(num_classes: int, in_channels: int, side: int) -> nn.Module:
-    """Return DC's LeNet for images of 28 or 32 px; the first convolution pads those of 28 px to 32 px."""
+    """Return DC's LeNet for images of 28 or 32 px; the first convolution pads images of 28 px to 32 px."""
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2 if side == PADDED_SIZE else 0),
         nn.ReLU(inplace=True),
@@ -254,10 +256,10 @@ def stages(blocks: int, norm: str, pooled: bool) -> dict[str, nn.Module]:
 
 
 def dc_resnet18(num_classes: int, in_channels: int, side: int, norm: str = "in", pooled: bool = False) -> nn.Module:
-    """Return DC's ResNet-18 for images of 28 or 32 px: its stem is a 3x3 convolution.
+    """Return DC's ResNet-18 for images of 28 or 32 px, whose stem is a 3x3 convolution.
 
-    With `pooled`, average pooling replaces strides (`ResNet18_AP`), and the linear layer sees all of the last 3x3 or
-    4x4 positions. Otherwise it sees their mean.
+    With `pooled`, average pooling replaces strides (`ResNet18_AP`), and the linear layer gets the features of all
+    positions of the last stage (3x3 or 4x4). Without `pooled`, it gets their mean.
     """
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), bn1=norm_layer(norm, 64), relu=nn.ReLU(inplace=True)
@@ -273,8 +275,9 @@ def dc_resnet18(num_classes: int, in_channels: int, side: int, norm: str = "in",
 def idc_resnet(num_classes: int, in_channels: int, side: int, blocks: int, pooled: bool) -> nn.Module:
     """Return a ResNet of IDC and Minimax Diffusion with instance norm, for images of any size.
 
-    The stem depends on the size: a 7x7 convolution and pooling by 4 above 128 px, a 3x3 convolution and pooling by 2
-    above 64 px, a 3x3 convolution alone up to 64 px. Weights of convolutions are drawn from N(0, 2 / (k² C_out)).
+    The stem depends on the size. Above 128 px, it has a 7x7 convolution and divides the side by 4. Above 64 px, it has
+    a 3x3 convolution and divides the side by 2. Up to 64 px, it is a 3x3 convolution alone. Weights of convolutions are
+    drawn from N(0, 2 / (k² C_out)).
 
     Args:
         num_classes: number of outputs.
@@ -303,7 +306,7 @@ def idc_resnet(num_classes: int, in_channels: int, side: int, blocks: int, poole
 
 
 DC_SIZES = (PADDED_SIZE, SMALL_SIZE)
-# name -> (function that makes the network, default side of the images, sides that it takes; empty: any)
+# name -> (function that builds the network, default side of the images, allowed sides; empty: all sides)
 BUILDERS: dict[str, tuple[Callable[[int, int, int], nn.Module], int, tuple[int, ...]]] = {
     "dc_mlp": (mlp, SMALL_SIZE, ()),
     "dc_lenet": (lenet, SMALL_SIZE, DC_SIZES),

@@ -47,8 +47,8 @@ def build_loss(
         renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
         last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each
             micro-batch; None: they are not copied.
-        image_labels: see `Findings`. If it is not `classes`, ce reads the soft labels, as probabilities; otherwise it
-            reads only the targets.
+        image_labels: see `Findings`. If `classes`, ce compares outputs with the targets; otherwise with the soft
+            labels, which must then be probabilities.
 
     Raises:
         InputError: loss_type is unknown.
@@ -70,7 +70,7 @@ def build_loss(
 def soft_cross_entropy(outputs: torch.Tensor, probabilities: Answers, _targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy with target probabilities.
 
-    It is the loss of epochs with hard labels, of views that mix images of two classes, and of soft labels that come
+    This loss is used in epochs with hard labels; with ce, also for mixed classes and for soft labels that are stored
     with the images.
 
     Args:

@@ -109,7 +109,7 @@ def saved_activation_bytes(
 
 
 def pass_forward(model: nn.Module, rows: int, input_size: int, precision: Precision, in_channels: int) -> None:
-    """Run a forward pass on `rows` images of C x S x S zeros; restore the global random states afterwards."""
+    """Run a forward pass on `rows` images of zeros; restore the global random states afterwards."""
     images = torch.zeros(rows, in_channels, input_size, input_size, device=precision.device)
     cuda_devices = [precision.device] if precision.device.type == "cuda" else []
     with torch.random.fork_rng(cuda_devices), without_cudnn_benchmark(), precision.autocast():

@@ -1,4 +1,4 @@
-"""Build students and teachers by name: networks of dataset condensation, torchvision's and timm's models, own files.
+"""Build students and teachers by name: networks of dataset condensation, models of torchvision, timm or a user's file.
 
 timm is imported only if torchvision lacks the model.
 """
@@ -59,8 +59,8 @@ def build_model(
         in_channels: number of channels of the images, 3 or 1. Models of torchvision and timm take 3.
 
     Raises:
-        InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, takes
-            other images, or cannot be built for `input_size`.
+        InputError: the model is unknown (the message suggests similar names), has no ResNet stem to replace, or
+            cannot be built for `in_channels` or `input_size`.
     """
     network = network_name(name)
     if split_file_name(name):
@@ -162,7 +162,7 @@ def refuse_unknown(name: str, flag: str) -> None:
         )
     if spelling.startswith("convnet"):
         raise InputError(f"{flag} {name} is no ConvNet's name; the form is {CONVNET_FORM}")
-    # networks of dataset condensation come first, but only those whose names are very near
+    # suggest networks of dataset condensation first, but only those with very similar names
     spellings = {squashed(one).removeprefix("dc"): one for one in EXAMPLES}
     near = [spellings[one] for one in difflib.get_close_matches(spelling, spellings, n=2, cutoff=0.8)]
     known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
@@ -201,7 +201,7 @@ def takes_channels(name: str) -> bool:
         return network_name(name) is not None
     try:
         return takes(load_function(name), "in_channels")
-    except InputError:  # `build_model` raises it again, with the right flag
+    except InputError:  # `build_model` will raise this error again, with the user's flag
         return False
 
 

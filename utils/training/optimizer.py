@@ -39,7 +39,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Reset the state of an optimizer in place, as if it were new; a captured CUDA graph reads the same tensors."""
+    """Zero an optimizer's state, as if it were new, but in place: a captured CUDA graph reads the same tensors."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor):

@@ -32,8 +32,8 @@ def build_own_model(
         flag: the command-line flag that set `name`; error messages mention it.
 
     Raises:
-        InputError: there is no such file or function, the function cannot be called like this or fails, it returns no
-            module, or the images have one channel and it does not take `in_channels`.
+        InputError: there is no such file or function; the function cannot be called with these arguments, fails, or
+            returns no module; or the images have one channel, and the function does not take `in_channels`.
     """
     function = load_function(name, flag)
     offered: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
@@ -113,7 +113,7 @@ def import_file(path: str) -> Any:
     if spec is None or spec.loader is None:
         raise ImportError("it is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module  # dataclasses and pickle look a class's module up there
+    sys.modules[unique] = module  # dataclasses and pickle look up the module of a class in sys.modules
     try:
         with torch.random.fork_rng(devices=[]):
             spec.loader.exec_module(module)

@@ -62,7 +62,7 @@ class Precision:
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether a device computes bf16 natively.
 
-    These are NVIDIA GPUs since Ampere, AMD GPUs, Intel GPUs that say so, and CPUs with bf16 instructions.
+    These are NVIDIA GPUs since Ampere, AMD GPUs, Intel GPUs that report bf16, and CPUs with bf16 instructions.
 
     `torch.cuda.is_bf16_supported` is not used, because it also accepts GPUs that emulate bf16 slowly (V100, T4).
     """
@@ -70,7 +70,7 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "xpu":
         return bool(torch.xpu.is_bf16_supported()) if hasattr(torch.xpu, "is_bf16_supported") else False
-    if device.type == "mps":  # recent Apple GPUs have bf16, but PyTorch does not tell which
+    if device.type == "mps":  # recent Apple GPUs have bf16, but PyTorch does not tell whether this one does
         return False
     try:
         with open("/proc/cpuinfo") as file:
@@ -84,7 +84,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     """Return the device of this process; on CUDA, also call `configure_cuda`.
 
     Args:
-        name: value of --device: `cpu`, `cuda`, `cuda:N`, `mps`, `xpu`, or `auto` for CUDA if there is a CUDA device.
+        name: value of --device: `cpu`, `cuda`, `cuda:N`, `mps`, `xpu`, or `auto` for CUDA if available, else the CPU.
         world: ranks of the run; the process with local rank i gets GPU i of its machine.
 
     Raises:
@@ -106,7 +106,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     if number and int(number) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give a lower N")
     if number:
-        torch.cuda.set_device(int(number))  # the current device, on which streams and graphs are made
+        torch.cuda.set_device(int(number))  # because streams and graphs are created on the current device
     configure_cuda()
     return torch.device("cuda", int(number or world.local_rank))  # PyTorch 2.0 needs an index in the device
 

@@ -58,7 +58,7 @@ class Ensemble:
             Unused for teachers with a file.
         input_size: side of the images in pixels; each teacher is tested on one image of this size. None: each teacher
             is built for its default size, without a test.
-        in_channels: number of channels of the images, 3 or 1. How many a teacher takes depends on its file.
+        in_channels: number of channels of the images, 3 or 1; each teacher's weights must fit this number.
 
     Attributes:
         described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
@@ -147,9 +147,9 @@ class Ensemble:
             )
 
     def keep_classes(self, numbers: Sequence[int]) -> None:
-        """Return only the logits of some classes from now on.
+        """Make the ensemble return only the logits of some classes.
 
-        The logits of several teachers are combined first, so their norms are those of all classes.
+        The logits of several teachers are combined first, so that the norms in `combine` cover all classes.
 
         Args:
             numbers: the teachers' class numbers, in the order of the returned logits.
@@ -157,14 +157,14 @@ class Ensemble:
         self.kept = torch.tensor(numbers, device=self.precision.device)
 
     def num_classes(self, input_size: int) -> int:
-        """Return the teachers' number of classes, C; after `keep_classes`, the number of kept classes.
+        """Return the number of classes C of the combined logits; after `keep_classes`, the number of kept classes.
 
-        It is measured by a forward pass on one image of zeros with `input_size` x `input_size` pixels.
+        C is measured by a forward pass on one image of zeros with `input_size` x `input_size` pixels.
         """
         return self(torch.zeros(1, self.in_channels, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the combined logits, float32 [B, C], for images [B, in_channels, S, S]; do not wait for the device.
+        """Return the combined logits of images [B, in_channels, S, S]: float32 [B, C]. Do not wait for the device.
 
         Raises:
             InputError: the teachers have different numbers of classes.

@@ -36,7 +36,7 @@ COUNTERS = {
 # torchvision's DenseNet files use old names: denselayer1.norm.1.weight is now denselayer1.norm1.weight
 OLD_DENSENET = re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 
-# ConvNets of IDC and RDED keep convolutions and norms in lists of their own: layers.conv.1.weight, layers.norm.1.bias
+# ConvNets of IDC and RDED number convolutions and norms separately: layers.conv.1.weight, layers.norm.1.bias
 CONVNET_LAYER = re.compile(r"layers\.(conv|norm)\.(\d+)\.")
 
 State = Mapping[str, torch.Tensor]
@@ -109,7 +109,8 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
     plain = renamed if len(renamed) == len(plain) else plain
     while prefix := next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    layers = 4 if any(name.startswith("layers.norm.") for name in plain) else 3  # of a block: with activation, pooling
+    # layers of a block: convolution, norm if there is one, activation, pooling
+    layers = 4 if any(name.startswith("layers.norm.") for name in plain) else 3
 
     def in_sequence(found: re.Match) -> str:
         return f"features.{layers * int(found[2]) + (found[1] == 'norm')}."

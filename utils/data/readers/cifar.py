@@ -2,7 +2,7 @@
 
 A file is a pickle (protocol 2, written by Python 2) of a dict whose keys are bytes:
 
-* `data`: uint8 [N, 3072], for each image 1,024 red values, then green, then blue, each row by row for 32 x 32 pixels;
+* `data`: uint8 [N, 3072]; for each image of 32 x 32 pixels 1,024 red values, row by row, then green, then blue;
 * `labels` (CIFAR-10) or `fine_labels` (CIFAR-100): class number of each of N images.
 
 CIFAR-10 has five files of 10,000 training images. The file `batches.meta` (CIFAR-10) or `meta` (CIFAR-100) holds the
@@ -25,16 +25,16 @@ SIDE = 32  # width and height of every image in pixels
 
 @dataclass(frozen=True)
 class Version:
-    """One of the two data sets.
+    """Names of files and keys of one of the two data sets.
 
     Attributes:
         name: name of the data set.
         folder: name of the folder in the published archive.
         archive: file name of the published archive.
-        parts: part -> names of its files, in order.
+        parts: part (`train`, `val`) -> names of its files, in order.
         meta: name of the file that names the classes.
         labels: key of the class numbers in a file of images.
-        names: key of the class names in the file `meta`.
+        names: key of the class names in the file that `meta` names.
     """
 
     name: str
@@ -81,14 +81,14 @@ def is_version(version: Version, folder: Path) -> bool:
 
 
 def packed(path: Path) -> Path | None:
-    """Return the archive of CIFAR that `path` is, or that lies in the folder `path`; None if there is none."""
+    """Return the path of a CIFAR archive: `path` itself, or a file in the folder `path`; None if there is none."""
     archives = [place for version in VERSIONS for place in (path, path / version.archive)]
     known = {version.archive for version in VERSIONS}
     return next((place for place in archives if place.name in known and os.path.isfile(place)), None)
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is a folder of CIFAR's pickles, a folder that holds such a folder, or CIFAR's archive."""
+    """Return whether `path` is a folder of CIFAR's pickles, CIFAR's archive, or the folder around either."""
     return bool(find(Path(path))) or packed(Path(path)) is not None
 
 
@@ -102,7 +102,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
         normalised: has no effect, because the pixels have 8 bits.
 
     Raises:
-        InputError: a file is missing or damaged, asks for code to be run, or has not been unpacked.
+        InputError: a file is missing or damaged, or would run code; the archive has not been unpacked; or the folder
+            holds both CIFAR-10 and CIFAR-100.
     """
     found = find(Path(path))
     if not found:

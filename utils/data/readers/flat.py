@@ -1,16 +1,16 @@
-"""Read images that lie in one folder, without a sub-folder per class; a text file gives the class of each.
+"""Read images that lie in one folder, without a sub-folder per class; a text file gives the class of each image.
 
-These texts are known by their names, beside the images or one level above:
+Text files with these names are recognised, beside the images or one level above:
 
 * `LOC_val_solution.csv`, ImageNet's table from Kaggle: `ImageId,PredictionString`, then lines such as
   `ILSVRC2012_val_00000001,n01751748 111 108 370 297`: the class, and boxes that are not used;
 * `val_annotations.txt` of Tiny-ImageNet: `val_0.JPEG<tab>n03444034<tab>0<tab>32<tab>44<tab>62`: file, class and a box;
 * `ILSVRC2012_validation_ground_truth.txt` of ImageNet's development kit: one number a line, 1 … 1000, line n for the
-  image `ILSVRC2012_val_<n>`. The numbers are ILSVRC2012_ID, which is not the sorted order of the classes. Their names
-  are in `meta.mat` of the same kit, in its `map_clsloc.txt` (lines `n02119789 1 kit_fox`), or in `synsets.txt`, one
-  name a line in the order of the numbers.
+  image `ILSVRC2012_val_<n>`. The numbers are ILSVRC2012_IDs, which do not follow the sorted order of the classes. The
+  class of each number is in `meta.mat` of the same kit, in its `map_clsloc.txt` (lines `n02119789 1 kit_fox`), or in
+  `synsets.txt`, one class a line in the order of the numbers.
 
-With a flag, any table `file, class` can be given, or one class a line in the order of the sorted file names.
+--val-labels takes a file of any name: a table `file, class`, or one class a line in the order of sorted file names.
 """
 
 import csv
@@ -31,24 +31,24 @@ from utils.system.log import log
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 TABLES = ("LOC_val_solution.csv", "val_annotations.txt", TRUTH)
 CLASS_LISTS = ("meta.mat", "map_clsloc.txt", "synsets.txt")
-KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # where the development kit has its files
+KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # folder of these files inside the development kit
 IDENTITY = ("ILSVRC2012_ID", "WNID")  # fields of a class in the kit's meta.mat
-BOXES = "PredictionString"  # header of a column that holds a class and boxes
+BOXES = "PredictionString"  # header of the column with class and boxes in LOC_val_solution.csv
 MATLAB = b"MATLAB 5.0 MAT-file"
 MAX_TEXT_BYTES = 256 * 2**20
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is a folder of images whose classes a known text gives."""
+    """Return whether `path` is a folder of images without class folders, and a file of TABLES is near it."""
     folder = image_folder(path)
     return folder is not None and find_file(folder, TABLES) is not None
 
 
 def image_folder(path: Path | str) -> str | None:
-    """Return the folder whose files are images without class folders: `path`, or its only sub-folder `images`.
+    """Return the folder that holds images but no sub-folders: `path`, or its only sub-folder `images`.
 
-    Return None if there is no such folder.
+    Return None if neither does.
     """
     names, folders = visible(os.fspath(path))
     if folders == ["images"] and not names:
@@ -69,7 +69,10 @@ def visible(folder: str) -> tuple[list[str], list[str]]:
 
 
 def find_file(folder: str, names: Sequence[str]) -> str | None:
-    """Return the path of the first of `names` beside the images in `folder`, or one level above; None without any."""
+    """Return the path of the first file of `names` that exists in `folder`, one level above, or in KIT below either.
+
+    Return None if none exists.
+    """
     above = os.path.dirname(os.path.abspath(folder))
     places = [os.path.join(place, *kit) for place in (folder, above) for kit in ((), (KIT,))]
     paths = [os.path.join(place, name) for name in names for place in places]
@@ -84,10 +87,11 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
         flag: command-line flag that gave the path, for error messages.
         part: has no effect, because the folder holds one part.
         normalised: has no effect, because the images have 8 bits.
-        table: the file that gives the classes; None to look for a known one.
+        table: the file that gives the classes; None to look for a file of TABLES.
 
     Raises:
-        InputError: there are no images, or the file of classes is missing, cannot be read or does not fit the images.
+        InputError: the folder has no images or has sub-folders; or the file of classes is missing, cannot be read or
+            does not fit the images.
     """
     folder = image_folder(path)
     if folder is None:
@@ -120,23 +124,23 @@ REMEDY = (
 
 
 def sorted_classes(names: set[str]) -> list[str]:
-    """Return class names in sorted order; numbers are sorted by their value."""
+    """Return class names in sorted order, or in numerical order if all are numbers."""
     if all(name.isascii() and name.isdigit() and len(name) < 10 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
-    """Return the class of each image that a file of classes knows: file name -> class.
+    """Return a dict with the class of each image that a file of classes covers: file name -> class.
 
     Args:
         names: sorted names of the image files.
-        table: the file of classes: a table, the kit's numbers, one class for each image, or the list of the classes
-            that the kit's numbers mean.
+        table: the file of classes: a table (image, class); the kit's file of numbers; a list with one class for each
+            image; or a list of the classes that the kit's numbers mean.
         folder: folder of the images.
 
     Raises:
-        InputError: a file cannot be read, or does not fit the images.
+        InputError: a file is missing, cannot be read, or does not fit the images.
     """
     if is_matlab(table) or os.path.basename(table) in CLASS_LISTS:
         return classes_of_numbers(names, find_truth(folder, table), table)
@@ -159,7 +163,7 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
         return classes_of_numbers(names, find_truth(folder, table), table)
     found = classes_of_pairs(names, pairs, table)
     truth = find_file(folder, (TRUTH,))
-    if not found and truth is not None:  # the table names no image: it is a list of the classes, with their words
+    if not found and truth is not None:  # a table that names no image lists the kit's classes
         return classes_of_numbers(names, truth, table)
     return found
 
@@ -187,13 +191,13 @@ def read_lines(path: str) -> list[str]:
 
 
 def split_rows(rows: Sequence[str], table: str) -> list[list[str]]:
-    """Return the first two fields of each row; a row with one field has only one.
+    """Split each row into fields, and return the first two; if no row has more than one field, return one per row.
 
-    The fields are separated by tabs if the first row has one, else by commas if it has one, else by spaces. A field of
-    a class with boxes gives the class alone.
+    The separator is the tab if the first row contains one, else the comma if the first row contains one, else white
+    space. From a field with a class and boxes, only the class is returned.
 
     Raises:
-        InputError: a row has quotes that do not match, or some rows have one field and others more.
+        InputError: quotes do not match; a field is empty; or some rows have one field and others more.
     """
     if "\t" in rows[0]:
         fields = [row.split("\t") for row in rows]
@@ -214,14 +218,14 @@ def split_rows(rows: Sequence[str], table: str) -> list[list[str]]:
 
 
 def first_words(texts: Sequence[str]) -> list[str]:
-    """Return the first word of each text, without texts that are empty."""
+    """Return the first word of each text; skip empty texts."""
     return [text.split(None, 1)[0] for text in texts if text]
 
 
 def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -> dict[str, str]:
-    """Return the class of each image that a table of (image, class) knows: file name -> class.
+    """Return a dict with the class of each image that is in a table of (image, class): file name -> class.
 
-    The table may name an image by its file name, with folders in front of it, or without its suffix.
+    In the table, a file name may have folders in front of it, and may lack its suffix.
 
     Raises:
         InputError: the table names an image twice, with different classes.
@@ -235,14 +239,18 @@ def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -
             others += 1
         elif found.setdefault(name, label) != label:
             raise InputError(f"{table} gives {name} two classes, {found[name]} and {label}; give each image one class")
-    # the first line may be a header
+    # one unknown name is not logged, because the first line may be a header
     if others > 1:
         log.info("classes %d lines of %s are about images that are not there", others, table)
     return found
 
 
 def find_truth(folder: str, classes: str) -> str:
-    """Return the kit's file of numbers; raise InputError if it is not there, because `classes` only lists classes."""
+    """Find the kit's file of numbers: near the images in `folder`, or near `classes`, a list of the kit's classes.
+
+    Raises:
+        InputError: the file is missing.
+    """
     truth = find_file(folder, (TRUTH,)) or find_file(os.path.dirname(os.path.abspath(classes)), (TRUTH,))
     if truth is None:
         raise InputError(
@@ -253,15 +261,16 @@ def find_truth(folder: str, classes: str) -> str:
 
 
 def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[str, str]:
-    """Return the class of each image by the numbers of ImageNet's development kit: file name -> class.
+    """Look up the class of each image in two files of ImageNet's development kit; return a dict file name -> class.
 
     Args:
-        names: sorted names of the image files. Of names ILSVRC2012_val_<n>, n is the line; other names are counted.
+        names: sorted names of the image files. Image ILSVRC2012_val_<n> belongs to line n of `truth`; if there are
+            other names, the images belong to the lines in sorted order.
         truth: the kit's file of numbers.
         classes: file that names the classes of these numbers.
 
     Raises:
-        InputError: a file cannot be read, or they do not fit each other or the images.
+        InputError: a file cannot be read, or the files do not fit each other or the images.
     """
     lines = [line.strip() for line in read_lines(truth) if line.strip()]
     if not all(line.isdecimal() for line in lines):
@@ -287,13 +296,15 @@ def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[s
 
 
 def class_names(path: str) -> dict[str, str]:
-    """Return the class that each number of the kit means: number as text -> class name.
+    """Return a dict with the class name of each number of the kit, the number as text: number -> class name.
 
     Args:
-        path: `meta.mat`, lines `CLASS NUMBER WORDS`, or one class a line in the order of the numbers.
+        path: `meta.mat`; or a text file with lines `CLASS NUMBER WORDS`, or with one class a line in the order of the
+            numbers.
 
     Raises:
-        InputError: the file cannot be read; or it lists the classes in sorted order, which is not that of the numbers.
+        InputError: the file cannot be read, is empty or repeats a class; or it lists the classes in sorted order, which
+            differs from the order of the numbers.
     """
     if is_matlab(path):
         return read_meta(path)
@@ -312,10 +323,10 @@ def class_names(path: str) -> dict[str, str]:
 
 
 def read_meta(path: str) -> dict[str, str]:
-    """Return the class of each number in the kit's `meta.mat`, whose variable `synsets` has ILSVRC2012_ID and WNID.
+    """Read the kit's `meta.mat`; return a dict ILSVRC2012_ID, as text -> WNID (class name).
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file cannot be read or is damaged.
     """
     try:
         content = Path(path).read_bytes()

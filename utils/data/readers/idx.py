@@ -1,8 +1,8 @@
 """Read sets in the idx format of MNIST: MNIST, FashionMNIST, KMNIST and others, plain or gzipped.
 
 An idx file begins with two zero bytes, a byte for the type of its values (8: uint8) and a byte for the number D of its
-dimensions. D sizes follow (uint32, big-endian), then the values in row-major order. A part of a set has a file of
-images, [N, H, W], and a file of labels, [N]. The classes have numbers, and no names.
+dimensions. D sizes follow (uint32, big-endian), then the values in row-major order. Each part of a set (train, test)
+has a file of images [N, H, W] and a file of labels [N]. Classes have numbers, but no names.
 """
 
 import gzip
@@ -19,18 +19,18 @@ from utils.data.images import ImageSet
 from utils.data.readers.pixels import log_part, set_of_pixels
 from utils.system.errors import InputError, clause, listing
 
-PARTS = {"train": "train", "val": "t10k"}  # part -> first word of its file names
-# `train-images-idx3-ubyte`; some copies have a full stop in place of the second hyphen
+PARTS = {"train": "train", "val": "t10k"}  # part -> first word of the names of its files
+# names of image files, such as `train-images-idx3-ubyte`; some copies have a full stop in place of the second hyphen
 IMAGES = re.compile(r"(?P<part>train|t10k)-images[-.]idx3-ubyte(\.gz)?")
-UINT8 = 8  # type code of the values
+UINT8 = 8  # type code of uint8 values, the only type that is read
 BLOCK = 2**20  # number of bytes that are read at a time
-LARGEST_RATIO = 1100  # gzip makes data at most this many times smaller
+LARGEST_RATIO = 1100  # upper bound of gzip's compression ratio
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """Return the file of images of each part, {first word of its name: path}; plain files are preferred."""
+    """Return the image file of each part as {first word of its name: path}; prefer a plain file to a gzipped one."""
     try:
-        names = sorted(os.listdir(folder))  # `.gz` comes after the plain file
+        names = sorted(os.listdir(folder))  # in this order, a plain file comes before its `.gz`
     except OSError:
         return {}
     found: dict[str, Path] = {}
@@ -42,7 +42,7 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 
 def find(path: Path) -> list[Path]:
-    """Return the folders with idx files: `path` itself, its sub-folder `raw`, or else every `NAME/raw` in it."""
+    """Return the folders with idx files: `path` itself, or its sub-folder `raw`, or else each sub-folder `NAME/raw`."""
     for folder in (path, path / "raw"):
         if image_files(folder):
             return [folder]
@@ -53,7 +53,7 @@ def find(path: Path) -> list[Path]:
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is an idx file of images, a folder of such files, or torchvision's folder around it."""
+    """Return whether `path` is an idx file of images, a folder with such files, or torchvision's folder around that."""
     path = Path(path)
     return IMAGES.fullmatch(path.name) is not None if os.path.isfile(path) else bool(find(path))
 
@@ -62,9 +62,9 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     """Read a set in idx files.
 
     Args:
-        path: the folder, or the file of images of one part.
+        path: the folder, or the image file of one part.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`; `val` is the test set. A file of images determines its part itself.
+        part: `train` or `val`; `val` is the test set. Has no effect if `path` is a file.
         normalised: has no effect, because the pixels have 8 bits.
 
     Raises:
@@ -98,7 +98,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Read an idx file; return its values as an array uint8 with `dimensions` dimensions.
+    """Read an idx file, plain or gzipped; return its values as a uint8 array with `dimensions` dimensions.
 
     Raises:
         InputError: the file cannot be read, or is damaged.
@@ -118,9 +118,9 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
     """Read an open idx file.
 
     Args:
-        file: the file, unpacked.
+        file: the file, which decompresses itself if it is gzipped.
         dimensions: number of dimensions that the file must have.
-        at_most: largest possible number of values; a damaged header may claim more.
+        at_most: upper bound of the number of values, from the file size; a header that claims more is damaged.
 
     Returns:
         (values, shape).
@@ -137,7 +137,7 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
         count *= number
     if count > at_most:
         raise ValueError(f"it claims {count} values, more than it can hold")
-    blocks, left = [], count + 1  # one byte more, to find bytes after the last value
+    blocks, left = [], count + 1  # one byte more, to detect bytes after the last value
     while left and (block := file.read(min(BLOCK, left))):
         blocks.append(block)
         left -= len(block)

@@ -1,4 +1,4 @@
-"""Number the classes of a set whose images have their class as a number or a name."""
+"""Number the classes of an image set that states the class of each image as a number or as a name."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ def numbered(
         names: name of each class, if the set lists them.
 
     Returns:
-        (classes, index of each image's class in them, whether the classes have names). Without a list of names,
-        classes with names are sorted.
+        (classes, index of each image's class in `classes`, whether the classes have names). Class names are sorted if
+        `names` is None.
 
     Raises:
         InputError: a number is negative, too large, or not one of `names`; or some labels are numbers, others names.

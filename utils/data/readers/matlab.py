@@ -1,12 +1,12 @@
 """Read a struct array from a MATLAB file of version 5, such as `meta.mat` of ImageNet's development kit.
 
-Such a file is read here and not with scipy, which crashes on some damaged files.
+scipy is not used, because it crashes on some damaged files.
 
-A file begins with 128 bytes of text, version and byte order. Elements follow: a type and a number of bytes (two
-uint32), then the data, padded to a multiple of 8 bytes. If the number of bytes is at most 4, type and number may share
-the first uint32, and the data take the other 4 bytes. The element of a variable is a matrix, often compressed by zlib.
-A matrix has elements for its class, its sizes and its name; a struct array has the names of its fields next, then a
-matrix for each field of each struct.
+A file begins with 128 bytes of text, version and byte order. Elements follow. An element has a type and a number of
+bytes (two uint32), then the data, padded to a multiple of 8 bytes. If the number of bytes is at most 4, type and number
+may share the first uint32, and the data take the other 4 bytes. A variable is an element of type matrix, often
+compressed by zlib. A matrix consists of elements: its class, its sizes and its name. In a struct array, the names of
+the fields follow, then one matrix for each field of each struct.
 """
 
 import struct
@@ -15,18 +15,20 @@ from collections.abc import Iterator
 
 HEADER = 128
 LITTLE_ENDIAN = b"IM"  # last two bytes of the header
-MATRIX, COMPRESSED = 14, 15  # types of elements
+MATRIX, COMPRESSED = 14, 15  # types of elements that are neither numbers nor text
 STRUCT, CHARACTERS = 2, 4  # classes of matrices
-NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q"}  # type -> struct's letter
-TEXTS = {1: "latin1", 2: "latin1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}  # type -> encoding
-MAX_BYTES = 64 * 2**20  # size of a decompressed variable
+# type of an element of numbers -> format character of Python's module `struct`
+NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q"}
+# type of an element of text -> encoding
+TEXTS = {1: "latin1", 2: "latin1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
+MAX_BYTES = 64 * 2**20  # maximum size of a decompressed variable
 
 
 def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, content) of each element.
+    """Yield (type, content) of each element in `data`, the content of a file after its header, or of a matrix.
 
     Raises:
-        ValueError: an element is longer than the data.
+        ValueError: an element is malformed, or longer than `data`.
     """
     place = 0
     while place < len(data):
@@ -47,7 +49,7 @@ def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def numbers(kind: int, data: bytes) -> tuple[float, ...]:
-    """Return the numbers in an element of type `kind`; raise ValueError if it holds none."""
+    """Decode the numbers in an element; raise ValueError if `kind`, the element's type, is no type of numbers."""
     if kind not in NUMBERS:
         raise ValueError(f"an element of type {kind} where numbers are expected")
     letter = NUMBERS[kind]
@@ -86,7 +88,7 @@ def read_structs(content: bytes, name: str, fields: tuple[str, ...]) -> list[tup
 
 
 def structs_of(parts: Iterator[tuple[int, bytes]], fields: tuple[str, ...]) -> list[tuple[str | float, ...]]:
-    """Return some fields of every struct; `parts` are the elements of a struct array after its name."""
+    """Return some fields of every struct in a struct array; `parts` yields the elements after the array's name."""
     (width,) = numbers(*next(parts, (0, b"")))
     _, names = next(parts, (0, b""))
     if width <= 0:

@@ -1,11 +1,11 @@
-"""Read parquet tables of images with classes, as the Hugging Face hub has them.
+"""Read parquet tables of images with classes, in the form that the Hugging Face hub uses.
 
-A table has a column of images, either binary or a struct {bytes, path}, and a column of classes. The names of the
-classes are in the metadata that the library `datasets` writes into the schema. A set is a folder of files such as
+A table has a column of images, whose type is binary or a struct {bytes, path}, and a column of classes. The names of
+the classes are in the metadata that the library `datasets` writes into the schema. A set is a folder of files such as
 `train-00000-of-00005.parquet`, often in a sub-folder `data`.
 
-A file is stored in groups of rows. Each process keeps the last few groups that it has read in memory, not the whole
-set. It shares no open file with other processes.
+A file is stored in groups of rows. Each process keeps only the groups that it used last in memory, and shares no open
+file with other processes.
 """
 
 import json
@@ -24,10 +24,11 @@ from utils.data.readers.parts import of_part
 from utils.system.errors import InputError, clause, listing
 
 OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (CVE-2023-47248)
-IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # names of the column of images, best first
-LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")  # names of the column of classes
-CACHE_BYTES = 64 * 2**20  # a process keeps groups of rows up to this size in memory, or else one group
-FEW_FOLDERS = 5  # a folder with more sub-folders than this is not searched for tables
+IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # preferred names of the column of images, best first
+# preferred names of the column of classes, best first
+LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")
+CACHE_BYTES = 64 * 2**20  # a process keeps at most these bytes of groups in memory, or one larger group
+FEW_FOLDERS = 5  # sub-folders are searched for tables only if there are at most this many
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Groups:
     Attributes:
         process: id of the process.
         lock: held while a group is read; threads of the process share the groups.
-        columns: number of a group -> its column of images; the group that was used last is at the end.
+        columns: index of a group -> its column of images; the group that was used last is at the end.
     """
 
     process: int
@@ -51,9 +52,10 @@ class Tables(Container):
     Args:
         path: the file, or the folder of the files, for error messages.
         files: paths of the files.
-        column: the column that holds the bytes of the images; `image.bytes` is the part `bytes` of a struct.
-        places: (number of the file, number of the group in it, first row in it) of every group of rows.
-        starts: number of the first image of every group, and the number of all images.
+        column: the column that holds the bytes of the images; `image.bytes` is the field `bytes` of a struct `image`.
+        places: for every group of rows, (index of its file, index of the group in the file, row in the file at which
+            the group begins).
+        starts: index of the first image of every group; then, as the last item, the number of all images.
     """
 
     def __init__(self, path: str, files: list[str], column: str, places: list[tuple[int, int, int]], starts: list[int]):
@@ -61,16 +63,16 @@ class Tables(Container):
         self.groups: Groups | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes without the groups in memory, which each process reads itself."""
+        """Return the attributes to pickle, without the groups in memory: each process reads its groups itself."""
         return self.__dict__ | {"groups": None}
 
     def place(self, number: int) -> tuple[int, int]:
-        """Return (number of the group of an image, row in the group)."""
+        """Return (index of the group that holds image `number`, row of the image in the group)."""
         group = bisect_right(self.starts, number) - 1
         return group, number - self.starts[group]
 
     def name(self, number: int) -> str:
-        """Return the name of the file and the row in it."""
+        """Return `FILE/ROW`: the file's name without suffix, and the row of the image in the file."""
         group, row = self.place(number)
         file, _, first = self.places[group]
         return f"{Path(self.files[file]).stem}/{first + row:07}"
@@ -94,12 +96,12 @@ class Tables(Container):
         return content
 
     def read_group(self, group: int) -> Any:
-        """Return the column of images of a group; raise OSError if the file has been damaged since it was opened."""
+        """Read the column of images of a group of rows; raise OSError if the file has been damaged in the meantime."""
         file, own, _ = self.places[group]
         path = self.files[file]
         try:
             column = pyarrow_parquet(path).ParquetFile(path).read_row_group(own, [self.column], use_threads=False)[0]
-        except Exception as error:  # pyarrow raises many types
+        except Exception as error:  # pyarrow raises many types of exceptions
             raise OSError(f"{path} is damaged: {clause(error)}") from None
         if len(column) != self.starts[group + 1] - self.starts[group]:
             raise OSError(f"{path} is damaged: a group has {len(column)} rows")
@@ -138,7 +140,10 @@ def tables_in(folder: Path) -> list[str]:
 
 
 def folders_with_tables(path: Path) -> list[Path]:
-    """Return the folder `path` if it holds parquet files, or else its sub-folders that do."""
+    """Return [`path`] if this folder holds parquet files, else the list of its sub-folders that hold parquet files.
+
+    If there are more than FEW_FOLDERS sub-folders, the list is empty.
+    """
     if tables_in(path):
         return [path]
     try:
@@ -158,13 +163,14 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     """Read parquet tables.
 
     Args:
-        path: a file, or a folder as the hub has it.
+        path: a parquet file, or a folder with parquet files in it or in one sub-folder.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`; matters if the names of the files mention their part.
+        part: `train` or `val`; used only if the names of the files mention a part.
         normalised: has no effect, because the images have 8 bits.
 
     Raises:
-        InputError: pyarrow is missing; a file is damaged; or there is no column of images or of classes.
+        InputError: pyarrow is missing or too old; a file is damaged; there is no column of images or of classes; or the
+            files differ in columns or classes.
     """
     files = files_of(Path(path), flag, part)
     places: list[tuple[int, int, int]] = []
@@ -189,7 +195,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
                 starts.append(starts[-1] + table.metadata.row_group(group).num_rows)
         except InputError:
             raise
-        except Exception as error:  # pyarrow raises many types
+        except Exception as error:  # pyarrow raises many types of exceptions
             raise InputError(f"{file} is damaged or cannot be read ({clause(error)}); copy it again") from None
         if len(labels) != starts[-1]:
             raise InputError(f"{file} holds {len(labels)} classes for {starts[-1]} images; copy it again")
@@ -205,10 +211,10 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
 
 
 def files_of(path: Path, flag: str, part: str) -> list[str]:
-    """Return the paths of the files that hold a part of the set at `path`.
+    """Return the paths of the parquet files of the part `part` of the set at `path`.
 
     Raises:
-        InputError: the place holds no parquet files, several sets, or only other parts.
+        InputError: `path` holds no parquet files, parquet files in several sub-folders, or only other parts.
     """
     if path.is_file():
         return [str(path)]
@@ -220,7 +226,7 @@ def files_of(path: Path, flag: str, part: str) -> list[str]:
 
 
 def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | None]:
-    """Return the columns of a table that are needed.
+    """Choose the columns of images and of classes of a table.
 
     Args:
         schema: the table's schema.
@@ -230,7 +236,7 @@ def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | Non
         ((column of the images' bytes, column of the classes), names of the classes or None).
 
     Raises:
-        InputError: there is no such column, or several columns could be it.
+        InputError: one of the columns is missing, or several columns could be meant; or two classes have the same name.
     """
     features = features_of(schema.metadata or {})
     types = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
@@ -247,7 +253,7 @@ def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | Non
 
 
 def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Return the description of each column that the library `datasets` wrote; empty if there is none."""
+    """Return {column: description} as the library `datasets` wrote it into the schema's metadata; {} if it did not."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
@@ -256,9 +262,9 @@ def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 
 def bytes_in(name: str, kind: Any) -> str | None:
-    """Return the column that holds bytes, for a column `name` of a pyarrow type: itself, or `name.bytes` of a struct.
+    """Return the column to read for the bytes in the column `name`, whose pyarrow type is `kind`.
 
-    Return None if the column holds no bytes.
+    This is `name` itself, `name.bytes` if `kind` is a struct with a field `bytes`, or None if there are no bytes.
     """
     from pyarrow import types
 
@@ -272,10 +278,12 @@ def bytes_in(name: str, kind: Any) -> str | None:
 
 
 def preferred(wanted: Sequence[str], columns: list[str], path: str, what: str, all_columns: list[str]) -> str:
-    """Return the column to take: the first of `wanted` that there is, or else the only one.
+    """Return the first name of `wanted` that is in `columns`; if there is none, return the only name in `columns`.
+
+    The other arguments are for error messages.
 
     Raises:
-        InputError: there is no column, or none of several is in `wanted`.
+        InputError: `columns` is empty, or has several names, none of which is in `wanted`.
     """
     named = [name for name in wanted if name in columns]
     if named:

@@ -1,4 +1,4 @@
-"""Tell the parts of a set (train, val, test) apart by the names of its files or arrays."""
+"""Choose the files or arrays of one part of a set (train, val, test) by their names."""
 
 import re
 from collections.abc import Iterable
@@ -8,29 +8,30 @@ from utils.system.log import log
 
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 IN_A_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(WORDS, reverse=True))})(?![a-z])")
-PREFERRED = {"train": ("train",), "val": ("val", "test")}  # part that was asked for -> parts to take, the first is best
+PREFERRED = {"train": ("train",), "val": ("val", "test")}  # requested part -> parts that serve, best first
 
 
 def part_in(name: str) -> str | None:
-    """Return the part that a name mentions: `train`, `val` or `test`; None if it mentions none, or several."""
+    """Return the part that a name mentions (`train`, `val` or `test`); None if it mentions no part or several."""
     mentioned = {WORDS[word] for word in IN_A_NAME.findall(name.lower())}
     return mentioned.pop() if len(mentioned) == 1 else None
 
 
 def of_part(names: Iterable[str], part: str, path: object, flag: str) -> list[str]:
-    """Return the names that belong to a part, and log which part was taken if there are others.
+    """Return the names that belong to a part; if there are other parts too, log which part was taken.
 
     Args:
-        names: names of the files or arrays of one place.
-        part: `train` or `val`, the part that is asked for. The part `val` is the test part if there is no other.
-        path: the place, for messages.
-        flag: command-line flag that gave the place, for messages.
+        names: names of the files in a folder, or of the arrays in a file.
+        part: the requested part, `train` or `val`. If no name mentions `val`, the test part is taken for `val`.
+        path: the folder or file, for messages.
+        flag: command-line flag that gave `path`, for messages.
 
     Returns:
-        the names that mention the part, or, if no name mentions a part, all names; in the order of `names`.
+        the names that mention the part or, if there are none, the names that do not mention one single part; in the
+        order of `names`.
 
     Raises:
-        InputError: the names mention other parts only.
+        InputError: every name mentions another part.
     """
     groups: dict[str | None, list[str]] = {}
     for name in names:

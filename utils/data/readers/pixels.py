@@ -9,7 +9,7 @@ from utils.system.log import log
 
 
 class PixelArray(Container):
-    """Images of one size in memory.
+    """8-bit images of one size, held in memory as an array.
 
     Args:
         path: file or folder that the pixels were read from, for error messages.
@@ -21,11 +21,11 @@ class PixelArray(Container):
         self.pixels = pixels
 
     def name(self, number: int) -> str:
-        """Return the number of the image, with zeros in front, so that names sort like numbers."""
+        """Return the image's number, padded with zeros, so that names sort in the order of the numbers."""
         return f"{number:0{len(str(len(self.pixels) - 1))}}"
 
     def read(self, number: int) -> bytes:
-        """Return the values of the image's pixels, row by row."""
+        """Return the bytes of the image's pixels, row by row."""
         return self.pixels[number].tobytes()
 
     def load(self, number: int) -> Image.Image:
@@ -52,10 +52,10 @@ def set_of_pixels(
         labels: class number of each of N images.
         classes: names of the classes.
         layout: description of the layout, for the log.
-        named: whether `classes` are names, and not just numbers.
+        named: whether `classes` holds names, not numbers as text.
 
     Raises:
-        InputError: there are no images; there are more or fewer labels; or a label is not the number of a class.
+        InputError: there are no images; there are more or fewer labels than images; or a label is no class number.
     """
     if not len(pixels):
         raise InputError(f"{path} holds no images; copy it again")
@@ -69,10 +69,10 @@ def set_of_pixels(
 
 
 def log_part(path: str, flag: str, part: str, other: str = "test") -> None:
-    """Log which part of a place that holds both was taken.
+    """Log that an image set has two parts, and which of them was taken.
 
     Args:
-        path: the place.
+        path: file or folder that holds the set.
         flag: command-line flag that gave the path.
         part: `train` or `val`, the part that was asked for.
         other: name of the part that is not for training.

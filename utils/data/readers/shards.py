@@ -4,11 +4,11 @@
     n01440764_18.cls     the class: a number, or a name; or:
     n01440764_18.json    an object with the class at `label`, `class`, `cls` or `class_id`
 
-A tar archive has blocks of 512 bytes. A file has a header block, then its content, padded with zeros to whole blocks.
-Two blocks of zeros end the archive. The headers are read once, in which the place of each image is found. Images are
-then read from there, without a file that stays open: processes share nothing.
+A tar archive consists of blocks of 512 bytes. A file has a header block, then its content, padded with zeros to whole
+blocks. Two blocks of zeros end the archive. All headers are read once, to find the offset of each image. To read an
+image, the archive is opened anew, so that processes share no open file.
 
-Python's `tarfile` is not used, because it takes an archive that is damaged in the middle for one that ends there.
+Python's `tarfile` is not used, because it takes damage in the middle of an archive for the end of the archive.
 """
 
 import json
@@ -27,13 +27,13 @@ from utils.data.readers.parts import of_part
 from utils.system.errors import InputError, clause, one_line, shorten
 
 BLOCK = 512
-IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of images
-LABELS = ("cls", "cls.txt", "json")  # suffixes of files that hold the class; the first one there is taken
-KEYS = ("label", "class", "cls", "class_id")  # keys of the class in a JSON object; the first one there is taken
-MOST_LABEL_BYTES = 2**20  # also of a pax header
+IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of image files
+LABELS = ("cls", "cls.txt", "json")  # suffixes of files that hold the class; the first one that a sample has is used
+KEYS = ("label", "class", "cls", "class_id")  # keys of the class in a JSON object; the first one present is used
+MOST_LABEL_BYTES = 2**20  # maximum size of a file that holds a class, and of a pax header
 MOST_NAME_BYTES = 4096
-WITHOUT_CONTENT = b"123456"  # types of links, devices and folders
-TORCH = (b"PK\x03\x04", b"\x80\x02")  # beginnings of files of `torch.save`
+WITHOUT_CONTENT = b"123456"  # types of tar entries without content: links, devices, folders and pipes
+TORCH = (b"PK\x03\x04", b"\x80\x02")  # first bytes of files that `torch.save` wrote
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Sample:
     """The files of one sample.
 
     Attributes:
-        name: the name that the files share, in one line.
-        images: suffix of each image -> (place of its content in the archive, number of bytes).
+        name: folder in the archive and name that the files share, as one printable line.
+        images: suffix of each image -> (offset of its content in the archive, number of bytes).
         labels: suffix of each file that may hold the class -> its content.
     """
 
@@ -58,14 +58,14 @@ class Shards(Container):
         path: the archive, or the folder of the archives, for error messages.
         files: paths of the archives.
         names: name of each image in its archive.
-        places: int64 [N, 3], for each image the number of its archive, the place of its content and its length.
+        places: int64 [N, 3]; for each image the index of its archive, then offset and length of its content in bytes.
     """
 
     def __init__(self, path: str, files: list[str], names: list[str], places: np.ndarray):
         self.path, self.files, self.names, self.places = path, files, names, places
 
     def name(self, number: int) -> str:
-        """Return the name of the image, after that of its archive."""
+        """Return `ARCHIVE/NAME`: the archive's name without suffix, and the image's name in the archive."""
         return f"{Path(self.files[self.places[number, 0]]).stem}/{self.names[number]}"
 
     def read(self, number: int) -> bytes:
@@ -91,7 +91,7 @@ def archives(path: Path) -> list[str]:
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is a tar archive, a folder of them, or a folder of soft labels with the same suffix."""
+    """Return whether `path` is a tar archive, a folder of archives, or a folder of soft labels (refused by `read`)."""
     path = Path(path)
     if path.is_file():
         return path.suffix == ".tar"
@@ -104,11 +104,12 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     Args:
         path: an archive, or the folder that holds the archives.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`; matters if the names of the archives mention their part.
+        part: `train` or `val`; used only if the names of the archives mention a part.
         normalised: has no effect, because the images have 8 bits.
 
     Raises:
-        InputError: an archive is damaged, or a sample has no image or no class.
+        InputError: an archive is damaged; a sample has no image, several images or no class; or the folder holds soft
+            labels instead of images.
     """
     path = Path(path)
     files = [str(path)] if path.is_file() else [str(path / name) for name in archives(path)]
@@ -135,7 +136,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
 
 
 def samples_of(path: str) -> list[Sample]:
-    """Return the samples of an archive, in the order in which they begin.
+    """Return the samples of an archive, in the order of their first files.
 
     Raises:
         InputError: the archive cannot be read, is damaged, or holds a file twice.
@@ -149,7 +150,7 @@ def samples_of(path: str) -> list[Sample]:
                 folder, _, base = name.removeprefix("./").rpartition("/")
                 stem, _, suffix = base.partition(".")
                 if not stem or not suffix or stem.startswith("__"):
-                    continue  # a hidden file, or one that describes the shard
+                    continue  # a hidden file, a file without suffix, or `__NAME`, which describes the shard
                 key, suffix = os.path.join(folder, stem), suffix.lower()
                 is_image = suffix.rpartition(".")[2] in IMAGES
                 if not is_image and suffix not in LABELS:
@@ -171,12 +172,13 @@ def samples_of(path: str) -> list[Sample]:
 
 
 def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, place of the content, number of bytes) of every regular file in a tar archive.
+    """Yield (name, offset of the content, number of bytes) of every regular file in a tar archive.
 
-    Names longer than 100 bytes come from the field `prefix` of POSIX, from a record `L` of GNU, or from a pax header.
+    A name of more than 100 bytes is read from POSIX's field `prefix`, from a GNU entry of type `L`, or from a pax
+    header.
 
     Raises:
-        ValueError: the archive is damaged, or of a kind that is not read.
+        ValueError: the archive is damaged, or holds sparse files, which are not supported.
     """
     handle, end = file.fileno(), os.fstat(file.fileno()).st_size
     place, long_name, long_size = 0, None, None
@@ -205,24 +207,24 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
 
 
 def header_at(handle: int, place: int) -> bytes | None:
-    """Return the header block at a place in an open archive; None at the mark of the archive's end.
+    """Return the header block at the offset `place` of an open archive; None if a block of zeros marks the end there.
 
     Raises:
-        ValueError: the archive ends without the mark, or the header's checksum is wrong.
+        ValueError: the archive ends without a block of zeros, or the header's checksum is wrong.
     """
     header = os.pread(handle, BLOCK, place)
     if len(header) < BLOCK:
         raise ValueError("it ends without the mark of its end")
     if header == bytes(BLOCK):
         return None
-    # the checksum is the sum of all bytes of the header, where those of the checksum itself count as spaces
+    # the checksum is the sum of the header's bytes, in which the 8 bytes of the checksum itself count as spaces
     if number_in(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError(f"its header at byte {place} is damaged")
     return header
 
 
 def name_in(header: bytes) -> bytes:
-    """Return the name in a header, with the prefix of POSIX."""
+    """Return the file name in a header block. If the name is split (POSIX), join the field `prefix` and the name."""
     name = header[:100].partition(b"\0")[0]
     if header[257:263] == b"ustar\0" and header[345]:
         return header[345:500].partition(b"\0")[0] + b"/" + name
@@ -230,10 +232,10 @@ def name_in(header: bytes) -> bytes:
 
 
 def number_in(value: bytes) -> int:
-    """Return a number in a tar header: octal digits, or binary if the first bit is set (GNU).
+    """Return the value of a number field of a tar header: octal digits, or binary after a byte 0x80 (GNU).
 
     Raises:
-        ValueError: the value is neither, or is negative.
+        ValueError: the field is neither, or the number is negative.
     """
     if value[0] == 0x80:
         return int.from_bytes(value[1:], "big")
@@ -244,14 +246,14 @@ def number_in(value: bytes) -> int:
 
 
 def as_size(value: bytes | None) -> int | None:
-    """Return a size in a pax header; None without one. Raise ValueError if it is not a whole number."""
+    """Convert the size in a pax header to an int, and None to None; raise ValueError if it is no whole number."""
     if value is not None and not re.fullmatch(rb"\d{1,18}", value):
         raise ValueError("a size in its headers is damaged")
     return None if value is None else int(value)
 
 
 def pax_record(content: bytes) -> dict[bytes, bytes]:
-    """Return the entries of a pax header, which has lines `LENGTH KEY=VALUE`.
+    """Return the entries {key: value} of a pax header, whose lines are `LENGTH KEY=VALUE`.
 
     Raises:
         ValueError: the header is damaged.
@@ -268,7 +270,9 @@ def pax_record(content: bytes) -> dict[bytes, bytes]:
 
 
 def only_image(sample: Sample, path: str) -> str:
-    """Return the suffix of the image of a sample.
+    """Return the suffix of the only image of a sample.
+
+    A suffix such as `mask.png` counts only if the sample has no plain suffix such as `png`.
 
     Raises:
         InputError: the sample has no image, or several.
@@ -298,7 +302,7 @@ def label_of(sample: Sample, path: str) -> int | str:
             text = sample.labels[suffix].decode("utf-8").strip()
             label = int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else text
     except (ValueError, RecursionError):
-        pass  # the sentence below
+        pass  # the check below raises an InputError
     if type(label) is not int and (not isinstance(label, str) or not label):
         raise InputError(
             f"{path}: the sample {shorten(sample.name, 100)} has no class; write the shard anew with a .cls file, or "

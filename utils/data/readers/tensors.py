@@ -1,16 +1,18 @@
 """Read images that are stored as tensors or arrays, as most methods for small images publish their distilled sets.
 
-These places are known; `*` is a number or another word:
+These files are recognised; `*` stands for a number or another word:
 
 * `images_best.pt` with `labels_best.pt` (MTT, TESLA, DATM, PAD and others), `images.pt` with `labels.pt` (DD-Ranking),
   `images_*.pt` with `labels_*.pt`. A file `lr_best.pt` beside them holds the learning rate of the distillation;
 * `res_*.pt` (DC, DSA, DM): a dict whose `data` is a list of [images, labels], one pair per experiment;
 * `data.pt` (GIFT): a dict of `data`, `label` and `dataset`; `data_best.pt`: a list of images and labels;
 * `images.npy` with `labels.npy`, `X.npy` with `y.npy`, `X_train.npy` with `y_train.npy` and so on;
-* a file `.npz` or `.safetensors` with two such names, and a dict in a `.pt` file.
+* a `.npz` or `.safetensors` file, or a `.pt` file with a dict, whose arrays have two such names, for example `images`
+  and `labels`.
 
-Images are [N, C, H, W] or [N, H, W, C], with C = 1 or 3, or [N, H, W]. They are 8-bit pixels, or floating-point
-numbers, which are kept as they are. Labels are classes [N], or probabilities or logits [N, C].
+Images are [N, C, H, W] or [N, H, W, C], with C = 1 or 3, or [N, H, W]. Their values are integers from 0 to 255, or
+floating-point numbers; see `judged` for their range. Labels are class numbers [N], or probabilities or logits
+[N, number of classes].
 """
 
 import os
@@ -33,7 +35,7 @@ from utils.system.files import utf8_path
 from utils.system.log import log
 from utils.system.safe_load import ARRAY_GLOBALS, WEIGHT_GLOBALS, PickledArray, load_archive
 
-# words for images in names of files and arrays -> words for their labels
+# word for images in the name of a file or array -> words for labels in the name of the partner
 PARTNERS = {
     "images": ("labels", "targets"),
     "image": ("label", "target"),
@@ -45,32 +47,32 @@ KEYED = (".npz", ".safetensors")  # suffixes of files that hold arrays with name
 PICKLED = (".pt", ".pth")
 
 CHANNELS = (1, 3)
-PROBABILITY_ERROR = 1e-3  # probabilities of an image may add up to 1 with this error
-NEGATIVE_SHARE = 0.2  # see `is_normalised`
-UNIT_MEAN = (
-    2.0  # largest mean magnitude of values in [0, 1], or somewhat beyond; that of values from 0 to 255 is larger
-)
-NORMALISED_MEAN = 20.0  # largest mean magnitude of normalised values
+PROBABILITY_ERROR = 1e-3  # largest deviation from 1 of the sum of an image's probabilities
+NEGATIVE_SHARE = 0.2  # images with a larger share of negative values count as normalised, see `is_normalised`
+# values with a larger mean magnitude count as pixels from 0 to 255, other values as pixels in about [0, 1]
+UNIT_MEAN = 2.0
+NORMALISED_MEAN = 20.0  # values with a larger mean magnitude cannot be those of normalised images
 
 
 class TensorImages(Container):
-    """Images of one size in memory.
+    """Images of one size, held in memory as a tensor.
 
     Args:
         path: file that the images were read from, for error messages.
         images: uint8 or float32 [N, C, H, W].
-        soft_labels: float32 [N, classes], probabilities or logits that came with the images; None without.
+        soft_labels: float32 [N, number of classes], probabilities or logits stored with the images; None if there are
+            none.
     """
 
     def __init__(self, path: str, images: torch.Tensor, soft_labels: torch.Tensor | None = None):
         self.path, self.images, self.soft_labels = path, images, soft_labels
 
     def name(self, number: int) -> str:
-        """Return the number of the image, with zeros in front, so that names sort like numbers."""
+        """Return the image's number, padded with zeros, so that names sort in the order of the numbers."""
         return f"{number:0{len(str(len(self.images) - 1))}}"
 
     def read(self, number: int) -> bytes:
-        """Return the values of the image, in the order [C, H, W]."""
+        """Return the bytes of the image's values, in the order [C, H, W]."""
         return self.images[number].numpy().tobytes()
 
     def load(self, number: int) -> Pixels:
@@ -91,11 +93,11 @@ class TensorImages(Container):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a set.
+    """Paths of the files of a set.
 
     Attributes:
         images: file that holds the images, and perhaps the labels.
-        labels: file that holds the labels, or that should; None if `images` must hold both.
+        labels: file to read if `images` holds no labels; it may be missing. None if `images` must hold the labels.
     """
 
     images: Path
@@ -108,7 +110,7 @@ def words_of(name: str) -> list[str]:
 
 
 def label_names(name: str) -> list[str]:
-    """Return the possible names of the labels for images of this name, in lower case; none if it names no images."""
+    """Return the names that labels of images called `name` may have, in lower case; [] if `name` names no images."""
     words = re.split(r"([_\-.])", name.lower())
     for place, word in enumerate(words):
         if word in PARTNERS:
@@ -117,7 +119,11 @@ def label_names(name: str) -> list[str]:
 
 
 def rank(name: str) -> tuple[int, int]:
-    """Return the rank of a file's name; the lowest one is preferred: best, without a word, then the highest number."""
+    """Return the rank of the name of an image file; the file of the lowest rank is preferred.
+
+    Names such as `images_best.pt` come first, then `images.pt`, then names that end in a number, the highest number
+    first, then other names.
+    """
     others = [word for word in words_of(name)[:-1] if word not in PARTNERS and part_in(word) is None]
     if others == ["best"]:
         return 0, 0
@@ -128,9 +134,9 @@ def rank(name: str) -> tuple[int, int]:
 
 
 def candidates(folder: Path) -> dict[str, Path | None]:
-    """Return the files in a folder that hold images, {name: file of the labels}; the best one first.
+    """Return {name of an image file in the folder: path of its label file}, the preferred file first; see `rank`.
 
-    The value is None if a file holds the labels as well, or if the file of labels is missing.
+    The path is None if there is no label file. The image file then holds the labels too, or the labels are missing.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and entry.name[0] != ".")
@@ -154,7 +160,7 @@ def candidates(folder: Path) -> dict[str, Path | None]:
 
 
 def holds_pair(path: Path) -> bool:
-    """Return whether a file .npz or .safetensors holds arrays by the names of images and labels."""
+    """Return whether `path` is a readable .npz or .safetensors file with arrays that are named as images and labels."""
     try:
         return path.suffix in KEYED and bool(pairs_of(names_in(path)))
     except Exception:
@@ -162,7 +168,7 @@ def holds_pair(path: Path) -> bool:
 
 
 def names_in(path: Path) -> list[str]:
-    """Return the names of the arrays in a file .npz or .safetensors."""
+    """Return the names of the arrays in a .npz or .safetensors file."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return list(arrays.files)
@@ -171,7 +177,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def pairs_of(names: Iterable[str]) -> dict[str, str]:
-    """Return {name of images: name of their labels} among the names of arrays."""
+    """Find pairs among the names of arrays; return {name of an array of images: name of the array of its labels}."""
     known = {name.lower(): name for name in names if isinstance(name, str)}
     pairs = {name: [known[other] for other in label_names(name) if other in known] for name in known.values()}
     return {name: labels[0] for name, labels in pairs.items() if labels}
@@ -200,7 +206,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     Args:
         path: a file, or a folder that holds the files.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`; matters if the names of files or arrays mention their part.
+        part: `train` or `val`; used only if the names of files or arrays mention a part.
         normalised: whether mean and standard deviation have been applied to floating-point images: `yes`, `no`, or
             `auto` to infer it from their values. It has no effect on 8-bit pixels.
 
@@ -239,7 +245,7 @@ def find(path: Path, flag: str, part: str) -> Found:
     """Return the files of the set at `path`; log the choice if a folder holds several sets.
 
     Raises:
-        InputError: the folder holds several sets, and none is preferred.
+        InputError: the folder holds no set, or several sets of which none is preferred.
     """
     if path.is_file():
         others = label_names(path.name) if path.suffix in PAIRED else []
@@ -264,18 +270,18 @@ def find(path: Path, flag: str, part: str) -> Found:
 
 
 def load(path: Path, flag: str, part: str) -> Any:
-    """Return the content of a file: a tensor, or a container of tensors, `PickledArray` and numbers.
+    """Return the content of a file: tensors, `PickledArray` and numbers, perhaps nested in dicts, lists or tuples.
 
-    Only images and labels are loaded from files .npz and .safetensors.
+    From a .npz or .safetensors file, only the images and their labels are loaded.
 
     Raises:
-        InputError: the file is missing or damaged, or would run code.
+        InputError: the file is missing or damaged, would run code, or (.npz, .safetensors) has no such arrays.
     """
     if path.suffix in PICKLED:
         return load_archive(path, {**WEIGHT_GLOBALS, **ARRAY_GLOBALS})
     try:
         if path.suffix == ".npy":
-            # mapped, so that a damaged header does not decide how much memory is allocated
+            # map the file into memory: otherwise, numpy would allocate as much memory as a damaged header asks for
             return from_numpy(np.lib.format.open_memmap(path, mode="r"))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -306,10 +312,10 @@ def from_numpy(array: np.ndarray) -> torch.Tensor:
 
 
 def chosen_pair(names: Iterable[str], path: Path, flag: str, part: str) -> tuple[str, str]:
-    """Return the names of the images and of the labels among the names of the arrays in a file.
+    """Choose the arrays of a file that hold the images and the labels; return (name of images, name of labels).
 
     Raises:
-        InputError: there is no such pair, or there are several.
+        InputError: no two names fit each other as those of images and labels, or several pairs of names do.
     """
     pairs = pairs_of(names)
     if not pairs:
@@ -322,10 +328,11 @@ def chosen_pair(names: Iterable[str], path: Path, flag: str, part: str) -> tuple
 
 
 def split(content: Any, path: Path, flag: str, part: str) -> tuple[Any, Any]:
-    """Return (images, labels) of the content of a file; the labels are None if the content is one array.
+    """Split the content of a file into (images, labels); the labels are None if the content is a single array.
 
     Raises:
-        InputError: the content is neither an array, nor a pair of images and labels, nor a dict with such a pair.
+        InputError: the content is neither an array, nor a pair of images and labels, nor a dict with such a pair,
+            nor a list of such pairs.
     """
     if is_array(content):
         return content, None
@@ -335,7 +342,7 @@ def split(content: Any, path: Path, flag: str, part: str) -> tuple[Any, Any]:
             images, labels = chosen_pair([str(name) for name in content], path, flag, part)
             return content[images], content[labels]
         content = pairs
-    # one [images, labels] per experiment; DC appends one after each, and DC-BENCH evaluates the last
+    # a list of pairs [images, labels]: DC appends one pair after each experiment, and DC-BENCH evaluates the last
     if isinstance(content, list | tuple) and content and all(isinstance(pair, list | tuple) for pair in content):
         log.info("images  %s holds the sets of %d experiments: the last is taken", path, len(content))
         content = content[-1]
@@ -350,10 +357,10 @@ def is_array(value: Any) -> bool:
 
 
 def as_tensor(value: Any, path: Path, what: str) -> torch.Tensor:
-    """Return a tensor of numbers for an array that a file held, or for a list of class numbers.
+    """Convert a tensor, a `PickledArray` or a list of class numbers, as read from a file, to a tensor of numbers.
 
     Raises:
-        InputError: the value is something else; the message calls it `what`.
+        InputError: the value cannot be converted. The message calls it `what`.
     """
     try:
         if isinstance(value, PickledArray) and value.array is not None:
@@ -361,18 +368,18 @@ def as_tensor(value: Any, path: Path, what: str) -> torch.Tensor:
         elif isinstance(value, list | tuple) and value and all(type(number) is int for number in value):
             value = torch.tensor(value)
     except (TypeError, RuntimeError, ValueError):
-        pass  # the sentence below
+        pass  # the check below raises an InputError
     if not isinstance(value, torch.Tensor) or value.is_complex() or value.is_quantized:
         raise InputError(f"{path}: the {what} are no array of numbers; save them as a tensor")
     return value.detach()
 
 
 def as_images(value: Any, path: Path) -> torch.Tensor:
-    """Return images in the order [N, C, H, W]: uint8 if they are integers, else float32.
+    """Convert images from a file to [N, C, H, W]: uint8 if the values are integers, else float32.
 
     Raises:
-        InputError: the shape is not that of images, or is ambiguous; integers do not have 8 bits; or a value is not
-            finite.
+        InputError: the shape is not that of images, or is ambiguous; an integer is not in 0 … 255; the values are
+            bools; or a value is not finite.
     """
     images = as_tensor(value, path, "images")
     shape = list(images.shape)
@@ -394,7 +401,7 @@ def as_images(value: Any, path: Path) -> torch.Tensor:
         return images
     is_bool = images.dtype == torch.bool
     if images.dtype != torch.uint8:
-        images = images.to(torch.int64)  # PyTorch has no minimum of uint16
+        images = images.to(torch.int64)  # PyTorch cannot compute the minimum of a uint16 tensor
     low, high = images.min().item(), images.max().item()
     if is_bool or low < 0 or high > 255:
         raise InputError(f"{path} holds integers from {low} to {high}, not from 0 to 255; save it in 8 bits")
@@ -402,15 +409,16 @@ def as_images(value: Any, path: Path) -> torch.Tensor:
 
 
 def as_labels(value: Any, path: Path, count: int) -> tuple[list[int], torch.Tensor | None, str | None]:
-    """Return the labels of `count` images.
+    """Convert the labels of `count` images, classes or soft labels, from a value that a file held.
 
     Returns:
-        (class of each image, soft labels float32 [N, C] or None, kind of the soft labels). The kind is `probabilities`
-        if no number is negative and each row adds up to 1, else `logits`. The class is that of the largest number.
+        (class of each image, soft labels float32 [N, C] or None, kind of the soft labels or None). The kind is
+        `probabilities` if no number is negative and each row adds up to 1, else `logits`. With soft labels, the class
+        of an image is that of its largest number.
 
     Raises:
-        InputError: the shape is not that of labels; there are more or fewer labels than images; a class is not a whole
-            number from 0 on; or a value is not finite.
+        InputError: the shape is not that of labels; the number of labels is not `count`; a class is not a whole number
+            from 0 on; or a value is not finite.
     """
     labels = as_tensor(value, path, "labels")
     shape = list(labels.shape)
@@ -438,9 +446,9 @@ def as_labels(value: Any, path: Path, count: int) -> tuple[list[int], torch.Tens
 
 
 def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Tensor, bool]:
-    """Return (images, whether they are normalised), and log the conclusion with its reason.
+    """Decide whether images are normalised, and log the decision; return (images, whether they are normalised).
 
-    Images with values from 0 to 255 are divided by 255.
+    Images that are not normalised are divided by 255 if their mean magnitude is above UNIT_MEAN.
 
     Args:
         images: float32 [N, C, H, W].
@@ -448,7 +456,8 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
         path: file that holds the images, for messages.
 
     Raises:
-        InputError: the values are negative to a large part, but too large to be normalised.
+        InputError: with `auto`, the share of negative values is too large for pixels, and the values are too large for
+            normalised images.
     """
     low, high = images.min().item(), images.max().item()
     negative, negative_sum, magnitude = 0, 0.0, 0.0
@@ -480,9 +489,10 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
 def is_normalised(share: float) -> bool:
     """Return whether images have probably been normalised, or whitened by ZCA.
 
-    The mean of normalised values is about 0, so that negative values have about half of the sum of all magnitudes. In
-    images in [0, 1] that were distilled without a limit, negative values may be many, for instance in the background
-    of digits, but they are small. The rule is more robust than a share of the number of values.
+    The mean of normalised values is about 0, so that about half of the sum of all magnitudes is that of negative
+    values. Pixels in [0, 1] that were distilled without clipping may include many negative values, for instance in the
+    background of digits, but these are small. Therefore, the share of the magnitudes decides, and not the share of the
+    number of values.
 
     Args:
         share: sum of the magnitudes of negative values, divided by the sum of the magnitudes of all values.
