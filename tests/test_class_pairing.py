@@ -170,7 +170,7 @@ def test_class_map(tmp_path):
         with pytest.raises(InputError, match=wrong):
             pair(WORDS, train, str(file))
     file.write_text("zero\tdigit_0\none\tdigit_0\n")
-    with pytest.raises(InputError, match="gives digit_0 two folders of --val-dir"):
+    with pytest.raises(InputError, match="assigns two folders of --val-dir to digit_0"):
         pair(WORDS, train, str(file))
     file.write_text("zero\tdigit_0\n")
     with pytest.raises(InputError, match=r"no validation folder belongs to class digit_1, digit_2, digit_3 and 6 more"):

@@ -131,7 +131,7 @@ def test_a_line_is_a_class_number(tmp_path, program_log):
     ("names", "how"),
     [
         (NETTE_WORDS, "by ImageNet's list of classes"),
-        ([name.replace("n0", "N0") for name in NETTE], "by name, but for case and spaces"),
+        ([name.replace("n0", "N0") for name in NETTE], "by name, ignoring case and spaces"),
         ([*NETTE_WORDS, "goldfish"], "by ImageNet's list of classes"),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_class_map_pairs_with_all_training_folders(tmp_path):
 def test_soft_labels_of_the_images_are_not_reordered(tmp_path):
     """Their columns are the set's own classes."""
     file = listed_in(tmp_path, ["1", "0"])
-    with pytest.raises(InputError, match="brings soft labels of its own classes; leave out --classes"):
+    with pytest.raises(InputError, match="for all of its classes in their own order; leave out --classes"):
         select_classes(file, images_of(["0", "1"], named=False, answers="logits"), "--train-dir")
     select_classes(listed_in(tmp_path, ["0", "1"]), images_of(["0", "1"], named=False, answers="logits"), "--train-dir")
 
@@ -326,10 +326,10 @@ def test_labels_of_a_subset_are_checked_with_the_teacher(thousand, capsys):
     assert "made with other settings" in result.err
     small = save_teacher(thousand / "small.pth", LIGHT, 10)
     assert verify(small) == 2
-    assert "made of class 701 of a teacher, and the teacher has 10 classes" in capsys.readouterr().err
+    assert "use class 701 of their teacher, but the given teacher has only 10 classes" in capsys.readouterr().err
     teacher = Ensemble([LIGHT], [str(small)], "mean", Precision("fp32", CPU))
     for numbers in ([], [0, -1], [True], "012", [0, 1.0]):
-        with pytest.raises(InputError, match=r"the labels in L state no numbers of the teacher's classes"):
+        with pytest.raises(InputError, match=r"the labels in L do not state the teacher's class numbers"):
             teacher_check.keep_stated_classes(teacher, numbers, "L", SIDE)
 
 

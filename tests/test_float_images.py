@@ -204,7 +204,7 @@ def test_zca_whitens_what_it_was_fitted_on(tmp_path):
     kept.write_bytes(b"broken")
     fewer = open_folder(folder, "--zca")
     assert torch.isfinite(fitted_zca(fewer, 8, 3).matrix).all()
-    with pytest.raises(InputError, match="--zca whitens images of at most 64 px, not of --input-size 96"):
+    with pytest.raises(InputError, match="--zca whitens 3-channel images of at most 64 px, not of --input-size 96"):
         fitted_zca(fewer, 96, 3)
 
 

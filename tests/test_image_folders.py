@@ -214,7 +214,7 @@ def test_other_modes_are_what_pil_makes_of_them(tmp_path):
         (b"", "it is empty, or of a type that PIL does not know"),
         (b"GIF", "it is empty, or of a type that PIL does not know"),
         (None, "No such file or directory"),
-        (b"P6 100000 100000 255\n", "it claims 100000 x 100000 pixels|exceeds limit"),
+        (b"P6 100000 100000 255\n", "its header states 100000 x 100000 pixels|exceeds limit"),
     ],
 )
 @pytest.mark.parametrize("from_memory", [False, True])

@@ -188,7 +188,7 @@ def test_logits_are_mixed_as_probabilities():
     [
         ("mse_gt", 4, "probabilities", "none", "--loss-type mse_gt compares logits"),
         ("kl", 4, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
-        ("ce", 5, "probabilities", "none", "are a table of 21 x 4, not of 21 images x 5 classes"),
+        ("ce", 5, "probabilities", "none", "have the shape 21 x 4, but 21 images and 5 classes need 21 x 5"),
     ],
 )
 def test_soft_labels_that_do_not_fit(loss, classes, kind, mix_type, said):

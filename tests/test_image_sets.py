@@ -178,7 +178,7 @@ def test_damaged_idx_files(tmp_path):
         (sound[:2] + b"\x0d" + sound[3:], "does not begin like an idx file of bytes"),
         (sound[:-1], "fewer than the 336 values"),
         (sound + b"\0", "more than the 336 values"),
-        (sound[:4] + b"\xff" * 12, "more than it can hold"),
+        (sound[:4] + b"\xff" * 12, "more than a file of this size can hold"),
         (sound[:4] + struct.pack(">3I", 0, 8, 7), " holds no images"),
     ):
         images.write_bytes(content)
@@ -292,9 +292,9 @@ def test_other_tables(text, classes, tmp_path):
         (b"a.jpg,1\na.jpg,2\nb.jpg,1\nc.jpg,2\n", "gives a.jpg two classes, 1 and 2"),
         (b"a.jpg,1\nb.jpg\nc.jpg,1\n", "the line 'b.jpg' has no class; give lines FILE<tab>CLASS"),
         (b"a.jpg,1\nb.jpg,\nc.jpg,1\n", "the line 'b.jpg,' has no class"),
-        (b'a.jpg,"1\nb.jpg,1\nc.jpg,1\n', "table is damaged"),
+        (b'a.jpg,"1\nb.jpg,1\nc.jpg,1\n', "has a damaged line"),
         (b"a.jpg\0,1", "not a text file"),
-        (b"one\ntwo\n", "lists classes, but not those of the images"),
+        (b"one\ntwo\n", "lists only the names of classes, and no file gives the classes of the images"),
         (None, "table cannot be read"),
     ],
 )
@@ -518,7 +518,7 @@ def test_class_names_that_are_no_folder_names(tmp_path):
     """Names from a file cannot lead out of the folder that is written."""
     found = ImageSet(str(tmp_path), ["../up", ".", "a/b", "/etc", "cat"], [])
     assert class_folders(found) == ["_.._up", "_.", "a_b", "_etc", "cat"]
-    with pytest.raises(InputError, match="cannot be told apart"):
+    with pytest.raises(InputError, match="get the same folder name"):
         class_folders(ImageSet(str(tmp_path), ["a/b", "a_b"], []))
     assert class_folders(ImageSet("", [str(n) for n in range(11)], [], named=False))[1::9] == ["01", "10"]
 

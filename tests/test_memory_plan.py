@@ -125,7 +125,7 @@ def test_parts_are_no_larger_than_a_gigabyte():
 def test_resident_as_asked(planned, program_log):
     """--loader resident is obeyed if images fit, but not beside the estimated memory of training."""
     assert planned(at(2), 200, "resident") == Plan(True, 1, "host")
-    assert "as --loader says" in program_log.text
+    assert "because --loader resident was given" in program_log.text
     assert not planned(at(2), 200, "auto").resident
 
 
@@ -133,7 +133,7 @@ def test_resident_that_does_not_fit(planned, program_log):
     """Without room for the images alone, --loader resident is refused, and auto leaves them to workers."""
     with pytest.raises(InputError, match=r"--loader resident needs more than the .* free in device memory"):
         planned(at(1.4), 200, "resident")
-    assert "as --loader says" not in program_log.text
+    assert "was given" not in program_log.text
     assert planned(at(1.4), 200, "auto") == Plan(False, 200, "host")
 
 

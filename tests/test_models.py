@@ -140,9 +140,9 @@ def test_plain_weights_are_taken_before_averaged_ones(state, tmp_path, caplog):
     torch.save({"model_ema": other}, tmp_path / "ema.pth")
     caplog.set_level("INFO")
     assert same_weights(load_weights(tmp_path / "both.pth"), state)
-    assert "both.pth: takes state_dict, not state_dict_ema" in caplog.text
+    assert "both.pth: loads state_dict, not state_dict_ema" in caplog.text
     assert same_weights(load_weights(tmp_path / "ema.pth"), other)
-    assert "ema.pth: takes model_ema, which are averaged ones (EMA)" in caplog.text
+    assert "ema.pth: loads model_ema (an EMA of the weights)" in caplog.text
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -114,9 +114,12 @@ def test_milestones_are_epochs_or_shares(words, epochs, milestones):
         ("--gamma 0.2", "--gamma 0.2 has no effect without --schedule step"),
         ("--step-momentum kept", "--step-momentum has no effect without --schedule step"),
         ("--schedule step", "--schedule step needs --milestones"),
-        ("--schedule step --milestones 5 3", "--milestones 5 3 must rise"),
-        ("--schedule step --milestones 3 3", "--milestones 3 3 must rise"),
-        ("--schedule step --milestones 1/2 3 --epochs 9", "--milestones 1/2 3 must rise, but are the epochs 4 3"),
+        ("--schedule step --milestones 5 3", "--milestones 5 3: the epochs 5 3 are not in ascending order"),
+        ("--schedule step --milestones 3 3", "--milestones 3 3: the epochs 3 3 are not in ascending order"),
+        (
+            "--schedule step --milestones 1/2 3 --epochs 9",
+            "--milestones 1/2 3: the epochs 4 3 are not in ascending order",
+        ),
         ("--schedule step --milestones 9 --epochs 9", "epoch 9 is not reached, since the last of --epochs 9 is 8"),
         ("--schedule step --milestones 0.1 --epochs 9", "a share of --epochs 9 is below 1 epoch"),
         *(

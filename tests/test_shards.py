@@ -228,7 +228,7 @@ def test_soft_labels_are_told_apart(tmp_path):
     """Label files have the same suffix; the sentence names the flag for them."""
     labels = make_labels(tmp_path / "labels", epochs=1)
     for place in (labels / "epoch_0" / "batch_0.tar", labels / "epoch_0"):
-        with pytest.raises(InputError, match=r"batch_0\.tar .*torch\.save, perhaps of soft labels.*--fkd-path"):
+        with pytest.raises(InputError, match=r"batch_0\.tar .*torch\.save; soft labels belong to --fkd-path"):
             opened(place)
     with pytest.raises(InputError, match="holds soft labels, not images"):
         opened(labels)

@@ -312,12 +312,12 @@ def test_teachers_of_fewer_classes_than_folders(tiny, teachers, tmp_path):
     words = tiny.flags(tmp_path / "kd", fkd_path=None, train_dir=more, val_dir=more)
     refused = run(train_KD_parallel, *words, "--teacher-checkpoint", teachers[0])
     assert refused.code == 2
-    assert f"--teacher-model resnet18 answers for 3 classes, but --train-dir {more} has 4 class folders" in refused.err
+    assert f"--teacher-model resnet18 has 3 classes, but --train-dir {more} has 4 class folders" in refused.err
     words = relabel_words(tiny, teachers, tmp_path / "labels")
     words[1] = str(more)
     refused = run(relabel_FKD, *words)
     assert refused.code == 2
-    assert f"--arch resnet18 answers for 3 classes, but --data {more} has 4 class folders" in refused.err
+    assert f"--arch resnet18 has 3 classes, but --data {more} has 4 class folders" in refused.err
     assert not (tmp_path / "labels").exists()
 
 

@@ -55,7 +55,7 @@ def test_a_published_pair_is_read_unrounded(program_log):
     assert images.classes == [str(number) for number in range(10)]
     assert (images.named, images.channels, images.normalised, images.answers) == (False, 3, True, None)
     assert soft_labels_of(images.samples) is None
-    assert "50 % of them negative: normalised already (say --normalised no if that is wrong)" in program_log.text
+    assert "50 % of them negative: already normalised (give --normalised no if that is wrong)" in program_log.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -284,7 +284,7 @@ def test_the_best_of_several_is_taken(tmp_path, program_log):
         save_pair(tmp_path, normal(seed=seed), torch.tensor(CLASSES), f"images_{step}.pt", f"labels_{step}.pt")
     torch.save(normal(seed=7), tmp_path / "images_zca_20.pt")
     assert torch.equal(stacked(opened(tmp_path)), normal(seed=1))
-    assert "takes images_10.pt" in program_log.text
+    assert "uses images_10.pt" in program_log.text
     save_pair(tmp_path, normal(seed=2), torch.tensor(CLASSES))
     assert torch.equal(stacked(opened(tmp_path)), normal(seed=2))
     assert torch.equal(stacked(opened(tmp_path / "images_9.pt")), normal(seed=0))
@@ -308,7 +308,7 @@ def test_the_learning_rate_is_logged(rate, tmp_path, program_log):
 def test_labels_that_are_missing(tmp_path):
     torch.save(normal(), tmp_path / "images_best.pt")
     for place in (tmp_path, tmp_path / "images_best.pt"):
-        with pytest.raises(InputError, match=r"images_best\.pt holds images without labels; copy labels_best\.pt"):
+        with pytest.raises(InputError, match=r"images_best\.pt holds images without labels; put labels_best\.pt"):
             opened(place)
 
 
@@ -345,8 +345,8 @@ def with_value(value):
         (torch.full((N, 3, 8, 8), 256), "integers from 256 to 256"),
         (torch.full((N, 3, 8, 8), -1), "integers from -1 to -1"),
         (torch.ones(N, 3, 8, 8, dtype=torch.bool), "save it in 8 bits"),
-        ({"weight": normal()}, "holds weight, no images with labels"),
-        ({}, "holds nothing, no images with labels"),
+        ({"weight": normal()}, "holds weight, none named as images with labels"),
+        ({}, "holds nothing, none named as images with labels"),
         ([1, 2], "does not hold images with labels"),
         (3.0, "does not hold images with labels"),
     ],

@@ -173,7 +173,7 @@ def dsa_parameter(text: str) -> str:
     """
     name, _, value = text.partition("=")
     if name not in DSA_PARAMETERS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with a name of {', '.join(DSA_PARAMETERS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE; NAME is one of {', '.join(DSA_PARAMETERS)}")
     low = 1.0 if name == "ratio_scale" else 0.0
     high = 1.0 if name in ("prob_flip", "ratio_crop_pad", "ratio_cutout") else math.inf
     return f"{name}={number(float, low, high)(value)}"
@@ -393,7 +393,7 @@ def own_fields(group: type) -> list[DataclassField]:
 
 
 NORMALISED = (  # help text of --normalised, in training and in `python -m utils.images`
-    "whether images of floating-point numbers have had mean and standard deviation applied; auto: inferred from their "
+    "whether floating-point images are already normalised by mean and standard deviation; auto: decided from their "
     "values, and logged"
 )
 
@@ -408,7 +408,7 @@ class ImageFlags(Group):
         "auto",
         "workers: processes decode the images in every epoch; resident: they are decoded once and kept in memory, on "
         "the GPU if there is one; auto: resident if the decoded images fit in half of the free host memory or, on a "
-        "GPU, into what training leaves free of its memory, else workers",
+        "GPU, in the memory that training leaves free, else workers",
         choices=("auto", "workers", "resident"),
     )
     class_order: str | None = flag(
@@ -486,8 +486,8 @@ class DataFlags(Group):
     )
     val_resize: int | None = flag(
         None,
-        "shorter side of validation images in pixels, before the centre --input-size is cropped (default: 256/224 of "
-        "--input-size from 128 px on, else --input-size)",
+        "shorter side of validation images in pixels, before the central --input-size x --input-size pixels are "
+        "cropped (default: 256/224 of --input-size from 128 px on, else --input-size)",
         PIXELS,
         RESULT,
     )
@@ -599,8 +599,8 @@ class AugmentFlags(Group):
     )
     zca: str | None = flag(
         None,
-        "real training set; images that are not normalised are whitened by ZCA, fitted on this set once and kept "
-        "beside it, in place of mean and standard deviation (MTT, TESLA, DATM)",
+        "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
+        "normalised, in place of mean and standard deviation (MTT, TESLA, DATM)",
         PATH,
     )
     dsa_strategy: str | None = flag(
@@ -912,7 +912,7 @@ class LiveTeacherFlags(Group):
         "standard", "stem of the teacher, as --stem", meaning=RESULT, choices=("standard", "small")
     )
     ipc: int | None = flag(
-        None, "use only the first images of each class, so many (default: all)", COUNT, ONE_RUN, names=("--IPC",)
+        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC",)
     )
 
 
@@ -1177,7 +1177,7 @@ class TrainConfig(
         if min(epochs) < 1:
             raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
         if any(one >= two for one, two in itertools.pairwise(epochs)):
-            raise InputError(f"--milestones {shown} must rise, but are the epochs {typed(epochs)}; sort them")
+            raise InputError(f"--milestones {shown}: the epochs {typed(epochs)} are not in ascending order; sort them")
         if epochs[-1] >= self.epochs:
             raise InputError(
                 f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
@@ -1400,7 +1400,7 @@ class VerifyFlags(Group):
 class InfoConfig(PathArgument, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels info`, which describes the content of a label folder."""
 
-    about = "what is in a label folder"
+    about = "describe a label folder"
     groups = (PathArgument, SeedFlag)
 
 
@@ -1408,7 +1408,7 @@ class InfoConfig(PathArgument, SeedFlag, CommandConfig):
 class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels pack`, which converts label files to the packed format."""
 
-    about = "label files of any project to packed"
+    about = "convert the label files of any project to a packed store"
     groups = (FoldersArguments, CodecFlags, PackFlags, SeedFlag)
 
 
@@ -1416,7 +1416,7 @@ class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfi
 class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels unpack`, which converts packed labels to .tar files."""
 
-    about = "packed to .tar files"
+    about = "convert a packed store to .tar files"
     groups = (FoldersArguments, UnpackFlags, SeedFlag)
 
 
@@ -1424,7 +1424,7 @@ class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
 class VerifyConfig(PathArgument, VerifyFlags, TeacherFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels verify`, which checks label files or compares labels with a teacher."""
 
-    about = "read and check everything, or ask the teacher"
+    about = "read and check all labels, or compare them with a teacher"
     groups = (PathArgument, VerifyFlags, TeacherFlags, SeedFlag)
 
 
@@ -1489,7 +1489,7 @@ class ConvertArguments(Group):
 class OpenFlags(Group):
     """Flags of `python -m utils.images` for reading an image set: its part, its pixel format and its class table."""
 
-    part: str = flag("train", "part to take from a place that holds both", choices=("train", "val"))
+    part: str = flag("train", "part to read if the set has a train and a val part", choices=("train", "val"))
     normalised: str = flag(
         "auto",
         NORMALISED,
@@ -1502,7 +1502,7 @@ class OpenFlags(Group):
 class ImageInfoConfig(ImageSetArgument, OpenFlags, CommandConfig):
     """Settings of `python -m utils.images info`, which describes an image set."""
 
-    about = "what an image set is"
+    about = "describe an image set"
     groups = (ImageSetArgument, OpenFlags)
 
 
@@ -1510,7 +1510,7 @@ class ImageInfoConfig(ImageSetArgument, OpenFlags, CommandConfig):
 class ConvertConfig(ConvertArguments, OpenFlags, CommandConfig):
     """Settings of `python -m utils.images convert`, which writes an image set as folders or as tensors."""
 
-    about = "an image set of any layout to folders of image files, or to tensors if it holds floating-point numbers"
+    about = "convert an image set of any layout to class folders, or to tensors if it holds floating-point numbers"
     groups = (ConvertArguments, OpenFlags)
 
 
@@ -1585,7 +1585,7 @@ class RandomImagesFlags(Group):
         Kind(str, "FILE|NAME"),
         names=("--classes",),
     )
-    again: bool = flag(False, "keep --output if it is there and holds the same draw")
+    again: bool = flag(False, "if --output exists, succeed if it holds the same draw")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,10 @@ def convert(config: ConvertConfig) -> None:
         if holds_tensors(images):
             write_tensors(folder, images.samples, images.channels, answers=images.answers is not None)
             if images.normalised:
-                log.info("the images are normalised and stay so: give --normalised yes with %s", config.target)
+                log.info(
+                    "the images are written as they are, normalised; give --normalised yes when you use %s",
+                    config.target,
+                )
             kind = "as tensors"
         else:
             files = name_files(images.samples, class_folders(images))

@@ -202,7 +202,7 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
             return with_channels(loaded, channels)
         with loaded:
             if Image.MAX_IMAGE_PIXELS and loaded.width * loaded.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"it claims {loaded.width} x {loaded.height} pixels")
+                raise ValueError(f"its header states {loaded.width} x {loaded.height} pixels, more than PIL's limit")
             if channels == 1:
                 if loaded.mode not in GREY_MODES:
                     raise ValueError("it has colours, but the first images of its set are grey")

@@ -72,7 +72,7 @@ def class_folders(images: ImageSet) -> list[str]:
     names = [name.replace("/", "_").replace("\0", "_").strip() or "_" for name in images.classes]
     names = [f"_{name}" if is_debris(name) else name for name in names]
     if len(set(names)) < len(names):
-        raise InputError(f"{images.root} has classes whose names cannot be told apart as folders; rename them")
+        raise InputError(f"{images.root} has classes that get the same folder name; rename these classes")
     return names
 
 
@@ -160,7 +160,10 @@ def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) 
         one = load_image(image, channels)
         loaded.append(one if isinstance(one, torch.Tensor) else as_tensor(one))
     if len({(one.shape, one.dtype) for one in loaded}) > 1:
-        raise InputError(f"{samples[0][0]} and other images of its set differ in size; these cannot be one tensor")
+        raise InputError(
+            f"{samples[0][0]} and other images of its set differ in size or type, so that one tensor cannot hold them; "
+            "resize them first"
+        )
     soft = soft_labels_of(samples) if answers else None
     save_archive(folder / IMAGES, torch.stack(loaded))
     save_archive(folder / LABELS, torch.tensor([target for _, target in samples]) if soft is None else soft)

@@ -8,6 +8,7 @@ where K is the covariance matrix of the images' C · S · S values, with the div
 where m is the mean image. Source: kornia's ZCAWhitening with eps = 0.1, in the code of MTT (Cazenavette et al., 2022).
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -66,7 +67,10 @@ def fitted_zca(real: ImageSet, size: int, channels: int) -> Zca:
     if real.values == "normalised":
         raise InputError(f"--zca {real.root} holds normalised images; give the real training images as they are")
     if channels * size**2 > MOST_VALUES:
-        raise InputError(f"--zca whitens images of at most 64 px, not of --input-size {size}; leave it out")
+        most = math.isqrt(MOST_VALUES // channels)
+        raise InputError(
+            f"--zca whitens {channels}-channel images of at most {most} px, not of --input-size {size}; leave it out"
+        )
     digest = identify(real.samples, cores()).digest()
     path = Path(f"{str(real.root).rstrip('/')}.zca-{size}.safetensors")
     try:

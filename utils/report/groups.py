@@ -193,7 +193,7 @@ def group_runs(
     Args:
         runs: finished runs with any settings.
         ignore: names of settings that are not compared.
-        baseline: name of the image set that comes last among groups with the same student and regime.
+        baseline: name of an image set; its group comes last among the groups with the same student and regime.
 
     Returns:
         (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If a

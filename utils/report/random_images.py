@@ -204,7 +204,8 @@ def refuse_another_draw(config: RandomImagesConfig, output: Path, links: Mapping
     if not same:
         raise InputError(
             f"--output {output} does not hold the draw of seed {config.seed} from {config.real} {wanted}; "
-            f"give the REAL, --like and --seed of before, or delete {output}, {output}.txt and what was made of them"
+            f"repeat the REAL, --like and --seed of the earlier draw, or delete {output}, {output}.txt and the results "
+            "made from them"
         )
 
 

@@ -276,7 +276,7 @@ def pair_names(
         return exact, "by name"
     spelt = pair([plain(name) for name in folders], [plain(name) for name in train_folders])
     if spelt is not None:
-        return spelt, "by name, but for case and spaces"
+        return spelt, "by name, ignoring case and spaces"
     val_numbers, train_numbers = numbered(folders), numbered(train_folders)
     if val_numbers is not None and train_numbers is not None:
         same = pair(val_numbers, train_numbers)
@@ -341,7 +341,7 @@ def map_names(
     if len(set(pairs.values())) < len(pairs):
         twice = next(name for name in pairs.values() if list(pairs.values()).count(name) > 1)
         raise InputError(
-            f"--class-map {class_map} gives {twice} two folders of {sides.own}; merge their images into one"
+            f"--class-map {class_map} assigns two folders of {sides.own} to {twice}; merge them into one folder"
         )
     return [places[pairs[name]] if name in pairs else None for name in folders]
 
@@ -447,7 +447,7 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
     def rules() -> Iterator[tuple[list[int | None], str]]:
         names = images.classes
         yield by(names, listed), "by name"
-        yield by([plain(name) for name in names], [plain(name) for name in listed]), "by name, but for case and spaces"
+        yield by([plain(name) for name in names], [plain(name) for name in listed]), "by name, ignoring case and spaces"
         numbers, known = numbered(names), imagenet_numbers()
         yield by(numbers or names, numbered(listed) or listed), "by the numbers in their names"
         if numbers is None or sorted(numbers) == list(range(IMAGENET_CLASSES)):
@@ -488,8 +488,8 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         )
     if images.answers is not None and list(lines) != list(range(len(listed))):
         raise InputError(
-            f"--classes {subset} changes the classes of {flag} {images.root}, which brings soft labels of its own "
-            "classes; leave out --classes"
+            f"--classes {subset} selects or reorders classes, but the soft labels stored in {flag} {images.root} are "
+            "for all of its classes in their own order; leave out --classes"
         )
     left_out = len(lines) - len(listed)
     if left_out:
@@ -502,7 +502,7 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
             subset,
         )
     if how != "by name":
-        log.info("classes %d classes of %s %s are found %s", len(listed), flag, images.root, how)
+        log.info("classes the %d listed classes were found in %s %s %s", len(listed), flag, images.root, how)
     images.classes = [images.classes[lines.index(line)] for line in range(len(listed))] if images.named else listed
     images.named = True
     numbered_images = [(image, lines[place]) for image, place in images.samples]

@@ -69,8 +69,8 @@ def label_views(
     where = f"the soft labels of --train-dir {config.train_dir}"
     if tuple(soft_labels.shape) != (len(targets), num_classes):
         raise InputError(
-            f"{where} are a table of {' x '.join(map(str, soft_labels.shape))}, not of {len(targets)} images x "
-            f"{num_classes} classes; give the labels of these images"
+            f"{where} have the shape {' x '.join(map(str, soft_labels.shape))}, but {len(targets)} images and "
+            f"{num_classes} classes need {len(targets)} x {num_classes}; give the labels of these images"
         )
     if kind == "probabilities" and loss not in ("ce", *TEMPERED_LOSSES):
         raise InputError(f"--loss-type {loss} compares logits, but {where} are probabilities; use ce or kl")

@@ -236,7 +236,10 @@ def plan_on_device(
     if config.loader == "resident" and not plan.resident:
         if budget.images >= budget.free:
             refuse_resident(free, "device")
-        log.info("memory  the images hardly fit beside the training; they are kept on the device, as --loader says")
+        log.info(
+            "memory  the images may not fit beside the memory that training needs; they stay on the device, because "
+            "--loader resident was given"
+        )
         plan = Plan(True, 1, "host")
     elif not plan.resident and config.loader != "workers":
         log.info("memory  the images do not fit beside the training: workers decode them in every epoch")

@@ -205,7 +205,7 @@ class Student:
 
     @contextlib.contextmanager
     def failing_alone(self) -> Iterator[None]:
-        """Catch an InputError of the `with` block and store it in `failed`, so that other students can train on."""
+        """Catch an InputError of the `with` block and store it in `failed`, so that the other students go on."""
         try:
             yield
         except InputError as error:

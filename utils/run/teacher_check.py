@@ -91,11 +91,11 @@ def keep_stated_classes(teachers: Ensemble, numbers: Any, path: str, size: int) 
     if numbers is None:
         return
     if not (isinstance(numbers, list) and numbers and all(type(one) is int and one >= 0 for one in numbers)):
-        raise InputError(f"the labels in {path} state no numbers of the teacher's classes; copy them again")
+        raise InputError(f"the labels in {path} do not state the teacher's class numbers; copy them again")
     classes = teachers.num_classes(size)
     if max(numbers) >= classes:
         raise InputError(
-            f"the labels in {path} were made of class {max(numbers)} of a teacher, and the teacher has {classes} "
+            f"the labels in {path} use class {max(numbers)} of their teacher, but the given teacher has only {classes} "
             "classes; give the teacher that made them"
         )
     teachers.keep_classes(numbers)

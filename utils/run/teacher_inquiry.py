@@ -114,8 +114,8 @@ class Verdict:
     The difference of a row is the root mean square over the classes.
 
     Attributes:
-        own: float32 [n], difference of each row for a view of the assumed image.
-        others: float32 [n], difference of each row for a view of a second image of the same class.
+        own: float32 [n], difference of each row if the teacher sees a view of the row's assumed image.
+        others: float32 [n], difference of each row if the teacher sees a view of a second image of the same class.
         rounding: float32 [n], part of `own` that comes from rounding of the stored logits.
         noise: float32 [n], part of `own` that comes from rounding and bf16 arithmetic.
         places: (epoch, batch, row) of each row.

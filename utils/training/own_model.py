@@ -94,7 +94,9 @@ def load_function(name: str, flag: str = "--model") -> Callable:
     try:
         module = import_file(os.path.abspath(path))
     except Exception as error:  # the user's code may raise anything
-        hint = "; PYTHONPATH must name the folders of what it imports" if isinstance(error, ImportError) else ""
+        hint = (
+            "; add the folders of the modules that it imports to PYTHONPATH" if isinstance(error, ImportError) else ""
+        )
         raise InputError(
             f"{flag} {name}: {path} cannot be imported ({type(error).__name__}: {clause(error)}){hint}"
         ) from None

@@ -124,7 +124,7 @@ class Ensemble:
         if len(set(classes)) > 1:
             each = ", ".join(f"{name} {count}" for name, count in zip(names, classes, strict=True))
             raise InputError(
-                f"{self.flag}: teachers differ in their number of classes ({each}); give teachers of the same"
+                f"{self.flag}: teachers differ in their number of classes ({each}); give teachers with the same number"
             )
 
     def refuse_fewer_classes(self, folders: int, data: str, input_size: int) -> None:
@@ -142,7 +142,7 @@ class Ensemble:
         if classes < folders:
             names = " + ".join(teacher["arch"] for teacher in self.described)
             raise InputError(
-                f"{self.flag} {names} answers for {classes} classes, but {data} has {folders} class folders; give a "
+                f"{self.flag} {names} has {classes} classes, but {data} has {folders} class folders; give a "
                 "teacher that was trained on all of them"
             )
 

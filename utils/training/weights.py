@@ -92,9 +92,9 @@ def unwrapped(value: Any, path: Path | str) -> Any:
         return value
     taken, *others = found
     if others or taken in AVERAGED_KEYS:
-        averaged = ", which are averaged ones (EMA)" if taken in AVERAGED_KEYS else ""
+        averaged = " (an EMA of the weights)" if taken in AVERAGED_KEYS else ""
         instead_of = f", not {listing(others)}" if others else ""
-        log.info("weights %s: takes %s%s%s", path, taken, averaged, instead_of)
+        log.info("weights %s: loads %s%s%s", path, taken, averaged, instead_of)
     return nested[taken]
 
 

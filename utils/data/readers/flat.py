@@ -96,8 +96,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
     folder = image_folder(path)
     if folder is None:
         raise InputError(
-            f"{flag} {path} is no folder of images without sub-folders, but --val-labels {table} gives their classes; "
-            "leave --val-labels out, or give the folder of these images"
+            f"--val-labels {table} needs a folder of images without sub-folders, but {flag} {path} is not one; leave "
+            "--val-labels out, or give that folder"
         )
     names, _ = visible(folder)
     table = table or find_file(folder, TABLES)
@@ -118,8 +118,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
 
 
 REMEDY = (
-    f"put one of {', '.join(TABLES)} beside them or one level above, name a table of theirs with --val-labels FILE, or "
-    "make one sub-folder per class"
+    f"put one of {', '.join(TABLES)} beside them or one level above, give their table with --val-labels FILE, or make "
+    "one sub-folder per class"
 )
 
 
@@ -181,7 +181,9 @@ def read_lines(path: str) -> list[str]:
     """Return the lines of a text file; raise InputError if it cannot be read, or is no text."""
     try:
         if os.path.getsize(path) > MAX_TEXT_BYTES:
-            raise InputError(f"{path} is absurdly long for a table of classes; give another file")
+            raise InputError(
+                f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB, too large for a table of classes; give another file"
+            )
         content = Path(path).read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a text file") from None
@@ -205,7 +207,7 @@ def split_rows(rows: Sequence[str], table: str) -> list[list[str]]:
         try:
             fields = list(csv.reader(rows, strict=True))
         except csv.Error as error:
-            raise InputError(f"{table} is damaged ({clause(error)}); give it anew") from None
+            raise InputError(f"{table} has a damaged line ({clause(error)}); copy the file again") from None
     else:
         fields = [row.split(None, 1) for row in rows]
     pairs = [[field.strip() for field in row[:2]] for row in fields]
@@ -241,7 +243,7 @@ def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -
             raise InputError(f"{table} gives {name} two classes, {found[name]} and {label}; give each image one class")
     # one unknown name is not logged, because the first line may be a header
     if others > 1:
-        log.info("classes %d lines of %s are about images that are not there", others, table)
+        log.info("classes %d lines of %s name images that are not in the folder", others, table)
     return found
 
 
@@ -254,8 +256,8 @@ def find_truth(folder: str, classes: str) -> str:
     truth = find_file(folder, (TRUTH,)) or find_file(os.path.dirname(os.path.abspath(classes)), (TRUTH,))
     if truth is None:
         raise InputError(
-            f"{classes} lists classes, but not those of the images in {folder}; put {TRUTH} beside them, or give a "
-            "table with lines FILE<tab>CLASS"
+            f"{classes} lists only the names of classes, and no file gives the classes of the images in {folder}; put "
+            f"{TRUTH} beside the images, or give a table with lines FILE<tab>CLASS"
         )
     return truth
 
@@ -316,7 +318,7 @@ def class_names(path: str) -> dict[str, str]:
         raise InputError(f"{path} does not list each class once; give one class a line")
     if names == sorted(names) and len(names) > 1:
         raise InputError(
-            f"{path} lists the classes in sorted order, but the numbers of {TRUTH} have an order of their own; give "
+            f"{path} lists the classes in sorted order, but the numbers in {TRUTH} follow another order; give "
             "meta.mat of the same kit"
         )
     return {str(number): name for number, name in enumerate(names, 1)}

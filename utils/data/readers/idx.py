@@ -136,11 +136,11 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
     for number in shape:
         count *= number
     if count > at_most:
-        raise ValueError(f"it claims {count} values, more than it can hold")
+        raise ValueError(f"its header states {count} values, more than a file of this size can hold")
     blocks, left = [], count + 1  # one byte more, to detect bytes after the last value
     while left and (block := file.read(min(BLOCK, left))):
         blocks.append(block)
         left -= len(block)
     if left != 1:
-        raise ValueError(f"it has {'more' if not left else 'fewer'} than the {count} values that it claims")
+        raise ValueError(f"it has {'more' if not left else 'fewer'} than the {count} values that its header states")
     return b"".join(blocks), shape

@@ -182,11 +182,13 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
         try:
             table = pyarrow_parquet(file).ParquetFile(file)
             if table.metadata.num_rows > os.path.getsize(file):
-                raise ValueError(f"it claims {table.metadata.num_rows} rows")
+                raise ValueError(f"its header states {table.metadata.num_rows} rows, more than it can hold")
             if columns is None:
                 columns, classes = columns_of(table.schema_arrow, file)
             elif columns_of(table.schema_arrow, file) != (columns, classes):
-                raise InputError(f"{file} has other columns or classes than {files[0]}; give sets one at a time")
+                raise InputError(
+                    f"{file} has other columns or classes than {files[0]}; give a folder that holds a single set"
+                )
             labels += table.read([columns[1]], use_threads=False)[0].to_pylist()
             first = 0
             for group in range(table.metadata.num_row_groups):
@@ -292,5 +294,6 @@ def preferred(wanted: Sequence[str], columns: list[str], path: str, what: str, a
         return columns[0]
     found = f"several columns of {what}, {listing(columns)}" if columns else f"no column of {what}"
     raise InputError(
-        f"{path} has {found} (its columns: {listing(all_columns, 8)}); call the one to take {' or '.join(wanted[:2])}"
+        f"{path} has {found} (its columns: {listing(all_columns, 8)}); rename the column to use to "
+        f"{' or '.join(wanted[:2])}"
     )

@@ -39,7 +39,7 @@ def of_part(names: Iterable[str], part: str, path: object, flag: str) -> list[st
     taken = next((own for own in PREFERRED[part] if own in groups), None)
     if taken is None and groups and None not in groups:
         files = listing(name for group in groups.values() for name in group)
-        raise InputError(f"{flag} {path} holds no {part} part, only {files}; give a place that holds it")
+        raise InputError(f"{flag} {path} holds no {part} part, only {files}; give a folder or file with this part")
     others = sorted(other for other in groups if other not in (taken, None))
     if taken is not None and others:
         log.info("images  %s holds the parts %s: %s takes %s", path, listing(sorted([taken, *others])), flag, taken)

@@ -145,7 +145,7 @@ def samples_of(path: str) -> list[Sample]:
     try:
         with open(path, "rb") as file:
             if os.pread(file.fileno(), 4, 0).startswith(TORCH):
-                raise ValueError("it is a file of torch.save, perhaps of soft labels, for which there is --fkd-path")
+                raise ValueError("it was written by torch.save; soft labels belong to --fkd-path")
             for name, place, length in members(file):
                 folder, _, base = name.removeprefix("./").rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -190,7 +190,7 @@ def members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         elif long_size is not None and kind not in b"gxKL":
             length = long_size
         if place + length > end:
-            raise ValueError("it ends within a file")
+            raise ValueError("it is cut off in the middle of a file")
         if kind == b"L":
             long_name = os.pread(handle, min(length, MOST_NAME_BYTES), place).partition(b"\0")[0]
         elif kind == b"x":
@@ -214,7 +214,7 @@ def header_at(handle: int, place: int) -> bytes | None:
     """
     header = os.pread(handle, BLOCK, place)
     if len(header) < BLOCK:
-        raise ValueError("it ends without the mark of its end")
+        raise ValueError("it is cut off: the blocks of zeros at its end are missing")
     if header == bytes(BLOCK):
         return None
     # the checksum is the sum of the header's bytes, in which the 8 bytes of the checksum itself count as spaces
@@ -281,7 +281,8 @@ def only_image(sample: Sample, path: str) -> str:
     if len(plain) != 1:
         problem = f"several images ({', '.join(plain)})" if plain else f"no image ({', '.join(IMAGES)})"
         raise InputError(
-            f"{path}: the sample {shorten(sample.name, 100)} has {problem}; write the shard anew with one for each"
+            f"{path}: the sample {shorten(sample.name, 100)} has {problem}; write the shard again with exactly one "
+            "image per sample"
         )
     return plain[0]
 

@@ -218,8 +218,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     images = as_images(content, found.images)
     if labels is None:
         if found.labels is None or not found.labels.is_file():
-            wanted = found.labels.name if found.labels is not None else "a file of labels"
-            raise InputError(f"{found.images} holds images without labels; copy {wanted} beside it")
+            wanted = found.labels.name if found.labels is not None else "the file of their labels"
+            raise InputError(f"{found.images} holds images without labels; put {wanted} into the same folder")
         labels = load(found.labels, flag, part)
     targets, table, kind = as_labels(labels, found.labels or found.images, len(images))
     stored = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
@@ -257,13 +257,15 @@ def find(path: Path, flag: str, part: str) -> Found:
         return Found(path, path.with_name(labels[0]) if labels else None)
     labels_of = candidates(path)
     if not labels_of:
-        raise InputError(f"{flag} {path} holds no tensors of images; give a file as docs/images.md lists them")
+        raise InputError(
+            f"{flag} {path} holds no tensors of images; give a file in one of the layouts that docs/images.md lists"
+        )
     names = of_part(labels_of, part, path, flag)
     chosen = names[0]
     if len(names) > 1:
         if rank(chosen) == rank(names[1]) and rank(chosen)[0] == 3:
             raise InputError(f"{flag} {path} holds several sets; give one of the files {listing(names)}")
-        log.info("images  %s holds %s: %s takes %s", path, listing(names), flag, chosen)
+        log.info("images  %s holds several sets (%s); %s uses %s", path, listing(names), flag, chosen)
     if labels_of[chosen] is None and label_names(chosen):
         return Found(path / chosen, path / label_names(chosen)[0])
     return Found(path / chosen, labels_of[chosen])
@@ -320,10 +322,12 @@ def chosen_pair(names: Iterable[str], path: Path, flag: str, part: str) -> tuple
     pairs = pairs_of(names)
     if not pairs:
         wanted = ", ".join(f"{image} and {labels[0]}" for image, labels in PARTNERS.items())
-        raise InputError(f"{path} holds {listing(names) or 'nothing'}, no images with labels; name them {wanted}")
+        raise InputError(
+            f"{path} holds {listing(names) or 'nothing'}, none named as images with labels; use the names {wanted}"
+        )
     chosen = of_part(pairs, part, path, flag)
     if len(chosen) > 1:
-        raise InputError(f"{path} holds several sets of images, {listing(chosen)}; leave one of them in the file")
+        raise InputError(f"{path} holds several sets of images ({listing(chosen)}); keep only one of them in the file")
     return chosen[0], pairs[chosen[0]]
 
 
@@ -347,7 +351,9 @@ def split(content: Any, path: Path, flag: str, part: str) -> tuple[Any, Any]:
         log.info("images  %s holds the sets of %d experiments: the last is taken", path, len(content))
         content = content[-1]
     if not isinstance(content, list | tuple) or len(content) < 2 or not is_array(content[0]):
-        raise InputError(f"{path} does not hold images with labels; give a file as docs/images.md lists them")
+        raise InputError(
+            f"{path} does not hold images with labels; give a file in one of the layouts that docs/images.md lists"
+        )
     return content[0], content[1]
 
 
@@ -471,13 +477,14 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
     facts = f"values from {low:.4g} to {high:.4g}, {100 * negative / images.numel():.0f} % of them negative"
     if normalised == "auto" and is_normalised(share) and mean > NORMALISED_MEAN:
         raise InputError(
-            f"{path} has {facts}, neither pixels nor normalised; say --normalised yes to take them as such"
+            f"{path} has {facts}: they look neither like pixels nor like normalised images; give --normalised yes if "
+            "they are normalised, no if they are pixels"
         )
     is_done = is_normalised(share) if normalised == "auto" else normalised == "yes"
-    said = "" if normalised == "auto" else f", as --normalised {normalised} says"
-    hint = "" if said else f" (say --normalised {'no' if is_done else 'yes'} if that is wrong)"
+    said = "" if normalised == "auto" else f" (--normalised {normalised})"
+    hint = "" if said else f" (give --normalised {'no' if is_done else 'yes'} if that is wrong)"
     if is_done:
-        log.info("images  %s: %s: normalised already%s%s", path, facts, said, hint)
+        log.info("images  %s: %s: already normalised%s%s", path, facts, said, hint)
         return images, True
     if mean > UNIT_MEAN:
         log.info("images  %s: %s: not normalised%s, and divided by 255%s", path, facts, said, hint)
