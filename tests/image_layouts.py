@@ -2,8 +2,11 @@
 
 import csv
 import gzip
+import io
+import json
 import pickle
 import struct
+import tarfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,6 +45,49 @@ def write_old_pickle(path, value):
 def noise(count, *shape, seed=0):
     """Return random pixels: uint8 [count, *shape]."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def numbered_pixels(number, grey=False):
+    """Return the pixels of the image with this number: uint8 [7, 9, 3], or [7, 9]."""
+    return noise(1, 7, 9, *(() if grey else (3,)), seed=number)[0]
+
+
+def numbered_file(number, kind="png", grey=False):
+    """Return the bytes of an image file with `numbered_pixels`."""
+    out = io.BytesIO()
+    options = {"lossless": True} if kind == "webp" else {}
+    Image.fromarray(numbered_pixels(number, grey)).save(out, {"jpg": "JPEG"}.get(kind, kind), **options)
+    return out.getvalue()
+
+
+def write_tar(path, files, kind=tarfile.USTAR_FORMAT):
+    """Write a tar archive of (name, content); return its path."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def image_column(first=0, grey=False, count=7):
+    """Return a column of numbered images for `write_parquet`, as the Hugging Face hub has it."""
+    return [{"bytes": numbered_file(first + number, grey=grey), "path": f"{number}.png"} for number in range(count)]
+
+
+def write_parquet(path, columns, names=None, label="label", group=2, **options):
+    """Write a table, and in its metadata the class names, as the library `datasets` does; return its path."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(exist_ok=True, parents=True)
+    table = pyarrow.table(columns)
+    if names is not None:
+        features = {"image": {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(table, path, row_group_size=group, **options)
+    return path
 
 
 def write_cifar(folder, version=10, per_file=4):

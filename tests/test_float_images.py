@@ -206,6 +206,8 @@ def test_zca_whitens_what_it_was_fitted_on(tmp_path):
     assert torch.isfinite(fitted_zca(fewer, 8, 3).matrix).all()
     with pytest.raises(InputError, match="--zca whitens 3-channel images of at most 64 px, not of --input-size 96"):
         fitted_zca(fewer, 96, 3)
+    with pytest.raises(InputError, match="--zca whitens 1-channel images of at most 110 px, not of --input-size 128"):
+        fitted_zca(fewer, 128, 1)
 
 
 def test_whitening_replaces_mean_and_standard_deviation():

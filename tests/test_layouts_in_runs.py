@@ -8,10 +8,16 @@ import pytest
 import rank_jobs
 import torch
 from helpers import LIGHT, read_run, run, same_weights, save_teacher, signal_in_step, tool
-from image_layouts import write_cifar, write_idx, write_tiny_imagenet
+from image_layouts import (
+    image_column,
+    numbered_file,
+    write_cifar,
+    write_idx,
+    write_parquet,
+    write_tar,
+    write_tiny_imagenet,
+)
 from PIL import Image
-from test_parquet_sets import NAMES, structs, write
-from test_shards import encoded, write_tar
 
 import relabel_FKD
 import train_FKD_parallel
@@ -39,15 +45,15 @@ def write_shards(folder):
     for name, first in (("train-000000", 0), ("train-000001", 6), ("val-000000", 12)):
         files = []
         for number in range(first, first + 6):
-            files += [(f"{number:04}.png", encoded(number)), (f"{number:04}.cls", str(number % CLASSES).encode())]
+            files += [(f"{number:04}.png", numbered_file(number)), (f"{number:04}.cls", str(number % CLASSES).encode())]
         write_tar(folder / f"{name}.tar", files)
 
 
-def write_parquet(folder):
+def write_tables(folder):
     """Write a table for each part, with named classes."""
     for part, first in (("train", 0), ("validation", 9)):
-        columns = {"image": structs(first, count=9), "label": [n % CLASSES for n in range(9)]}
-        write(folder / "data" / f"{part}-00000-of-00001.parquet", columns, NAMES)
+        columns = {"image": image_column(first, count=9), "label": [n % CLASSES for n in range(9)]}
+        write_parquet(folder / "data" / f"{part}-00000-of-00001.parquet", columns, ["tench", "cock", "hen"])
 
 
 def write_folders(folder):
@@ -68,7 +74,7 @@ WRITERS = {
     "tensors": lambda folder: write_tensors(folder, soft=False),
     "soft tensors": lambda folder: write_tensors(folder, soft=True),
     "shards": write_shards,
-    "parquet": write_parquet,
+    "parquet": write_tables,
 }
 
 
@@ -203,9 +209,9 @@ def damage(layout, place):
     elif layout == "shards":
         files = []
         for number in range(6, 12):
-            image = encoded(number if number != 8 else 99)
+            image = numbered_file(number if number != 8 else 99)
             files += [(f"{number:04}.png", image), (f"{number:04}.cls", str(number % CLASSES).encode())]
         write_tar(place / "train-000001.tar", files)
     else:
-        columns = {"image": structs(1, count=9), "label": [n % CLASSES for n in range(9)]}
-        write(place / "data" / "train-00000-of-00001.parquet", columns, NAMES)
+        columns = {"image": image_column(1, count=9), "label": [n % CLASSES for n in range(9)]}
+        write_parquet(place / "data" / "train-00000-of-00001.parquet", columns, ["tench", "cock", "hen"])

@@ -1,7 +1,5 @@
 """Parquet tables of images, as the Hugging Face hub has them, are read with their classes. Needs pyarrow."""
 
-import io
-import json
 import pickle
 import subprocess
 import sys
@@ -9,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from image_layouts import Loaded
-from PIL import Image
+from image_layouts import Loaded, image_column, numbered_file, numbered_pixels, write_parquet
 from torch.utils.data import DataLoader
 
 from utils.data.image_sets import open_images
@@ -26,34 +23,6 @@ CLASSES = [1, 0, 2, 1, 0, 2, 2]
 NAMES = ["tench", "cock", "hen"]
 
 
-def pixels(number, grey=False):
-    """Return the pixels of an image: uint8 [7, 9, 3], or [7, 9]."""
-    return np.random.default_rng(number).integers(0, 256, (7, 9) if grey else (7, 9, 3), dtype=np.uint8)
-
-
-def encoded(number, grey=False):
-    """Return the bytes of an image file."""
-    out = io.BytesIO()
-    Image.fromarray(pixels(number, grey)).save(out, "PNG")
-    return out.getvalue()
-
-
-def structs(first=0, grey=False, count=7):
-    """Return the column of images as the hub has it."""
-    return [{"bytes": encoded(first + number, grey), "path": f"{number}.png"} for number in range(count)]
-
-
-def write(path, columns, names=None, label="label", group=2, **options):
-    """Write a table; `names` are the names of the classes, in the metadata that the library `datasets` writes."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    table = pa.table(columns)
-    if names is not None:
-        features = {"image": {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path, row_group_size=group, **options)
-    return path
-
-
 def opened(path, part="train"):
     assert recognise(path)
     return open_images(path, "--train-dir", part)
@@ -61,14 +30,20 @@ def opened(path, part="train"):
 
 def same_pixels(images, first=0):
     """Return whether the images are the numbered ones, in order."""
-    return all(np.array_equal(load_rgb(image), pixels(first + n)) for n, (image, _) in enumerate(images.samples))
+    return all(
+        np.array_equal(load_rgb(image), numbered_pixels(first + n)) for n, (image, _) in enumerate(images.samples)
+    )
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("group", [1, 2, 100])
 def test_a_table_of_the_hub(compression, group, tmp_path):
-    path = write(
-        tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}, NAMES, group=group, compression=compression
+    path = write_parquet(
+        tmp_path / "data.parquet",
+        {"image": image_column(), "label": CLASSES},
+        NAMES,
+        group=group,
+        compression=compression,
     )
     images = opened(path)
     assert (images.classes, images.targets, images.named, images.values) == (NAMES, CLASSES, True, "bytes")
@@ -76,14 +51,14 @@ def test_a_table_of_the_hub(compression, group, tmp_path):
     assert same_pixels(images)
     for number in (6, 0, 3):
         image = images.samples[number][0]
-        assert read_image(image) == encoded(number)
-        assert image_bytes(image) == len(encoded(number))
+        assert read_image(image) == numbered_file(number)
+        assert image_bytes(image) == len(numbered_file(number))
         assert image_size(image) == (9, 7)
         assert image_name(image, images.root) == f"data/{number:07}"
 
 
 def test_classes_without_names(tmp_path):
-    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}))
     assert (images.classes, images.named) == (["0", "1", "2"], False)
 
 
@@ -91,34 +66,34 @@ def test_classes_as_texts(tmp_path):
     """Names are sorted; a column with a dictionary is read like a plain one."""
     texts = [NAMES[target] for target in CLASSES]
     for column in (pa.array(texts), pa.array(texts).dictionary_encode()):
-        images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": column}))
+        images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": column}))
         assert (images.classes, images.named) == (["cock", "hen", "tench"], True)
         assert [images.classes[target] for target in images.targets] == texts
 
 
 def test_grey_images(tmp_path):
-    images = opened(write(tmp_path / "data.parquet", {"image": structs(grey=True), "label": CLASSES}))
+    images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(grey=True), "label": CLASSES}))
     assert images.channels == 1
-    assert np.array_equal(load_image(images.samples[3][0], 1), pixels(3, True))
+    assert np.array_equal(load_image(images.samples[3][0], 1), numbered_pixels(3, True))
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 @pytest.mark.parametrize("label", ["label", "labels", "fine_label"])
 def test_bytes_without_a_struct(kind, label, tmp_path):
     columns = {
-        "img": pa.array([encoded(n) for n in range(len(CLASSES))], kind),
+        "img": pa.array([numbered_file(n) for n in range(len(CLASSES))], kind),
         label: pa.array(CLASSES, pa.int8()),
         "coarse_label": [0] * len(CLASSES),
     }
-    images = opened(write(tmp_path / "data.parquet", columns))
+    images = opened(write_parquet(tmp_path / "data.parquet", columns))
     assert images.targets == CLASSES
     assert same_pixels(images)
 
 
 def test_columns_of_other_names(tmp_path):
     """The only column of bytes, and the column that the metadata call one of classes."""
-    columns = {"photo": structs(), "species": CLASSES, "label": [0] * len(CLASSES)}
-    images = opened(write(tmp_path / "data.parquet", columns, NAMES, "species"))
+    columns = {"photo": image_column(), "species": CLASSES, "label": [0] * len(CLASSES)}
+    images = opened(write_parquet(tmp_path / "data.parquet", columns, NAMES, "species"))
     assert (images.targets, images.classes) == (CLASSES, NAMES)
 
 
@@ -126,11 +101,15 @@ def test_columns_of_other_names(tmp_path):
 def test_a_folder_with_two_parts(folder, tmp_path, program_log):
     for number, first in ((1, 7), (0, 0)):
         name = f"train-{number:05}-of-00002-0a1b2c.parquet"
-        write(tmp_path / folder / name, {"image": structs(first), "label": CLASSES}, NAMES)
-    write(
-        tmp_path / folder / "validation-00000-of-00001.parquet", {"image": structs(50), "label": CLASSES[::-1]}, NAMES
+        write_parquet(tmp_path / folder / name, {"image": image_column(first), "label": CLASSES}, NAMES)
+    write_parquet(
+        tmp_path / folder / "validation-00000-of-00001.parquet",
+        {"image": image_column(50), "label": CLASSES[::-1]},
+        NAMES,
     )
-    write(tmp_path / folder / "test-00000-of-00001.parquet", {"image": structs(70), "label": [-1] * 7}, NAMES)
+    write_parquet(
+        tmp_path / folder / "test-00000-of-00001.parquet", {"image": image_column(70), "label": [-1] * 7}, NAMES
+    )
     (tmp_path / "README.md").write_text("")
     train, val = opened(tmp_path), opened(tmp_path, "val")
     assert (train.targets, val.targets) == (CLASSES * 2, CLASSES[::-1])
@@ -147,19 +126,19 @@ def test_a_folder_with_two_parts(folder, tmp_path, program_log):
 
 def test_several_sets_in_a_folder(tmp_path):
     for name in ("cropped", "full"):
-        write(tmp_path / name / "train-0.parquet", {"image": structs(), "label": CLASSES})
+        write_parquet(tmp_path / name / "train-0.parquet", {"image": image_column(), "label": CLASSES})
     with pytest.raises(InputError, match=r"several sets; give one of the folders .*cropped"):
         opened(tmp_path)
 
 
 def test_few_groups_stay_in_memory(tmp_path, monkeypatch):
     """Groups are read again when they are needed again, and the images are still right."""
-    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
     images = opened(path)
     container = images.samples[0][0].container
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * len(encoded(0)) + 200)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * len(numbered_file(0)) + 200)
     for number in (0, 6, 1, 5, 2, 4, 3):
-        assert np.array_equal(load_rgb(images.samples[number][0]), pixels(number))
+        assert np.array_equal(load_rgb(images.samples[number][0]), numbered_pixels(number))
         assert len(container.groups.columns) == 1
     monkeypatch.setattr(parquet, "CACHE_BYTES", 2**20)
     assert same_pixels(images)
@@ -169,36 +148,40 @@ def test_few_groups_stay_in_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("columns", "names", "problem"),
     [
-        ({"image": structs()}, None, "has no column of classes"),
+        ({"image": image_column()}, None, "has no column of classes"),
         ({"label": CLASSES}, None, "has no column of images as bytes"),
         ({"image": ["a.png"] * 7, "label": CLASSES}, None, "has no column of images as bytes"),
-        ({"a": structs(), "b": structs(), "label": CLASSES}, None, "several columns of images as bytes, a, b"),
-        ({"image": structs(), "label": [0.5] * 7}, None, "a row has no class in the column label"),
-        ({"image": structs(), "label": [None, *CLASSES[1:]]}, None, "a row has no class in the column label"),
-        ({"image": structs(), "label": [-1, *CLASSES[1:]]}, NAMES, "has the class -1"),
-        ({"image": structs(), "label": [3, *CLASSES[1:]]}, NAMES, "has the class 3"),
-        ({"image": structs(), "label": [2**40, *CLASSES[1:]]}, None, "has the class 1099511627776"),
-        ({"image": structs(), "label": ["cow", *["hen"] * 6]}, NAMES, "has the class cow, which its list lacks"),
-        ({"image": structs(), "label": CLASSES}, ["a", "b", "a"], "names a class twice"),
-        ({"image": structs(count=0), "label": pa.array([], pa.int64())}, None, "column of images|holds no images"),
+        (
+            {"a": image_column(), "b": image_column(), "label": CLASSES},
+            None,
+            "several columns of images as bytes, a, b",
+        ),
+        ({"image": image_column(), "label": [0.5] * 7}, None, "a row has no class in the column label"),
+        ({"image": image_column(), "label": [None, *CLASSES[1:]]}, None, "a row has no class in the column label"),
+        ({"image": image_column(), "label": [-1, *CLASSES[1:]]}, NAMES, "has the class -1"),
+        ({"image": image_column(), "label": [3, *CLASSES[1:]]}, NAMES, "has the class 3"),
+        ({"image": image_column(), "label": [2**40, *CLASSES[1:]]}, None, "has the class 1099511627776"),
+        ({"image": image_column(), "label": ["cow", *["hen"] * 6]}, NAMES, "has the class cow, which its list lacks"),
+        ({"image": image_column(), "label": CLASSES}, ["a", "b", "a"], "names a class twice"),
+        ({"image": image_column(count=0), "label": pa.array([], pa.int64())}, None, "column of images|holds no images"),
     ],
 )
 def test_other_tables_are_refused(columns, names, problem, tmp_path):
     with pytest.raises(InputError, match=rf"data\.parquet.*({problem})"):
-        opened(write(tmp_path / "data.parquet", columns, names))
+        opened(write_parquet(tmp_path / "data.parquet", columns, names))
 
 
 def test_files_that_do_not_belong_together(tmp_path):
-    write(tmp_path / "a.parquet", {"image": structs(), "label": CLASSES}, NAMES)
-    write(tmp_path / "b.parquet", {"image": structs(), "label": CLASSES}, NAMES[::-1])
+    write_parquet(tmp_path / "a.parquet", {"image": image_column(), "label": CLASSES}, NAMES)
+    write_parquet(tmp_path / "b.parquet", {"image": image_column(), "label": CLASSES}, NAMES[::-1])
     with pytest.raises(InputError, match=r"b\.parquet has other columns or classes than .*a\.parquet"):
         opened(tmp_path)
 
 
 def test_rows_without_an_image(tmp_path):
     """The image is named when it is read."""
-    images = [*structs()[:2], {"bytes": None, "path": "elsewhere.png"}, None, *structs()[4:]]
-    opened_set = opened(write(tmp_path / "data.parquet", {"image": images, "label": CLASSES}))
+    images = [*image_column()[:2], {"bytes": None, "path": "elsewhere.png"}, None, *image_column()[4:]]
+    opened_set = opened(write_parquet(tmp_path / "data.parquet", {"image": images, "label": CLASSES}))
     for number in (2, 3):
         with pytest.raises(InputError, match=rf"data/000000{number} cannot be read \(its row holds no image"):
             read_image(opened_set.samples[number][0])
@@ -209,14 +192,14 @@ def test_rows_without_an_image(tmp_path):
 )
 def test_metadata_that_cannot_be_read(metadata, tmp_path):
     """The classes have no names then."""
-    table = pa.table({"image": structs(), "label": CLASSES}).replace_schema_metadata({"huggingface": metadata})
+    table = pa.table({"image": image_column(), "label": CLASSES}).replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, tmp_path / "data.parquet")
     images = opened(tmp_path)
     assert (images.classes, images.targets) == (["0", "1", "2"], CLASSES)
 
 
 def test_damaged_files(tmp_path):
-    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
     content = path.read_bytes()
     for length in (0, 3, 100, len(content) - 3):
         path.write_bytes(content[:length])
@@ -225,7 +208,7 @@ def test_damaged_files(tmp_path):
 
 
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
-    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
     images = opened(path)
     images.samples[0][0].container.groups = None
     path.write_bytes(path.read_bytes()[:100])
@@ -236,24 +219,24 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_the_same_images(context, tmp_path):
     """Also if the parent process has read images before."""
-    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}))
     load_rgb(images.samples[0][0])
     loader = DataLoader(Loaded(images), 2, num_workers=2, multiprocessing_context=context)
-    expected = torch.stack([torch.from_numpy(pixels(n)) for n in range(len(CLASSES))])
+    expected = torch.stack([torch.from_numpy(numbered_pixels(n)) for n in range(len(CLASSES))])
     assert torch.equal(torch.cat(list(loader)), expected)
 
 
 def test_a_reference_can_be_pickled(tmp_path):
-    images = opened(write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES}))
+    images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}))
     load_rgb(images.samples[0][0])
     pickled = pickle.dumps(images.samples[3][0])
-    assert encoded(0) not in pickled
-    assert np.array_equal(load_rgb(pickle.loads(pickled)), pixels(3))
+    assert numbered_file(0) not in pickled
+    assert np.array_equal(load_rgb(pickle.loads(pickled)), numbered_pixels(3))
 
 
 @pytest.mark.parametrize(("version", "problem"), [(None, "which cannot be imported"), ("14.0.0", "may run code")])
 def test_pyarrow_that_is_missing_or_too_old(version, problem, tmp_path, monkeypatch):
-    path = write(tmp_path / "data.parquet", {"image": structs(), "label": CLASSES})
+    path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
     if version is None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
     else:

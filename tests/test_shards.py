@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_labels
-from image_layouts import Loaded
+from image_layouts import Loaded, numbered_file, numbered_pixels, write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,37 +21,12 @@ from utils.system.errors import InputError
 CLASSES = [1, 0, 2, 1, 0]
 
 
-def pixels(number):
-    """Return the pixels of an image: uint8 [7, 9, 3]."""
-    return np.random.default_rng(number).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-
-
-def encoded(number, kind="png"):
-    """Return the bytes of an image file."""
-    out = io.BytesIO()
-    Image.fromarray(pixels(number)).save(
-        out, {"jpg": "JPEG"}.get(kind, kind), **({"lossless": True} if kind == "webp" else {})
-    )
-    return out.getvalue()
-
-
-def write_tar(path, files, kind=tarfile.USTAR_FORMAT):
-    """Write a tar archive of (name, content)."""
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w", format=kind) as archive:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
 def samples(first=0, kind="png", label="cls"):
     """Return the files of five samples."""
     files = []
     for number, target in enumerate(CLASSES, first):
         content = str(target) if label == "cls" else json.dumps({"caption": "noise", label: target})
-        files.append((f"sample{number:05}.{kind}", encoded(number, kind)))
+        files.append((f"sample{number:05}.{kind}", numbered_file(number, kind)))
         files.append((f"sample{number:05}.{'cls' if label == 'cls' else 'json'}", content.encode()))
     return files
 
@@ -68,9 +43,9 @@ def test_a_shard(kind, label, tmp_path):
     images = opened(path)
     assert (images.targets, images.classes, images.named, images.values) == (CLASSES, ["0", "1", "2"], False, "bytes")
     for number, (image, _) in enumerate(images.samples):
-        assert np.array_equal(load_rgb(image), pixels(number))
-        assert read_image(image) == encoded(number, kind)
-        assert image_bytes(image) == len(encoded(number, kind))
+        assert np.array_equal(load_rgb(image), numbered_pixels(number))
+        assert read_image(image) == numbered_file(number, kind)
+        assert image_bytes(image) == len(numbered_file(number, kind))
         assert image_size(image) == (9, 7)
         assert image_name(image, images.root) == f"shard/sample{number:05}.{kind}"
     assert str(images.samples[1][0]) == f"{path}: shard/sample00001.{kind}"
@@ -79,17 +54,17 @@ def test_a_shard(kind, label, tmp_path):
 def test_grey_images(tmp_path):
     """One image with colours makes the set one of three channels."""
     out = io.BytesIO()
-    Image.fromarray(pixels(0)[:, :, 0]).save(out, "PNG")
+    Image.fromarray(numbered_pixels(0)[:, :, 0]).save(out, "PNG")
     grey = [("a.png", out.getvalue()), ("a.cls", b"0")]
     images = opened(write_tar(tmp_path / "shard.tar", grey))
     assert images.channels == 1
-    assert np.array_equal(load_image(images.samples[0][0], 1), pixels(0)[:, :, 0])
+    assert np.array_equal(load_image(images.samples[0][0], 1), numbered_pixels(0)[:, :, 0])
     assert opened(write_tar(tmp_path / "shard.tar", [*grey, *samples()])).channels == 3
 
 
 def test_jpeg(tmp_path):
     image = opened(write_tar(tmp_path / "shard.tar", samples(kind="jpg"))).samples[2][0]
-    assert np.array_equal(load_rgb(image), Image.open(io.BytesIO(encoded(2, "jpg"))))
+    assert np.array_equal(load_rgb(image), Image.open(io.BytesIO(numbered_file(2, "jpg"))))
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -99,7 +74,7 @@ def test_every_format_of_tar_and_long_names(kind, tmp_path):
     files = [
         (f"{folder}/{'c' * 60}é{number}.{suffix}", content)
         for number in range(3)
-        for suffix, content in (("cls", b"0\n"), ("png", encoded(number)))
+        for suffix, content in (("cls", b"0\n"), ("png", numbered_file(number)))
     ]
     path = write_tar(tmp_path / "shard.tar", files, kind)
     with tarfile.open(path, "a", format=kind) as archive:
@@ -114,7 +89,7 @@ def test_every_format_of_tar_and_long_names(kind, tmp_path):
         f"shard/{folder}/{'c' * 60}é{number}.png" for number in range(3)
     ]
     for number, (image, _) in enumerate(images.samples):
-        assert np.array_equal(load_rgb(image), pixels(number))
+        assert np.array_equal(load_rgb(image), numbered_pixels(number))
 
 
 def test_names_of_classes(tmp_path):
@@ -123,12 +98,12 @@ def test_names_of_classes(tmp_path):
     files = [
         (f"{n}.{suffix}", content)
         for n in range(3)
-        for suffix, content in (("json", json.dumps({"label": names[n]}).encode()), ("png", encoded(n)))
+        for suffix, content in (("json", json.dumps({"label": names[n]}).encode()), ("png", numbered_file(n)))
     ]
     images = opened(write_tar(tmp_path / "shard.tar", files))
     assert (images.classes, images.targets, images.named) == (["cock", "hen", "tench"], [2, 0, 1], True)
     with pytest.raises(InputError, match=r"shard\.tar gives some classes as numbers and some as names"):
-        opened(write_tar(tmp_path / "shard.tar", [*files, ("9.cls", b"1"), ("9.png", encoded(9))]))
+        opened(write_tar(tmp_path / "shard.tar", [*files, ("9.cls", b"1"), ("9.png", numbered_file(9))]))
 
 
 def test_a_folder_of_shards_with_two_parts(tmp_path, program_log):
@@ -141,7 +116,7 @@ def test_a_folder_of_shards_with_two_parts(tmp_path, program_log):
     assert (train.targets, val.targets) == (CLASSES * 2, CLASSES[1:])
     assert len({image_name(image, "") for image, _ in train.samples}) == 10
     for number, (image, _) in enumerate(train.samples):
-        assert np.array_equal(load_rgb(image), pixels(number))
+        assert np.array_equal(load_rgb(image), numbered_pixels(number))
     assert "holds the parts train, val: --train-dir takes val" in program_log.text
     (tmp_path / "imagenet-val-{000000..000001}.tar").unlink()
     with pytest.raises(InputError, match="holds no val part"):
@@ -159,20 +134,20 @@ def test_the_validation_set_is_the_test_part_without_another(tmp_path):
     [
         ([], "holds no images"),
         ([("a.txt", b"caption")], "holds no images"),
-        ([("a.png", encoded(0))], "the sample a has no class"),
+        ([("a.png", numbered_file(0))], "the sample a has no class"),
         ([("a.cls", b"1")], "the sample a has no image"),
-        ([("a.png", encoded(0)), ("a.cls", b"")], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.cls", b"\xff\xfe")], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.json", b"{")], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.json", b"[3]")], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.json", b"[" * 100_000)], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.json", b'{"label": true}')], "the sample a has no class"),
-        ([("a.png", encoded(0)), ("a.cls", b"-1")], "has the class -1"),
-        ([("a.png", encoded(0)), ("a.json", b'{"label": 1' + b"0" * 4000 + b"}")], "has the class 1000"),
-        ([("a.png", encoded(0)), ("a.cls", b"100000")], "has the class 100000"),
-        ([("a.png", encoded(0)), ("a.png", encoded(0)), ("a.cls", b"1")], r"holds a\.png twice"),
-        ([("a.png", encoded(0)), ("a.jpg", encoded(0)), ("a.cls", b"1")], r"several images \(png, jpg\)"),
-        ([("a.png", encoded(0)), ("a.json", b" " * (2**20 + 1))], r"a\.json is too long"),
+        ([("a.png", numbered_file(0)), ("a.cls", b"")], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.cls", b"\xff\xfe")], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.json", b"{")], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.json", b"[3]")], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.json", b"[" * 100_000)], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.json", b'{"label": true}')], "the sample a has no class"),
+        ([("a.png", numbered_file(0)), ("a.cls", b"-1")], "has the class -1"),
+        ([("a.png", numbered_file(0)), ("a.json", b'{"label": 1' + b"0" * 4000 + b"}")], "has the class 1000"),
+        ([("a.png", numbered_file(0)), ("a.cls", b"100000")], "has the class 100000"),
+        ([("a.png", numbered_file(0)), ("a.png", numbered_file(0)), ("a.cls", b"1")], r"holds a\.png twice"),
+        ([("a.png", numbered_file(0)), ("a.jpg", numbered_file(0)), ("a.cls", b"1")], r"several images \(png, jpg\)"),
+        ([("a.png", numbered_file(0)), ("a.json", b" " * (2**20 + 1))], r"a\.json is too long"),
     ],
 )
 def test_other_contents_are_refused(files, problem, tmp_path):
@@ -183,8 +158,8 @@ def test_other_contents_are_refused(files, problem, tmp_path):
 
 def test_a_second_image_of_another_kind(tmp_path):
     """An image such as a segmentation, whose suffix has two parts, is not taken."""
-    files = [("a.seg.png", encoded(1)), ("a.png", encoded(0)), ("a.cls", b"0")]
-    assert np.array_equal(load_rgb(opened(write_tar(tmp_path / "shard.tar", files)).samples[0][0]), pixels(0))
+    files = [("a.seg.png", numbered_file(1)), ("a.png", numbered_file(0)), ("a.cls", b"0")]
+    assert np.array_equal(load_rgb(opened(write_tar(tmp_path / "shard.tar", files)).samples[0][0]), numbered_pixels(0))
 
 
 def test_damaged_archives(tmp_path):
@@ -253,13 +228,13 @@ def test_workers_read_the_same_images(context, tmp_path):
     images = opened(write_tar(tmp_path / "shard.tar", samples()))
     load_rgb(images.samples[0][0])
     loader = DataLoader(Loaded(images), 2, num_workers=2, multiprocessing_context=context)
-    assert torch.equal(torch.cat(list(loader)), torch.stack([torch.from_numpy(pixels(n)) for n in range(5)]))
+    assert torch.equal(torch.cat(list(loader)), torch.stack([torch.from_numpy(numbered_pixels(n)) for n in range(5)]))
 
 
 def test_a_reference_can_be_pickled(tmp_path):
     images = opened(write_tar(tmp_path / "shard.tar", samples()))
     image = pickle.loads(pickle.dumps(images.samples[3][0]))
-    assert np.array_equal(load_rgb(image), pixels(3))
+    assert np.array_equal(load_rgb(image), numbered_pixels(3))
 
 
 def test_other_places_are_not_shards(tmp_path):
