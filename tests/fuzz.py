@@ -28,7 +28,7 @@ from image_layouts import WNIDS, imagenet_names, write_cifar, write_flat, write_
 from PIL import Image
 
 from utils.data.image_sets import open_images
-from utils.data.images import load_image, load_rgb
+from utils.data.images import load_image
 from utils.labels.batch_items import parse_items
 from utils.labels.digests import ImageDigests, digest_of_archive
 from utils.labels.formats import open_labels
@@ -226,8 +226,8 @@ class Corpus:
             "arrays.npz": (self.make_npz, self.read_file, archive),
             "arrays.safetensors": (self.make_named, self.read_file, [*generic, damage_header]),
             "shard.tar": (self.make_shard, self.read_file, [*generic, damage_tar, damage_tar]),
-            "image.png": (self.make_image, load_rgb, generic),
-            "image.jpg": (self.make_image, load_rgb, generic),
+            "image.png": (self.make_image, load_image, generic),
+            "image.jpg": (self.make_image, load_image, generic),
         }
         if importlib.util.find_spec("pyarrow") is not None:
             self.kinds["table.parquet"] = self.make_table, self.read_file, [*generic, near_the_end]

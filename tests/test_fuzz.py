@@ -7,7 +7,7 @@ import torch
 from fuzz import Corpus, fuzz
 from helpers import make_images, make_labels
 
-from utils.data.images import load_rgb
+from utils.data.images import load_image
 from utils.labels.formats import open_labels
 from utils.system.errors import InputError
 from utils.training.models import load_weights
@@ -89,7 +89,7 @@ def test_an_image_of_absurd_size_is_refused(tmp_path, monkeypatch):
     path = make_images(tmp_path / "images", 1, 1) / "class_0" / "0.png"
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 44 * 36 - 1)
     with pytest.raises(InputError, match=r"0\.png .*44 x 36 pixels"):
-        load_rgb(path)
+        load_image(path)
 
 
 def test_weights_from_before_pytorch_1_6(tmp_path):

@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
 from utils.data.folders import open_folder
-from utils.data.images import ImageSet, load_image, load_rgb
+from utils.data.images import ImageSet, load_image
 from utils.system.errors import InputError
 
 
@@ -141,7 +141,7 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 def rgb_of(image, path, **options):
     """Save an image, read it again and return its pixels: uint8 [H, W, 3]."""
     image.save(path, **options)
-    return np.asarray(load_rgb(path))
+    return np.asarray(load_image(path))
 
 
 @pytest.mark.parametrize("scale", [257, 256])
@@ -161,7 +161,7 @@ def test_grey_images_of_16_bits_in_the_other_byte_order(tmp_path):
     image.save(tmp_path / "grey.tif")
     with Image.open(tmp_path / "grey.tif") as read:
         assert read.mode == "I;16B"
-    assert (np.asarray(load_rgb(tmp_path / "grey.tif")) == GREY[:, :, None]).all()
+    assert (np.asarray(load_image(tmp_path / "grey.tif")) == GREY[:, :, None]).all()
 
 
 def test_values_between_those_of_8_bits(tmp_path):
@@ -187,7 +187,7 @@ def test_pixels_of_unknown_range(array, name, words, tmp_path):
     """One sentence names the file and the remedy."""
     Image.fromarray(array).save(tmp_path / name)
     with pytest.raises(InputError, match=f"{name} cannot be decoded .*{words}.*; save it in 8 bits"):
-        load_rgb(tmp_path / name)
+        load_image(tmp_path / name)
 
 
 def test_other_modes_are_what_pil_makes_of_them(tmp_path):

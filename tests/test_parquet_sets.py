@@ -11,7 +11,7 @@ from image_layouts import Loaded, image_column, numbered_file, numbered_pixels, 
 from torch.utils.data import DataLoader
 
 from utils.data.image_sets import open_images
-from utils.data.images import image_bytes, image_name, image_size, load_image, load_rgb, read_image
+from utils.data.images import image_bytes, image_name, image_size, load_image, read_image
 from utils.data.readers import parquet
 from utils.data.readers.parquet import recognise
 from utils.system.errors import InputError
@@ -31,7 +31,7 @@ def opened(path, part="train"):
 def same_pixels(images, first=0):
     """Return whether the images are the numbered ones, in order."""
     return all(
-        np.array_equal(load_rgb(image), numbered_pixels(first + n)) for n, (image, _) in enumerate(images.samples)
+        np.array_equal(load_image(image), numbered_pixels(first + n)) for n, (image, _) in enumerate(images.samples)
     )
 
 
@@ -138,7 +138,7 @@ def test_few_groups_stay_in_memory(tmp_path, monkeypatch):
     container = images.samples[0][0].container
     monkeypatch.setattr(parquet, "CACHE_BYTES", 2 * len(numbered_file(0)) + 200)
     for number in (0, 6, 1, 5, 2, 4, 3):
-        assert np.array_equal(load_rgb(images.samples[number][0]), numbered_pixels(number))
+        assert np.array_equal(load_image(images.samples[number][0]), numbered_pixels(number))
         assert len(container.groups.columns) == 1
     monkeypatch.setattr(parquet, "CACHE_BYTES", 2**20)
     assert same_pixels(images)
@@ -213,14 +213,14 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
     images.samples[0][0].container.groups = None
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"data/0000003 cannot be decoded \(.*data\.parquet is damaged"):
-        load_rgb(images.samples[3][0])
+        load_image(images.samples[3][0])
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_the_same_images(context, tmp_path):
     """Also if the parent process has read images before."""
     images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}))
-    load_rgb(images.samples[0][0])
+    load_image(images.samples[0][0])
     loader = DataLoader(Loaded(images), 2, num_workers=2, multiprocessing_context=context)
     expected = torch.stack([torch.from_numpy(numbered_pixels(n)) for n in range(len(CLASSES))])
     assert torch.equal(torch.cat(list(loader)), expected)
@@ -228,10 +228,10 @@ def test_workers_read_the_same_images(context, tmp_path):
 
 def test_a_reference_can_be_pickled(tmp_path):
     images = opened(write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}))
-    load_rgb(images.samples[0][0])
+    load_image(images.samples[0][0])
     pickled = pickle.dumps(images.samples[3][0])
     assert numbered_file(0) not in pickled
-    assert np.array_equal(load_rgb(pickle.loads(pickled)), numbered_pixels(3))
+    assert np.array_equal(load_image(pickle.loads(pickled)), numbered_pixels(3))
 
 
 @pytest.mark.parametrize(("version", "problem"), [(None, "which cannot be imported"), ("14.0.0", "may run code")])

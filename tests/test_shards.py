@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from utils.data.image_sets import open_images
-from utils.data.images import image_bytes, image_name, image_size, load_image, load_rgb, read_image
+from utils.data.images import image_bytes, image_name, image_size, load_image, read_image
 from utils.data.readers.shards import recognise
 from utils.system.errors import InputError
 
@@ -43,7 +43,7 @@ def test_a_shard(kind, label, tmp_path):
     images = opened(path)
     assert (images.targets, images.classes, images.named, images.values) == (CLASSES, ["0", "1", "2"], False, "bytes")
     for number, (image, _) in enumerate(images.samples):
-        assert np.array_equal(load_rgb(image), numbered_pixels(number))
+        assert np.array_equal(load_image(image), numbered_pixels(number))
         assert read_image(image) == numbered_file(number, kind)
         assert image_bytes(image) == len(numbered_file(number, kind))
         assert image_size(image) == (9, 7)
@@ -64,7 +64,7 @@ def test_grey_images(tmp_path):
 
 def test_jpeg(tmp_path):
     image = opened(write_tar(tmp_path / "shard.tar", samples(kind="jpg"))).samples[2][0]
-    assert np.array_equal(load_rgb(image), Image.open(io.BytesIO(numbered_file(2, "jpg"))))
+    assert np.array_equal(load_image(image), Image.open(io.BytesIO(numbered_file(2, "jpg"))))
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -89,7 +89,7 @@ def test_every_format_of_tar_and_long_names(kind, tmp_path):
         f"shard/{folder}/{'c' * 60}é{number}.png" for number in range(3)
     ]
     for number, (image, _) in enumerate(images.samples):
-        assert np.array_equal(load_rgb(image), numbered_pixels(number))
+        assert np.array_equal(load_image(image), numbered_pixels(number))
 
 
 def test_names_of_classes(tmp_path):
@@ -116,7 +116,7 @@ def test_a_folder_of_shards_with_two_parts(tmp_path, program_log):
     assert (train.targets, val.targets) == (CLASSES * 2, CLASSES[1:])
     assert len({image_name(image, "") for image, _ in train.samples}) == 10
     for number, (image, _) in enumerate(train.samples):
-        assert np.array_equal(load_rgb(image), numbered_pixels(number))
+        assert np.array_equal(load_image(image), numbered_pixels(number))
     assert "holds the parts train, val: --train-dir takes val" in program_log.text
     (tmp_path / "imagenet-val-{000000..000001}.tar").unlink()
     with pytest.raises(InputError, match="holds no val part"):
@@ -159,7 +159,9 @@ def test_other_contents_are_refused(files, problem, tmp_path):
 def test_a_second_image_of_another_kind(tmp_path):
     """An image such as a segmentation, whose suffix has two parts, is not taken."""
     files = [("a.seg.png", numbered_file(1)), ("a.png", numbered_file(0)), ("a.cls", b"0")]
-    assert np.array_equal(load_rgb(opened(write_tar(tmp_path / "shard.tar", files)).samples[0][0]), numbered_pixels(0))
+    assert np.array_equal(
+        load_image(opened(write_tar(tmp_path / "shard.tar", files)).samples[0][0]), numbered_pixels(0)
+    )
 
 
 def test_damaged_archives(tmp_path):
@@ -217,7 +219,7 @@ def test_an_archive_that_is_cut_after_it_was_opened(tmp_path):
     images = opened(path)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(InputError, match=r"shard\.tar: shard/sample00003\.png cannot be (read|decoded).*ends early"):
-        load_rgb(images.samples[3][0])
+        load_image(images.samples[3][0])
     path.unlink()
     with pytest.raises(InputError, match=r"sample00003\.png cannot be read \(No such file"):
         read_image(images.samples[3][0])
@@ -226,7 +228,7 @@ def test_an_archive_that_is_cut_after_it_was_opened(tmp_path):
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_read_the_same_images(context, tmp_path):
     images = opened(write_tar(tmp_path / "shard.tar", samples()))
-    load_rgb(images.samples[0][0])
+    load_image(images.samples[0][0])
     loader = DataLoader(Loaded(images), 2, num_workers=2, multiprocessing_context=context)
     assert torch.equal(torch.cat(list(loader)), torch.stack([torch.from_numpy(numbered_pixels(n)) for n in range(5)]))
 
@@ -234,7 +236,7 @@ def test_workers_read_the_same_images(context, tmp_path):
 def test_a_reference_can_be_pickled(tmp_path):
     images = opened(write_tar(tmp_path / "shard.tar", samples()))
     image = pickle.loads(pickle.dumps(images.samples[3][0]))
-    assert np.array_equal(load_rgb(image), numbered_pixels(3))
+    assert np.array_equal(load_image(image), numbered_pixels(3))
 
 
 def test_other_places_are_not_shards(tmp_path):

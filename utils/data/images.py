@@ -212,18 +212,6 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
         raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
 
 
-def load_rgb(image: ImageRef) -> Image.Image:
-    """Decode an image to a PIL RGB image.
-
-    Raises:
-        InputError: the image cannot be decoded, or its set holds floating-point numbers.
-    """
-    loaded = load_image(image)
-    if isinstance(loaded, torch.Tensor):
-        raise InputError(f"{image} holds floating-point numbers; this needs images of 8 bits")
-    return loaded
-
-
 def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
     """Convert an image [C, H, W] to `channels` channels: repeat a grey image, or raise ValueError."""
     if len(image) == channels:
