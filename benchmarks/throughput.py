@@ -480,7 +480,7 @@ def measure_evaluation(setting, images):
 def ratios_of(rows):
     """Return the ratios of the speeds of certain pairs of rows, as a dict name -> ratio.
 
-    A pair is left out if one of its rows was not measured. Names of ratios say `loader` for the row `workers`.
+    A pair is left out if one of its rows was not measured. In names of ratios, the row `workers` is called `loader`.
     """
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {

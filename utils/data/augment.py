@@ -115,7 +115,8 @@ class Dsa(Augmentation):
         """Draw the parameters of a batch: float32 [rows, P].
 
         The first columns hold 1 for each operation of `order` that the row gets, else 0. Then come the parameters of
-        all operations of DSA_COLUMNS. Unused operations draw too, so that the numbers do not depend on the strategy.
+        all operations of DSA_COLUMNS. Numbers are drawn for unused operations too, so that the other
+        numbers do not depend on the strategy.
         """
         rng, p = self.generator(epoch, batch), self.parameters
         choice = rng.random()

@@ -18,7 +18,7 @@ from utils.system.errors import printable
 from utils.system.files import atomic_file
 
 SHOWN = 16  # number of augmented images in a preview picture, four per row
-ASK_SECONDS = 3  # time limit for a live teacher that labels some images before training, as a check
+ASK_SECONDS = 3  # time limit for the check before training, in which a live teacher labels some images
 ASK_EPOCHS = 30  # `ask_teacher` stops after this many epochs
 NAME_WIDTH = 16  # class names are cut to this length, because two of them must fit above an image of the preview
 

@@ -426,12 +426,13 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
     """Find the line of --classes for each class of an image set.
 
     Rules are tried in this order: equal names; names that are equal but for case and spaces; equal numbers at the end
-    of the names; the same class in ImageNet's list; and, if the set does not name its classes and has as many as are
-    listed, class k is line k. The first rule that finds all lines is used, or else the rule that finds most lines.
+    of the names; names of the same class in ImageNet's list. If the set does not name its classes, and --classes has
+    one line for each of them, class k is line k. The first rule that finds all lines is used, or else the rule that
+    finds most lines.
 
     Returns:
-        (lines, rule). `lines` has an entry for each class of the set: the index of its line, or None if it is not
-        listed. `rule` describes in words how the classes were found.
+        (lines, rule). `lines` has an entry for each class of the set: the index of its line, or None if it has no
+        line. `rule` describes in words how the classes were found.
     """
 
     def by(keys: Sequence, wanted: Sequence) -> list[int | None]:

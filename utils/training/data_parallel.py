@@ -109,7 +109,7 @@ def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 class SyncBatchNorm(nn.Module):
     """Batch norm whose batch statistics cover the rows of all ranks.
 
-    It replaces a BatchNorm1d, 2d or 3d `layer`, and has the parameters and buffers of this layer.
+    It replaces `layer`, a BatchNorm1d, BatchNorm2d or BatchNorm3d, and takes over its parameters and buffers.
     """
 
     running_mean: torch.Tensor | None

@@ -24,8 +24,8 @@ def combine(logits: torch.Tensor, rule: str) -> torch.Tensor:
         rule: one of
 
             * `mean`: the mean over teachers.
-            * `norm-mean` (PRISM for ResNet-18): each teacher's logits [B, C] have a Frobenius norm. All teachers'
-              logits are scaled to the mean of these norms. The result is the mean of the scaled logits over teachers.
+            * `norm-mean` (PRISM for ResNet-18): each teacher's logits [B, C] are scaled so that their Frobenius norm
+              equals the mean of all teachers' norms. The result is the mean of the scaled logits over teachers.
             * `main-weighted` (PRISM for ResNet-50 and ResNet-101): the first teacher has weight 0.5, and the mean of
               the other teachers has weight 0.5. Then each row is scaled to the mean row norm of the batch.
 

@@ -266,8 +266,8 @@ def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[s
     """Look up the class of each image in two files of ImageNet's development kit; return a dict file name -> class.
 
     Args:
-        names: sorted names of the image files. Image ILSVRC2012_val_<n> belongs to line n of `truth`; if there are
-            other names, the images belong to the lines in sorted order.
+        names: sorted names of the image files. Image ILSVRC2012_val_<n> belongs to line n of `truth`; if any file
+            has another name, image k in sorted order belongs to line k.
         truth: the kit's file of numbers.
         classes: file that names the classes of these numbers.
 

@@ -27,7 +27,7 @@ OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (
 IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # preferred names of the column of images, best first
 # preferred names of the column of classes, best first
 LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")
-CACHE_BYTES = 64 * 2**20  # a process keeps at most these bytes of groups in memory, or one larger group
+CACHE_BYTES = 64 * 2**20  # most bytes of row groups that a process keeps in memory; a larger group is kept alone
 FEW_FOLDERS = 5  # sub-folders are searched for tables only if there are at most this many
 
 
