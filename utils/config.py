@@ -258,8 +258,8 @@ class Flag:
         Args:
             parser: the argparse parser, or one of its argument groups.
             name: name of the dataclass field, under which argparse stores the value.
-            default: value if the flag is not given. If the default is False, the flag takes no value: giving it sets the
-                field to True.
+            default: value if the flag is not given. If the default is False, the flag takes no value: giving it sets
+                the field to True.
         """
         names = self.spellings(name)
         help_text = self.help.replace("%", "%%")
