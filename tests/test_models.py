@@ -332,6 +332,22 @@ def test_pretrained_weights_that_cannot_be_used(monkeypatch):
         build_teacher("alexnet")
 
 
+def test_a_failed_download_is_not_blamed_on_the_size(monkeypatch):
+    """The hub's errors are ValueErrors as well, like those of a model that cannot have a size."""
+
+    class NotFoundError(OSError, ValueError):
+        pass
+
+    def create(name, pretrained=False, create=timm.create_model, **options):
+        if pretrained:
+            raise NotFoundError("no connection")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(InputError, match=r"its pretrained weights .* cannot be downloaded or loaded \(no connection\)"):
+        build_teacher("vit_tiny_patch16_224", input_size=32)
+
+
 @pytest.mark.parametrize(
     "name", ["vit_b_16", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
 )

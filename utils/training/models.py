@@ -286,7 +286,7 @@ def build_pretrained(name: str, weights: str, flag: str = "--arch", input_size: 
 
         tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
         # if input_size is not the size that the weights were trained for, timm resamples the position embeddings
-        model = _built(timm.create_model, tagged, flag, input_size, pretrained=True, **sized(tagged, input_size))
+        model = timm.create_model(tagged, pretrained=True, **sized(tagged, input_size))
     except (OSError, RuntimeError) as error:  # for example no network, or an incomplete download
         raise InputError(
             f"{flag} {name}: its pretrained weights {weights} cannot be downloaded or loaded ({clause(error)}); give a "
