@@ -92,11 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_views(config, names, world, dataset, soft_epochs(config).start, normalise_for(found, precision))
         return
 
+    described = describe(config, data, labels_of(config, found, store))
     with session(students, world) as signals:
         batches = build_batches(config, found, data, plan, students, world)
         validation = build_validation(found, data, plan, students, world)
         train(config, students, batches, validation, world, signals, views.file)
-        report(config, data, students, world, labels_of(config, found, store))
+        report(students, world, described)
 
 
 def build_students(
@@ -335,26 +336,31 @@ def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
     return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
 
 
-def report(config: TrainConfig, data: TrainingData, students: Sequence[Student], world: World, labels: dict) -> None:
+def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str, dict]:
+    """Return the descriptions of `labels`, `images` and `validation` images for summary.json.
+
+    Call this function before training: when training ends, images may have been moved, and the result must not be lost.
+    """
+    images = describe_images(config.train_dir, data.train)
+    images["digest"] = data.images.digests.digest() if data.images else None
+    return {"labels": labels, "images": images, "validation": describe_images(config.val_dir, data.val)}
+
+
+def report(students: Sequence[Student], world: World, described: dict[str, dict]) -> None:
     """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
 
     Args:
-        config: settings of all students.
-        data: training and validation images.
         students: students that have finished their last epoch or failed.
         world: processes of the run; only rank 0 writes.
-        labels: description of the labels for summary.json, from `labels_of`.
+        described: descriptions of labels and images, from `describe`.
 
     Raises:
         InputError: at least one student failed. The error is raised after the results of the others are written.
     """
     if world.is_main:
-        images = describe_images(config.train_dir, data.train)
-        images["digest"] = data.images.digests.digest() if data.images else None
-        validation = describe_images(config.val_dir, data.val)
         for student in students:
             if not student.failed:
-                student.report(labels, images, validation)
+                student.report(**described)
     failed = {student.name: student.failed for student in students if student.failed}
     if len(students) == 1:
         for error in failed.values():

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from train_FKD_parallel import build_students, draw_views, report, session, train
+from train_FKD_parallel import build_students, describe, draw_views, report, session, train
 from utils.config import Findings, KDConfig, resolve_views
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
@@ -106,11 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_views(config, names, world, dataset, config.start_epoch, normalise, teacher)
         return
 
+    described = describe(config, data, labels_of(config, found, policy))
     with session(students, world) as signals:
         batches = build_batches(config, found, data, plan, students, world)
         validation = build_validation(found, data, plan, students, world)
         train(config, students, batches, validation, world, signals)
-        report(config, data, students, world, labels_of(config, found, policy))
+        report(students, world, described)
 
 
 def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble:

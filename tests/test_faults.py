@@ -137,6 +137,23 @@ def test_divergence_is_explained(batch, tiny, tmp_path, monkeypatch):
         assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_images_that_are_gone_after_training_lose_no_result(tiny, tmp_path, monkeypatch):
+    """summary.json is written with their number and size, which were noted before training."""
+    for part in ("train", "val"):
+        shutil.copytree(getattr(tiny, part), tmp_path / part)
+    size = sum(path.stat().st_size for path in (tmp_path / "val").rglob("*.png"))
+
+    def train_then_remove(*args, train=train_FKD_parallel.train):
+        train(*args)
+        for part in ("train", "val"):
+            shutil.rmtree(tmp_path / part)
+
+    monkeypatch.setattr(train_FKD_parallel, "train", train_then_remove)
+    run_there = tiny.train_run(tmp_path / "run", train_dir=tmp_path / "train", val_dir=tmp_path / "val")
+    assert not (tmp_path / "val").exists()
+    assert (run_there.summary["validation"]["number"], run_there.summary["validation"]["bytes"]) == (6, size)
+
+
 def test_weights_that_overflow_in_the_last_step_are_not_saved(tiny, tmp_path):
     """The loss of every batch is finite, but the weights are not."""
     result = run(

@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 import train_FKD_parallel
 from utils.data.folders import open_folder
-from utils.data.images import ImageSet, load_image
+from utils.data.images import ImageSet, file_status, image_bytes, load_image, read_image
 from utils.system.errors import InputError
 
 
@@ -111,7 +111,11 @@ def test_a_link_to_nothing(tmp_path):
     """A missing image is refused when it is read, not skipped silently."""
     write(tmp_path, "a/0.png")
     (tmp_path / "a" / "1.png").symlink_to(tmp_path / "gone.png")
-    assert len(open_folder(tmp_path, "--train-dir").samples) == 2
+    samples = open_folder(tmp_path, "--train-dir").samples
+    assert len(samples) == 2
+    for ask in (image_bytes, file_status, read_image, load_image):
+        with pytest.raises(InputError, match=r"1\.png cannot be"):
+            ask(samples[1][0])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")

@@ -185,6 +185,8 @@ def test_rows_without_an_image(tmp_path):
     for number in (2, 3):
         with pytest.raises(InputError, match=rf"data/000000{number} cannot be read \(its row holds no image"):
             read_image(opened_set.samples[number][0])
+        with pytest.raises(InputError, match=rf"data/000000{number} cannot be read \(its row holds no image"):
+            image_bytes(opened_set.samples[number][0])
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,34 @@ def read_image(image: ImageRef) -> bytes:
     try:
         return image.container.read(image.number) if isinstance(image, Member) else Path(image).read_bytes()
     except OSError as error:
-        raise InputError(f"{image} cannot be read ({error.strerror or clause(error)}); replace the image") from None
+        raise unreadable(image, error) from None
+
+
+def unreadable(image: ImageRef, error: OSError) -> InputError:
+    """Return the error for an image that the system cannot read."""
+    return InputError(f"{image} cannot be read ({error.strerror or clause(error)}); replace the image")
 
 
 def image_bytes(image: ImageRef) -> int:
-    """Return the number of bytes of an image's content. For an image file, only the file size is looked up."""
-    return image.container.num_bytes(image.number) if isinstance(image, Member) else os.stat(image).st_size
+    """Return the number of bytes of an image's content. For an image file, only the file size is looked up.
+
+    Raises:
+        InputError: the image cannot be read.
+    """
+    if not isinstance(image, Member):
+        return file_status(image).st_size
+    try:
+        return image.container.num_bytes(image.number)
+    except OSError as error:
+        raise unreadable(image, error) from None
+
+
+def file_status(image: str) -> os.stat_result:
+    """Return the result of `os.stat` for an image file; raise InputError if the file is missing or a dead link."""
+    try:
+        return os.stat(image)
+    except OSError as error:
+        raise unreadable(image, error) from None
 
 
 def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None) -> Pixels:

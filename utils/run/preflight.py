@@ -16,7 +16,7 @@ import torch
 from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig, grey
 from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.data.image_sets import open_images
-from utils.data.images import ImageSet, Member, Samples, image_bytes, load_image, read_image
+from utils.data.images import ImageSet, Member, Samples, file_status, image_bytes, load_image, read_image
 from utils.data.preview import ask_teacher
 from utils.data.replay import Normalise
 from utils.data.workers import ViewDataset
@@ -369,9 +369,10 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
         checkpoints of earlier releases.
 
     Raises:
-        InputError: a validation image is an empty file.
+        InputError: a validation image is an empty file, or an image cannot be read.
     """
-    stats = {image: os.stat(image) for image in image_files(val)}  # once per file: the disk may be on a slow network
+    # once per file: the disk may be on a slow network
+    stats = {image: file_status(image) for image in image_files(val)}
     sizes = [stats[image].st_size if image in stats else image_bytes(image) for image, _ in val]
     for (image, _), size in zip(val, sizes, strict=True):
         if not size:
@@ -405,7 +406,7 @@ def warn_of_overlap(
         val_sizes: number of bytes of every validation image.
         val_stats: result of `os.stat` for every validation image that is a file of its own.
     """
-    files = {(stat.st_dev, stat.st_ino) for stat in map(os.stat, image_files(train))}
+    files = {(stat.st_dev, stat.st_ino) for stat in map(file_status, image_files(train))}
     shared = sum((stat.st_dev, stat.st_ino) in files for stat in val_stats)
     if not shared:
         sizes = set(val_sizes)
