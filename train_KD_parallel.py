@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = first_images(train_set.samples, config.ipc)
     whiten = None
     if config.zca:
-        real = open_images(config.zca, "--zca", "train", "no")
+        real = open_images(config.zca, "--zca", "train")
         whiten = fitted_zca(real, found.input_size, found.channels)
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
