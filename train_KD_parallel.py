@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         whiten = fitted_zca(real, found.input_size, found.channels)
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
-    augmentation = augmentation_of(config, found, precision.device)
-    source = DrawnViews(policy, len(samples), config.batch_size, augmentation)
+    # the views draw on the host: worker processes get a copy of them, and must not touch the GPU
+    source = DrawnViews(policy, len(samples), config.batch_size, augmentation_of(config, found))
     # without a teacher, or with ce, the labels are the classes or soft labels of the images themselves
     taught = teacher is not None and config.loss_type != "ce"
     views = source
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     # views for the check of the teacher, and for the preview of --dry-run
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
+    augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
     if teacher:
         _, found = preflight.report_live_agreement(
