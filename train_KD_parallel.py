@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from train_FKD_parallel import build_students, describe, draw_views, report, session, train
-from utils.config import Findings, KDConfig, resolve_views
+from utils.config import OWN_SOFT_LABELS, Findings, KDConfig, resolve_views
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
 from utils.data.images import first_images
@@ -31,7 +31,7 @@ from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
-from utils.run.image_labels import asks_no_teacher, label_views
+from utils.run.image_labels import asks_teacher, label_views
 from utils.run.loading import TrainingData, build_batches, build_validation, normalise_for, plan_memory
 from utils.system.log import log
 from utils.system.process import run_script
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
     found = resolve_views(config, found, {}, side=train_set.side)
-    asks_teacher = not asks_no_teacher(config, soft_labels=train_set.answers is not None)
-    models = [*config.models, config.teacher_model] if asks_teacher else config.models
+    has_teacher = asks_teacher(config, soft_labels=train_set.answers is not None)
+    models = [*config.models, config.teacher_model] if has_teacher else config.models
     found = preflight.inspect_pixels(found, [train_set, val_set], models)
-    teacher = open_teacher(config, found, precision) if asks_teacher else None
+    teacher = open_teacher(config, found, precision) if has_teacher else None
     num_classes = len(train_set.classes)
     if teacher:
         teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = first_images(train_set.samples, config.ipc)
     whiten = None
     if config.zca:
-        real = open_images(config.zca, "--zca", "train", "no")
+        real = open_images(config.zca, "--zca", "train")
         whiten = fitted_zca(real, found.input_size, found.channels)
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
-    augmentation = augmentation_of(config, found, precision.device)
-    source = DrawnViews(policy, len(samples), config.batch_size, augmentation)
+    # the views draw on the host: worker processes get a copy of them, and must not touch the GPU
+    source = DrawnViews(policy, len(samples), config.batch_size, augmentation_of(config, found))
     # without a teacher, or with ce, the labels are the classes or soft labels of the images themselves
     taught = teacher is not None and config.loss_type != "ce"
     views = source
@@ -78,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, found = preflight.identify_images(config, found, samples, None, world)
     found = preflight.record_images(config, found, samples, val_set.samples)
     preflight.report_folders(config, samples, val_set.samples, names)
-    plain = "hard labels" if found.image_labels in ("classes", "mixed classes") else f"the images' {found.image_labels}"
+    plain = f"the images' {found.image_labels}" if found.image_labels in OWN_SOFT_LABELS else "hard labels"
     teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
     # views for the check of the teacher, and for the preview of --dry-run
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
+    augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
     if teacher:
         _, found = preflight.report_live_agreement(
@@ -132,8 +133,7 @@ def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ens
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
     """Return the description of the labels for summary.json: teacher, view policy, size of the teacher's checkpoint."""
     size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
-    own = found.image_labels in ("probabilities", "logits")
-    dialect = "soft labels of the images" if own else "hard labels"
+    dialect = "soft labels of the images" if found.image_labels in OWN_SOFT_LABELS else "hard labels"
     return {
         "dialect": "live teacher" if found.teachers else dialect,
         "teachers": found.teachers,

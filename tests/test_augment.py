@@ -1,13 +1,17 @@
 """Augmentations compute what the formulas of their sources say, and draw with the right probabilities."""
 
+import io
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from helpers import make_images
 from torch.nn import functional as F
 
+import train_KD_parallel
 from utils.config import DSA_OPERATIONS, DSA_PARAMETERS, Findings, FKDConfig, KDConfig
 from utils.data.augment import (
     DSA_COLUMNS,
@@ -20,6 +24,7 @@ from utils.data.augment import (
     rotate,
 )
 from utils.labels.views import CROP_DRAWS
+from utils.run import preflight
 from utils.run.preflight import view_policy
 from utils.system.errors import InputError
 
@@ -359,6 +364,44 @@ def test_flags_choose_the_augmentation():
     plain, _ = parsed("--augment dsa")
     assert (plain.dsa_strategy, plain.dsa_mode) == ("_".join(DSA_OPERATIONS), "single")
     assert augmentation_of(plain, found).parameters == DSA_PARAMETERS
+
+
+class TensorDevices(pickle.Pickler):
+    """Pickler that notes the device of each tensor in what it pickles, such as a dataset for worker processes."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.devices = set()
+
+    def persistent_id(self, value):
+        """Note the device of a tensor, and pickle the tensor as usual."""
+        if isinstance(value, torch.Tensor):
+            self.devices.add(value.device.type)
+
+
+def test_views_for_worker_processes_stay_on_the_host(tmp_path, monkeypatch):
+    """On a GPU, here the device `meta`, the augmentation computes there, but workers, who draw, must not touch it."""
+    begin, seen = preflight.begin, []
+
+    def begin_on_meta(config):
+        world, precision, found = begin(config)
+        precision.device = torch.device("meta")
+        return world, precision, found
+
+    def stop(config, found, data, *others):
+        seen.append(data)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(preflight, "begin", begin_on_meta)
+    monkeypatch.setattr(train_KD_parallel, "build_students", stop)
+    images = str(make_images(tmp_path / "images"))
+    words = ["--train-dir", images, "--val-dir", images, "--output-dir", str(tmp_path / "run"), "--loss-type", "ce"]
+    with pytest.raises(InputError, match="stopped"):
+        train_KD_parallel.main([*words, "--augment", "imagenet-hard", "--epochs", "1", "--device", "cpu"])
+    assert seen[0].augment.mean.device.type == "meta"
+    pickler = TensorDevices(io.BytesIO())
+    pickler.dump(seen[0].source)
+    assert pickler.devices == {"cpu"}
 
 
 @pytest.mark.parametrize(

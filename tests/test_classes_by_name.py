@@ -180,6 +180,16 @@ def test_a_listed_class_must_be_in_both_sets(tmp_path):
         select_pair(file, images_of(["ant", "bee"]), images_of(["ant", "bee", "dog"]))
 
 
+def test_a_class_that_the_training_set_lacks_is_not_blamed_on_the_validation_set(tmp_path):
+    """With --class-map, a validation folder gets its class through its training folder; here there is none."""
+    file = listed_in(tmp_path, ["ant", "bee"])
+    (tmp_path / "map").write_text("Ameise\tant\nHund\tdog\n")
+    with pytest.raises(InputError, match=r"lists bee, and --train-dir SET has no such class"):
+        select_pair(file, images_of(["ant", "dog"]), images_of(["Ameise", "Biene", "Hund"]), str(tmp_path / "map"))
+    with pytest.raises(InputError, match=r"lists bee, and --val-dir SET has no such class"):
+        select_pair(file, images_of(["ant", "bee", "dog"]), images_of(["Ameise", "Hund"]), str(tmp_path / "map"))
+
+
 def test_a_class_map_pairs_with_all_training_folders(tmp_path):
     """The map may name classes that are not listed."""
     (tmp_path / "map").write_text("Hund\tdog\nAmeise\tant\nBiene\tbee\n")

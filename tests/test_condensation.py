@@ -1,6 +1,7 @@
 """Tensor sets give the losses of Dataset Condensation's own evaluator, and FashionMNIST its published accuracy."""
 
 import os
+import shutil
 import statistics
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_validation_images_are_whitened(tmp_path):
     words = ["--train-dir", folder, "--val-dir", val, "--output-dir", tmp_path / "white", *PLAIN.split(), "--resume"]
     result = run(train_KD_parallel, *words, *flags.split(), "--zca", val)
     assert (result.code, "images of ZCA" in result.err) == (2, True)
+
+
+def test_zca_is_not_fitted_on_normalised_images(tmp_path):
+    """A set that is whitened or normalised already, such as the distilled set itself, is refused in one sentence."""
+    folder = ROOT / "tests" / "data" / "dc_colour"
+    distilled = tmp_path / "distilled"
+    shutil.copytree(folder, distilled)
+    words = ["--train-dir", folder, "--val-dir", folder, "--output-dir", tmp_path / "run", *PLAIN.split()]
+    result = run(train_KD_parallel, *words, "--milestones", 1, "--epochs", 2, "--zca", distilled)
+    assert result.code == 2, result.err
+    assert f"--zca {distilled} holds normalised images; give the real training images as they are" in result.err
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="takes a quarter of an hour; SLOW_TESTS=1 runs it")

@@ -16,7 +16,7 @@ from utils.data.replay import Normalise, replay_view
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ValidationBatches
 from utils.data.workers import ViewDataset, WorkerBatches
-from utils.data.zca import fitted_zca
+from utils.data.zca import Zca, fitted_zca
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 
@@ -70,12 +70,12 @@ class Shift:
         return images + parameters[:, :, None, None]
 
 
-def batches(kind, images, values, channels, *, augment=None, workers=0, views=None):
+def batches(kind, images, values, channels, *, augment=None, workers=0, views=None, whiten=None):
     samples = samples_of(images)
     views = views or DrawnViews(policy(), len(samples), 5, augment)
     dataset = ViewDataset(samples, views, SIDE, channels)
     mean, std = (MEAN, STD) if channels == 3 else ((0.4,), (0.2,))
-    normalise = Normalise(mean, std, CPU, values=values, augment=augment)
+    normalise = Normalise(mean, std, CPU, values=values, augment=augment, whiten=whiten)
     source = kind(dataset, range(2), normalise, workers, CPU)
     return [batch for epoch in range(2) for batch in source.epoch(epoch)]
 
@@ -219,3 +219,19 @@ def test_whitening_replaces_mean_and_standard_deviation():
     assert torch.allclose(Normalise(MEAN, STD, CPU, values="unit", whiten=doubled)(pixels / 255), wanted)
     kept = Normalise(MEAN, STD, CPU, values="normalised", whiten=doubled)(pixels.float())
     assert torch.equal(kept, pixels.float().permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_every_loader_whitens_before_it_mixes(mix):
+    """ZCA is not pixelwise: an image that is whitened after cutmix differs from the mix of two whitened images."""
+    size = 3 * SIDE**2
+    generator = torch.Generator().manual_seed(2)
+    whiten = Zca(torch.rand(size, generator=generator), torch.randn(size, size, generator=generator) / SIDE, "")
+    views = DrawnViews(policy(mix=mix), N, 5)
+    worker, resident, device = (
+        batches(kind, floats(3), "unit", 3, views=views, whiten=whiten)
+        for kind in (WorkerBatches, ResidentBatches, DeviceBatches)
+    )
+    for one, other, third in zip(worker, resident, device, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert (one.images - third.images).abs().max() < 1e-3

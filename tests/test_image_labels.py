@@ -24,7 +24,7 @@ from utils.labels.views import DrawnViews, ViewPolicy
 from utils.report.groups import regime_of
 from utils.report.runs import FinishedRun
 from utils.run import preflight
-from utils.run.image_labels import asks_no_teacher, label_views
+from utils.run.image_labels import asks_teacher, label_views
 from utils.system.distributed import Share
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
@@ -202,7 +202,7 @@ def test_who_asks_a_teacher():
 
     def asks(flags, own):
         config = KDConfig.parse(["--train-dir", "images", "--val-dir", "val", *flags.split()])
-        return not asks_no_teacher(config, own)
+        return asks_teacher(config, own)
 
     assert [asks("--loss-type kl", own) for own in (False, True)] == [True, False]
     assert [asks("--loss-type ce", own) for own in (False, True)] == [False, False]

@@ -30,6 +30,7 @@ VERSION = "2026.11.dev0"  # version of the program: year and month of the releas
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
+OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels`: soft labels stored with the images
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)

@@ -106,8 +106,9 @@ def finish_views(
 ) -> torch.Tensor:
     """Normalise, augment and mix the cropped images of a batch: [B, S, S, C] -> float32 [B, C, S, S].
 
-    Without augmentation, cutmix runs before the normalisation: it only copies pixels, and uint8 needs a quarter of the
-    memory of float32. With augmentation, and for mixup, images are mixed last.
+    Without augmentation and ZCA, cutmix runs before the normalisation: it only copies pixels, and uint8 needs a quarter
+    of the memory of float32. Otherwise, images are mixed last, as in `Gallery.replay`. ZCA must see whole images: each
+    whitened value depends on all pixels of its image. MTT, too, whitens images before it augments them.
 
     Args:
         views: the cropped images, uint8 or float32.
@@ -115,7 +116,7 @@ def finish_views(
         mix: how the images are mixed.
         parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
     """
-    if mix.box is None or parameters is not None:
+    if mix.box is None or parameters is not None or normalise.whiten is not None:
         return mix_images(normalise(views, parameters), mix)
     mixed = mix_images(views.permute(0, 3, 1, 2), mix)
     return normalise(mixed.permute(0, 2, 3, 1))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from utils.config import REGIME_SETTINGS
+from utils.config import OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.labels.digests import NEW
 from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
@@ -96,8 +96,7 @@ EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all gro
 
 def regime_of(run: FinishedRun) -> str:
     """Return the kind of labels that a run was trained on: HL, SL or SL+KD, as explained at REGIMES."""
-    own = run.args.get("image_labels") in ("probabilities", "logits")
-    if run.args.get("loss_type") == "ce" and not own:
+    if run.args.get("loss_type") == "ce" and run.args.get("image_labels") not in OWN_SOFT_LABELS:
         return "HL"
     return "SL+KD" if run.summary["labels"].get("dialect") == "live teacher" else "SL"
 

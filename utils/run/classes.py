@@ -412,14 +412,17 @@ def select_pair(
     Raises:
         InputError: --classes or --class-map is wrong, or a set lacks a listed class.
     """
-    lines, how = find_classes(train, listed_classes(subset))
-    if class_map is not None:
-        where = f"{sides.own} {val.root} and {sides.other} {train.root}"
-        places, paired = pair_names(*names_to_pair(val, train, class_map), class_map, where, sides)
-        keep_classes(subset, val, sides.own, [None if place is None else lines[place] for place in places], paired)
+    listed = listed_classes(subset)
+    lines, how = find_classes(train, listed)
+    if class_map is None:
+        val_lines, val_how = find_classes(val, listed)
     else:
-        select_classes(subset, val, sides.own)
+        where = f"{sides.own} {val.root} and {sides.other} {train.root}"
+        places, val_how = pair_names(*names_to_pair(val, train, class_map), class_map, where, sides)
+        val_lines = [None if place is None else lines[place] for place in places]
+    # `val_lines` lacks every class that `train` lacks, so `train` is checked first
     keep_classes(subset, train, sides.other, lines, how)
+    keep_classes(subset, val, sides.own, val_lines, val_how)
 
 
 def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | None], str]:

@@ -11,17 +11,17 @@ from utils.labels.views import DrawnViews
 from utils.system.errors import InputError
 
 
-def asks_no_teacher(config: KDConfig, soft_labels: bool) -> bool:
-    """Return whether a run loads no teacher: with --loss-type ce, or if soft labels are stored with the images.
+def asks_teacher(config: KDConfig, soft_labels: bool) -> bool:
+    """Return whether a run loads a teacher: always with --teacher-checkpoint or --teacher-weights.
 
-    With --teacher-checkpoint or --teacher-weights, a run always loads a teacher.
+    Without these flags, a run loads a teacher unless it has --loss-type ce or soft labels are stored with the images.
 
     Args:
         config: flags of the run.
         soft_labels: whether soft labels are stored with the images.
     """
-    named = config.teacher_checkpoint or config.teacher_weights
-    return not named and (config.loss_type == "ce" or soft_labels)
+    named = bool(config.teacher_checkpoint or config.teacher_weights)
+    return named or (config.loss_type != "ce" and not soft_labels)
 
 
 def label_views(
