@@ -288,14 +288,15 @@ def test_a_small_stem_is_refused(name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["convnet3", "dc_vgg11", "resnetap10", "dc_resnet18_bn_ap"])
 def test_memory_layout_and_arithmetic(name, precision):
-    """channels-last and bf16 give nearly the answers of fp32 with NCHW."""
+    """channels-last gives the answers of NCHW up to rounding, bf16 nearly those of fp32."""
     model = build_student(name, 10, 0, input_size=32, in_channels=1).eval()
     images = torch.randn(4, 1, 32, 32)
     expected = model(images)
+    tolerance = {"fp32": 1e-4, "bf16": 0.06}[precision]
     precision = Precision(precision, torch.device("cpu"))
     layout = images.to(memory_format=torch.channels_last)
     answers = precision.outputs(precision.place(model).to(memory_format=torch.channels_last), layout)
-    assert torch.allclose(answers, expected, atol=0.06 * expected.abs().max().item())
+    assert torch.allclose(answers, expected, atol=tolerance * expected.abs().max().item())
 
 
 def test_memory_estimate_of_grey_images():
