@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, make_images, read_run, run, same_weights, signal_in_step
+from helpers import ROOT, make_images, read_run, run, same_weights
 
-import train_FKD_parallel
 import train_KD_parallel
 from utils.report import random_images
 
@@ -40,21 +39,6 @@ def test_losses_are_those_of_the_original_evaluator(tmp_path):
     kept = train(folder, folder, tmp_path / "kept", f"{more} --step-momentum kept")
     assert [row["train_loss"] for row in kept.rows][:7] == pytest.approx(LOSSES[:7], rel=1e-4)
     assert kept.rows[-1]["train_loss"] < 0.98 * LOSSES[-1]
-
-
-def test_a_run_that_is_resumed_after_a_milestone_is_the_same(tmp_path):
-    """The momentum is forgotten once, at the start of the milestone's epoch, also if that epoch is interrupted."""
-    folder = ROOT / "tests" / "data" / "dc_colour"
-    flags = "--milestones 2 --epochs 4 --precision fp32 --seed 0 --batch-size 25"
-    whole = train(folder, folder, tmp_path / "whole", flags)
-    for step in (5, 6):  # within epoch 2, and at its end
-        output = tmp_path / f"stopped{step}"
-        with pytest.MonkeyPatch.context() as patch:
-            signal_in_step(patch, 15, step)
-            patch.setattr(train_KD_parallel, "train", train_FKD_parallel.train)
-            words = ["--train-dir", folder, "--val-dir", folder, "--output-dir", output, *PLAIN.split(), *flags.split()]
-            assert run(train_KD_parallel, *words).code == 128 + 15
-        assert same_weights(train(folder, folder, output, f"{flags} --resume").weights(), whole.weights())
 
 
 def test_validation_images_are_whitened(tmp_path):

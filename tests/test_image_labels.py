@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 
 import train_KD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, KDConfig
+from utils.data.augment import augmentation_of
 from utils.data.images import Container, Member
 from utils.data.replay import mix_images
 from utils.labels.hard import LabelledViews
@@ -248,6 +249,27 @@ def test_the_loss_of_a_run_on_mixed_images_is_reproduced(tiny, tmp_path, mix_typ
     assert done.summary["labels"]["dialect"] == "hard labels"
 
 
+@pytest.mark.parametrize("augment", ["dsa", "imagenet-hard"])
+def test_the_loss_of_a_run_on_augmented_images_is_reproduced(tiny, tmp_path, augment):
+    """The augmentation is applied to the normalised views, before they are mixed."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN, sgd=True, learning_rate=1e-12, augment=augment, mix_type="None")
+    assert run(train_KD_parallel, *flags).code == 0
+    config, found = KDConfig.parse(flags), Findings(input_size=SIDE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = augmentation_of(config, found)
+    views = DrawnViews(preflight.view_policy(config, found), IMAGES, config.batch_size, augmentation)
+    samples = ImageFolder(tiny.train).samples
+    model, total, plain = rank_jobs.small_student("", CLASSES, 0, "").train(), 0.0, 0.0
+    for batch in range(views.batches_per_epoch):
+        drawn = views.read(0, batch)
+        targets = torch.tensor([samples[index][1] for index in drawn.index.tolist()])
+        images = views_from_files(samples, drawn)
+        total += F.cross_entropy(model(augmentation(images, drawn.augment)), targets, reduction="sum").item()
+        plain += F.cross_entropy(model(images), targets, reduction="sum").item()
+    loss = read_run(tmp_path / "run").rows[0]["train_loss"]
+    assert loss == pytest.approx(total / IMAGES, rel=1e-4)
+    assert loss != pytest.approx(plain / IMAGES, rel=1e-3)
+
+
 def test_loaders_agree_on_mixed_labels(tiny, tmp_path):
     flags = PLAIN | {"mix_type": "cutmix", "sgd": True, "learning_rate": 0.05}
     for name, more in (("resident", {}), ("workers", {"loader": "workers", "workers": 1})):
@@ -341,12 +363,12 @@ def test_momentum_at_a_milestone(tiny, tmp_path, momentum):
 
 
 def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
-    """Stops are before the milestone, and in the middle of its epoch, where the momentum is not fresh any more."""
+    """Stops are before the milestone, and within and at the end of its epoch, where the momentum is not fresh."""
     flags = {"batch_size": 4}
     whole = step_run(tiny, tmp_path / "whole", **flags)
     other = step_run(tiny, tmp_path / "other", **flags, step_momentum="kept")
     assert not same_weights(whole.weights(), other.weights())
-    for name, steps in (("before", 9), ("within", 11)):  # the milestone is before step 10
+    for name, steps in (("before", 9), ("within", 11), ("after", 12)):  # the milestone is before step 10
         with pytest.MonkeyPatch.context() as patch:
             signal_in_step(patch, signal.SIGTERM, steps)
             words = tiny.flags(tmp_path / name, **PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1} | flags)
@@ -366,3 +388,5 @@ def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, 
     assert run(train_KD_parallel, *tiny.flags(tmp_path / "one", **flags)).code == 0
     one, two = read_run(tmp_path / "one"), read_run(tmp_path / "two")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    for name, weight in one.weights().items():
+        torch.testing.assert_close(two.weights()[name], weight, rtol=1e-4, atol=1e-5)
