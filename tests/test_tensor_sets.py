@@ -70,7 +70,6 @@ def test_every_dtype_and_both_formats_of_pytorch(dtype, old, tmp_path):
 def test_a_tensor_that_lay_on_a_gpu(tmp_path):
     """The device in the file does not matter."""
     folder = save_pair(tmp_path, normal(), torch.tensor(CLASSES))
-    content = (folder / "images_best.pt").read_bytes()
     torch.save(normal(), folder / "images_best.pt", _use_new_zipfile_serialization=False)
     content = (folder / "images_best.pt").read_bytes()
     assert content.count(b"X\x03\x00\x00\x00cpu") == 1
