@@ -200,7 +200,6 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
 def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, monkeypatch):
     """The first line of stderr gives the reason; a run of another number of processes resumes."""
     words = files.training(tmp_path / "run", *SGD, epochs=2)
-    monkeypatch.setattr("utils.run.student.CHECKPOINT_SECONDS", -1)
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
     done = launch(2, tmp_path / "jobs.json", DIE="1")
     assert done.returncode != 0

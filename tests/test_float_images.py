@@ -17,7 +17,7 @@ from utils.data.resident import ResidentBatches
 from utils.data.validation import ValidationBatches
 from utils.data.workers import ViewDataset, WorkerBatches
 from utils.data.zca import fit, fitted_zca
-from utils.labels.views import DrawnViews, ViewPolicy
+from utils.labels.views import DrawnViews, ViewPolicy, WholeImages
 from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ def floats(channels, height=SIDE, width=SIDE):
     return torch.randn(N, channels, height, width, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.5
 
 
-def policy(min_scale=0.3, mix="cutmix", hflip=0.5):
-    return ViewPolicy(3, SIDE, min_scale, 1.0, mix, 0.8, 1.0, hflip)
+def policy():
+    return ViewPolicy(3, SIDE, 0.3, 1.0, "cutmix", 0.8, 1.0)
 
 
 class Shift:
@@ -105,9 +105,7 @@ def test_every_loader_gives_the_same_batches(values, channels, augment):
 def test_whole_images_arrive_to_the_last_bit(kind):
     """The view of a normalised image that is neither cropped nor flipped is the image itself."""
     images = floats(3)
-    views = DrawnViews(policy(mix="none", hflip=0.0), N, N)
-    whole = lambda draws, sizes: np.concatenate([np.zeros_like(sizes), sizes, np.zeros_like(sizes[:, :1])], axis=1)  # noqa: E731
-    object.__setattr__(views.policy, "crops", whole)
+    views = DrawnViews(WholeImages(3, SIDE, 1.0, 1.0, "none", 0.8, 1.0, 0.0), N, N)
     (batch, *_) = batches(kind, images, "normalised", 3, views=views)
     assert torch.equal(batch.images, images[views.order(0)])
 

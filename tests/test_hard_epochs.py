@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,9 +197,8 @@ def test_a_device_keeps_the_images_once(at_once, tiny):
         assert (one.images - other.images).abs().max() < 1.1 / 255 / min(IMAGENET_STD)
 
 
-def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
+def test_two_processes_do_what_one_does(tiny, tmp_path):
     """Hard batches are sharded like soft ones; weights are equal up to rounding."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     flags = FLAGS | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "model": "resnet18", "hard_batch_size": 10}
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
     done = launch(2, tmp_path / "jobs.json")

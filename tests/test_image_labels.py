@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,9 +377,8 @@ def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, 
         assert same_weights(read_run(tmp_path / name).weights(), whole.weights())
 
 
-def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, monkeypatch):
+def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path):
     """Weights are those of one process, up to rounding, on mixed images with mixed labels."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     flags = PLAIN | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "batch_size": 64, "mix_type": "cutmix"}
     (tmp_path / "jobs.json").write_text(json.dumps([["train_KD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
     done = rank_jobs.launch(2, tmp_path / "jobs.json")

@@ -123,7 +123,6 @@ def test_loaders_and_a_resumed_run_agree(layout, places, tmp_path):
     assert workers.rows[-1]["val_loss"] == pytest.approx(whole.rows[-1]["val_loss"], rel=1e-6)
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, 15, 4)
-        patch.setattr(train_KD_parallel, "train", train_FKD_parallel.train)
         stopped = run(train_KD_parallel, *words_for(place, tmp_path / "stopped"))
     assert stopped.code == 128 + 15, stopped.err
     resumed = train(place, tmp_path / "stopped", "--resume")
