@@ -7,7 +7,7 @@ import random
 import pytest
 import rank_jobs
 import torch
-from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher, threads
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import launch
@@ -94,11 +94,9 @@ def jobs(files, target, names):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Use one thread, like the distributed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    """Use one thread, like the processes of `launch`."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
+from view_batches import views_from_files
 
 import train_KD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, KDConfig
@@ -29,17 +30,10 @@ from utils.system.distributed import Share
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
 
+pytestmark = pytest.mark.usefixtures("small_student")
 IMAGES = CLASSES * PER_CLASS
 # flags of Tiny.flags for training on the classes of folders alone
 PLAIN = {"fkd_path": None, "epochs": 2, "loss_type": "ce"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_student():
-    """Train a small network in this module, because it trains much."""
-    with pytest.MonkeyPatch.context() as patch:
-        rank_jobs.use_small_student(patch.setattr)
-        yield
 
 
 def policy_of(mix_type, size=SIDE):
@@ -208,18 +202,6 @@ def test_who_asks_a_teacher():
     assert [asks("--loss-type ce", own) for own in (False, True)] == [False, False]
     assert asks("--loss-type kl --teacher-checkpoint t.pth", True)
     assert asks("--loss-type kl --teacher-weights DEFAULT", True)
-
-
-def views_from_files(samples, drawn):
-    """Return the mixed, normalised views of a batch, made with PIL and numpy: float32 [B, 3, S, S]."""
-    images = []
-    for slot, index in enumerate(drawn.index.tolist()):
-        image = Image.open(samples[index][0]).convert("RGB")
-        (top, left, height, width), flip = drawn.view(slot, (image.height, image.width))
-        view = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
-        images.append(torch.from_numpy((pixels - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float())
-    return mix_images(torch.stack(images), drawn.mix)
 
 
 @pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])

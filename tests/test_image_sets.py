@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LIGHT, ROOT, make_images, run, save_teacher
+from helpers import LIGHT, ROOT, Command, make_images, run, save_teacher
 from image_layouts import (
     NAMES,
     WNIDS,
@@ -85,16 +85,6 @@ def test_cifar_written_by_python_3(tmp_path):
         content = {b"labels": labels, b"data": np.asfortranarray(data) if protocol == 4 else data}
         (tmp_path / "set" / "test_batch").write_bytes(pickle.dumps(content, protocol))
         assert (pixels_of(open_images(tmp_path / "set", "--val-dir", "val")) == pixels).all()
-
-
-class Command:
-    """Object whose pickle runs a command."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])

@@ -24,6 +24,7 @@ import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 
+pytestmark = pytest.mark.usefixtures("small_student")
 SIDE, CLASSES = 16, 3
 NO_PYARROW = find_spec("pyarrow") is None
 LAYOUTS = ["folders", "cifar", "idx", "tiny", "tensors", "soft tensors", "shards"]
@@ -93,11 +94,6 @@ def places(tmp_path_factory):
         return made[layout]
 
     return get
-
-
-@pytest.fixture(autouse=True)
-def _small_student(monkeypatch):
-    rank_jobs.use_small_student(monkeypatch.setattr)
 
 
 def words_for(place, output, *more):
