@@ -4,6 +4,7 @@ from helpers import Tiny, make_images, make_labels  # noqa: I001  limits threads
 
 import numpy as np
 import pytest
+import rank_jobs
 import torch
 from PIL import Image
 
@@ -42,6 +43,14 @@ def tiny(tmp_path_factory):
 def whole_run(tiny, tmp_path_factory):
     """One complete run on the tiny set."""
     return tiny.train_run(tmp_path_factory.mktemp("whole") / "run", model="resnet18")
+
+
+@pytest.fixture(scope="module")
+def small_student():
+    """Train a small network in a module that trains much."""
+    with pytest.MonkeyPatch.context() as patch:
+        rank_jobs.use_small_student(patch.setattr)
+        yield
 
 
 @pytest.fixture

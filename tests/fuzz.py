@@ -24,7 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_layouts import WNIDS, imagenet_names, write_cifar, write_flat, write_idx, write_kaggle, write_meta
+from image_layouts import (
+    WNIDS,
+    imagenet_names,
+    write_cifar,
+    write_flat,
+    write_idx,
+    write_kaggle,
+    write_meta,
+    write_parquet,
+    write_tar,
+)
 from PIL import Image
 
 from utils.data.image_sets import open_images
@@ -413,22 +423,15 @@ class Corpus:
 
     def make_shard(self, path):
         """Write a webdataset shard, one of whose names is long."""
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-            for name in ("a", "b", "c" * 150):
-                for suffix, content in (("png", self.image_bytes()), ("cls", b"2")):
-                    info = tarfile.TarInfo(f"{name}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+        sample = {"png": self.image_bytes(), "cls": b"2"}
+        names = ("a", "b", "c" * 150)
+        files = [(f"{name}.{suffix}", content) for name in names for suffix, content in sample.items()]
+        write_tar(path, files, tarfile.PAX_FORMAT)
 
     def make_table(self, path):
         """Write a parquet table with names of classes."""
-        import pyarrow
-        from pyarrow import parquet
-
-        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b", "c"]}}
-        table = pyarrow.table({"image": [{"bytes": self.image_bytes(), "path": "a"}] * 5, "label": [0, 1, 2, 1, 0]})
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        parquet.write_table(table.replace_schema_metadata(metadata), path, row_group_size=2)
+        images = [{"bytes": self.image_bytes(), "path": "a"}] * 5
+        write_parquet(path, {"image": images, "label": [0, 1, 2, 1, 0]}, ["a", "b", "c"])
 
     def make_image(self, path):
         """Write a small image."""

@@ -1,5 +1,7 @@
 """Tiny label folders in the format of each project, all of the same views."""
 
+from dataclasses import replace
+
 import torch
 from helpers import BATCH, CLASSES, PER_CLASS, draw_labels
 from helpers import make_labels as make_prism
@@ -23,9 +25,8 @@ def make_flat(folder, top=None):
     writer = FlatWriter(folder)
     for epoch, batches in enumerate(epochs_of_labels()):
         full = [labels for labels in batches if len(labels) == BATCH]
-        for labels in full if top else []:
-            values, classes = labels.logits.topk(top, dim=1)
-            object.__setattr__(labels, "logits", TopK(values, classes, None))
+        if top:
+            full = [replace(labels, logits=TopK(*labels.logits.topk(top, dim=1), None)) for labels in full]
         writer.write(epoch, full)
     writer.finish()
 
@@ -34,9 +35,7 @@ def make_hald(folder, epochs=2):
     """Write HALD's folder: probabilities at temperature 2."""
     writer = HaldWriter(folder)
     for epoch, batches in enumerate(epochs_of_labels(epochs)):
-        for labels in batches:
-            object.__setattr__(labels, "logits", (labels.logits / 2).log_softmax(dim=1))
-        writer.write(epoch, batches)
+        writer.write(epoch, [replace(labels, logits=(labels.logits / 2).log_softmax(dim=1)) for labels in batches])
     writer.finish()
 
 

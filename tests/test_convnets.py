@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import ROOT, make_images, run, same_weights
+from helpers import DC_COLOUR, DC_LOSSES, ROOT, make_images, run, same_weights
 from small_network import FP32
 from torch import nn
 from torch.nn import functional as F
@@ -24,11 +24,6 @@ from utils.training.own_model import source_digest
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
 from utils.training.weights import load_weights
-
-DC_COLOUR = ROOT / "tests" / "data" / "dc_colour"
-# mean training loss of the first six epochs, as the evaluator of DC printed it on this tensor set, with seed 0
-DC_LOSSES = [2.343466282, 2.248243570, 2.106349707, 1.941062808, 1.741368413, 1.509324074]
-
 
 # first logits for an image of `torch.linspace`, initial weights of seed 0, by a transcription of the papers' code
 ANSWERS = {
@@ -66,13 +61,13 @@ def test_the_losses_are_those_of_dc():
     model = build_student("convnet3", 10, seed=0, input_size=32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     losses = []
-    for _ in DC_LOSSES:
+    for _ in range(6):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses == pytest.approx(DC_LOSSES, rel=1e-4)
+    assert losses == pytest.approx(DC_LOSSES[:6], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -288,14 +283,15 @@ def test_a_small_stem_is_refused(name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["convnet3", "dc_vgg11", "resnetap10", "dc_resnet18_bn_ap"])
 def test_memory_layout_and_arithmetic(name, precision):
-    """channels-last and bf16 give nearly the answers of fp32 with NCHW."""
+    """channels-last gives the answers of NCHW up to rounding, bf16 nearly those of fp32."""
     model = build_student(name, 10, 0, input_size=32, in_channels=1).eval()
     images = torch.randn(4, 1, 32, 32)
     expected = model(images)
+    tolerance = {"fp32": 1e-4, "bf16": 0.06}[precision]
     precision = Precision(precision, torch.device("cpu"))
     layout = images.to(memory_format=torch.channels_last)
     answers = precision.outputs(precision.place(model).to(memory_format=torch.channels_last), layout)
-    assert torch.allclose(answers, expected, atol=0.06 * expected.abs().max().item())
+    assert torch.allclose(answers, expected, atol=tolerance * expected.abs().max().item())
 
 
 def test_memory_estimate_of_grey_images():

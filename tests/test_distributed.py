@@ -7,7 +7,7 @@ import random
 import pytest
 import rank_jobs
 import torch
-from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher
+from helpers import LIGHT, SIDE, make_images, make_labels, read_run, relabel_flags, run, save_teacher, threads
 from hypothesis import given
 from hypothesis import strategies as st
 from rank_jobs import launch
@@ -94,11 +94,9 @@ def jobs(files, target, names):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Use one thread, like the distributed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    """Use one thread, like the processes of `launch`."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +198,6 @@ def test_each_rank_decodes_its_share_and_partners(files, together):
 def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, monkeypatch):
     """The first line of stderr gives the reason; a run of another number of processes resumes."""
     words = files.training(tmp_path / "run", *SGD, epochs=2)
-    monkeypatch.setattr("utils.run.student.CHECKPOINT_SECONDS", -1)
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *words]]))
     done = launch(2, tmp_path / "jobs.json", DIE="1")
     assert done.returncode != 0

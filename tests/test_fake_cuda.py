@@ -34,6 +34,7 @@ from utils.training.schedules import Temperatures
 fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
 DEVICE = torch.device("cuda", 0)
 CLASSES, ROWS, SIZE = 6, 8, 32
+NO_RANDOM_STREAM = nullcontext()  # a `RandomStream` saves states on the host
 WAITS_AND_MIXES = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException, RuntimeError)
 
 
@@ -217,8 +218,8 @@ def test_a_whole_step(mode, monkeypatch, sgd, kind):
         monkeypatch.setattr(torch.optim, "SGD", without_fused(torch.optim.SGD))
     optimizer = build_optimizer(model, sgd, 0.1, 0.01, momentum=0.9)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: on_device(loss) is loss and give_gradients(model))
-    monkeypatch.setattr("small_network.RandomStream", lambda _: nullcontext())  # it saves states on the host
-    student = BareStudent(model, optimizer, build_loss("kl", 4.0), Precision("fp32", DEVICE), 3)
+    loss_fn, precision = build_loss("kl", 4.0), Precision("fp32", DEVICE)
+    student = BareStudent(model, optimizer, loss_fn, precision, 3, random=NO_RANDOM_STREAM)
     sums = student.sums
     for _ in range(2):
         batch = a_batch(kind)
@@ -239,9 +240,9 @@ def test_evaluation_waits_once_a_pass(mode, monkeypatch):
         return Metrics(0.0, 0.0, 0.0, sums.samples)
 
     monkeypatch.setattr(MetricSums, "result", result)
-    monkeypatch.setattr("small_network.RandomStream", lambda _: nullcontext())  # it saves states on the host
     model = a_model()
-    student = BareStudent(model, build_optimizer(model, True, 0.1, 0), None, Precision("fp32", DEVICE), ROWS)
+    optimizer, precision = build_optimizer(model, True, 0.1, 0), Precision("fp32", DEVICE)
+    student = BareStudent(model, optimizer, None, precision, ROWS, random=NO_RANDOM_STREAM)
     images, targets = torch.zeros(4, 3, SIZE, SIZE, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
     assert evaluate([student], [(images, targets)] * 3, ALONE)[0].samples == 12
     assert len(passes) == 1

@@ -56,9 +56,10 @@ def test_a_full_disk_keeps_the_checkpoint(small_disk, tiny, tmp_path):
         assert run(train_FKD_parallel, *tiny.flags(output)).code == 143
     before = (output / "checkpoint.pth.tar").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.run.preflight.check_disk", lambda *_: None)  # the disk fills up after preflight
         signal_in_step(patch, signal.SIGTERM, 1)
         fill(small_disk, leave=10**6)
+        usage = shutil.disk_usage(small_disk)._replace(free=10**12)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)  # the disk fills up after preflight
         full = run(train_FKD_parallel, *tiny.flags(output, resume=True))
     assert full.code == 2
     assert len(full.err.splitlines()) == 1, full.err

@@ -16,8 +16,8 @@ from utils.data.replay import Normalise, replay_view
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ValidationBatches
 from utils.data.workers import ViewDataset, WorkerBatches
-from utils.data.zca import Zca, fitted_zca
-from utils.labels.views import DrawnViews, ViewPolicy
+from utils.data.zca import Zca, fit, fitted_zca
+from utils.labels.views import DrawnViews, ViewPolicy, WholeImages
 from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ def floats(channels, height=SIDE, width=SIDE):
     return torch.randn(N, channels, height, width, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.5
 
 
-def policy(min_scale=0.3, mix="cutmix", hflip=0.5):
-    return ViewPolicy(3, SIDE, min_scale, 1.0, mix, 0.8, 1.0, hflip)
+def policy():
+    return ViewPolicy(3, SIDE, 0.3, 1.0, "cutmix", 0.8, 1.0)
 
 
 class Shift:
@@ -105,26 +105,24 @@ def test_every_loader_gives_the_same_batches(values, channels, augment):
 def test_whole_images_arrive_to_the_last_bit(kind):
     """The view of a normalised image that is neither cropped nor flipped is the image itself."""
     images = floats(3)
-    views = DrawnViews(policy(mix="none", hflip=0.0), N, N)
-    whole = lambda draws, sizes: np.concatenate([np.zeros_like(sizes), sizes, np.zeros_like(sizes[:, :1])], axis=1)  # noqa: E731
-    object.__setattr__(views.policy, "crops", whole)
+    views = DrawnViews(WholeImages(3, SIDE, 1.0, 1.0, "none", 0.8, 1.0, 0.0), N, N)
     (batch, *_) = batches(kind, images, "normalised", 3, views=views)
     assert torch.equal(batch.images, images[views.order(0)])
 
 
 def test_augmentation_comes_between_normalising_and_mixing():
     """The parts that cutmix pastes carry the number of the image that they come from."""
-    images = torch.full((N, 3, SIDE, SIDE), 0.0)
+    images = torch.full((N, 1, SIDE, SIDE), 0.6)  # 1 after mean 0.4 and deviation 0.2
     shift = Shift()
-    (first, *_) = batches(ResidentBatches, images, "normalised", 3, augment=shift)
+    (first, *_) = batches(ResidentBatches, images, "unit", 1, augment=shift)
     views = DrawnViews(policy(), N, 5, shift).read(0, 0)
-    added = views.augment[:, 0]
+    added = 1 + views.augment[:, 0]
     y1, x1, y2, x2 = views.mix.box
     for row, image in enumerate(first.images):
-        assert image[0, y1, x1] == added[views.mix.partner[row]]
+        torch.testing.assert_close(image[0, y1, x1], added[views.mix.partner[row]])
         outside = image.clone()
         outside[:, y1:y2, x1:x2] = added[row]
-        assert (outside == added[row]).all()
+        torch.testing.assert_close(outside, added[row].expand_as(outside))
 
 
 def test_floats_are_resized_as_pil_resizes_bytes():
@@ -144,8 +142,10 @@ def test_validation_of_floats(values):
     images = floats(3, 24, 32)
     normalise = Normalise(MEAN, STD, CPU, values=values)
     validation = ValidationBatches(samples_of(images), 24, normalise, 0, CPU, batch_size=5)
-    first, again = (torch.cat([batch for batch, _ in validation]) for _ in range(2))
-    centre = images[:, :, :, 4:28]
+    centre = images[:, :, :, 4:28].clone()
+    first = torch.cat([batch for batch, _ in validation])
+    images.zero_()
+    again = torch.cat([batch for batch, _ in validation])
     if values == "unit":
         centre = (centre - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     assert torch.allclose(first, centre, atol=1e-6)
@@ -200,7 +200,7 @@ def test_zca_whitens_what_it_was_fitted_on(tmp_path):
     assert torch.equal(again(pixels), zca(pixels))
     assert kept.stat().st_mtime_ns == before
     next(iter((tmp_path / "real").rglob("*.png"))).unlink()  # another set: the file no longer holds
-    assert fitted_zca(open_folder(folder, "--zca"), 8, 3).digest != zca.digest
+    assert not torch.equal(fitted_zca(open_folder(folder, "--zca"), 8, 3).matrix, zca.matrix)
     kept.write_bytes(b"broken")
     fewer = open_folder(folder, "--zca")
     assert torch.isfinite(fitted_zca(fewer, 8, 3).matrix).all()
@@ -208,6 +208,15 @@ def test_zca_whitens_what_it_was_fitted_on(tmp_path):
         fitted_zca(fewer, 96, 3)
     with pytest.raises(InputError, match="--zca whitens 1-channel images of at most 110 px, not of --input-size 128"):
         fitted_zca(fewer, 128, 1)
+
+
+def test_the_matrix_of_many_images_is_that_of_one_sum():
+    """Rows are summed in parts."""
+    rows = torch.rand(2500, 12, generator=torch.Generator().manual_seed(0))
+    mean, matrix = fit(rows)
+    values, vectors = torch.linalg.eigh(torch.cov(rows.double().T))
+    assert torch.allclose(mean, rows.mean(dim=0), atol=1e-6)
+    assert torch.allclose(matrix.double(), vectors * (values + 0.1).rsqrt() @ vectors.T, atol=1e-5)
 
 
 def test_whitening_replaces_mean_and_standard_deviation():

@@ -2,9 +2,7 @@
 
 import json
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import rank_jobs
 import torch
@@ -25,9 +23,9 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 from label_folders import make_hald
-from PIL import Image
 from rank_jobs import launch
 from torchvision.datasets import ImageFolder
+from view_batches import views_from_files
 
 import train_FKD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, KDConfig
@@ -41,16 +39,9 @@ from utils.system.errors import InputError
 from utils.training.losses import soft_cross_entropy
 from utils.training.schedules import lr_factor
 
+pytestmark = pytest.mark.usefixtures("small_student")
 FLAGS = {"epochs": 5, "hard_epochs": 2, "hard_batch_size": 8, "loss_type": "kl"}  # 1 soft, 2 hard, 2 soft
 SOFT_STEPS, HARD_STEPS = 3, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_student():
-    """Train a small network in this module, because it trains much."""
-    with pytest.MonkeyPatch.context() as patch:
-        rank_jobs.use_small_student(patch.setattr)
-        yield
 
 
 @given(epochs=st.integers(1, 40), data=st.data())
@@ -97,22 +88,6 @@ def test_an_odd_image_is_left_out():
     assert HardViews([0] * 17, 1, SIDE, 8, 0.8, 1).batches_per_epoch == 2  # none of one row
 
 
-def images_from_files(samples, drawn):
-    """Return the mixed, normalised views of a batch, made with PIL and numpy: float32 [B, 3, S, S]."""
-    images = []
-    for slot, index in enumerate(drawn.index.tolist()):
-        image = Image.open(samples[index][0]).convert("RGB")
-        (top, left, height, width), flip = drawn.view(slot, (image.height, image.width))
-        view = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
-        images.append((pixels - IMAGENET_MEAN) / IMAGENET_STD)
-    images = np.stack(images).transpose(0, 3, 1, 2)
-    y1, x1, y2, x2 = drawn.mix.box
-    mixed = images.copy()
-    mixed[:, :, y1:y2, x1:x2] = images[::-1, :, y1:y2, x1:x2]
-    return torch.from_numpy(mixed).float()
-
-
 def test_the_loss_of_a_hard_epoch_is_reproduced(tiny, tmp_path):
     """The loss is recomputed from image files, views and targets; the run starts with that epoch."""
     done = tiny.train_run(tmp_path / "run", start_epoch=1, sgd=True, learning_rate=1e-12, **FLAGS)
@@ -121,7 +96,8 @@ def test_the_loss_of_a_hard_epoch_is_reproduced(tiny, tmp_path):
     model, total, rows = rank_jobs.small_student("", CLASSES, 0, "").train(), 0.0, 0
     for batch in range(hard.batches_per_epoch):
         drawn = hard.read(0, batch)
-        outputs = model(images_from_files(samples, drawn)).double()
+        assert drawn.mix.partner.tolist() == list(range(len(drawn.index)))[::-1]
+        outputs = model(views_from_files(samples, drawn)).double()
         total -= (drawn.logits * outputs.log_softmax(dim=1)).sum().item()
         rows += len(outputs)
     assert rows == CLASSES * 4
@@ -198,9 +174,8 @@ def test_a_device_keeps_the_images_once(at_once, tiny):
         assert (one.images - other.images).abs().max() < 1.1 / 255 / min(IMAGENET_STD)
 
 
-def test_two_processes_do_what_one_does(tiny, tmp_path, monkeypatch):
+def test_two_processes_do_what_one_does(tiny, tmp_path):
     """Hard batches are sharded like soft ones; weights are equal up to rounding."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     flags = FLAGS | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "model": "resnet18", "hard_batch_size": 10}
     (tmp_path / "jobs.json").write_text(json.dumps([["train_FKD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
     done = launch(2, tmp_path / "jobs.json")

@@ -2,7 +2,6 @@
 
 import json
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,11 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as TF
+from view_batches import views_from_files
 
 import train_KD_parallel
 from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, KDConfig
+from utils.data.augment import augmentation_of
 from utils.data.images import Container, Member
 from utils.data.replay import mix_images
 from utils.labels.hard import LabelledViews
@@ -29,17 +30,10 @@ from utils.system.distributed import Share
 from utils.system.errors import InputError
 from utils.training.losses import build_loss
 
+pytestmark = pytest.mark.usefixtures("small_student")
 IMAGES = CLASSES * PER_CLASS
 # flags of Tiny.flags for training on the classes of folders alone
 PLAIN = {"fkd_path": None, "epochs": 2, "loss_type": "ce"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_student():
-    """Train a small network in this module, because it trains much."""
-    with pytest.MonkeyPatch.context() as patch:
-        rank_jobs.use_small_student(patch.setattr)
-        yield
 
 
 def policy_of(mix_type, size=SIDE):
@@ -210,18 +204,6 @@ def test_who_asks_a_teacher():
     assert asks("--loss-type kl --teacher-weights DEFAULT", True)
 
 
-def views_from_files(samples, drawn):
-    """Return the mixed, normalised views of a batch, made with PIL and numpy: float32 [B, 3, S, S]."""
-    images = []
-    for slot, index in enumerate(drawn.index.tolist()):
-        image = Image.open(samples[index][0]).convert("RGB")
-        (top, left, height, width), flip = drawn.view(slot, (image.height, image.width))
-        view = image.crop((left, top, left + width, top + height)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        pixels = np.asarray(view, dtype=np.float32)[:, :: -1 if flip else 1] / 255
-        images.append(torch.from_numpy((pixels - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float())
-    return mix_images(torch.stack(images), drawn.mix)
-
-
 @pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])
 def test_the_loss_of_a_run_on_mixed_images_is_reproduced(tiny, tmp_path, mix_type):
     """The loss is recomputed from image files, views and the classes of both images."""
@@ -246,6 +228,27 @@ def test_the_loss_of_a_run_on_mixed_images_is_reproduced(tiny, tmp_path, mix_typ
     assert done.rows[0]["train_loss"] == pytest.approx(total / IMAGES, rel=1e-4)
     assert done.summary["args"]["image_labels"] == found.image_labels == "mixed classes"
     assert done.summary["labels"]["dialect"] == "hard labels"
+
+
+@pytest.mark.parametrize("augment", ["dsa", "imagenet-hard"])
+def test_the_loss_of_a_run_on_augmented_images_is_reproduced(tiny, tmp_path, augment):
+    """The augmentation is applied to the normalised views, before they are mixed."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN, sgd=True, learning_rate=1e-12, augment=augment, mix_type="None")
+    assert run(train_KD_parallel, *flags).code == 0
+    config, found = KDConfig.parse(flags), Findings(input_size=SIDE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augmentation = augmentation_of(config, found)
+    views = DrawnViews(preflight.view_policy(config, found), IMAGES, config.batch_size, augmentation)
+    samples = ImageFolder(tiny.train).samples
+    model, total, plain = rank_jobs.small_student("", CLASSES, 0, "").train(), 0.0, 0.0
+    for batch in range(views.batches_per_epoch):
+        drawn = views.read(0, batch)
+        targets = torch.tensor([samples[index][1] for index in drawn.index.tolist()])
+        images = views_from_files(samples, drawn)
+        total += F.cross_entropy(model(augmentation(images, drawn.augment)), targets, reduction="sum").item()
+        plain += F.cross_entropy(model(images), targets, reduction="sum").item()
+    loss = read_run(tmp_path / "run").rows[0]["train_loss"]
+    assert loss == pytest.approx(total / IMAGES, rel=1e-4)
+    assert loss != pytest.approx(plain / IMAGES, rel=1e-3)
 
 
 def test_loaders_agree_on_mixed_labels(tiny, tmp_path):
@@ -341,12 +344,12 @@ def test_momentum_at_a_milestone(tiny, tmp_path, momentum):
 
 
 def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
-    """Stops are before the milestone, and in the middle of its epoch, where the momentum is not fresh any more."""
+    """Stops are before the milestone, and within and at the end of its epoch, where the momentum is not fresh."""
     flags = {"batch_size": 4}
     whole = step_run(tiny, tmp_path / "whole", **flags)
     other = step_run(tiny, tmp_path / "other", **flags, step_momentum="kept")
     assert not same_weights(whole.weights(), other.weights())
-    for name, steps in (("before", 9), ("within", 11)):  # the milestone is before step 10
+    for name, steps in (("before", 9), ("within", 11), ("after", 12)):  # the milestone is before step 10
         with pytest.MonkeyPatch.context() as patch:
             signal_in_step(patch, signal.SIGTERM, steps)
             words = tiny.flags(tmp_path / name, **PLAIN | {"epochs": 5, "sgd": True, "learning_rate": 0.1} | flags)
@@ -356,9 +359,8 @@ def test_a_resumed_run_has_the_momentum_of_an_uninterrupted_one(tiny, tmp_path, 
         assert same_weights(read_run(tmp_path / name).weights(), whole.weights())
 
 
-def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, monkeypatch):
+def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path):
     """Weights are those of one process, up to rounding, on mixed images with mixed labels."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     flags = PLAIN | {"sgd": True, "learning_rate": 0.1, "sync_bn": True, "batch_size": 64, "mix_type": "cutmix"}
     (tmp_path / "jobs.json").write_text(json.dumps([["train_KD_parallel", *tiny.flags(tmp_path / "two", **flags)]]))
     done = rank_jobs.launch(2, tmp_path / "jobs.json")
@@ -366,3 +368,5 @@ def test_two_processes_share_a_batch_above_the_number_of_images(tiny, tmp_path, 
     assert run(train_KD_parallel, *tiny.flags(tmp_path / "one", **flags)).code == 0
     one, two = read_run(tmp_path / "one"), read_run(tmp_path / "two")
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    for name, weight in one.weights().items():
+        torch.testing.assert_close(two.weights()[name], weight, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LIGHT, ROOT, make_images, run, save_teacher
+from helpers import LIGHT, ROOT, Command, make_images, run, save_teacher
 from image_layouts import (
     NAMES,
     WNIDS,
@@ -85,16 +85,6 @@ def test_cifar_written_by_python_3(tmp_path):
         content = {b"labels": labels, b"data": np.asfortranarray(data) if protocol == 4 else data}
         (tmp_path / "set" / "test_batch").write_bytes(pickle.dumps(content, protocol))
         assert (pixels_of(open_images(tmp_path / "set", "--val-dir", "val")) == pixels).all()
-
-
-class Command:
-    """Object whose pickle runs a command."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
@@ -477,39 +467,26 @@ def test_convert_does_not_overwrite(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if "out" in name]
 
 
-class Floats(Container):
-    """Floating-point images [N, C, H, W] with soft labels."""
-
-    path = "floats"
-
-    def __init__(self, images, soft_labels):
-        self.images, self.soft_labels = images, soft_labels
-
-    def name(self, number):
-        return str(number)
-
-    def read(self, number):
-        return self.images[number].numpy().tobytes()
-
-    def load(self, number):
-        return self.images[number]
+def save_tensors(folder, images, labels):
+    """Write a set of tensors; return its folder."""
+    folder.mkdir()
+    torch.save(images, folder / "images_best.pt")
+    torch.save(labels, folder / "labels_best.pt")
+    return folder
 
 
 @pytest.mark.parametrize("answers", [None, "logits"])
-def test_floating_point_images_become_tensors(answers, tmp_path, monkeypatch):
+def test_floating_point_images_become_tensors(answers, tmp_path):
     """The values are not rounded, and soft labels are kept."""
-    images, soft = torch.randn(4, 3, 5, 6) * 3, torch.randn(4, 2)
-    container = Floats(images, soft if answers else None)
-    samples = [(Member(container, number), number % 2) for number in range(4)]
-    found = ImageSet("floats", ["0", "1"], samples, named=False, normalised=True, answers=answers)
-    monkeypatch.setattr(image_command, "open_images", lambda *_: found)
-    result = run(image_command, "convert", "floats", tmp_path / "out")
+    images = torch.randn(4, 3, 5, 6) * 3
+    given = torch.randn(4, 2) * 3 if answers else torch.tensor([0, 1, 0, 1])
+    folder = save_tensors(tmp_path / "set", images, given)
+    result = run(image_command, "convert", folder, tmp_path / "out")
     assert result.code == 0, result.err
     assert "give --normalised yes" in result.out
     assert torch.equal(torch.load(tmp_path / "out" / "images_best.pt"), images)
-    labels = torch.load(tmp_path / "out" / "labels_best.pt")
-    assert torch.equal(labels, soft if answers else torch.tensor([0, 1, 0, 1]))
-    facts = facts_of("floats")
+    assert torch.equal(torch.load(tmp_path / "out" / "labels_best.pt"), given)
+    facts = facts_of(folder)
     assert (facts["values"], facts["normalised"][:3]) == ("floating-point numbers", "yes")
     assert facts["soft labels"] == (answers or "none")
 
@@ -622,15 +599,12 @@ def test_random_images_like_a_set_without_names(tmp_path):
     assert open_images(tmp_path / "random", "--train-dir").classes == NAMES[10]
 
 
-def test_random_floating_point_images(tmp_path, monkeypatch):
+def test_random_floating_point_images(tmp_path):
     """They are written as tensors with their values."""
     images = torch.randn(6, 1, 4, 4)
-    container = Floats(images, None)
-    samples = [(Member(container, number), number % 2) for number in range(6)]
-    found = ImageSet("floats", ["0", "1"], samples, named=False, channels=1)
-    monkeypatch.setattr(random_images, "open_images", lambda *_: found)
-    monkeypatch.setattr("utils.report.random_images.Counter", lambda _: {0: 1, 1: 2})
-    result = run(random_images, "floats", "--like", "floats", "--output", tmp_path / "out")
+    real = save_tensors(tmp_path / "real", images, torch.arange(6) % 2)
+    like = save_tensors(tmp_path / "like", images[:3].clone(), torch.tensor([0, 1, 1]))
+    result = run(random_images, real, "--like", like, "--output", tmp_path / "out")
     assert result.code == 0, result.err
     drawn, labels = (torch.load(tmp_path / "out" / f"{name}_best.pt") for name in ("images", "labels"))
     assert labels.tolist() == [0, 1, 1]

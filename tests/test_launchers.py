@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
-from helpers import LIGHT, ROOT, run
+from helpers import LIGHT, ROOT, run, wait_for
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -379,12 +378,9 @@ def start_runs(folder, plan, **environment):
     )
 
 
-def wait_for(*paths):
-    """Wait until these files exist; 120 s are enough on a busy machine too."""
-    end = time.monotonic() + 120
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < end, paths
-        time.sleep(0.02)
+def wait_for_files(*paths):
+    """Wait until these files exist."""
+    assert wait_for(lambda: all(path.exists() for path in paths)), paths
 
 
 # Notes what it was called with, then waits; a signal has it save its state, as a training script does.
@@ -403,7 +399,7 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     """What runs gets the signal and is waited for; what waits for a GPU is not started."""
     plan = [(run_name, RUN_UNTIL_SIGNAL) for run_name in ("a", "b", "waiting")]
     process = start_runs(tmp_path, plan, GPUS="0 1")
-    wait_for(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
+    wait_for_files(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
     process.send_signal(getattr(signal, f"SIG{name}"))
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (code, "")
@@ -414,7 +410,7 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
         (tmp_path / "runs" / run_name / "started").unlink()
     assert not (tmp_path / "runs" / "waiting").exists()
     process = start_runs(tmp_path, plan, GPUS="0 1 2")
-    wait_for(*(tmp_path / "runs" / run_name / "started" for run_name in ("a", "b", "waiting")))
+    wait_for_files(*(tmp_path / "runs" / run_name / "started" for run_name in ("a", "b", "waiting")))
     process.terminate()
     process.communicate(timeout=120)
     assert [
@@ -428,7 +424,7 @@ def test_a_signal_that_arrives_while_a_process_is_started_reaches_it_once(monkey
 
     def start_with_signal(*args, **options):
         process = start(*args, **options)
-        wait_for(tmp_path / "started")
+        wait_for_files(tmp_path / "started")
         os.kill(os.getpid(), signal.SIGINT)
         return process
 
@@ -444,7 +440,7 @@ def test_a_signal_that_arrives_while_a_process_is_started_reaches_it_once(monkey
 def test_a_signal_counts_even_after_a_run_has_failed(tmp_path):
     """The exit code is that of the signal, because the same command can go on with the other run."""
     process = start_runs(tmp_path, [("broken", "false"), ("a", RUN_UNTIL_SIGNAL)], GPUS="0")
-    wait_for(tmp_path / "runs/a/started")
+    wait_for_files(tmp_path / "runs/a/started")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -455,7 +451,7 @@ def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
     """It was in its last step."""
     finish = "sh -c 'trap \"echo >$OUTPUT_DIR/summary.json; exit 0\" INT; : >$OUTPUT_DIR/started; sleep 150 & wait' sh"
     process = start_runs(tmp_path, [("a", finish)])
-    wait_for(tmp_path / "runs/a/started")
+    wait_for_files(tmp_path / "runs/a/started")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (0, "done: a\n", "")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -23,8 +24,11 @@ import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 
+pytestmark = pytest.mark.usefixtures("small_student")
 SIDE, CLASSES = 16, 3
-LAYOUTS = ("folders", "cifar", "idx", "tiny", "tensors", "soft tensors", "shards", "parquet")
+NO_PYARROW = find_spec("pyarrow") is None
+LAYOUTS = ["folders", "cifar", "idx", "tiny", "tensors", "soft tensors", "shards"]
+PARQUET = pytest.param("parquet", marks=pytest.mark.skipif(NO_PYARROW, reason="needs pyarrow"))
 TRAIN = ["--input-size", SIDE, "--batch-size", 4, "--sgd", "-lr", 0.05, "--device", "cpu", "--precision", "fp32"]
 TRAIN += ["--eval-every", 2, "--epochs", 2]
 
@@ -92,11 +96,6 @@ def places(tmp_path_factory):
     return get
 
 
-@pytest.fixture(autouse=True)
-def _small_student(monkeypatch):
-    rank_jobs.use_small_student(monkeypatch.setattr)
-
-
 def words_for(place, output, *more):
     """Return the command line of train_KD_parallel.py for training on plain labels; `place` gives both parts."""
     words = ["--train-dir", place, "--val-dir", place, "--output-dir", output, "--loss-type", "ce", *TRAIN, "-j", 0]
@@ -109,7 +108,7 @@ def train(place, output, *more):
     return read_run(output)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, PARQUET])
 def test_loaders_and_a_resumed_run_agree(layout, places, tmp_path):
     """Worker processes and resident images give the same weights; so does a run that was stopped within an epoch."""
     place = places(layout)
@@ -120,7 +119,6 @@ def test_loaders_and_a_resumed_run_agree(layout, places, tmp_path):
     assert workers.rows[-1]["val_loss"] == pytest.approx(whole.rows[-1]["val_loss"], rel=1e-6)
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, 15, 4)
-        patch.setattr(train_KD_parallel, "train", train_FKD_parallel.train)
         stopped = run(train_KD_parallel, *words_for(place, tmp_path / "stopped"))
     assert stopped.code == 128 + 15, stopped.err
     resumed = train(place, tmp_path / "stopped", "--resume")
@@ -128,7 +126,7 @@ def test_loaders_and_a_resumed_run_agree(layout, places, tmp_path):
     assert resumed.rows[-1]["val_loss"] == whole.rows[-1]["val_loss"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, PARQUET])
 def test_students_side_by_side_are_those_of_their_own_runs(layout, places, tmp_path):
     place = places(layout)
     train_both = run(train_KD_parallel, *words_for(place, tmp_path / "both", "--seeds", 0, 1))
@@ -139,8 +137,8 @@ def test_students_side_by_side_are_those_of_their_own_runs(layout, places, tmp_p
 
 
 def test_ranks_agree_with_one_process(places, tmp_path):
-    """Two processes give the weights of one, on every layout; each decodes its own images."""
-    pairs = {layout: places(layout) for layout in LAYOUTS}
+    """Two processes give the weights of one, on every layout."""
+    pairs = {layout: places(layout) for layout in [*LAYOUTS, *([] if NO_PYARROW else ["parquet"])]}
     flags = ["--sync-bn", "--mix-type", "cutmix"]
     jobs = [["train_KD_parallel", *words_for(place, tmp_path / "two" / name, *flags)] for name, place in pairs.items()]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
@@ -152,7 +150,7 @@ def test_ranks_agree_with_one_process(places, tmp_path):
         assert all((two[key].double() - value.double()).abs().max() < 1e-5 for key, value in one.items()), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, PARQUET])
 def test_labels_know_the_images_of_every_layout(layout, places, tmp_path):
     """Labels made for a set train on it; another set of the same layout is refused, because its images differ."""
     if layout == "soft tensors":

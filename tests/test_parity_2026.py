@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import read_run, run
+from helpers import read_run, run, threads
 
 import train_FKD_parallel
 from utils.labels import training_views
@@ -32,10 +31,8 @@ DRIFT = (0.05, 0.02)
 @pytest.fixture(autouse=True)
 def _threads_of_the_reference():
     """Use two threads, like the reference: another order of sums drifts by more than 2 % within these few steps."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads(2):
+        yield
 
 
 @pytest.mark.parametrize("expected", RUNS, ids=[f"{one['labels']} {one['flags']}" for one in RUNS])

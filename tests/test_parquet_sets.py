@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from image_layouts import Loaded, image_column, numbered_file, numbered_pixels, write_parquet
 from torch.utils.data import DataLoader
 
@@ -212,10 +213,10 @@ def test_damaged_files(tmp_path):
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
     path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
     images = opened(path)
-    images.samples[0][0].container.groups = None
+    fresh = pickle.loads(pickle.dumps(images.samples[3][0]))  # as a worker process gets it
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"data/0000003 cannot be decoded \(.*data\.parquet is damaged"):
-        load_image(images.samples[3][0])
+        load_image(fresh)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -247,10 +248,10 @@ def test_pyarrow_that_is_missing_or_too_old(version, problem, tmp_path, monkeypa
         opened(path)
 
 
-def test_pyarrow_is_imported_for_tables_only(tmp_path):
+def test_pyarrow_is_imported_for_tables_only():
     """Without a table, the optional package is not needed."""
     code = "import sys; from utils.data.readers import parquet; parquet.recognise('.'); print('pyarrow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
 
 

@@ -19,7 +19,6 @@ from utils.labels.formats import open_labels
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.system.errors import InputError
 from utils.system.safe_load import load_archive
-from utils.training import teachers
 from utils.training.models import build_student, build_teacher
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble
@@ -108,21 +107,22 @@ def test_several_batches_at_once_are_combined_each_alone(rule, teacher):
 
 
 def test_answers_come_in_order_and_a_gpu_is_given_several_batches(teacher, monkeypatch):
-    """A GPU gets up to TEACHER_ROWS rows, queued before the last result is read; a CPU gets one batch at a time."""
+    """A GPU gets up to 512 rows at a time, queued before the last result is read; a CPU gets one batch at a time."""
     ensemble = Ensemble(["resnet18"], [teacher], "mean", Precision("fp32", CPU))
     asked = []
     # only the order and the sizes of the calls matter, and a GPU is missing
     monkeypatch.setattr(ensemble, "answer", lambda group: asked.append([len(one) for one in group]) or group)
-    monkeypatch.setattr(teachers, "TEACHER_ROWS", 11)
-    batches = [Batch(torch.full((rows, 1), float(n)), None, torch.zeros(rows)) for n, rows in enumerate((5, 5, 5, 2))]
+    sizes = (232, 232, 232, 90)
+    batches = [Batch(torch.full((rows, 1), float(n)), None, torch.zeros(rows)) for n, rows in enumerate(sizes)]
     answers = ensemble.answers_to(batches)
     assert next(answers)[0] == 0
-    assert asked == [[5], [5]]
-    assert [len(one) for one in answers] == [5, 5, 2]
+    assert asked == [[232], [232]]
+    assert [len(one) for one in answers] == [232, 232, 90]
     asked.clear()
     ensemble.precision = Namespace(device=torch.device("cuda"))
-    assert [(len(one), one[0].item()) for one in ensemble.answers_to(batches)] == [(5, 0), (5, 1), (5, 2), (2, 3)]
-    assert asked == [[5, 5], [5, 2]]
+    answers = [(len(one), one[0].item()) for one in ensemble.answers_to(batches)]
+    assert answers == [(232, 0), (232, 1), (232, 2), (90, 3)]
+    assert asked == [[232, 232], [232, 90]]
 
 
 def test_labels_that_are_not_finite_are_refused(tiny, teacher, tmp_path):

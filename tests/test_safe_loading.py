@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import Command
 
 from utils.system.errors import InputError
 from utils.system.safe_load import CHECKPOINT_GLOBALS, SETTINGS, WEIGHT_GLOBALS, Inert, load_archive
@@ -35,23 +36,11 @@ def refused(path, *words):
     return sentence
 
 
-class Call:
-    """Pickles to a call of `function(*arguments)`."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
-
-
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_shell_command_in_a_label_file_does_not_run(protocol, tmp_path):
     """`os.system` (pickled under its home module) is named in the refusal, and has not run."""
-    import os
-
     trace = tmp_path / "ran"
-    payload = pickle.dumps([Call(os.system, f"touch {trace}")], protocol=protocol)
+    payload = pickle.dumps([Command(trace)], protocol=protocol)
     path = tmp_path / "batch_0.tar"
     assert "refused" in refused(write_zip(path, payload), "system")
     assert not trace.exists()
@@ -61,10 +50,8 @@ def test_a_shell_command_in_a_label_file_does_not_run(protocol, tmp_path):
 
 def test_torch_save_of_a_command_is_refused(tmp_path):
     """The same through `torch.save` itself, as an attacker would write it."""
-    import os
-
     trace, path = tmp_path / "ran", tmp_path / "batch_0.tar"
-    torch.save([Call(os.system, f"touch {trace}")], path)
+    torch.save([Command(trace)], path)
     refused(path, "refused", "system")
     assert not trace.exists()
 

@@ -51,6 +51,19 @@ def test_a_shard(kind, label, tmp_path):
     assert str(images.samples[1][0]) == f"{path}: shard/sample00001.{kind}"
 
 
+def test_the_class_of_a_sample_that_gives_several(tmp_path):
+    """`.cls` comes before `.cls.txt` and JSON; `label` before `class`, `cls` and `class_id`."""
+    files = [
+        *[("a.png", numbered_file(0)), ("a.json", b'{"label": 3}'), ("a.cls.txt", b"2"), ("a.cls", b"0")],
+        *[("b.png", numbered_file(1)), ("b.json", b'{"label": 3}'), ("b.cls.txt", b"1")],
+        *[("c.png", numbered_file(2)), ("c.json", b'{"class_id": 6, "cls": 5, "class": 4, "label": 2}')],
+        *[("d.png", numbered_file(3)), ("d.json", b'{"class_id": 6, "cls": 5, "class": 3}')],
+        *[("e.png", numbered_file(4)), ("e.json", b'{"class_id": 6, "cls": 4}')],
+    ]
+    images = opened(write_tar(tmp_path / "shard.tar", files))
+    assert (images.classes, images.targets) == (["0", "1", "2", "3", "4"], [0, 1, 2, 3, 4])
+
+
 def test_grey_images(tmp_path):
     """One image with colours makes the set one of three channels."""
     out = io.BytesIO()

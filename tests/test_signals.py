@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import run, same_weights, signal_in_step
+from helpers import run, same_weights, signal_in_step, wait_for
 
 import train_FKD_parallel
 from utils.data.resident import ResidentBatches
@@ -79,17 +79,9 @@ def start(tiny, output, **changed):
     flags = {"workers": 2, "loader": "workers", "epochs": 3000, "reuse_labels": True, "eval_every": 5000} | changed
     command = [sys.executable, train_FKD_parallel.__file__, *tiny.flags(output, **flags)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (output / "metrics.csv").exists() or process.poll() is not None, 120)
+    wait_for(lambda: (output / "metrics.csv").exists() or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     return process
-
-
-def wait_for(condition, seconds):
-    """Wait until `condition()` holds; return whether it does."""
-    end = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return met
 
 
 def descendants(pid):

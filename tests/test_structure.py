@@ -60,5 +60,5 @@ def test_no_module_of_tests_imports_another_with_tests(path):
     """Functions that several tests need are in helpers.py or in a module named after their purpose."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [alias.name for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
     assert not [name for name in names if name.rpartition(".")[2].startswith("test_")]

@@ -1,12 +1,12 @@
 """Sets of tensors and arrays are read unrounded, in order, with their labels; anything else gets one sentence."""
 
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import DC_COLOUR, Command
 from image_layouts import Loaded
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -16,7 +16,6 @@ from utils.data.images import load_image, read_image, soft_labels_of
 from utils.data.readers.tensors import recognise
 from utils.system.errors import InputError
 
-DC_COLOUR = Path(__file__).parent / "data" / "dc_colour"
 N, SIDE = 6, 8
 CLASSES = [0, 2, 1, 1, 0, 2]
 
@@ -70,7 +69,6 @@ def test_every_dtype_and_both_formats_of_pytorch(dtype, old, tmp_path):
 def test_a_tensor_that_lay_on_a_gpu(tmp_path):
     """The device in the file does not matter."""
     folder = save_pair(tmp_path, normal(), torch.tensor(CLASSES))
-    content = (folder / "images_best.pt").read_bytes()
     torch.save(normal(), folder / "images_best.pt", _use_new_zipfile_serialization=False)
     content = (folder / "images_best.pt").read_bytes()
     assert content.count(b"X\x03\x00\x00\x00cpu") == 1
@@ -367,16 +365,6 @@ def test_damaged_files(name, tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=rf"{name} .*copy"):
         open_images(path, "--train-dir")
-
-
-class Command:
-    """Object whose pickle makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def test_nothing_is_run(tmp_path):

@@ -18,6 +18,8 @@ from utils.run.folder import RUN_FILES
 from utils.run.student import Student
 from utils.run.summary import COLUMNS
 
+SMALL = "convnet1_w8_bn"  # for tests of rates and files, which any student passes
+
 
 def test_a_run_leaves_its_files(whole_run, tiny):
     """All files exist, metrics.csv has its columns, and the checkpoint has the reference's keys."""
@@ -207,31 +209,23 @@ def test_flags_have_an_effect(two_epochs):
         ({"schedule": "prism", "adamw_lr": 0.01}, [10, 10 * 0.9567727288, 10 * 0.8345653032]),
     ],
 )
-def test_schedules_set_the_rate(flags, rates, tiny, tmp_path, monkeypatch):
-    """The test reads the lr column of runs without training steps."""
-    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
-    rows = tiny.train_run(tmp_path / "run", **flags).rows
+def test_schedules_set_the_rate(flags, rates, tiny, tmp_path):
+    """The lr column has the rates."""
+    rows = tiny.train_run(tmp_path / "run", model=SMALL, **flags).rows
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * rate for rate in rates], rel=1e-5)
 
 
-def only_count(student, batch):
-    """Count the rows of a batch in place of a training step."""
-    student.sums.samples += len(batch)
-
-
-def test_start_epoch_trains_the_later_epochs(tiny, tmp_path, monkeypatch):
+def test_start_epoch_trains_the_later_epochs(tiny, tmp_path):
     """A new student gets the later labels and the later rates."""
-    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
-    rows = tiny.train_run(tmp_path / "run", start_epoch=1).rows
+    rows = tiny.train_run(tmp_path / "run", model=SMALL, start_epoch=1).rows
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[0]["lr"] == pytest.approx(2e-3 / 3)
 
 
-def test_eval_every(tiny, tmp_path, monkeypatch):
+def test_eval_every(tiny, tmp_path):
     """Evaluation runs every N epochs and at the end; other cells are empty."""
-    monkeypatch.setattr("train_FKD_parallel.train_step", only_count)
     labels = make_labels(tmp_path / "labels", epochs=6)
-    done = tiny.train_run(tmp_path / "run", fkd_path=labels, epochs=6, eval_every=2)
+    done = tiny.train_run(tmp_path / "run", model=SMALL, fkd_path=labels, epochs=6, eval_every=2)
     assert [row["epoch"] for row in done.rows if row["val_top1"] is not None] == [0, 2, 4, 5]
     assert done.rows[1]["val_loss"] is done.rows[1]["val_seconds"] is None
 
@@ -239,15 +233,16 @@ def test_eval_every(tiny, tmp_path, monkeypatch):
 def test_the_micro_batch_follows_the_accumulation(tiny, tmp_path, monkeypatch):
     """--batch-size 4 in 2 steps gives micro-batches of 2 rows."""
     seen = []
+    train_step = train_FKD_parallel.train_step
 
     def note(student, batch):
         seen.append(student.micro_batch_size)
-        only_count(student, batch)
+        train_step(student, batch)
 
-    monkeypatch.setattr("train_FKD_parallel.train_step", note)
+    monkeypatch.setattr(train_FKD_parallel, "train_step", note)
     labels = make_labels(tmp_path / "labels", "mixup", epochs=1, batch_size=4)
     flags = {"fkd_path": labels, "batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 1, "mix_type": "mixup"}
-    done = tiny.train_run(tmp_path / "run", **flags)
+    done = tiny.train_run(tmp_path / "run", model=SMALL, **flags)
     assert seen == [2] * 3  # batches
     assert done.summary["labels"]["mix_type"] == "mixup"
 

@@ -187,7 +187,8 @@ def test_one_of_several_gpus_is_chosen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr("utils.training.precision.configure_cuda", lambda: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # `pick_device` changes both
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     assert pick_device("cuda:1") == torch.device("cuda", 1)
     assert chosen == [1]
     assert pick_device("cuda", World(1, 2, 1)) == torch.device("cuda", 1)

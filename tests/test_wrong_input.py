@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_images, make_labels, run
+from helpers import Command, make_images, make_labels, run
 from PIL import Image
 
 import train_FKD_parallel
@@ -67,14 +67,7 @@ def output_below_a_file(tmp_path, tiny):
 
 def hostile_labels(tmp_path, tiny):
     labels = make_labels(tmp_path / "labels")
-
-    class Command:
-        def __reduce__(self):
-            import os
-
-            return os.system, (f"touch {tmp_path}/ran",)
-
-    torch.save([Command()], labels / "epoch_0" / "batch_0.tar")
+    torch.save([Command(tmp_path / "ran")], labels / "epoch_0" / "batch_0.tar")
     return {"fkd_path": labels}, ["batch_0.tar", "refused", "system"]
 
 
