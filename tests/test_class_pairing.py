@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from utils.data.images import ImageSet
 from utils.run.classes import (
     Numbering,
     display_names,
@@ -174,7 +175,13 @@ def test_class_map(tmp_path):
         pair(WORDS, train, str(file))
     file.write_text("zero\tdigit_0\n")
     with pytest.raises(InputError, match=r"no validation folder belongs to class digit_1, digit_2, digit_3 and 6 more"):
-        number_val_folders(sorted(WORDS), train, Numbering(list(range(10)), ""), str(file), "here")
+        number_val_folders(
+            ImageSet("val", sorted(WORDS), []),
+            ImageSet("train", train, []),
+            Numbering(list(range(10)), ""),
+            str(file),
+            "here",
+        )
 
 
 def test_files_of_editors_on_windows(tmp_path):

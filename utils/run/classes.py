@@ -183,34 +183,44 @@ def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
     return numbers if len(set(numbers)) == len(names) else None
 
 
-def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
-    """Return the keys by which the classes of two image sets are paired: (keys of `own`, keys of `other`).
+def pair_sets(
+    own: ImageSet, other: ImageSet, class_map: str | None, where: str, sides: Sides = VALIDATION
+) -> tuple[list[int | None], str]:
+    """Pair every class of the image set `own` with a class of `other`; return (indices, rule) as `pair_names` does.
 
-    If both sets name their classes, or if a --class-map was given, the keys are the class names. Otherwise, the keys
-    are class numbers as text. The number of a class is its name if all names in the set are numbers, else its index.
+    If both sets name their classes, or if a --class-map was given, the classes are paired by name. Otherwise, they are
+    paired by number. The number of a class is its name if all names in the set are numbers, else its index.
+
+    Args:
+        own: the set whose classes are to be found.
+        other: the set whose classes are known.
+        class_map, where, sides: see `pair_names`.
+
+    Raises:
+        InputError: the classes cannot be paired, or the --class-map does not fit them.
     """
     if (own.named and other.named) or class_map is not None:
-        return own.classes, other.classes
+        return pair_names(own.classes, other.classes, class_map, where, sides)
 
     def numbers(names: list[str]) -> list[str]:
         if all(name.isdecimal() for name in names):
             return [str(int(name)) for name in names]
         return [str(number) for number in range(len(names))]
 
-    return numbers(own.classes), numbers(other.classes)
+    places, _ = pair_names(numbers(own.classes), numbers(other.classes), None, where, sides)
+    return places, BY_NUMBER
 
 
 def number_val_folders(
-    folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
+    val: ImageSet, train: ImageSet, numbering: Numbering, class_map: str | None, where: str
 ) -> Numbering:
     """Return the class number of every validation folder.
 
     Each validation folder gets the class number of its training folder. Folders without a training folder get None.
 
     Args:
-        folders: sorted names of the validation folders.
-        train_folders: sorted names of the training folders.
-        train: class numbers of the training folders.
+        val, train: the image sets.
+        numbering: class numbers of the training folders.
         class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`;
             None to pair folders by name.
         where: the two image folders, in words, for error messages.
@@ -218,14 +228,14 @@ def number_val_folders(
     Raises:
         InputError: the folders cannot be matched by name, --class-map is wrong, or a class has no validation folder.
     """
-    places, how = pair_names(folders, train_folders, class_map, where)
-    lacking = [name for place, name in enumerate(train_folders) if place not in places]
+    places, how = pair_sets(val, train, class_map, where)
+    lacking = [name for place, name in enumerate(train.classes) if place not in places]
     if lacking:
         raise InputError(
             f"{where}: no validation folder belongs to class {listing(lacking, 3)}; give validation images of every "
             "class"
         )
-    return Numbering([None if place is None else train.numbers[place] for place in places], how)
+    return Numbering([None if place is None else numbering.numbers[place] for place in places], how)
 
 
 def pair_names(
@@ -415,7 +425,7 @@ def select_pair(
     lines, how = find_classes(train, listed_classes(subset))
     if class_map is not None:
         where = f"{sides.own} {val.root} and {sides.other} {train.root}"
-        places, paired = pair_names(*names_to_pair(val, train, class_map), class_map, where, sides)
+        places, paired = pair_sets(val, train, class_map, where, sides)
         keep_classes(subset, val, sides.own, [None if place is None else lines[place] for place in places], paired)
     else:
         select_classes(subset, val, sides.own)

@@ -33,7 +33,6 @@ from utils.run.classes import (
     BY_NUMBER,
     Numbering,
     display_names,
-    names_to_pair,
     number_train_folders,
     number_val_folders,
     numbers_of_classes,
@@ -182,18 +181,15 @@ def number_classes(
         return train.classes, replace(found, classes=f"numbered and paired by --classes {config.subset}")
     own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
-    val_names, train_names = names_to_pair(val, train, config.class_map)
-    theirs = number_val_folders(val_names, train_names, own, config.class_map, where)
-    if config.class_map is None and not (train.named and val.named):
-        theirs = replace(theirs, how=BY_NUMBER)
-        if len(train.classes) != len(val.classes):
-            log.warning(
-                "WARNING: %s have %d and %d classes, which are paired by number; give sets with the same classes, or "
-                "--class-map FILE",
-                where,
-                len(val.classes),
-                len(train.classes),
-            )
+    theirs = number_val_folders(val, train, own, config.class_map, where)
+    if theirs.how == BY_NUMBER and len(train.classes) != len(val.classes):
+        log.warning(
+            "WARNING: %s have %d and %d classes, which are paired by number; give sets with the same classes, or "
+            "--class-map FILE",
+            where,
+            len(val.classes),
+            len(train.classes),
+        )
     if max(number for number in own.numbers if number is not None) >= num_classes:
         raise InputError(
             f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher "
