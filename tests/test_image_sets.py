@@ -481,6 +481,7 @@ class Floats(Container):
     """Floating-point images [N, C, H, W] with soft labels."""
 
     path = "floats"
+    holds_files = False
 
     def __init__(self, images, soft_labels):
         self.images, self.soft_labels = images, soft_labels
