@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from utils.data.images import Container, ImageSet, Member, channels_of_files
-from utils.data.readers.labels import numbered
+from utils.data.images import Container, ImageSet
+from utils.data.readers.labels import labelled_set
 from utils.data.readers.parts import of_part
 from utils.system.errors import InputError, clause, listing
 
@@ -205,11 +205,9 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
             raise InputError(f"{file}: a row has no class in the column {columns[1]}; copy it again")
     if columns is None or not labels:
         raise InputError(f"{flag} {path} holds no images; copy it again")
-    names, targets, named = numbered(labels, str(path), classes)
     container = Tables(str(path), files, columns[0], places, starts)
-    samples = [(Member(container, number), target) for number, target in enumerate(targets)]
     layout = f"parquet, {len(files)} file{'s' if len(files) > 1 else ''}"
-    return ImageSet(str(path), names, list(samples), named, channels_of_files(list(samples)), layout=layout)
+    return labelled_set(container, labels, layout, classes)
 
 
 def files_of(path: Path, flag: str, part: str) -> list[str]:

@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.data.images import Container, ImageSet, Member, channels_of_files
-from utils.data.readers.labels import numbered
+from utils.data.images import Container, ImageSet
+from utils.data.readers.labels import labelled_set
 from utils.data.readers.parts import of_part
 from utils.system.errors import InputError, clause, one_line, shorten
 
@@ -128,11 +128,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
             labels.append(label_of(sample, file))
     if not names:
         raise InputError(f"{flag} {path} holds no images ({', '.join(IMAGES)}); copy it again")
-    classes, targets, named = numbered(labels, str(path))
     container = Shards(str(path), files, names, np.array(places, np.int64))
-    members = [(Member(container, number), target) for number, target in enumerate(targets)]
-    count = f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}"
-    return ImageSet(str(path), classes, list(members), named, channels_of_files(list(members)), layout=count)
+    return labelled_set(container, labels, f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}")
 
 
 def samples_of(path: str) -> list[Sample]:
