@@ -20,7 +20,7 @@ from typing import Any
 
 from utils.data.images import Container, ImageSet
 from utils.data.readers.labels import labelled_set
-from utils.data.readers.parts import of_part
+from utils.data.readers.parts import files_with, of_part
 from utils.system.errors import InputError, clause, listing
 
 OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (CVE-2023-47248)
@@ -130,27 +130,18 @@ def pyarrow_parquet(path: str) -> Any:
     return parquet
 
 
-def tables_in(folder: Path) -> list[str]:
-    """Return the names of the parquet files in a folder, sorted."""
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".parquet")]
-    except OSError:
-        return []
-    return sorted(name for name in names if name[0] != ".")
-
-
 def folders_with_tables(path: Path) -> list[Path]:
     """Return [`path`] if this folder holds parquet files, else the list of its sub-folders that hold parquet files.
 
     If there are more than FEW_FOLDERS sub-folders, the list is empty.
     """
-    if tables_in(path):
+    if files_with(path, ".parquet"):
         return [path]
     try:
         folders = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
     except OSError:
         return []
-    return [folder for folder in folders if tables_in(folder)] if len(folders) <= FEW_FOLDERS else []
+    return [folder for folder in folders if files_with(folder, ".parquet")] if len(folders) <= FEW_FOLDERS else []
 
 
 def recognise(path: Path | str) -> bool:
@@ -222,7 +213,7 @@ def files_of(path: Path, flag: str, part: str) -> list[str]:
     if len(folders) != 1:
         found = f"several sets; give one of the folders {listing(folders)}" if folders else "no parquet files"
         raise InputError(f"{flag} {path} holds {found}")
-    return [str(folders[0] / name) for name in of_part(tables_in(folders[0]), part, path, flag)]
+    return [str(folders[0] / name) for name in of_part(files_with(folders[0], ".parquet"), part, path, flag)]
 
 
 def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | None]:
