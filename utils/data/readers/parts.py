@@ -16,7 +16,9 @@ PREFERRED = {"train": ("train",), "val": ("val", "test")}  # requested part -> p
 def files_with(folder: Path, suffix: str) -> list[str]:
     """Return the names of the files in a folder that end in `suffix`, sorted; [] if the folder cannot be read."""
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(suffix) and entry.name[0] != ".")
+        return sorted(
+            entry.name for entry in os.scandir(folder) if entry.name.endswith(suffix) and entry.name[0] != "."
+        )
     except OSError:
         return []
 
