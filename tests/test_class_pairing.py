@@ -11,7 +11,7 @@ from utils.run.classes import (
     imagenet_numbers,
     number_train_folders,
     number_val_folders,
-    numbered,
+    trailing_numbers,
     pair_names,
 )
 from utils.system.errors import InputError
@@ -60,7 +60,7 @@ def test_imagenet_has_wnids_and_words():
 )
 def test_numbered_names(names, numbers):
     """Names with one prefix and different numbers are numbers; wnids are names."""
-    assert numbered(names) == numbers
+    assert trailing_numbers(names) == numbers
 
 
 def test_training_folders_of_a_thousand_class_teacher():

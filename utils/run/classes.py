@@ -91,7 +91,7 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
-def numbered(names: Sequence[str]) -> list[int] | None:
+def trailing_numbers(names: Sequence[str]) -> list[int] | None:
     """Return the numbers at the end of folder names, such as 0 … 999 for new000 … new999.
 
     Return None if the names have different text before the number, if a name has no number, if two numbers are equal,
@@ -176,7 +176,7 @@ def number_train_folders(
 
 def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
     """Return the ImageNet-1K class number of each name; None if a name is unknown, or two names have one number."""
-    if numbered(names) is not None:
+    if trailing_numbers(names) is not None:
         return None
     known = imagenet_numbers()
     numbers = [known[plain(name)] for name in names if plain(name) in known]
@@ -287,7 +287,7 @@ def pair_names(
     spelt = pair([plain(name) for name in folders], [plain(name) for name in train_folders])
     if spelt is not None:
         return spelt, "by name, ignoring case and spaces"
-    val_numbers, train_numbers = numbered(folders), numbered(train_folders)
+    val_numbers, train_numbers = trailing_numbers(folders), trailing_numbers(train_folders)
     if val_numbers is not None and train_numbers is not None:
         same = pair(val_numbers, train_numbers)
         if same is not None:
@@ -458,8 +458,8 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
         names = images.classes
         yield by(names, listed), "by name"
         yield by([plain(name) for name in names], [plain(name) for name in listed]), "by name, ignoring case and spaces"
-        numbers, known = numbered(names), imagenet_numbers()
-        yield by(numbers or names, numbered(listed) or listed), "by the numbers in their names"
+        numbers, known = trailing_numbers(names), imagenet_numbers()
+        yield by(numbers or names, trailing_numbers(listed) or listed), "by the numbers in their names"
         if numbers is None or sorted(numbers) == list(range(IMAGENET_CLASSES)):
             classes: list = numbers or [known.get(plain(name)) for name in names]
             yield by(classes, [known.get(plain(name)) for name in listed]), "by ImageNet's list of classes"

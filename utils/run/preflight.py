@@ -37,6 +37,7 @@ from utils.run.classes import (
     number_val_folders,
     numbers_of_classes,
     select_pair,
+    trailing_numbers,
 )
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
@@ -485,10 +486,7 @@ def identify_images(
 
 def warn_of_folder_order(names: Sequence[str]) -> None:
     """Warn if folder names end in numbers but are not in the order of these numbers (`new1000` before `new101`)."""
-    parts = [trailing_number(name) for name in names]
-    numbers = [number for _, number in parts if number is not None]
-    if len({prefix for prefix, _ in parts}) != 1 or len(numbers) < len(names):
-        return
+    numbers = trailing_numbers(names) or []
     for first, second, name, following in zip(numbers, numbers[1:], names, names[1:], strict=False):
         if first > second:
             log.warning(
@@ -509,12 +507,6 @@ def warn_of_last_batch(images: int, batch_size: int) -> None:
             images,
             batch_size,
         )
-
-
-def trailing_number(name: str) -> tuple[str, int | None]:
-    """Split a folder name into (text before the number at its end, the number); the number is None if there is none."""
-    prefix = name.rstrip("0123456789")
-    return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
 def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:
