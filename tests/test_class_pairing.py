@@ -4,13 +4,14 @@ import random
 
 import pytest
 
+from utils.data.images import ImageSet
 from utils.run.classes import (
     Numbering,
     display_names,
     imagenet_numbers,
     number_train_folders,
     number_val_folders,
-    numbered,
+    trailing_numbers,
     pair_names,
 )
 from utils.system.errors import InputError
@@ -59,7 +60,7 @@ def test_imagenet_has_wnids_and_words():
 )
 def test_numbered_names(names, numbers):
     """Names with one prefix and different numbers are numbers; wnids are names."""
-    assert numbered(names) == numbers
+    assert trailing_numbers(names) == numbers
 
 
 def test_training_folders_of_a_thousand_class_teacher():
@@ -174,7 +175,13 @@ def test_class_map(tmp_path):
         pair(WORDS, train, str(file))
     file.write_text("zero\tdigit_0\n")
     with pytest.raises(InputError, match=r"no validation folder belongs to class digit_1, digit_2, digit_3 and 6 more"):
-        number_val_folders(sorted(WORDS), train, Numbering(list(range(10)), ""), str(file), "here")
+        number_val_folders(
+            ImageSet("val", sorted(WORDS), []),
+            ImageSet("train", train, []),
+            Numbering(list(range(10)), ""),
+            str(file),
+            "here",
+        )
 
 
 def test_files_of_editors_on_windows(tmp_path):

@@ -29,6 +29,7 @@ class Tensors(Container):
     """Images in a tensor [N, C, H, W], of floats or of bytes."""
 
     path = "tensors"
+    holds_files = False
 
     def __init__(self, images):
         self.images = images

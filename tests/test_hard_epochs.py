@@ -69,8 +69,8 @@ def test_targets_equal_timms():
             lam = 1 - (y2 - y1) * (x2 - x1) / SIDE**2
             for row, partner in enumerate(range(len(drawn.index) - 1, -1, -1)):
                 wanted = torch.full((4,), 0.8 / 4)
-                wanted[views.targets[drawn.index[row]]] += 0.2 * lam
-                wanted[views.targets[drawn.index[partner]]] += 0.2 * (1 - lam)
+                wanted[views.labels[drawn.index[row]]] += 0.2 * lam
+                wanted[views.labels[drawn.index[partner]]] += 0.2 * (1 - lam)
                 torch.testing.assert_close(drawn.logits[row], wanted)
                 assert drawn.mix.partner[row] == partner
 

@@ -327,6 +327,21 @@ class Group:
 
     title: ClassVar[str] = ""
 
+    def refuse_alone(self, names: Sequence[str], needed: str) -> None:
+        """Raise InputError if a flag does not have its default, although it has no effect without the flag `needed`.
+
+        Args:
+            names: field names of the flags.
+            needed: the other flag, which was not given, as typed on the command line.
+        """
+        for name in names:
+            default, value = getattr(type(self), name), getattr(self, name)
+            if value != default:
+                shown = f" {value}" if isinstance(default, float | str) else ""
+                raise InputError(
+                    f"--{name.replace('_', '-')}{shown} has no effect without {needed}; give both, or neither"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandConfig:
@@ -639,11 +654,7 @@ class AugmentFlags(Group):
         """
         names = ("dsa_strategy", "dsa_mode", "dsa_param")
         if self.augment != "dsa":
-            for name in names:
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--{name.replace('_', '-')} has no effect without --augment dsa; give both, or neither"
-                    )
+            self.refuse_alone(names, "--augment dsa")
             return {}
         parameters = tuple(f"{name}={value}" for name, value in self.dsa_parameters().items())
         values = (self.dsa_strategy or "_".join(DSA_OPERATIONS), self.dsa_mode or DSA_MODES[0], parameters)
@@ -1148,10 +1159,8 @@ class TrainConfig(
             raise InputError(
                 f"--smoothing {self.smoothing} takes the rate of --schedule linear-smoothed below zero; give 1 or more"
             )
-        if self.ema_buffers != "averaged" and self.ema_decay is None:
-            raise InputError(
-                f"--ema-buffers {self.ema_buffers} has no effect without --ema-decay; give both, or neither"
-            )
+        if self.ema_decay is None:
+            self.refuse_alone(["ema_buffers"], "--ema-decay")
 
     def milestone_epochs(self) -> tuple[int, ...]:
         """Return --milestones as numbers of epochs, counted from 0; a share s of E epochs becomes int(s E).
@@ -1162,12 +1171,7 @@ class TrainConfig(
             InputError: --milestones, --gamma, --step-momentum, --schedule and --epochs contradict each other.
         """
         if self.schedule != "step":
-            if self.milestones:
-                raise InputError("--milestones has no effect without --schedule step; give both, or neither")
-            if self.gamma != 0.1:
-                raise InputError(f"--gamma {self.gamma} has no effect without --schedule step; give both, or neither")
-            if self.step_momentum:
-                raise InputError("--step-momentum has no effect without --schedule step; give both, or neither")
+            self.refuse_alone(["milestones", "gamma", "step_momentum"], "--schedule step")
             return ()
         if not self.milestones:
             raise InputError(
@@ -1204,11 +1208,7 @@ class TrainConfig(
     def check_hard_epochs(self) -> None:
         """Raise InputError if a flag for epochs on hard labels has no effect or an impossible value."""
         if not self.hard_epochs:
-            for name in ("hard_batch_size", "label_smoothing"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--{name.replace('_', '-')} has no effect without --hard-epochs; give both, or neither"
-                    )
+            self.refuse_alone(["hard_batch_size", "label_smoothing"], "--hard-epochs")
             return
         if self.hard_epochs >= self.epochs:
             raise InputError(

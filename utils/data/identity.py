@@ -108,9 +108,9 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
         while ahead := list(islice(images, AHEAD)):
             pairs += pool.map(both, ahead)
     pixels, files = (b"".join(column) for column in zip(*pairs, strict=True))
-    return ImageDigests(as_rows(pixels), as_rows(files))
+    return ImageDigests(digest_rows(pixels), digest_rows(files))
 
 
-def as_rows(digests: bytes) -> torch.Tensor:
+def digest_rows(digests: bytes) -> torch.Tensor:
     """Return the concatenated 8-byte digests of N images as a tensor, uint8 [N, 8]."""
     return torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)

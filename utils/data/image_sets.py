@@ -8,36 +8,24 @@ The layout is recognised by the content of the file or folder. These layouts are
 3. a folder with one sub-folder of images per class (`open_folder`).
 """
 
-import importlib
-import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 from utils.data.folders import is_debris, open_folder
 from utils.data.images import ImageSet, channels_of_files
+from utils.data.readers import cifar, flat, idx, parquet, shards, tensors
 from utils.data.readers.flat import REMEDY, visible
-from utils.data.readers.flat import read as read_with_table
 from utils.data.readers.pixels import log_part
 from utils.system.errors import InputError, listing
 from utils.system.log import log
 
-READERS = ("cifar", "idx", "tensors", "parquet", "shards", "flat")
+READERS = (cifar, idx, tensors, parquet, shards, flat)
 HELD_OUT = ("val", "validation", "test")  # names of the part that is not for training, in order of preference
 TAKEN = (
     "give a folder with one sub-folder of images per class, or another layout that docs/images.md lists (CIFAR, MNIST, "
     "tensors, parquet, webdataset, ImageNet's validation images with their table)"
 )
-
-
-def readers() -> Iterator[ModuleType]:
-    """Yield the modules in READERS in order. A module is imported only when the iteration reaches it."""
-    for name in READERS:
-        module = f"utils.data.readers.{name}"
-        if importlib.util.find_spec(module) is not None:
-            yield importlib.import_module(module)
 
 
 def open_images(
@@ -68,9 +56,9 @@ def open_images(
         log_part(os.fspath(path), flag, part, os.path.basename(held_out(path) or ""))
         return open_images(inner, flag, part, normalised, labels)
     if labels is not None:
-        found = read_with_table(path, flag, part, normalised, labels)
+        found = flat.read(path, flag, part, normalised, labels)
     else:
-        reader = next((reader for reader in readers() if reader.recognise(path)), None)
+        reader = next((reader for reader in READERS if reader.recognise(path)), None)
         if reader is None:
             refuse_unknown(path, flag)
             folders = open_folder(path, flag)

@@ -5,9 +5,12 @@ An image is referred to by an `ImageRef`: the path of an image file, or a `Membe
 """
 
 import io
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,10 +38,12 @@ class Container(ABC):
 
     Attributes:
         path: file or folder that holds the images, for error messages.
+        holds_files: whether `read` returns the bytes of an image file, not the values of pixels.
         soft_labels: float32 [N, C], class probabilities or logits stored with the N images; None if there are none.
     """
 
     path: str
+    holds_files: bool = True
     soft_labels: torch.Tensor | None = None
 
     @abstractmethod
@@ -61,6 +66,31 @@ class Container(ABC):
     def num_bytes(self, number: int) -> int:
         """Return the number of bytes of the content of image `number`."""
         return len(self.read(number))
+
+
+class InMemory(Container):
+    """Base class of images of one size that are held in memory as one array or tensor.
+
+    Attributes:
+        shape: (N, H, W, C), with C = 1 if the images are grey.
+        item_bytes: number of bytes of one value.
+    """
+
+    holds_files = False
+    shape: tuple[int, int, int, int]
+    item_bytes: int = 1
+
+    def name(self, number: int) -> str:
+        """Return the image's number, padded with zeros, so that names sort in the order of the numbers."""
+        return f"{number:0{len(str(self.shape[0] - 1))}}"
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Return (width, height) of the image in pixels."""
+        return self.shape[2], self.shape[1]
+
+    def num_bytes(self, number: int) -> int:
+        """Return the number of bytes of the image's values."""
+        return math.prod(self.shape[1:]) * self.item_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +245,7 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
     Raises:
         InputError: the image cannot be decoded, or it has colours and `channels` is 1. The message names the image.
     """
-    try:
+    with decoding(image):
         if isinstance(image, Member):
             loaded = image.container.load(image.number)
         else:
@@ -230,8 +260,6 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
                     raise ValueError("it has colours, but the first images of its set are grey")
                 return to_rgb(loaded).getchannel(0)
             return to_rgb(loaded)
-    except Exception as error:
-        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
 
 
 def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
@@ -248,13 +276,17 @@ def height_and_width(image: Pixels) -> tuple[int, int]:
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
 
 
-def why_undecodable(error: Exception) -> str:
-    """Return the reason why an image could not be decoded, as a part of an error message."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty, or of a type that PIL does not know"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return clause(error)
+@contextmanager
+def decoding(image: ImageRef) -> Iterator[None]:
+    """Turn every error of the `with` block into an InputError that names the image and the reason."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is empty, or of a type that PIL does not know"
+        else:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else clause(error)
+        raise InputError(f"{image} cannot be decoded ({reason}); replace the image") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -280,13 +312,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def image_size(image: ImageRef) -> tuple[int, int]:
     """Return (width, height) of an image from its header; raise InputError if the header cannot be read."""
-    try:
+    with decoding(image):
         if isinstance(image, Member):
             return image.container.size(image.number)
         with Image.open(image) as opened:
             return opened.size
-    except Exception as error:
-        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
 
 
 def channels_of_files(samples: Samples) -> int:

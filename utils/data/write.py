@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from utils.data.folders import SUFFIXES, is_debris
 from utils.data.images import (
-    Container,
     ImageRef,
     ImageSet,
     Member,
     Samples,
+    decoding,
     load_image,
     read_image,
     soft_labels_of,
-    why_undecodable,
 )
 from utils.system.errors import InputError
 from utils.system.files import why_unwritable
@@ -79,22 +79,19 @@ def class_folders(images: ImageSet) -> list[str]:
 def holds_tensors(images: ImageSet) -> bool:
     """Return whether a set must be written as tensors: its images are floating-point numbers, or it has soft labels."""
     image = images.samples[0][0]
-    floats = isinstance(image, Member) and isinstance(image.container.load(image.number), torch.Tensor)
-    return floats or images.answers is not None
+    in_memory = isinstance(image, Member) and not image.container.holds_files
+    return images.answers is not None or (in_memory and images.values != "bytes")
 
 
 def image_file(image: ImageRef) -> tuple[bytes, str] | None:
     """Return (content, suffix) of an image's file; None if there is no file, or its format is not in SUFFIXES."""
     if not isinstance(image, Member):
         return read_image(image), Path(image).suffix
-    if type(image.container).load is not Container.load:
+    if not image.container.holds_files:
         return None
     content = read_image(image)
-    try:
-        with Image.open(BytesIO(content)) as opened:
-            kind = (opened.format or "").lower()
-    except Exception as error:
-        raise InputError(f"{image} cannot be decoded ({why_undecodable(error)}); replace the image") from None
+    with decoding(image), Image.open(BytesIO(content)) as opened:
+        kind = (opened.format or "").lower()
     return (content, f".{kind}") if f".{kind}" in SUFFIXES else None
 
 
@@ -158,7 +155,7 @@ def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) 
     loaded = []
     for image, _ in samples:
         one = load_image(image, channels)
-        loaded.append(one if isinstance(one, torch.Tensor) else as_tensor(one))
+        loaded.append(one if isinstance(one, torch.Tensor) else pil_to_tensor(one))
     if len({(one.shape, one.dtype) for one in loaded}) > 1:
         raise InputError(
             f"{samples[0][0]} and other images of its set differ in size or type, so that one tensor cannot hold them; "
@@ -167,9 +164,3 @@ def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) 
     soft = soft_labels_of(samples) if answers else None
     save_archive(folder / IMAGES, torch.stack(loaded))
     save_archive(folder / LABELS, torch.tensor([target for _, target in samples]) if soft is None else soft)
-
-
-def as_tensor(image: Image.Image) -> torch.Tensor:
-    """Return a PIL image as a tensor uint8 [C, H, W]."""
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return values.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()

@@ -132,8 +132,7 @@ class HardViews(LabelledViews):
         self, targets: Sequence[int], num_classes: int, input_size: int, batch_size: int, smoothing: float, seed: int
     ) -> None:
         policy = ViewPolicy(seed + SEED_APART, input_size, 0.08, 1.0, "cutmix", 0.0, 1.0)
-        self.targets = torch.tensor(targets)
-        super().__init__(policy, self.targets, num_classes, batch_size, smoothing)
+        super().__init__(policy, torch.tensor(targets), num_classes, batch_size, smoothing)
         self.batches_per_epoch = math.ceil((self.num_images - self.num_images % 2) / batch_size)
 
     def rows(self, _epoch: int, batch: int) -> int:

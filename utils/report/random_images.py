@@ -30,7 +30,7 @@ from utils.data.identity import know_images
 from utils.data.image_sets import open_images
 from utils.data.images import ImageRef, ImageSet, Member, Samples
 from utils.data.write import class_folders, holds_tensors, name_files, new_folder, write_image, write_tensors
-from utils.run.classes import BY_NUMBER, Sides, names_to_pair, pair_names, select_classes, select_pair
+from utils.run.classes import Sides, pair_sets, select_classes, select_pair
 from utils.system.errors import InputError, listing, printable
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
@@ -85,10 +85,7 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
         InputError: the classes cannot be paired, or REAL lacks a class of --like.
     """
     where = f"REAL {real.root} and --like {like.root}"
-    real_names, like_names = names_to_pair(real, like, class_map)
-    places, how = pair_names(real_names, like_names, class_map, where, SIDES)
-    if class_map is None and not (real.named and like.named):
-        how = BY_NUMBER
+    places, how = pair_sets(real, like, class_map, where, SIDES)
     lacking = [name for place, name in enumerate(like.classes) if place not in places]
     if lacking:
         raise InputError(f"{where}: no folder of REAL belongs to class {listing(lacking, 3)}; give real images of it")

@@ -91,7 +91,7 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
 
 
-def numbered(names: Sequence[str]) -> list[int] | None:
+def trailing_numbers(names: Sequence[str]) -> list[int] | None:
     """Return the numbers at the end of folder names, such as 0 … 999 for new000 … new999.
 
     Return None if the names have different text before the number, if a name has no number, if two numbers are equal,
@@ -176,41 +176,51 @@ def number_train_folders(
 
 def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
     """Return the ImageNet-1K class number of each name; None if a name is unknown, or two names have one number."""
-    if numbered(names) is not None:
+    if trailing_numbers(names) is not None:
         return None
     known = imagenet_numbers()
     numbers = [known[plain(name)] for name in names if plain(name) in known]
     return numbers if len(set(numbers)) == len(names) else None
 
 
-def names_to_pair(own: ImageSet, other: ImageSet, class_map: str | None = None) -> tuple[list[str], list[str]]:
-    """Return the keys by which the classes of two image sets are paired: (keys of `own`, keys of `other`).
+def pair_sets(
+    own: ImageSet, other: ImageSet, class_map: str | None, where: str, sides: Sides = VALIDATION
+) -> tuple[list[int | None], str]:
+    """Pair every class of the image set `own` with a class of `other`; return (indices, rule) as `pair_names` does.
 
-    If both sets name their classes, or if a --class-map was given, the keys are the class names. Otherwise, the keys
-    are class numbers as text. The number of a class is its name if all names in the set are numbers, else its index.
+    If both sets name their classes, or if a --class-map was given, the classes are paired by name. Otherwise, they are
+    paired by number. The number of a class is its name if all names in the set are numbers, else its index.
+
+    Args:
+        own: the set whose classes are to be found.
+        other: the set whose classes are known.
+        class_map, where, sides: see `pair_names`.
+
+    Raises:
+        InputError: the classes cannot be paired, or the --class-map does not fit them.
     """
     if (own.named and other.named) or class_map is not None:
-        return own.classes, other.classes
+        return pair_names(own.classes, other.classes, class_map, where, sides)
 
     def numbers(names: list[str]) -> list[str]:
         if all(name.isdecimal() for name in names):
             return [str(int(name)) for name in names]
         return [str(number) for number in range(len(names))]
 
-    return numbers(own.classes), numbers(other.classes)
+    places, _ = pair_names(numbers(own.classes), numbers(other.classes), None, where, sides)
+    return places, BY_NUMBER
 
 
 def number_val_folders(
-    folders: Sequence[str], train_folders: Sequence[str], train: Numbering, class_map: str | None, where: str
+    val: ImageSet, train: ImageSet, numbering: Numbering, class_map: str | None, where: str
 ) -> Numbering:
     """Return the class number of every validation folder.
 
     Each validation folder gets the class number of its training folder. Folders without a training folder get None.
 
     Args:
-        folders: sorted names of the validation folders.
-        train_folders: sorted names of the training folders.
-        train: class numbers of the training folders.
+        val, train: the image sets.
+        numbering: class numbers of the training folders.
         class_map: --class-map, a file with a line `VALIDATION_FOLDER<tab>TRAINING_FOLDER` for each class, or `sorted`;
             None to pair folders by name.
         where: the two image folders, in words, for error messages.
@@ -218,14 +228,14 @@ def number_val_folders(
     Raises:
         InputError: the folders cannot be matched by name, --class-map is wrong, or a class has no validation folder.
     """
-    places, how = pair_names(folders, train_folders, class_map, where)
-    lacking = [name for place, name in enumerate(train_folders) if place not in places]
+    places, how = pair_sets(val, train, class_map, where)
+    lacking = [name for place, name in enumerate(train.classes) if place not in places]
     if lacking:
         raise InputError(
             f"{where}: no validation folder belongs to class {listing(lacking, 3)}; give validation images of every "
             "class"
         )
-    return Numbering([None if place is None else train.numbers[place] for place in places], how)
+    return Numbering([None if place is None else numbering.numbers[place] for place in places], how)
 
 
 def pair_names(
@@ -277,7 +287,7 @@ def pair_names(
     spelt = pair([plain(name) for name in folders], [plain(name) for name in train_folders])
     if spelt is not None:
         return spelt, "by name, ignoring case and spaces"
-    val_numbers, train_numbers = numbered(folders), numbered(train_folders)
+    val_numbers, train_numbers = trailing_numbers(folders), trailing_numbers(train_folders)
     if val_numbers is not None and train_numbers is not None:
         same = pair(val_numbers, train_numbers)
         if same is not None:
@@ -418,7 +428,7 @@ def select_pair(
         val_lines, val_how = find_classes(val, listed)
     else:
         where = f"{sides.own} {val.root} and {sides.other} {train.root}"
-        places, val_how = pair_names(*names_to_pair(val, train, class_map), class_map, where, sides)
+        places, val_how = pair_sets(val, train, class_map, where, sides)
         val_lines = [None if place is None else lines[place] for place in places]
     # `val_lines` lacks every class that `train` lacks, so `train` is checked first
     keep_classes(subset, train, sides.other, lines, how)
@@ -452,8 +462,8 @@ def find_classes(images: ImageSet, listed: Sequence[str]) -> tuple[list[int | No
         names = images.classes
         yield by(names, listed), "by name"
         yield by([plain(name) for name in names], [plain(name) for name in listed]), "by name, ignoring case and spaces"
-        numbers, known = numbered(names), imagenet_numbers()
-        yield by(numbers or names, numbered(listed) or listed), "by the numbers in their names"
+        numbers, known = trailing_numbers(names), imagenet_numbers()
+        yield by(numbers or names, trailing_numbers(listed) or listed), "by the numbers in their names"
         if numbers is None or sorted(numbers) == list(range(IMAGENET_CLASSES)):
             classes: list = numbers or [known.get(plain(name)) for name in names]
             yield by(classes, [known.get(plain(name)) for name in listed]), "by ImageNet's list of classes"

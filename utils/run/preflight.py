@@ -33,11 +33,11 @@ from utils.run.classes import (
     BY_NUMBER,
     Numbering,
     display_names,
-    names_to_pair,
     number_train_folders,
     number_val_folders,
     numbers_of_classes,
     select_pair,
+    trailing_numbers,
 )
 from utils.run.folder import RUN_FILES
 from utils.run.label_checks import soft_epochs
@@ -182,18 +182,15 @@ def number_classes(
         return train.classes, replace(found, classes=f"numbered and paired by --classes {config.subset}")
     own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
-    val_names, train_names = names_to_pair(val, train, config.class_map)
-    theirs = number_val_folders(val_names, train_names, own, config.class_map, where)
-    if config.class_map is None and not (train.named and val.named):
-        theirs = replace(theirs, how=BY_NUMBER)
-        if len(train.classes) != len(val.classes):
-            log.warning(
-                "WARNING: %s have %d and %d classes, which are paired by number; give sets with the same classes, or "
-                "--class-map FILE",
-                where,
-                len(val.classes),
-                len(train.classes),
-            )
+    theirs = number_val_folders(val, train, own, config.class_map, where)
+    if theirs.how == BY_NUMBER and len(train.classes) != len(val.classes):
+        log.warning(
+            "WARNING: %s have %d and %d classes, which are paired by number; give sets with the same classes, or "
+            "--class-map FILE",
+            where,
+            len(val.classes),
+            len(train.classes),
+        )
     if max(number for number in own.numbers if number is not None) >= num_classes:
         raise InputError(
             f"--train-dir {config.train_dir} has {len(train.classes)} class folders, but the labels or the teacher "
@@ -490,10 +487,7 @@ def identify_images(
 
 def warn_of_folder_order(names: Sequence[str]) -> None:
     """Warn if folder names end in numbers but are not in the order of these numbers (`new1000` before `new101`)."""
-    parts = [trailing_number(name) for name in names]
-    numbers = [number for _, number in parts if number is not None]
-    if len({prefix for prefix, _ in parts}) != 1 or len(numbers) < len(names):
-        return
+    numbers = trailing_numbers(names) or []
     for first, second, name, following in zip(numbers, numbers[1:], names, names[1:], strict=False):
         if first > second:
             log.warning(
@@ -514,12 +508,6 @@ def warn_of_last_batch(images: int, batch_size: int) -> None:
             images,
             batch_size,
         )
-
-
-def trailing_number(name: str) -> tuple[str, int | None]:
-    """Split a folder name into (text before the number at its end, the number); the number is None if there is none."""
-    prefix = name.rstrip("0123456789")
-    return prefix, int(name[len(prefix) :]) if len(prefix) < len(name) else None
 
 
 def sample_views(config: TrainConfig, views: TrainingViews[LabelStore], num_folders: int) -> list[BatchLabels]:

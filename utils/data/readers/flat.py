@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.data.folders import SUFFIXES, is_debris
-from utils.data.images import ImageSet, channels_of_files
+from utils.data.images import ImageSet, Samples, channels_of_files
 from utils.data.readers.matlab import read_structs
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log
@@ -112,9 +112,9 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
         )
     classes = sorted_classes(set(class_of.values()))
     number_of = {name: number for number, name in enumerate(classes)}
-    samples = [(os.path.join(folder, name), number_of[class_of[name]]) for name in names]
+    samples: Samples = [(os.path.join(folder, name), number_of[class_of[name]]) for name in names]
     layout = f"images in one folder, with the classes of {table}"
-    return ImageSet(folder, classes, list(samples), channels=channels_of_files(list(samples)), layout=layout)
+    return ImageSet(folder, classes, samples, channels=channels_of_files(samples), layout=layout)
 
 
 REMEDY = (

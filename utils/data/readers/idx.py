@@ -27,7 +27,7 @@ BLOCK = 2**20  # number of bytes that are read at a time
 LARGEST_RATIO = 1100  # upper bound of gzip's compression ratio
 
 
-def image_files(folder: Path) -> dict[str, Path]:
+def files_of_parts(folder: Path) -> dict[str, Path]:
     """Return the image file of each part as {first word of its name: path}; prefer a plain file to a gzipped one."""
     try:
         names = sorted(os.listdir(folder))  # in this order, a plain file comes before its `.gz`
@@ -44,10 +44,10 @@ def image_files(folder: Path) -> dict[str, Path]:
 def find(path: Path) -> list[Path]:
     """Return the folders with idx files: `path` itself, or its sub-folder `raw`, or else each sub-folder `NAME/raw`."""
     for folder in (path, path / "raw"):
-        if image_files(folder):
+        if files_of_parts(folder):
             return [folder]
     try:
-        return sorted(raw for raw in path.glob("*/raw") if image_files(raw))
+        return sorted(raw for raw in path.glob("*/raw") if files_of_parts(raw))
     except OSError:
         return []
 
@@ -77,7 +77,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
         found = find(path)
         if len(found) > 1:
             raise InputError(f"{flag} {path} holds several sets; give one of the folders {listing(found)}")
-        files = image_files(found[0])
+        files = files_of_parts(found[0])
         if PARTS[part] not in files:
             raise InputError(
                 f"{flag} {path} holds no {PARTS[part]}-images-idx3-ubyte, plain or with .gz, for the {part} part; copy "

@@ -1,13 +1,14 @@
-"""Number the classes of an image set that states the class of each image as a number or as a name."""
+"""Make the set of images whose classes are stated for each image, as numbers or as names."""
 
 from collections.abc import Sequence
 
+from utils.data.images import Container, ImageSet, Member, Samples, channels_of_files
 from utils.system.errors import InputError, shorten
 
 MOST_CLASSES = 100_000  # a higher class number is an error; ImageNet-21K has 21,841 classes
 
 
-def numbered(
+def classes_of_labels(
     labels: Sequence[int | str], path: str, names: Sequence[str] | None = None
 ) -> tuple[list[str], list[int], bool]:
     """Return the classes of a set, and the class of each image.
@@ -43,3 +44,22 @@ def numbered(
     if names is not None:
         return list(names), numbers, True
     return [str(number) for number in range(max(numbers) + 1)], numbers, False
+
+
+def labelled_set(
+    container: Container, labels: Sequence[int | str], layout: str, names: Sequence[str] | None = None
+) -> ImageSet:
+    """Return the set of all images in a container of image files.
+
+    Args:
+        container: the images; its `path` is the root of the set.
+        labels: class of each image, see `classes_of_labels`.
+        layout: description of the layout, for the log.
+        names: name of each class, if the set lists them.
+
+    Raises:
+        InputError: the labels are no classes, see `classes_of_labels`.
+    """
+    classes, targets, named = classes_of_labels(labels, container.path, names)
+    samples: Samples = [(Member(container, number), target) for number, target in enumerate(targets)]
+    return ImageSet(container.path, classes, samples, named, channels_of_files(samples), layout=layout)

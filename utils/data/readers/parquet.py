@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from utils.data.images import Container, ImageSet, Member, channels_of_files
-from utils.data.readers.labels import numbered
-from utils.data.readers.parts import of_part
+from utils.data.images import Container, ImageSet
+from utils.data.readers.labels import labelled_set
+from utils.data.readers.parts import files_with, of_part
 from utils.system.errors import InputError, clause, listing
 
 OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (CVE-2023-47248)
@@ -44,6 +44,21 @@ class Groups:
     process: int
     lock: Lock = field(default_factory=Lock)
     columns: OrderedDict[int, Any] = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a table is read by.
+
+    Attributes:
+        image: column of the images' bytes; `image.bytes` is the field `bytes` of a struct `image`.
+        label: column of the classes.
+        classes: name of each class; None if the table does not list them.
+    """
+
+    image: str
+    label: str
+    classes: list[str] | None
 
 
 class Tables(Container):
@@ -130,27 +145,18 @@ def pyarrow_parquet(path: str) -> Any:
     return parquet
 
 
-def tables_in(folder: Path) -> list[str]:
-    """Return the names of the parquet files in a folder, sorted."""
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".parquet")]
-    except OSError:
-        return []
-    return sorted(name for name in names if name[0] != ".")
-
-
 def folders_with_tables(path: Path) -> list[Path]:
     """Return [`path`] if this folder holds parquet files, else the list of its sub-folders that hold parquet files.
 
     If there are more than FEW_FOLDERS sub-folders, the list is empty.
     """
-    if tables_in(path):
+    if files_with(path, ".parquet"):
         return [path]
     try:
         folders = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != ".")
     except OSError:
         return []
-    return [folder for folder in folders if tables_in(folder)] if len(folders) <= FEW_FOLDERS else []
+    return [folder for folder in folders if files_with(folder, ".parquet")] if len(folders) <= FEW_FOLDERS else []
 
 
 def recognise(path: Path | str) -> bool:
@@ -176,20 +182,19 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     places: list[tuple[int, int, int]] = []
     starts = [0]
     labels: list[int | str] = []
-    columns: tuple[str, str] | None = None
-    classes: list[str] | None = None
+    columns: Columns | None = None
     for number, file in enumerate(files):
         try:
             table = pyarrow_parquet(file).ParquetFile(file)
             if table.metadata.num_rows > os.path.getsize(file):
                 raise ValueError(f"its header states {table.metadata.num_rows} rows, more than it can hold")
             if columns is None:
-                columns, classes = columns_of(table.schema_arrow, file)
-            elif columns_of(table.schema_arrow, file) != (columns, classes):
+                columns = columns_of(table.schema_arrow, file)
+            elif columns_of(table.schema_arrow, file) != columns:
                 raise InputError(
                     f"{file} has other columns or classes than {files[0]}; give a folder that holds a single set"
                 )
-            labels += table.read([columns[1]], use_threads=False)[0].to_pylist()
+            labels += table.read([columns.label], use_threads=False)[0].to_pylist()
             first = 0
             for group in range(table.metadata.num_row_groups):
                 places.append((number, group, first))
@@ -202,14 +207,12 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
         if len(labels) != starts[-1]:
             raise InputError(f"{file} holds {len(labels)} classes for {starts[-1]} images; copy it again")
         if any(type(label) not in (int, str) for label in labels):
-            raise InputError(f"{file}: a row has no class in the column {columns[1]}; copy it again")
+            raise InputError(f"{file}: a row has no class in the column {columns.label}; copy it again")
     if columns is None or not labels:
         raise InputError(f"{flag} {path} holds no images; copy it again")
-    names, targets, named = numbered(labels, str(path), classes)
-    container = Tables(str(path), files, columns[0], places, starts)
-    samples = [(Member(container, number), target) for number, target in enumerate(targets)]
+    container = Tables(str(path), files, columns.image, places, starts)
     layout = f"parquet, {len(files)} file{'s' if len(files) > 1 else ''}"
-    return ImageSet(str(path), names, list(samples), named, channels_of_files(list(samples)), layout=layout)
+    return labelled_set(container, labels, layout, columns.classes)
 
 
 def files_of(path: Path, flag: str, part: str) -> list[str]:
@@ -224,18 +227,15 @@ def files_of(path: Path, flag: str, part: str) -> list[str]:
     if len(folders) != 1:
         found = f"several sets; give one of the folders {listing(folders)}" if folders else "no parquet files"
         raise InputError(f"{flag} {path} holds {found}")
-    return [str(folders[0] / name) for name in of_part(tables_in(folders[0]), part, path, flag)]
+    return [str(folders[0] / name) for name in of_part(files_with(folders[0], ".parquet"), part, path, flag)]
 
 
-def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | None]:
-    """Choose the columns of images and of classes of a table.
+def columns_of(schema: Any, path: str) -> Columns:
+    """Choose the columns of images and of classes of a table, and read the names of the classes.
 
     Args:
         schema: the table's schema.
         path: the table's file, for error messages.
-
-    Returns:
-        ((column of the images' bytes, column of the classes), names of the classes or None).
 
     Raises:
         InputError: one of the columns is missing, or several columns could be meant; or two classes have the same name.
@@ -248,10 +248,10 @@ def columns_of(schema: Any, path: str) -> tuple[tuple[str, str], list[str] | Non
     label = preferred(LABELS, classes or [name for name in types if name in LABELS], path, "classes", schema.names)
     names = features.get(label, {}).get("names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        return (images[image], label), None
+        return Columns(images[image], label, None)
     if len(set(names)) < len(names):
         raise InputError(f"{path} names a class twice; copy it again")
-    return (images[image], label), names
+    return Columns(images[image], label, names)
 
 
 def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Choose the files or arrays of one part of a set (train, val, test) by their names."""
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from utils.system.errors import InputError, listing
 from utils.system.log import log
@@ -9,6 +11,16 @@ from utils.system.log import log
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 IN_A_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(WORDS, reverse=True))})(?![a-z])")
 PREFERRED = {"train": ("train",), "val": ("val", "test")}  # requested part -> parts that serve, best first
+
+
+def files_with(folder: Path, suffix: str) -> list[str]:
+    """Return the names of the files in a folder that end in `suffix`, sorted; [] if the folder cannot be read."""
+    try:
+        return sorted(
+            entry.name for entry in os.scandir(folder) if entry.name.endswith(suffix) and entry.name[0] != "."
+        )
+    except OSError:
+        return []
 
 
 def part_in(name: str) -> str | None:

@@ -3,12 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from utils.data.images import Container, ImageSet, Member
+from utils.data.images import ImageSet, InMemory, Member, Samples
 from utils.system.errors import InputError
 from utils.system.log import log
 
 
-class PixelArray(Container):
+class PixelArray(InMemory):
     """8-bit images of one size, held in memory as an array.
 
     Args:
@@ -19,10 +19,8 @@ class PixelArray(Container):
     def __init__(self, path: str, pixels: np.ndarray):
         self.path = path
         self.pixels = pixels
-
-    def name(self, number: int) -> str:
-        """Return the image's number, padded with zeros, so that names sort in the order of the numbers."""
-        return f"{number:0{len(str(len(self.pixels) - 1))}}"
+        count, height, width, *colours = pixels.shape
+        self.shape = (count, height, width, *(colours or [1]))
 
     def read(self, number: int) -> bytes:
         """Return the bytes of the image's pixels, row by row."""
@@ -31,14 +29,6 @@ class PixelArray(Container):
     def load(self, number: int) -> Image.Image:
         """Return the image, of mode L or RGB."""
         return Image.fromarray(self.pixels[number])
-
-    def size(self, number: int) -> tuple[int, int]:
-        """Return (width, height) of the image in pixels."""
-        return self.pixels.shape[2], self.pixels.shape[1]
-
-    def num_bytes(self, number: int) -> int:
-        """Return the number of bytes of the image's pixels."""
-        return int(np.prod(self.pixels.shape[1:]))
 
 
 def set_of_pixels(
@@ -64,8 +54,8 @@ def set_of_pixels(
     if any(type(label) is not int or not 0 <= label < len(classes) for label in labels):
         raise InputError(f"{path} has a label that is none of its {len(classes)} classes; copy it again")
     container = PixelArray(path, pixels)
-    samples = [(Member(container, number), label) for number, label in enumerate(labels)]
-    return ImageSet(path, classes, list(samples), named, channels=1 if pixels.ndim == 3 else 3, layout=layout)
+    samples: Samples = [(Member(container, number), label) for number, label in enumerate(labels)]
+    return ImageSet(path, classes, samples, named, channels=1 if pixels.ndim == 3 else 3, layout=layout)
 
 
 def log_part(path: str, flag: str, part: str, other: str = "test") -> None:

@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.data.images import Container, ImageSet, Member, channels_of_files
-from utils.data.readers.labels import numbered
-from utils.data.readers.parts import of_part
+from utils.data.images import Container, ImageSet
+from utils.data.readers.labels import labelled_set
+from utils.data.readers.parts import files_with, of_part
 from utils.system.errors import InputError, clause, one_line, shorten
 
 BLOCK = 512
@@ -82,20 +82,12 @@ class Shards(Container):
         return int(self.places[number, 2])
 
 
-def archives(path: Path) -> list[str]:
-    """Return the names of the archives in a folder, sorted."""
-    try:
-        return sorted(entry.name for entry in os.scandir(path) if entry.name.endswith(".tar") and entry.name[0] != ".")
-    except OSError:
-        return []
-
-
 def recognise(path: Path | str) -> bool:
     """Return whether `path` is a tar archive, a folder of archives, or a folder of soft labels (refused by `read`)."""
     path = Path(path)
     if path.is_file():
         return path.suffix == ".tar"
-    return bool(archives(path)) or (path / "epoch_0" / "batch_0.tar").is_file()
+    return bool(files_with(path, ".tar")) or (path / "epoch_0" / "batch_0.tar").is_file()
 
 
 def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
@@ -112,9 +104,10 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
             labels instead of images.
     """
     path = Path(path)
-    files = [str(path)] if path.is_file() else [str(path / name) for name in archives(path)]
-    if not path.is_file() and files:
-        files = [str(path / name) for name in of_part([Path(file).name for file in files], part, path, flag)]
+    if path.is_file():
+        files = [str(path)]
+    else:
+        files = [str(path / name) for name in of_part(files_with(path, ".tar"), part, path, flag)]
     if not files:
         raise InputError(f"{flag} {path} holds soft labels, not images; give the folder of the images")
     names: list[str] = []
@@ -128,11 +121,8 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
             labels.append(label_of(sample, file))
     if not names:
         raise InputError(f"{flag} {path} holds no images ({', '.join(IMAGES)}); copy it again")
-    classes, targets, named = numbered(labels, str(path))
     container = Shards(str(path), files, names, np.array(places, np.int64))
-    members = [(Member(container, number), target) for number, target in enumerate(targets)]
-    count = f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}"
-    return ImageSet(str(path), classes, list(members), named, channels_of_files(list(members)), layout=count)
+    return labelled_set(container, labels, f"{len(files)} webdataset shard{'s' if len(files) > 1 else ''}")
 
 
 def samples_of(path: str) -> list[Sample]:

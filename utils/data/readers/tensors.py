@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from utils.data.images import Container, ImageSet, Member, Pixels
+from utils.data.images import ImageSet, InMemory, Member, Pixels
 from utils.data.readers.labels import MOST_CLASSES
 from utils.data.readers.parts import of_part, part_in
 from utils.system.errors import InputError, clause, listing
@@ -54,7 +54,7 @@ UNIT_MEAN = 2.0
 NORMALISED_MEAN = 20.0  # values with a larger mean magnitude cannot be those of normalised images
 
 
-class TensorImages(Container):
+class TensorImages(InMemory):
     """Images of one size, held in memory as a tensor.
 
     Args:
@@ -66,10 +66,8 @@ class TensorImages(Container):
 
     def __init__(self, path: str, images: torch.Tensor, soft_labels: torch.Tensor | None = None):
         self.path, self.images, self.soft_labels = path, images, soft_labels
-
-    def name(self, number: int) -> str:
-        """Return the image's number, padded with zeros, so that names sort in the order of the numbers."""
-        return f"{number:0{len(str(len(self.images) - 1))}}"
+        count, channels, height, width = images.shape
+        self.shape, self.item_bytes = (count, height, width, channels), images.element_size()
 
     def read(self, number: int) -> bytes:
         """Return the bytes of the image's values, in the order [C, H, W]."""
@@ -81,14 +79,6 @@ class TensorImages(Container):
         if image.is_floating_point():
             return image
         return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-    def size(self, number: int) -> tuple[int, int]:
-        """Return (width, height) of the image in pixels."""
-        return self.images.shape[3], self.images.shape[2]
-
-    def num_bytes(self, number: int) -> int:
-        """Return the number of bytes of the image's values."""
-        return self.images[number].numel() * self.images.element_size()
 
 
 @dataclass(frozen=True)
@@ -296,7 +286,7 @@ def load(path: Path, flag: str, part: str) -> Any:
         raise InputError(f"{path} is missing; copy it again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or clause(error)}); copy it again") from None
-    except (SafetensorError, Exception) as error:  # a damaged header can cause any error
+    except Exception as error:  # a damaged header can cause any error
         raise InputError(f"{path} is damaged or not an array of numbers ({clause(error)}); copy it again") from None
 
 
