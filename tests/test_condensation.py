@@ -53,10 +53,8 @@ def test_validation_images_are_whitened(tmp_path):
 
 def test_zca_is_not_fitted_on_normalised_images(tmp_path):
     """A set that is whitened or normalised already, such as the distilled set itself, is refused in one sentence."""
-    folder = ROOT / "tests" / "data" / "dc_colour"
-    distilled = tmp_path / "distilled"
-    shutil.copytree(folder, distilled)
-    words = ["--train-dir", folder, "--val-dir", folder, "--output-dir", tmp_path / "run", *PLAIN.split()]
+    distilled = shutil.copytree(DC_COLOUR, tmp_path / "distilled")
+    words = ["--train-dir", DC_COLOUR, "--val-dir", DC_COLOUR, "--output-dir", tmp_path / "run", *PLAIN.split()]
     result = run(train_KD_parallel, *words, "--milestones", 1, "--epochs", 2, "--zca", distilled)
     assert result.code == 2, result.err
     assert f"--zca {distilled} holds normalised images; give the real training images as they are" in result.err
