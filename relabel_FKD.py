@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = batch_class(resident, precision.device)
     # recorded with the labels, because images that are resized on the device differ slightly from PIL's
     replay = "on the device" if kind is DeviceBatches else None
-    images = know_images(config.data, folder.samples, found.workers, digests_of_started(config.fkd_path), world)
+    images = know_images(config.data, folder.samples, digests_of_started(config.fkd_path), world)
     writer = open_writer(config, found, codec, folder, views, teachers, replay, images, classes, world.is_main)
     todo = world.broadcast_object(writer.missing(config.epochs))
     if len(todo) < config.epochs:

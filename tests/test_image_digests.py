@@ -21,13 +21,13 @@ def folder(tmp_path):
 
 def digests_of(folder, known=None):
     """Identify all images of a folder."""
-    return identify(open_folder(folder, "--data").samples, 2, known)
+    return identify(open_folder(folder, "--data").samples, known)
 
 
 def differences(before, folder):
     """Compare the digests `before` with the folder's current images."""
     samples = open_folder(folder, "--data").samples
-    return find_differences(before, identify(samples, 1), [path.removeprefix(f"{folder}/") for path, _ in samples])
+    return find_differences(before, identify(samples), [path.removeprefix(f"{folder}/") for path, _ in samples])
 
 
 def test_digests_are_those_of_docs(folder):

@@ -414,7 +414,7 @@ def test_cifar_as_folders(tmp_path):
         assert len(folders.samples) == images
         assert folders.classes == source.classes
         assert [target for _, target in in_order] == folders.targets
-        assert torch.equal(identify(in_order, 1).pixels, identify(folders.samples, 1).pixels)
+        assert torch.equal(identify(in_order).pixels, identify(folders.samples).pixels)
         before, after = facts_of(tmp_path / "set", "--part", part), facts_of(tmp_path / part)
         assert before["content"] == after["content"]
         assert (before["mean"], before["range"]) == (after["mean"], after["range"])
@@ -430,7 +430,7 @@ def test_idx_files_as_folders(tmp_path):
     with Image.open(folders.samples[0][0]) as image:
         assert image.mode == "L"
     in_order = sorted(source.samples, key=lambda sample: sample[1])
-    assert torch.equal(identify(in_order, 1).pixels, identify(folders.samples, 1).pixels)
+    assert torch.equal(identify(in_order).pixels, identify(folders.samples).pixels)
     facts, values = facts_of(tmp_path / "set"), written["train"][0] / 255
     assert facts["content"] == facts_of(tmp_path / "folders")["content"]
     assert (facts["mean"], facts["std"]) == (f"{values.mean():.4f}", f"{values.std():.4f}")
@@ -581,7 +581,7 @@ def test_random_images_of_cifar(tmp_path):
         pixels = np.asarray(load_image(image))
         assert (by_class[drawn.classes[target]] == pixels).all(axis=(1, 2, 3)).sum() == 1
     record = json.loads((tmp_path / "random.json").read_text())
-    assert record["digest"] == identify(drawn.samples, 1).digest()
+    assert record["digest"] == identify(drawn.samples).digest()
     lines = (tmp_path / "random.txt").read_text().splitlines()
     assert all(f"\t{tmp_path}/cifar-10-batches-py: " in line for line in lines)
     assert "already" in run(random_images, *words).out

@@ -51,7 +51,7 @@ def write_labels(folder, train, form="packed", knows=True, epochs=EPOCHS):
     """Write labels of an image folder; `knows`: with the digests of its images and the names of its class folders."""
     images = open_folder(train, "--data")
     views = DrawnViews(ViewPolicy(42, SIDE, 0.08, 1.0, "none", 0.8, 1.0), len(images.samples), BATCH)
-    digests = identify(images.samples, 1) if knows else None
+    digests = identify(images.samples) if knows else None
     if form == "tar":
         writer = TarWriter(folder, torch.float16, image_digests=digests)
     else:
@@ -184,7 +184,7 @@ def test_the_same_images_pass(change, pair, tmp_path):
     assert "12 of 12 compared: they are those that were labelled" in done.out
     digest = json.loads((tmp_path / "run" / "summary.json").read_text())["images"]["digest"]
     original = make_images(tmp_path / "again")
-    assert digest == identify(open_folder(original, "--data").samples, 1).digest()
+    assert digest == identify(open_folder(original, "--data").samples).digest()
 
 
 def test_a_dry_run_compares_a_sample_and_verify_labels_all(tmp_path):

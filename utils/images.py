@@ -92,7 +92,7 @@ def digests(images: ImageSet) -> dict[str, object]:
     `digest` depends on the order of the images; summary.json and labels record this digest. `content` depends on the
     class and the pixels of each image, but not on order or layout, so that a set and its converted copy have the same.
     """
-    known = identify(images.samples, workers=1)
+    known = identify(images.samples)
     names = images.classes if images.named else class_folders(images)
     rows = zip(known.pixels.numpy(), images.targets, strict=True)
     lines = sorted(f"{names[target]} {pixels.tobytes().hex()}" for pixels, target in rows)

@@ -42,9 +42,7 @@ class DeviceBatches:
         at_once: int | None = None,
     ) -> None:
         self.device = device
-        self.gallery = Gallery.decoded(
-            dataset.samples, dataset.input_size, normalise, workers, device, dataset.channels
-        )
+        self.gallery = Gallery.decoded(dataset.samples, dataset.input_size, normalise, device, dataset.channels)
         self.show(dataset.source, epochs, at_once)
 
     def show(self, source: TrainingViews[ViewSource], epochs: Sequence[int], at_once: int | None) -> None:
@@ -144,7 +142,6 @@ class Gallery:
         samples: Samples,
         input_size: int,
         normalise: Normalise,
-        workers: int,
         device: torch.device,
         channels: int = 3,
     ) -> "Gallery":
@@ -154,7 +151,7 @@ class Gallery:
         height, width = sizes.amax(dim=0).tolist()
         dtype = torch.uint8 if normalise.values == "bytes" else torch.float32
         images = torch.zeros(len(samples), height, channels, width, dtype=dtype, device=device)
-        for place, image in zip(images, decode_all(samples, workers, channels), strict=True):
+        for place, image in zip(images, decode_all(samples, channels), strict=True):
             h, w = height_and_width(image)
             pixels = image if isinstance(image, torch.Tensor) else TF.pil_to_tensor(image)  # [C, h, w]
             place[:h, :, :w] = pixels.to(device).transpose(0, 1)

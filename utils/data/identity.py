@@ -1,18 +1,22 @@
 """Compute digests of the images in a folder, which identify the images even if files are renamed."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
-from utils.data.images import ImageRef, Pixels, Samples, height_and_width, image_name, load_image, read_image
+from utils.data.images import (
+    ImageRef,
+    Pixels,
+    Samples,
+    height_and_width,
+    image_name,
+    load_image,
+    map_images,
+    read_image,
+)
 from utils.labels.digests import DIGEST_BYTES, ImageDigests, find_differences
 from utils.system.distributed import ALONE, World
-from utils.system.machine import cores
-
-AHEAD = 256  # number of images that are submitted to the thread pool at a time
 
 
 def file_digest(data: bytes) -> bytes:
@@ -53,18 +57,16 @@ class KnownImages:
         return find_differences(stored, self.digests, self.names, of)
 
 
-def know_images(
-    root: str, samples: Samples, workers: int, known: ImageDigests | None = None, world: World = ALONE
-) -> KnownImages:
+def know_images(root: str, samples: Samples, known: ImageDigests | None = None, world: World = ALONE) -> KnownImages:
     """Return the names and digests of all images of a folder; several processes share the work.
 
     Args:
         root: the folder.
         samples: list of (path, class).
-        workers, known: see `identify`.
+        known: see `identify`.
         world: processes of the run. Every rank must call this function; all ranks get the same result.
     """
-    own = identify(samples[world.rank :: world.size], workers, known) if world.rank < len(samples) else None
+    own = identify(samples[world.rank :: world.size], known) if world.rank < len(samples) else None
     shares = world.all_gather_object(own)
     pixels = torch.empty(len(samples), DIGEST_BYTES, dtype=torch.uint8)
     files = torch.empty_like(pixels)
@@ -80,12 +82,11 @@ def relative_names(root: str, samples: Samples) -> list[str]:
     return [image_name(image, root) for image, _ in samples]
 
 
-def identify(samples: Samples, workers: int, known: ImageDigests | None = None) -> ImageDigests:
+def identify(samples: Samples, known: ImageDigests | None = None) -> ImageDigests:
     """Return the file digest and the pixel digest of each image; a pool of threads computes them.
 
     Args:
         samples: list of (path, class).
-        workers: number of threads; if it is less than the number of cores, one thread per core is started.
         known: digests computed earlier, such as those stored with labels. If `known` contains the digest of a file, the
             digest of its pixels is taken from `known` too, so that the image need not be decoded.
 
@@ -102,12 +103,7 @@ def identify(samples: Samples, workers: int, known: ImageDigests | None = None) 
         file = file_digest(data)
         return pixels_of.get(file) or pixel_digest(load_image(image, content=data)), file
 
-    pairs: list[tuple[bytes, bytes]] = []
-    images = iter([image for image, _ in samples])
-    with ThreadPoolExecutor(max(workers, cores())) as pool:
-        while ahead := list(islice(images, AHEAD)):
-            pairs += pool.map(both, ahead)
-    pixels, files = (b"".join(column) for column in zip(*pairs, strict=True))
+    pixels, files = (b"".join(column) for column in zip(*map_images(both, samples), strict=True))
     return ImageDigests(digest_rows(pixels), digest_rows(files))
 
 

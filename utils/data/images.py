@@ -9,23 +9,28 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from utils.system.errors import InputError, clause
+from utils.system.machine import cores
 
+T = TypeVar("T")
 SAMPLED_SIZES = 500  # about the number of images whose sizes `ImageSet.side` compares
 Pixels = Image.Image | torch.Tensor
 # format of a set's pixels. bytes: integers from 0 to 255; unit: floating-point numbers, about in [0, 1]; normalised:
 # floating-point numbers to which mean and standard deviation have been applied
 Values = Literal["bytes", "unit", "normalised"]
+SUBMITTED_AHEAD = 256  # number of images that `map_images` submits to its threads at a time
 PROBED = 16  # about the number of image files whose headers are read to find out whether a set is grey
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -190,6 +195,17 @@ def image_name(image: ImageRef, root: str) -> str:
     if isinstance(image, Member):
         return image.container.name(image.number)
     return image.removeprefix(os.path.join(root, ""))
+
+
+def map_images(function: Callable[[ImageRef], T], samples: Samples) -> Iterator[T]:
+    """Yield `function(image)` for every image of `samples`, in order.
+
+    One thread per core calls the function. Threads suffice, because PIL and hashlib release the GIL.
+    """
+    images = iter([image for image, _ in samples])
+    with ThreadPoolExecutor(cores()) as pool:
+        while ahead := list(islice(images, SUBMITTED_AHEAD)):
+            yield from pool.map(function, ahead)
 
 
 def read_image(image: ImageRef) -> bytes:

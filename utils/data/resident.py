@@ -15,28 +15,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
 
 from utils.data.batch import Batch
-from utils.data.images import Pixels, Samples, height_and_width, load_image
+from utils.data.images import Pixels, Samples, height_and_width, load_image, map_images
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.data.workers import ViewDataset
 from utils.labels.types import each
 from utils.labels.views import Views, index_of
-from utils.system.machine import cores
-
-DECODED_AHEAD = 256  # number of images that are submitted to the decoding threads at a time
 
 
-def decode_all(samples: Samples, workers: int, channels: int = 3) -> Iterator[Pixels]:
-    """Yield every image, decoded to `channels` channels, in order. Threads suffice, because PIL releases the GIL."""
-    images = iter([image for image, _ in samples])
-    with ThreadPoolExecutor(max(workers, cores())) as pool:
-        while ahead := list(islice(images, DECODED_AHEAD)):
-            yield from pool.map(partial(load_image, channels=channels), ahead)
+def decode_all(samples: Samples, channels: int = 3) -> Iterator[Pixels]:
+    """Yield every image, decoded to `channels` channels, in order."""
+    return map_images(partial(load_image, channels=channels), samples)
 
 
 class ResidentBatches:
@@ -52,7 +45,7 @@ class ResidentBatches:
         self.batches_per_epoch = self.source.batches_per_epoch
         self.normalise, self.device = normalise, device
         self.targets = torch.tensor([target for _, target in dataset.samples])
-        self.images = list(decode_all(dataset.samples, workers, dataset.channels))
+        self.images = list(decode_all(dataset.samples, dataset.channels))
         # threads that crop and resize images: as many as PyTorch's threads, which are idle at that time
         self.pool = ThreadPoolExecutor(torch.get_num_threads())
 

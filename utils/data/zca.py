@@ -22,7 +22,6 @@ from utils.data.resident import decode_all
 from utils.system.errors import InputError
 from utils.system.files import atomic_file
 from utils.system.log import log
-from utils.system.machine import cores
 
 EPSILON = 0.1  # added to every eigenvalue of the covariance matrix
 ROWS = 1000  # number of images that are added to the sums at a time
@@ -71,7 +70,7 @@ def fitted_zca(real: ImageSet, size: int, channels: int) -> Zca:
         raise InputError(
             f"--zca whitens {channels}-channel images of at most {most} px, not of --input-size {size}; leave it out"
         )
-    digest = identify(real.samples, cores()).digest()
+    digest = identify(real.samples).digest()
     path = Path(f"{str(real.root).rstrip('/')}.zca-{size}.safetensors")
     try:
         with safe_open(str(path), "pt") as file:
@@ -101,7 +100,7 @@ def as_rows(real: ImageSet, size: int, channels: int) -> torch.Tensor:
         view = replay_view(image, (0, 0, *height_and_width(image)), False, size).permute(2, 0, 1).reshape(-1)
         return view if view.is_floating_point() else view.float() / 255
 
-    return torch.stack([row(image) for image in decode_all(real.samples, cores(), channels)])
+    return torch.stack([row(image) for image in decode_all(real.samples, channels)])
 
 
 def fit(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ If RANDOM exists, the command fails. With --again, it succeeds if RANDOM already
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +54,12 @@ def draw_images(samples: Samples, wanted: dict[int, int], seed: int, classes: Se
     Raises:
         InputError: a class has fewer images than wanted.
     """
+    images_of = defaultdict(list)
+    for sample in samples:
+        images_of[sample[1]].append(sample)
     drawn = []
     for target, number in sorted(wanted.items()):
-        of_class = [sample for sample in samples if sample[1] == target]
+        of_class = images_of[target]
         if len(of_class) < number:
             raise InputError(
                 f"class {classes[target] if classes else target} of the real images has {len(of_class)} files, and "
@@ -146,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
             write_tensors(folder, drawn, paired.channels, answers=False)
         else:
             link_or_write(folder, links, paired.channels)
-    digest = know_images(str(output), open_images(output, "--output").samples, workers=1).digests.digest()
+    digest = know_images(str(output), open_images(output, "--output").samples).digests.digest()
     made = {
         "real": config.real,
         "like": config.like,

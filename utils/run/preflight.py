@@ -461,13 +461,13 @@ def identify_images(
     compared = len(train)
     if not whole and stored is not None and len(stored) == len(train):
         places = pick_evenly(range(len(train)), PROBES)
-        sample = identify([train[place] for place in places], found.workers, stored)
+        sample = identify([train[place] for place in places], stored)
         whole = not stored.rows(places).same(sample).all()
         compared = len(places)
     elif stored is not None:
         whole = True
     if whole:
-        known = know_images(config.train_dir, train, found.workers, stored, world)
+        known = know_images(config.train_dir, train, stored, world)
     if stored is None:
         return known, found
     how = known.differences(stored) if known else None
