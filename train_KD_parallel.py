@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     taught = teacher is not None and config.loss_type != "ce"
     views = source
     if not taught:
-        views, found = label_views(config, found, source, samples, num_classes, train_set.answers)
+        views, found = label_views(config, found, source, samples, num_classes, train_set.answers, train_set.numbers)
     images, found = preflight.identify_images(config, found, samples, None, world)
     found = preflight.record_images(config, found, samples, val_set.samples)
     preflight.report_folders(config, samples, val_set.samples, names)

@@ -206,12 +206,13 @@ def test_a_class_map_pairs_with_all_training_folders(tmp_path):
     assert as_dict(val) == {"z/0": 0, "x/0": 1, "z/1": 0, "x/1": 1}
 
 
-def test_soft_labels_of_the_images_are_not_reordered(tmp_path):
-    """Their columns are the set's own classes."""
-    file = listed_in(tmp_path, ["1", "0"])
-    with pytest.raises(InputError, match="for all of its classes in their own order; leave out --classes"):
-        select_classes(file, images_of(["0", "1"], named=False, answers="logits"), "--train-dir")
-    select_classes(listed_in(tmp_path, ["0", "1"]), images_of(["0", "1"], named=False, answers="logits"), "--train-dir")
+def test_a_set_with_soft_labels_is_reduced_as_well(tmp_path):
+    """A run on stored labels or a teacher does not use them; the set keeps the new number of each of their columns."""
+    images = images_of(["0", "1", "2"], named=False, answers="logits")
+    assert images.numbers is None
+    select_classes(listed_in(tmp_path, ["2", "0"]), images, "--train-dir")
+    assert as_dict(images) == {"0/0": 1, "2/0": 0, "0/1": 1, "2/1": 0}
+    assert images.numbers == [1, None, 0]
 
 
 def test_numbers_of_a_teachers_classes(tmp_path):

@@ -57,8 +57,8 @@ def floats(channels, height=SIDE, width=SIDE):
     return torch.randn(N, channels, height, width, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.5
 
 
-def policy():
-    return ViewPolicy(3, SIDE, 0.3, 1.0, "cutmix", 0.8, 1.0)
+def policy(mix="cutmix"):
+    return ViewPolicy(3, SIDE, 0.3, 1.0, mix, 0.8, 1.0)
 
 
 class Shift:

@@ -273,16 +273,21 @@ def test_a_run_on_unmixed_labels_does_not_go_on_with_mixed_ones(tiny, tmp_path):
     assert "was classes and is mixed classes" in refused.err
 
 
+def save_set(tiny, folder, labels):
+    """Write the training images of `tiny` as tensors with soft labels."""
+    pixels = [TF.pil_to_tensor(Image.open(path)) for path, _ in ImageFolder(tiny.train).samples]
+    folder.mkdir()
+    torch.save(torch.stack(pixels), folder / "images_best.pt")
+    torch.save(labels, folder / "labels_best.pt")
+
+
 @pytest.mark.parametrize("kind", ["probabilities", "logits"])
 def test_a_run_on_soft_labels_of_the_images(tiny, tmp_path, kind):
     """Soft labels that name a wrong class teach the student that class; log and reports say where they are from."""
     classes = (torch.arange(IMAGES) // PER_CLASS + 1) % CLASSES
     labels = F.one_hot(classes, CLASSES) * 0.9 + 0.1 / CLASSES
     labels = labels if kind == "probabilities" else labels.log() + 2
-    pixels = [TF.pil_to_tensor(Image.open(path)) for path, _ in ImageFolder(tiny.train).samples]
-    (tmp_path / "set").mkdir()
-    torch.save(torch.stack(pixels), tmp_path / "set" / "images_best.pt")
-    torch.save(labels, tmp_path / "set" / "labels_best.pt")
+    save_set(tiny, tmp_path / "set", labels)
     flags = PLAIN | {"epochs": 80, "sgd": True, "learning_rate": 0.3, "augment": "none", "batch_size": IMAGES}
     flags |= {"val_dir": tiny.train, "val_resize": SIDE, "eval_every": 50, "train_dir": tmp_path / "set"}
     result = run(train_KD_parallel, *tiny.flags(tmp_path / "run", **flags))
@@ -295,6 +300,30 @@ def test_a_run_on_soft_labels_of_the_images(tiny, tmp_path, kind):
     assert done.rows[-1]["val_top1"] < 20  # of the classes of the folders
     assert done.summary["labels"]["dialect"] == "soft labels of the images"
     assert regime_of(FinishedRun(done.path, done.summary, {})) == "SL"
+
+
+@pytest.mark.parametrize("flag", ["class_order", "subset"])
+def test_soft_labels_follow_the_numbers_of_their_classes(tiny, tmp_path, flag):
+    """--class-order and --classes number the classes anew: class 2 becomes 0, 0 becomes 1, 1 becomes 2."""
+    save_set(tiny, tmp_path / "set", F.one_hot(torch.arange(IMAGES) // PER_CLASS, CLASSES) * 0.9 + 0.1 / CLASSES)
+    (tmp_path / "order").write_text("2\n0\n1\n")
+    flags = PLAIN | {"epochs": 80, "sgd": True, "learning_rate": 0.3, "augment": "none", "batch_size": IMAGES}
+    flags |= {"val_dir": tiny.train, "val_resize": SIDE, "eval_every": 50, "train_dir": tmp_path / "set"}
+    words = ["--class-order" if flag == "class_order" else "--classes", tmp_path / "order"]
+    result = run(train_KD_parallel, *tiny.flags(tmp_path / "run", **flags), *words)
+    assert result.code == 0, result.err
+    assert read_run(tmp_path / "run").rows[-1]["train_top1"] > 80
+
+
+def test_soft_labels_of_classes_that_are_left_out(tiny, tmp_path):
+    """Probabilities of two of three classes do not add up to 1: the run is refused in one sentence."""
+    save_set(tiny, tmp_path / "set", F.one_hot(torch.arange(IMAGES) // PER_CLASS, CLASSES).float())
+    (tmp_path / "listed").write_text("2\n0\n")
+    flags = tiny.flags(tmp_path / "run", **PLAIN, train_dir=tmp_path / "set")
+    result = run(train_KD_parallel, *flags, "--classes", tmp_path / "listed")
+    assert result.code == 2
+    assert f"--classes {tmp_path / 'listed'} leaves out classes, but the soft labels of --train-dir" in result.err
+    assert "are for all of its classes; leave out --classes" in result.err
 
 
 def test_a_batch_size_above_the_number_of_images_takes_them_all(tiny, tmp_path):

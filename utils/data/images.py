@@ -9,7 +9,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,6 +132,8 @@ class ImageSet:
             floating-point images can be normalised.
         layout: how the set is stored, in words, for the log; empty for folders of image files.
         answers: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
+        numbers: the numbers that `renumber` gave to the classes of the set as it was opened, which are also the columns
+            of the stored soft labels; None for a class that is left out. None if `renumber` was not called.
     """
 
     root: str
@@ -142,6 +144,16 @@ class ImageSet:
     normalised: bool = False
     layout: str = ""
     answers: str | None = None
+    numbers: list[int | None] | None = None
+
+    def renumber(self, numbers: Sequence[int | None]) -> None:
+        """Replace the class of every image by the number that `numbers` gives this class; do so only once.
+
+        Images of a class whose number is None are removed.
+        """
+        renumbered = [(image, numbers[place]) for image, place in self.samples]
+        self.samples = [(image, number) for image, number in renumbered if number is not None]
+        self.numbers = list(numbers)
 
     @property
     def targets(self) -> list[int]:

@@ -490,8 +490,7 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         how: description of how the classes were found, for the log.
 
     Raises:
-        InputError: a listed class is not in the set; or soft labels are stored with the images, and their classes would
-            change.
+        InputError: a listed class is not in the set.
     """
     listed = listed_classes(subset)
     lacking = [name for line, name in enumerate(listed) if line not in lines]
@@ -499,11 +498,6 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         raise InputError(
             f"--classes {subset} lists {listing(lacking, 3)}, and {flag} {images.root} has no such class; give images "
             "of every listed class, or another list"
-        )
-    if images.answers is not None and list(lines) != list(range(len(listed))):
-        raise InputError(
-            f"--classes {subset} selects or reorders classes, but the soft labels stored in {flag} {images.root} are "
-            "for all of its classes in their own order; leave out --classes"
         )
     left_out = len(lines) - len(listed)
     if left_out:
@@ -519,8 +513,7 @@ def keep_classes(subset: str, images: ImageSet, flag: str, lines: Sequence[int |
         log.info("classes the %d listed classes were found in %s %s %s", len(listed), flag, images.root, how)
     images.classes = [images.classes[lines.index(line)] for line in range(len(listed))] if images.named else listed
     images.named = True
-    numbered_images = [(image, lines[place]) for image, place in images.samples]
-    images.samples = [(image, number) for image, number in numbered_images if number is not None]
+    images.renumber(lines)
 
 
 def numbers_of_classes(

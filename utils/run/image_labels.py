@@ -1,5 +1,6 @@
 """Choose the labels of train_KD_parallel.py for losses without a teacher: the images' classes or soft labels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -31,6 +32,7 @@ def label_views(
     samples: Samples,
     num_classes: int,
     kind: str | None = None,
+    numbers: Sequence[int | None] | None = None,
 ) -> tuple[DrawnViews, Findings]:
     """Add the labels that the loss needs to the views of a run whose loss uses no teacher.
 
@@ -51,12 +53,14 @@ def label_views(
         samples: (image, class) of each of the N images.
         num_classes: C, number of the student's outputs.
         kind: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
+        numbers: class number of each column of the stored soft labels, see `ImageSet`; None if column k is class k.
 
     Returns:
         (the views; `found` with `image_labels`, and with `answers` if there are soft labels).
 
     Raises:
-        InputError: the soft labels have another number of classes, or do not fit --loss-type or --mix-type.
+        InputError: the soft labels have another number of classes, --classes leaves out some of their classes, or they
+            do not fit --loss-type or --mix-type.
     """
     loss, policy, size = config.loss_type, source.policy, config.batch_size
     targets = torch.tensor([target for _, target in samples])
@@ -67,6 +71,10 @@ def label_views(
         views = LabelledViews(policy, targets, num_classes, size, augmentation=source.augmentation)
         return views, replace(found, image_labels="mixed classes")
     where = f"the soft labels of --train-dir {config.train_dir}"
+    if numbers is not None and None in numbers:
+        raise InputError(
+            f"--classes {config.subset} leaves out classes, but {where} are for all of its classes; leave out --classes"
+        )
     if tuple(soft_labels.shape) != (len(targets), num_classes):
         raise InputError(
             f"{where} have the shape {' x '.join(map(str, soft_labels.shape))}, but {len(targets)} images and "
@@ -80,6 +88,8 @@ def label_views(
             "out --mix-type"
         )
     labels = soft_labels.float()
+    if numbers is not None:  # --class-order or --classes numbers the classes anew: move the columns likewise
+        labels = labels[:, [numbers.index(number) for number in range(num_classes)]]
     if loss == "ce" and kind == "logits":
         labels = labels.softmax(dim=1)
     logs = kind == "probabilities" and loss in TEMPERED_LOSSES

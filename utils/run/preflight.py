@@ -205,8 +205,8 @@ def number_classes(
         log.info(
             "classes %d of %d validation folders are left out: their classes are not trained", absent, len(val.classes)
         )
-    renumber(train, own)
-    renumber(val, theirs)
+    train.renumber(own.numbers)
+    val.renumber(theirs.numbers)
     found = replace(found, classes=f"numbered {own.how}, paired {theirs.how}")
     return display_names(train.classes, own, num_classes), found
 
@@ -239,7 +239,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
     own = number_own(folder, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
         log.info("classes %d folders are numbered %s", len(folder.classes), own.how)
-    renumber(folder, own)
+    folder.renumber(own.numbers)
     return display_names(folder.classes, own, num_classes)
 
 
@@ -333,15 +333,6 @@ def match_classes(
     )
     kept = f"{len(numbers)} of {num_classes}: {digest_of_names([*map(str, numbers)])}"
     return numbers, replace(found, kept_classes=kept)
-
-
-def renumber(folder: ImageSet, numbering: Numbering) -> None:
-    """Replace the folder index of each image in `folder.samples` by the class number that `numbering` gives the folder.
-
-    Images of a folder without a class number are removed.
-    """
-    numbers = [(path, numbering.numbers[place]) for path, place in folder.samples]
-    folder.samples = [(path, number) for path, number in numbers if number is not None]
 
 
 def check_images(samples: Samples) -> None:
