@@ -11,8 +11,8 @@ from utils.run.classes import (
     imagenet_numbers,
     number_train_folders,
     number_val_folders,
-    trailing_numbers,
     pair_names,
+    trailing_numbers,
 )
 from utils.system.errors import InputError
 
