@@ -42,6 +42,7 @@ from utils.run.loading import (
     TrainingData,
     build_batches,
     build_validation,
+    inspect_pixels,
     normalise_for,
     plan_memory,
 )
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
     views, found = check_labels(config, found, train_set)
-    found = preflight.inspect_pixels(found, [train_set, val_set], config.models)
+    found = inspect_pixels(found, [train_set, val_set], config.models)
     # the class numbers of labels, training folders and validation folders must mean the same classes
     store = views.store
     classes = stated_classes(store)
