@@ -16,7 +16,7 @@ from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
 from utils.labels.views import index_of
-from utils.run.label_checks import likely_size
+from utils.run.label_checks import likely_size, stated_normalised
 from utils.run.label_hypotheses import Explanation, explain
 from utils.run.loading import inspect_pixels
 from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
@@ -44,9 +44,9 @@ def run(config: VerifyConfig) -> bool:
         return False
     if not (config.arch or config.preset):
         raise InputError("--arch is missing; give the model whose answers the labels are")
-    images = open_images(config.images, "--images")
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
+    images = open_images(config.images, "--images", normalised=stated_normalised(store) or "auto")
     names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
     refuse_contradictions(config, stated)
     found = resolve_views(config, Findings(), stated, config.path, likely_size(store))
