@@ -39,7 +39,7 @@ from utils.labels.types import BatchLabels
 from utils.labels.views import DrawnBatch, DrawnViews
 from utils.run import preflight
 from utils.run.classes import select_classes
-from utils.run.loading import batch_class, normalise_for, plan_images
+from utils.run.loading import batch_class, inspect_pixels, normalise_for, plan_images
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
 from utils.system.process import run_script
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     preflight.check_images(folder.samples)
     found = resolve_views(config, found, {}, side=folder.side)
     names, files, weights, rule = config.teachers()
-    found = preflight.inspect_pixels(found, [folder], names)
+    found = inspect_pixels(found, [folder], names, files)
     policy = preflight.view_policy(config, found)
     views = DrawnViews(policy, len(folder.samples), config.batch_size)
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
@@ -170,6 +170,8 @@ def open_writer(
         "replay": replay,
         "mean": list(found.mean),
         "std": list(found.std),
+        # bytes have only one meaning; without the entry, labels of them are the same files as those of earlier releases
+        **({} if found.train_values == "bytes" else {"pixel_values": found.train_values}),
         "class_names": digest_of_names(folder.classes),
         **({} if teachers.kept is None else {"teacher_classes": teachers.kept.tolist()}),
     }

@@ -36,12 +36,13 @@ from utils.data.workers import ViewDataset
 from utils.labels.store import LabelStore
 from utils.run import preflight
 from utils.run.folder import VIEWS, RunFolder, open_folders
-from utils.run.label_checks import check_labels, hard_views, soft_epochs, stated_classes
+from utils.run.label_checks import check_labels, hard_views, refuse_other_pixels, soft_epochs, stated_classes
 from utils.run.loading import (
     TrainingBatches,
     TrainingData,
     build_batches,
     build_validation,
+    inspect_pixels,
     normalise_for,
     plan_memory,
 )
@@ -69,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
     views, found = check_labels(config, found, train_set)
-    found = preflight.inspect_pixels(found, [train_set, val_set], config.models)
-    # the class numbers of labels, training folders and validation folders must mean the same classes
+    found = inspect_pixels(found, [train_set, val_set], config.models)
     store = views.store
+    refuse_other_pixels(config, found, store)
+    # the class numbers of labels, training folders and validation folders must mean the same classes
     classes = stated_classes(store)
     views, found = preflight.slice_labels(config, found, views, train_set, classes)
     num_classes = views.num_classes

@@ -32,7 +32,14 @@ from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import preflight
 from utils.run.folder import open_folders
 from utils.run.image_labels import asks_teacher, label_views
-from utils.run.loading import TrainingData, build_batches, build_validation, normalise_for, plan_memory
+from utils.run.loading import (
+    TrainingData,
+    build_batches,
+    build_validation,
+    inspect_pixels,
+    normalise_for,
+    plan_memory,
+)
 from utils.system.log import log
 from utils.system.process import run_script
 from utils.training.precision import Precision
@@ -52,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = resolve_views(config, found, {}, side=train_set.side)
     has_teacher = asks_teacher(config, soft_labels=train_set.answers is not None)
     models = [*config.models, config.teacher_model] if has_teacher else config.models
-    found = preflight.inspect_pixels(found, [train_set, val_set], models)
+    files = [config.teacher_checkpoint] if has_teacher else []
+    found = inspect_pixels(found, [train_set, val_set], models, files)
     teacher = open_teacher(config, found, precision) if has_teacher else None
     num_classes = len(train_set.classes)
     if teacher:

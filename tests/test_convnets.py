@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from helpers import DC_COLOUR, DC_LOSSES, ROOT, make_images, run, same_weights
+from safetensors.torch import save_file
 from small_network import FP32
 from torch import nn
 from torch.nn import functional as F
@@ -365,11 +366,24 @@ def test_networks_have_no_pretrained_weights(name):
 
 OWN = '''
 """Models of somebody."""
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
 torch.rand(3)  # random numbers of the import do not count
 OTHER = 5
+
+
+def depthwise(num_classes, in_channels=3):
+    stem, body = nn.Conv2d(in_channels, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    return nn.Sequential(OrderedDict(stem=stem, body=body, head=head))
+
+
+def grouped(num_classes, in_channels=3):
+    first = nn.Conv2d(in_channels, 6, 3, padding=1, groups=in_channels)
+    return nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes))
 
 
 def plain(num_classes):
@@ -432,6 +446,20 @@ def test_own_models(own):
     assert takes_channels(f"{own}:anything")
     assert not takes_channels(f"{own}:Net")
     assert not takes_channels(f"{own}:missing")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("model", ["depthwise", "grouped", "dc_mlp"])
+def test_teachers_whose_weights_hardly_tell_their_channels(model, channels, own, tmp_path):
+    """Weights of depthwise convolutions are [D, 1, H, W], and .safetensors files put `body` before `stem`."""
+    name = model if model == "dc_mlp" else f"{own}:{model}"
+    state = build_student(name, 7, 0, input_size=28, in_channels=channels).state_dict()
+    torch.save(state, tmp_path / "teacher.pth")
+    save_file(state, tmp_path / "teacher.safetensors")
+    for file in ("teacher.pth", "teacher.safetensors"):
+        teacher = Ensemble([name], [tmp_path / file], "mean", FP32, input_size=28, in_channels=channels)
+        assert same_weights(teacher.teachers[0].state_dict(), state)
+        assert teacher.num_classes(28) == 7
 
 
 def test_an_own_model_begins_with_the_weights_of_its_seed(own):

@@ -1,14 +1,18 @@
-"""Grey images of 28 px reach networks with one channel in a whole run: training, evaluation, resume, teacher."""
+"""Grey images of 28 px reach networks with one channel in a whole run: training, evaluation, resume, teachers."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import run
+from helpers import relabel_flags, run
 from PIL import Image
 
+import relabel_FKD
 import train_KD_parallel
+from utils.labels.command import main as labels_command
+from utils.labels.formats import open_labels
+from utils.run import teacher_check
 from utils.training.models import build_student
 
 CLASSES, SIDE = 3, 28
@@ -60,17 +64,34 @@ def test_a_model_of_three_channels_gets_grey_values_in_all(tmp_path):
     assert json.loads((tmp_path / "out" / "args.json").read_text())["channels"] == 3
 
 
+def save_teacher_of(channels, file, seed=1):
+    """Save the weights of a ConvNet for images of `channels` channels; return the file."""
+    torch.save(build_student("convnet3_w8", CLASSES, seed, input_size=SIDE, in_channels=channels).state_dict(), file)
+    return file
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_live_teacher_of_grey_images(tmp_path, channels):
-    """The teacher's file must be of grey images too."""
-    state = build_student("convnet3_w8", CLASSES, 1, input_size=SIDE, in_channels=channels).state_dict()
-    torch.save(state, tmp_path / "teacher.pth")
-    flags = ["--loss-type", "kl", "--teacher-model", "convnet3_w8", "--teacher-checkpoint", tmp_path / "teacher.pth"]
+    """The file of the teacher decides how many channels the teacher and the student get."""
+    flags = ["--loss-type", "kl", "--teacher-model", "convnet3_w8"]
+    flags += ["--teacher-checkpoint", save_teacher_of(channels, tmp_path / "teacher.pth")]
     done, found = train(tmp_path, *flags, "--accept-labels")
-    if channels == 1:
-        assert done.code == 0, done.err
-        assert found == 1
-    else:
-        assert done.code == 2
-        assert "--teacher-model convnet3_w8 cannot answer" in done.err
-        assert "Traceback" not in done.err
+    assert done.code == 0, done.err
+    assert found == channels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_stored_labels_of_grey_images(tmp_path, channels, capsys):
+    """A teacher of three channels gets the grey values in all; `verify` asks it in the same way."""
+    images = tmp_path / "train"
+    write_set(images, 1)
+    teachers = [save_teacher_of(channels, tmp_path / f"{seed}.pth", seed) for seed in (1, 2)]
+    words = relabel_flags(images, teachers[0], tmp_path / "labels", "--accept-labels", arch="convnet3_w8", epochs=1)
+    done = run(relabel_FKD, *words)
+    assert done.code == 0, done.err
+    assert len(open_labels(tmp_path / "labels").settings["mean"]) == channels
+    asked = ["verify", str(tmp_path / "labels"), "--images", str(images), "--arch", "convnet3_w8", "--checkpoint"]
+    assert labels_command([*asked, str(teachers[0])], teacher_check.run) == 0
+    assert "these labels are this teacher's answers to these images" in capsys.readouterr().out
+    assert labels_command([*asked, str(teachers[1])], teacher_check.run) == 2
+    assert "these labels are not this teacher's answers" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """relabel_FKD.py writes the logits that its teacher gives for the replayed views."""
 
+import json
 import shutil
 from argparse import Namespace
 
@@ -8,6 +9,7 @@ import torch
 from helpers import CPU, SIDE, make_images, relabel_flags, run, save_teacher
 
 import relabel_FKD
+import train_FKD_parallel
 from utils.config import ENSEMBLE_RULES, IMAGENET_MEAN, IMAGENET_STD
 from utils.data.batch import Batch, LiveTeacher
 from utils.data.folders import open_folder
@@ -144,6 +146,32 @@ def test_labels_that_are_not_finite_are_refused(tiny, teacher, tmp_path):
     assert len([next(live), next(live)]) == 2
     with pytest.raises(InputError, match="answers are not finite"):
         next(live)
+
+
+@pytest.mark.parametrize("format", ["packed", "tar"])
+def test_students_see_floating_point_images_as_the_teacher_did(format, tiny, teacher, tmp_path):
+    """Labels state --normalised; training refuses another value, and accepts labels without the entry."""
+    images, labels = tmp_path / "images.pt", tmp_path / "labels"
+    pixels = torch.rand(12, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    torch.save((pixels, torch.arange(3).repeat_interleave(4)), images)
+    more = ["--normalised", "yes", "--format", format, "--accept-labels"]
+    done = run(relabel_FKD, *relabel_flags(images, teacher, labels, *more, epochs=1))
+    assert done.code == 0, done.err
+    assert open_labels(labels).settings["pixel_values"] == "normalised"
+    how = {"train_dir": images, "fkd_path": labels, "epochs": 1, "accept_labels": True, "dry_run": True}
+    for flag in ("auto", "no"):
+        done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", normalised=flag, **how))
+        assert done.code == 2
+        assert f"--normalised {flag} contradicts the labels in {labels}" in done.err
+        assert done.err.endswith("give --normalised yes\n")
+    done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", normalised="yes", **how))
+    assert done.code == 0, done.err
+    if format == "packed":
+        manifest = json.loads((labels / "manifest.json").read_text())
+        del manifest["settings"]["pixel_values"]
+        (labels / "manifest.json").write_text(json.dumps(manifest))
+        done = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", normalised="no", **how))
+        assert done.code == 0, done.err
 
 
 @pytest.mark.gpu

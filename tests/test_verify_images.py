@@ -417,6 +417,21 @@ def test_own_labels_state_how_they_were_made(setting, tmp_path):
     refused(setting.verify(labels, *teacher, size=64), "--input-size contradicts", "made with 32")
 
 
+@pytest.mark.parametrize("format", ["packed", "tar"])
+def test_floating_point_images_are_opened_as_the_labels_state(format, setting, tmp_path):
+    """Pixels in [0, 1] that were relabelled as normalised ones; relabelling goes on only with the same meaning."""
+    images, labels = tmp_path / "images.pt", tmp_path / "labels"
+    pixels = torch.from_numpy(setting.pixels).flatten(0, 1).permute(0, 3, 1, 2) / 255
+    torch.save((pixels, torch.arange(CLASSES).repeat_interleave(PER_CLASS)), images)
+    words = ["--data", images, "--normalised", "yes", "--format", format]
+    done = relabel(setting, labels, *words)
+    assert done.code == 0, done.err
+    assert open_labels(labels).settings["pixel_values"] == "normalised"
+    fits(setting.verify(labels, images=images))
+    if format == "packed":
+        refused(relabel(setting, labels, *words, "--normalised", "no"), "pixel_values is normalised, not unit")
+
+
 def test_relabelling_goes_on_with_the_same_teacher(setting, tmp_path, monkeypatch):
     """A started store is continued if the teacher gives the same logits, and refused otherwise."""
     folder = tmp_path / "labels"

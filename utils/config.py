@@ -1701,7 +1701,7 @@ def default_val_resize(input_size: int) -> int:
 
 
 def resolve_views(
-    config: TrainConfig | RelabelConfig,
+    config: TrainConfig | RelabelConfig | VerifyConfig,
     found: Findings,
     stated: Mapping[str, Any],
     labels: str | None = None,
@@ -1742,7 +1742,7 @@ def resolve_views(
                 )
             value = tuple(value) * (3 // len(value))
         values[name] = value
-    # relabelling has no validation images, and so no --val-resize
+    # relabelling and verifying have no validation images, and so no --val-resize
     if not isinstance(config, TrainConfig):
         return replace(found, **values)
     resize = config.val_resize or default_val_resize(values["input_size"])

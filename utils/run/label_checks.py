@@ -25,6 +25,8 @@ IMPOSSIBLE = 20
 # boxes prove it. A cutmix box (alpha 1) reaches the right or the lower edge of the view with probability 0.54. The
 # probability that no box reaches either edge is 0.46^8 = 0.2 % for 8 boxes, and 1e-6 for 18 boxes.
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
+# kind of floating-point pixels, see `Values` -> value of --normalised that gives it
+NORMALISED_FLAGS = {"unit": "no", "normalised": "yes"}
 
 
 def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[TrainingViews[LabelStore], Findings]:
@@ -82,6 +84,21 @@ def stated_views(store: LabelStore) -> dict[str, Any]:
     """Return the view settings that the labels state: a dict with some or all of `input_size`, `mean` and `std`."""
     settings = store.settings
     return {name: settings[name] for name in ("input_size", "mean", "std") if settings.get(name) is not None}
+
+
+def stated_normalised(store: LabelStore) -> str | None:
+    """Return the value of --normalised, `yes` or `no`, that the labels imply; None if they do not state it."""
+    return NORMALISED_FLAGS.get(str(store.settings.get("pixel_values")))
+
+
+def refuse_other_pixels(config: FKDConfig, found: Findings, store: LabelStore) -> None:
+    """Raise InputError if floating-point images were normalised for the teacher but are not here, or the reverse."""
+    wanted = stated_normalised(store)
+    if wanted is not None and NORMALISED_FLAGS.get(found.train_values, wanted) != wanted:
+        raise InputError(
+            f"--normalised {config.normalised} contradicts the labels in {config.fkd_path}, whose teacher saw the "
+            f"images of --train-dir with --normalised {wanted}; give --normalised {wanted}"
+        )
 
 
 def stated_classes(store: LabelStore) -> dict[str, int] | None:

@@ -1,6 +1,6 @@
-"""Decide where a run keeps its decoded images, and build its batches.
+"""Determine the pixels and channels of a run's images, decide where decoded images are kept, and build the batches.
 
-`plan_memory` makes this decision, also in a dry run. The rules of `--loader auto` are:
+`plan_memory` decides where decoded images are kept, also in a dry run. The rules of `--loader auto` are:
 
 * In training on the CPU, decoded training images stay in host memory if they fit in half of the free host memory. For
   Apple and Intel GPUs, the rule is the same with the GPU's memory.
@@ -18,11 +18,11 @@ from typing import cast
 
 import torch
 
-from utils.config import Findings, TrainConfig
+from utils.config import Findings, TrainConfig, grey
 from utils.data.batch import Batch, Batches, LiveTeacher
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages
-from utils.data.images import Samples, Values, image_size
+from utils.data.images import ImageSet, Samples, Values, image_size
 from utils.data.replay import Normalise
 from utils.data.resident import ResidentBatches
 from utils.data.validation import ROWS_ON_A_DEVICE, ValidationBatches
@@ -38,7 +38,9 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.machine import free_host_memory, free_memory, readable_size
 from utils.training.memory_estimate import MemoryEstimate
+from utils.training.models import takes_channels
 from utils.training.precision import Precision
+from utils.training.weights import channels_of, load_weights
 
 USABLE = 0.9  # usable fraction of the free device memory; the rest is lost to gaps between allocations
 # maximum bytes of labels per upload: a little below 2^30, because pinned buffers are rounded up to a power of two
@@ -373,6 +375,36 @@ def share_of_rank(source: TrainingViews | ViewSource, micro_batch: int, world: W
     """
     views = TrainingViews.of(source)
     return views if world.size == 1 else replace(views, share=Share(world.rank, world.size, micro_batch))
+
+
+def inspect_pixels(
+    found: Findings, sets: Sequence[ImageSet], models: Sequence[str], files: Sequence[str | None] = ()
+) -> Findings:
+    """Determine the pixel format of the image sets and the number of input channels of the models.
+
+    Models get one channel if all sets are grey, every model can be built for one channel, and no file holds the weights
+    of a model of three channels. Otherwise they get three; grey values are then repeated in all channels.
+
+    Args:
+        found: settings that are known so far, with mean and standard deviation of three channels.
+        sets: the training set and, in a training run, the validation set.
+        models: names of the students' and the teachers' models.
+        files: the files of the teachers' weights; None for a teacher with pretrained weights.
+
+    Returns:
+        `found` with `train_values`, `val_values` and `channels`; for one channel, also `mean` and `std`.
+
+    Raises:
+        InputError: a file cannot be read, or holds no weights.
+    """
+    found = replace(found, train_values=sets[0].values, val_values=sets[-1].values)
+    if any(one.channels == 3 for one in sets):
+        return found
+    if all(map(takes_channels, models)) and all(channels_of(load_weights(file)) != 3 for file in files if file):
+        log.info("images  are grey: models get one channel")
+        return grey(found)
+    log.info("images  are grey: their values are repeated in three channels")
+    return found
 
 
 def normalise_for(

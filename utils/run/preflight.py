@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig, grey
+from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig
 from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.data.image_sets import open_images
 from utils.data.images import ImageSet, Member, Samples, file_status, image_bytes, load_image, read_image
@@ -49,7 +49,6 @@ from utils.system.distributed import World
 from utils.system.errors import InputError, clause, listing
 from utils.system.log import log, start_log
 from utils.system.machine import at_most_cores, keep_freed_memory, readable_size
-from utils.training.models import takes_channels
 from utils.training.precision import Precision, pick_device, without_cudnn_benchmark
 from utils.training.teachers import Ensemble
 
@@ -126,30 +125,6 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     check_images(train.samples)
     check_images(val.samples)
     return train, val
-
-
-def inspect_pixels(found: Findings, sets: Sequence[ImageSet], models: Sequence[str]) -> Findings:
-    """Determine the pixel format of the image sets and the number of input channels of the models.
-
-    If all sets are grey and every model can be built for one channel, models get one channel. Otherwise they get three;
-    grey values are then repeated in all channels.
-
-    Args:
-        found: settings that are known so far, with mean and standard deviation of three channels.
-        sets: the training set and, in a training run, the validation set.
-        models: names of the students' and the teachers' models.
-
-    Returns:
-        `found` with `train_values`, `val_values` and `channels`; for one channel, also `mean` and `std`.
-    """
-    found = replace(found, train_values=sets[0].values, val_values=sets[-1].values)
-    if any(one.channels == 3 for one in sets):
-        return found
-    if all(map(takes_channels, models)):
-        log.info("images  are grey: models get one channel")
-        return grey(found)
-    log.info("images  are grey: their values are repeated in three channels")
-    return found
 
 
 def number_classes(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from utils.config import IMAGENET_MEAN, IMAGENET_STD, Findings, RelabelConfig, VerifyConfig, comparable
+from utils.config import Findings, RelabelConfig, VerifyConfig, comparable, resolve_views
 from utils.data.image_sets import open_images
 from utils.data.images import Samples, Values
 from utils.labels.formats import open_labels
@@ -16,8 +16,9 @@ from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
 from utils.labels.store import LabelStore
 from utils.labels.views import index_of
-from utils.run.label_checks import likely_size
+from utils.run.label_checks import likely_size, stated_normalised
 from utils.run.label_hypotheses import Explanation, explain
+from utils.run.loading import inspect_pixels
 from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
 from utils.system.errors import InputError
 from utils.system.log import log
@@ -43,25 +44,21 @@ def run(config: VerifyConfig) -> bool:
         return False
     if not (config.arch or config.preset):
         raise InputError("--arch is missing; give the model whose answers the labels are")
-    images = open_images(config.images, "--images")
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
+    images = open_images(config.images, "--images", normalised=stated_normalised(store) or "auto")
     names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
     refuse_contradictions(config, stated)
-    size = config.input_size or stated.get("input_size") or likely_size(store) or 224
+    found = resolve_views(config, Findings(), stated, config.path, likely_size(store))
+    found = inspect_pixels(found, [images], names, files)
+    size, channels = found.input_size, found.channels
     precision = Precision(config.precision, pick_device(config.device))
-    mean = config.mean or stated.get("mean", IMAGENET_MEAN)
     teachers = Ensemble(
-        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=len(mean)
+        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
     )
     keep_stated_classes(teachers, stated.get("teacher_classes"), config.path, size)
-    replay = ReplaySettings(
-        size,
-        mean,
-        config.std or stated.get("std", IMAGENET_STD),
-        temperature=config.temperature,
-    )
-    inquiry = Inquiry(store, images.samples, teachers, channels=len(mean), values=images.values)
+    replay = ReplaySettings(size, found.mean, found.std, temperature=config.temperature)
+    inquiry = Inquiry(store, images.samples, teachers, channels=channels, values=images.values)
     verdict = first_verdict(inquiry, replay, config.path, config.images)
     if config.verbose:
         print_batches(verdict)

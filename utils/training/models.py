@@ -305,6 +305,7 @@ def build_teacher(
     flag: str = "--arch",
     weights: str | None = None,
     input_size: int | None = None,
+    in_channels: int | None = None,
 ) -> nn.Module:
     """Return a teacher with its weights, in eval mode and without gradients.
 
@@ -316,6 +317,8 @@ def build_teacher(
         flag: the command-line flag that set `name`; error messages mention it.
         weights: name of the pretrained weights, see the argument `asked` of `pretrained_name`; unused with a file.
         input_size: side of the images in pixels, see `build_model`.
+        in_channels: number of channels of the images. If the model takes 1 or 3 and the weights in the file do not fit
+            this number, or if it is None, the model is built for the number that the weights suggest.
 
     Raises:
         InputError: the model is unknown, or the weights do not fit the model.
@@ -329,19 +332,24 @@ def build_teacher(
         teacher = build_pretrained(name, pretrained_name(name, weights, flag), flag, input_size)
     else:
         state = load_weights(checkpoint)
-        channels = channels_of(state) if takes_channels(name) else 3
-        teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size, channels)
-        own = shapes_of(teacher.state_dict())
-        if not fit(own, state):
+        likely = channels_of(state) or 3
+        # weights of grouped convolutions and of MLPs do not tell the number of channels, so that of the images is first
+        for channels in dict.fromkeys((in_channels or likely, likely)) if takes_channels(name) else (3,):
+            teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size, channels)
+            own = shapes_of(teacher.state_dict())
+            if fit(own, state):
+                break
             classifier = classifier_of(own)
             classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
             teacher = build_model(name, classes, stem, flag, input_size, channels)
-            if not fit(shapes_of(teacher.state_dict()), state):
-                with_stem = " with a small stem" if stem == "small" else ""
-                raise InputError(
-                    f"{checkpoint} does not hold the weights of {flag} {name}{with_stem}"
-                    f"{advice(own, state, name, stem, flag, input_size)}"
-                )
+            if fit(shapes_of(teacher.state_dict()), state):
+                break
+        else:
+            with_stem = " with a small stem" if stem == "small" else ""
+            raise InputError(
+                f"{checkpoint} does not hold the weights of {flag} {name}{with_stem}"
+                f"{advice(own, state, name, stem, flag, input_size)}"
+            )
         teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
 
@@ -407,7 +415,7 @@ def advice(own: Shapes, state: State, name: str, stem: str, flag: str, input_siz
     for other, its_stem, side, words in ways:
         if time.monotonic() > end:
             break
-        shapes = skeleton(other, its_stem, side, channels_of(state) if takes_channels(other) else 3)
+        shapes = skeleton(other, its_stem, side, (channels_of(state) or 3) if takes_channels(other) else 3)
         if shapes and fit(shapes, state, any_classes=True):
             return f"; they fit {words}"
     missing = [key for key in own if key not in found]

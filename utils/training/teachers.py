@@ -86,7 +86,9 @@ class Ensemble:
         self.described: list[dict[str, str]] = []
         self.kept: torch.Tensor | None = None
         for name, file, asked in zip(names, files, weights or [None] * len(names), strict=True):
-            teacher = build_teacher(name, file, stem, flag=flag, weights=asked, input_size=input_size)
+            teacher = build_teacher(
+                name, file, stem, flag=flag, weights=asked, input_size=input_size, in_channels=in_channels
+            )
             self.teachers.append(precision.place(teacher))
             self.described.append(
                 {"arch": plain_name(name), "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}

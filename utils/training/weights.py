@@ -119,14 +119,17 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
     return {OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in plain.items()}
 
 
-def channels_of(state: State) -> int:
+def channels_of(state: State) -> int | None:
     """Return the number of channels of a saved model's images, 1 or 3, given the model's state dict.
 
-    It is the smallest number of input channels of a convolution. If this is neither 1 nor 3, or there is no
-    convolution, return 3.
+    It is 1 if a convolution takes one channel and none takes three. (The weight of a depthwise convolution looks like
+    one that takes one channel, so the smallest number is not enough. The first weight is not always that of the first
+    convolution, because .safetensors files are sorted by name.) If there is no convolution, return None.
     """
-    channels = min((tensor.shape[1] for tensor in state.values() if tensor.dim() == 4), default=3)
-    return channels if channels in (1, 3) else 3
+    inputs = {tensor.shape[1] for tensor in state.values() if tensor.dim() == 4}
+    if not inputs:
+        return None
+    return 1 if 1 in inputs and 3 not in inputs else 3
 
 
 def classes_of(state: State) -> int | None:
