@@ -97,12 +97,11 @@ def test_impossible_draws_are_refused(words, message, tiny, real, tmp_path):
 def test_each_drawn_image_has_its_own_link():
     """Equal file names in sub-folders of a class get a number, which no other file name of the class has."""
     drawn = [(path, 0) for path in ("a/x.png", "1-x.png", "2-x.png", "b/x.png")] + [("x.png", 1)]
-    links = name_files(drawn, ["cat", "dog"])
-    assert list(links.values()) == [path for path, _ in drawn]
-    assert list(links) == ["cat/x.png", "cat/1-x.png", "cat/2-x.png", "cat/3-x.png", "dog/x.png"]
-    assert (
-        list(name_files([("a/x.png", 0), ("3-x.png", 0), ("2-x.png", 0), ("b/x.png", 0)], ["cat"]))[-1] == "cat/4-x.png"
-    )
+    links = [(name, image) for name, image, _ in name_files(drawn, ["cat", "dog"])]
+    assert [image for _, image in links] == [path for path, _ in drawn]
+    assert [name for name, _ in links] == ["cat/x.png", "cat/1-x.png", "cat/2-x.png", "cat/3-x.png", "dog/x.png"]
+    *_, (last, _, _) = name_files([("a/x.png", 0), ("3-x.png", 0), ("2-x.png", 0), ("b/x.png", 0)], ["cat"])
+    assert last == "cat/4-x.png"
 
 
 def make_named(folder, names):

@@ -628,7 +628,7 @@ def test_names_of_members(tmp_path):
     write_flat(tmp_path / "jpeg", ["0.jpg", "1.jpg"])
     archive = Archive()
     samples = [(Member(archive, number), number) for number in range(2)]
-    assert list(name_files(samples, ["a", "b"])) == ["a/0.jpeg", "b/1.jpeg"]
+    assert [name for name, _, _ in name_files(samples, ["a", "b"])] == ["a/0.jpeg", "b/1.jpeg"]
 
 
 def test_evidence_on_other_layouts(tmp_path):

@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, run
 from image_layouts import Loaded, image_column, numbered_file, numbered_pixels, write_parquet
 from torch.utils.data import DataLoader
 
+from utils import images as images_command
+from utils.data.identity import identify, pixel_digest
 from utils.data.image_sets import open_images
 from utils.data.images import image_bytes, image_name, image_size, load_image, read_image
 from utils.data.readers import parquet
@@ -217,6 +219,63 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"data/0000003 cannot be decoded \(.*data\.parquet is damaged"):
         load_image(fresh)
+
+
+@pytest.fixture
+def groups_read(tmp_path, monkeypatch):
+    """Return a list of the groups that are read from files, of one row each; a process keeps one group in memory."""
+    read, numbers = pq.ParquetFile.read_row_group, []
+
+    def note(self, number, *args, **kwargs):
+        numbers.append(number)
+        return read(self, number, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 0)
+    write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES}, NAMES, group=1)
+    return numbers
+
+
+def test_sizes_of_files_are_kept(tmp_path, groups_read):
+    """They are known from the first reading of a group, however often it is asked and also in a worker process."""
+    images = [image for image, _ in opened(tmp_path / "data.parquet").samples]
+    sizes = [len(read_image(image)) for image in images]
+    for known in (images, images, pickle.loads(pickle.dumps(images))):
+        assert [image_bytes(image) for image in known] == sizes == [len(numbered_file(n)) for n in range(len(CLASSES))]
+    assert groups_read == [*range(len(CLASSES))]
+
+
+def test_sizes_of_files_need_one_reading(tmp_path, groups_read):
+    images = [image for image, _ in opened(tmp_path / "data.parquet").samples]
+    assert [image_bytes(image) for image in images * 2] == [len(numbered_file(n)) for n in range(len(CLASSES))] * 2
+    assert groups_read == [*range(len(CLASSES))]
+
+
+def test_digests_read_an_image_once(tmp_path, monkeypatch):
+    """The bytes that give the digest of the file are decoded for the digest of the pixels."""
+    path = write_parquet(tmp_path / "data.parquet", {"image": image_column(), "label": CLASSES})
+    samples = opened(path).samples
+    read, numbers = parquet.Tables.read, []
+
+    def note(self, number):
+        numbers.append(number)
+        return read(self, number)
+
+    monkeypatch.setattr(parquet.Tables, "read", note)
+    digests = identify(samples)
+    assert sorted(numbers) == [*range(len(CLASSES))]
+    assert [pixels.tobytes() for pixels in digests.pixels.numpy()] == [
+        pixel_digest(load_image(image)) for image, _ in samples
+    ]
+
+
+def test_conversion_reads_an_image_once(tmp_path, groups_read):
+    """Its suffix and the written file come from the same reading."""
+    result = run(images_command, "convert", tmp_path / "data.parquet", tmp_path / "folders")
+    assert result.code == 0, result.err
+    assert groups_read == [*range(len(CLASSES))]
+    for number, target in enumerate(CLASSES):
+        assert (tmp_path / "folders" / NAMES[target] / f"{number}.png").read_bytes() == numbered_file(number)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

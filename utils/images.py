@@ -113,9 +113,9 @@ def convert(config: ConvertConfig) -> None:
             kind = "as tensors"
         else:
             files = name_files(images.samples, class_folders(images))
-            for name, image in progress_bar(files.items(), "convert", len(files)):
+            for name, image, content in progress_bar(files, "convert", len(images.samples)):
                 (folder / name).parent.mkdir(exist_ok=True)
-                write_image(image, folder / name, images.channels)
+                write_image(image, folder / name, images.channels, content)
             kind = f"in {len(set(images.targets))} class folders"
     log.info("%d images of %s are in %s, %s", len(images.samples), config.source, config.target, kind)
 

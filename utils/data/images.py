@@ -265,7 +265,7 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
     Args:
         image: the image.
         channels: 3 for RGB; grey values are then repeated in all channels. 1 for grey.
-        content: content of the image file, if it has been read already; None to read it.
+        content: content of the image from `read_image`, if it has been read already; None to read it.
 
     Returns:
         a PIL image of mode RGB or L, or, from a set of floating-point images, a tensor float32 [channels, H, W].
@@ -274,10 +274,13 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
         InputError: the image cannot be decoded, or it has colours and `channels` is 1. The message names the image.
     """
     with decoding(image):
-        if isinstance(image, Member):
+        loaded: Pixels
+        if content is not None and (not isinstance(image, Member) or image.container.holds_files):
+            loaded = Image.open(io.BytesIO(content))
+        elif isinstance(image, Member):
             loaded = image.container.load(image.number)
         else:
-            loaded = Image.open(io.BytesIO(content) if content is not None else image)
+            loaded = Image.open(image)
         if isinstance(loaded, torch.Tensor):
             return with_channels(loaded, channels)
         with loaded:

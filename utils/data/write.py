@@ -95,20 +95,22 @@ def image_file(image: ImageRef) -> tuple[bytes, str] | None:
     return (content, f".{kind}") if f".{kind}" in SUFFIXES else None
 
 
-def write_image(image: ImageRef, path: Path, channels: int) -> None:
+def write_image(image: ImageRef, path: Path, channels: int, content: bytes | None = None) -> None:
     """Write an image to a file. The content of an image file is copied; other images become PNG files, without loss.
 
     Args:
         image: the image.
         path: the file to write.
         channels: 1 to write a grey PNG file, 3 for RGB.
+        content: content of the image's file, if `name_files` has read it; None otherwise.
 
     Raises:
         InputError: the image cannot be decoded, or holds floating-point numbers.
     """
-    stored = image_file(image)
-    if stored is not None:
-        path.write_bytes(stored[0])
+    if content is None and (stored := image_file(image)) is not None:
+        content, _ = stored
+    if content is not None:
+        path.write_bytes(content)
         return
     loaded = load_image(image, channels)
     if isinstance(loaded, torch.Tensor):
@@ -116,8 +118,11 @@ def write_image(image: ImageRef, path: Path, channels: int) -> None:
     loaded.save(path, "PNG")
 
 
-def name_files(samples: Samples, classes: Sequence[str]) -> dict[str, ImageRef]:
-    """Choose a file name for each image of a set; return a dict from `CLASS/NAME` to the image.
+def name_files(samples: Samples, classes: Sequence[str]) -> Iterator[tuple[str, ImageRef, bytes | None]]:
+    """Choose a file name for each image of a set; yield (`CLASS/NAME`, image, content).
+
+    The content is the bytes of the image's file if they had to be read to choose the suffix, else None. An image can be
+    written before the next one is read.
 
     NAME is the name of the image file; for a member of a container, it is the image's index in `samples` with a suffix.
     If an earlier image has the same `CLASS/NAME`, the new name is `CLASS/NUMBER-NAME`.
@@ -126,18 +131,18 @@ def name_files(samples: Samples, classes: Sequence[str]) -> dict[str, ImageRef]:
         samples: (image, class) of the images.
         classes: folder name of each class.
     """
-    named: dict[str, ImageRef] = {}
+    taken: set[str] = set()
     for place, (image, target) in enumerate(samples):
+        stored = image_file(image) if isinstance(image, Member) else None
         if isinstance(image, Member):
-            stored = image_file(image)
             name = f"{place:0{len(str(len(samples) - 1))}}{stored[1] if stored is not None else '.png'}"
         else:
             name = os.path.basename(image)
-        file, number = f"{classes[target]}/{name}", len(named)
-        while file in named:
+        file, number = f"{classes[target]}/{name}", len(taken)
+        while file in taken:
             file, number = f"{classes[target]}/{number}-{name}", number + 1
-        named[file] = image
-    return named
+        taken.add(file)
+        yield file, image, None if stored is None else stored[0]
 
 
 def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) -> None:

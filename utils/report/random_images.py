@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             paired, how = pair_classes(real, like, config.class_map)
         wanted = dict(Counter(like.targets))
     drawn = draw_images(paired.samples, wanted, config.seed, paired.classes)
-    links = name_files(drawn, class_folders(paired))
+    links = {name: image for name, image, _ in name_files(drawn, class_folders(paired))}
     listed = "".join(f"{link}\t{image}\n" for link, image in links.items())
     list_file = output.with_name(f"{output.name}.txt")
     if config.again and list_file.exists():

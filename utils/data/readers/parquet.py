@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from utils.data.images import Container, ImageSet
 from utils.data.readers.labels import labelled_set
 from utils.data.readers.parts import files_with, of_part
@@ -28,6 +30,7 @@ IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # preferred n
 # preferred names of the column of classes, best first
 LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")
 CACHE_BYTES = 64 * 2**20  # most bytes of row groups that a process keeps in memory; a larger group is kept alone
+NO_IMAGE = "its row holds no image"
 FEW_FOLDERS = 5  # sub-folders are searched for tables only if there are at most this many
 
 
@@ -71,11 +74,16 @@ class Tables(Container):
         places: for every group of rows, (index of its file, index of the group in the file, row in the file at which
             the group begins).
         starts: index of the first image of every group; then, as the last item, the number of all images.
+
+    Attributes:
+        lengths: index of each group that has been read once -> number of bytes of each of its images, int64 [rows];
+            kept for good, so that `num_bytes` does not read the group again. 0: the row holds no image.
     """
 
     def __init__(self, path: str, files: list[str], column: str, places: list[tuple[int, int, int]], starts: list[int]):
         self.path, self.files, self.column, self.places, self.starts = path, files, column, places, starts
         self.groups: Groups | None = None
+        self.lengths: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes to pickle, without the groups in memory: each process reads its groups itself."""
@@ -95,32 +103,55 @@ class Tables(Container):
     def read(self, number: int) -> bytes:
         """Return the bytes of the image file."""
         group, row = self.place(number)
+        content = self.rows_of(group)[row].as_py()
+        if not content:
+            raise OSError(NO_IMAGE)
+        return content
+
+    def num_bytes(self, number: int) -> int:
+        """Return the number of bytes of the image file; the group of the image is read only if it never was before."""
+        group, row = self.place(number)
+        if group not in self.lengths:
+            self.rows_of(group)
+        if not self.lengths[group][row]:
+            raise OSError(NO_IMAGE)
+        return int(self.lengths[group][row])
+
+    def rows_of(self, group: int) -> Any:
+        """Return the images of a group of rows, as a pyarrow array of bytes; read them if they are not in memory."""
         if self.groups is None or self.groups.process != os.getpid():
             self.groups = Groups(os.getpid())
         own = self.groups
         with own.lock:
             if group not in own.columns:
-                own.columns[group] = self.read_group(group)
+                own.columns[group], self.lengths[group] = self.read_group(group)
             own.columns.move_to_end(group)
             while len(own.columns) > 1 and sum(column.nbytes for column in own.columns.values()) > CACHE_BYTES:
                 own.columns.popitem(last=False)
-            value = own.columns[group][row].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not content:
-            raise OSError("its row holds no image")
-        return content
+            return own.columns[group]
 
-    def read_group(self, group: int) -> Any:
-        """Read the column of images of a group of rows; raise OSError if the file has been damaged in the meantime."""
+    def read_group(self, group: int) -> tuple[Any, np.ndarray]:
+        """Read a group of rows; raise OSError if the file has been damaged in the meantime.
+
+        Returns:
+            (images as a pyarrow array of bytes, number of bytes of each image: int64 [rows]). The number is 0 if a row
+            holds no image.
+        """
         file, own, _ = self.places[group]
         path = self.files[file]
+        reader = pyarrow_parquet(path)
+        from pyarrow import compute, types
+
         try:
-            column = pyarrow_parquet(path).ParquetFile(path).read_row_group(own, [self.column], use_threads=False)[0]
+            column = reader.ParquetFile(path).read_row_group(own, [self.column], use_threads=False)[0]
+            if types.is_struct(column.type):
+                (column,) = column.flatten()  # the only field that was read, `bytes`
+            lengths = compute.binary_length(column).fill_null(0).to_numpy().astype(np.int64)
         except Exception as error:  # pyarrow raises many types of exceptions
             raise OSError(f"{path} is damaged: {clause(error)}") from None
         if len(column) != self.starts[group + 1] - self.starts[group]:
             raise OSError(f"{path} is damaged: a group has {len(column)} rows")
-        return column
+        return column, lengths
 
 
 def pyarrow_parquet(path: str) -> Any:
