@@ -6,15 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, LIGHT, SIDE, read_run, run
+from helpers import CPU, LIGHT, SIDE, make_images, read_run, run
 from small_network import BareStudent, small_model
 from view_batches import batches_of, dataset_of, normalise_on
 
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import Findings, FKDConfig
+from utils.data.augment import Dsa
 from utils.data.device import DeviceBatches
 from utils.data.workers import WorkerBatches
+from utils.data.zca import Zca
 from utils.labels.training_views import TrainingViews
 from utils.labels.views import DrawnViews, ViewPolicy
 from utils.run import loading
@@ -214,6 +216,28 @@ def test_a_run_follows_its_plan(tiny, tmp_path, monkeypatch, pretended_gpu, free
     assert plans == [Plan(True, at_once, "device")]
     assert set(made) == {at_once}
     assert done.summary["epochs_done"] == 3
+
+
+def test_parameters_of_the_augmentation_are_counted_as_labels():
+    """DSA uploads 17 numbers per view: a flag for each of six operations, and eleven parameters."""
+    policy = ViewPolicy(42, SIDE, 0.08, 1.0, "none", 0.8, 1.0)
+    plain, augmented = DrawnViews(policy, 10, 5), DrawnViews(policy, 10, 5, Dsa(0, SIDE))
+    taken = [loading.label_bytes(TrainingViews(source), 0) for source in (plain, augmented)]
+    assert taken == [10 * loading.GEOMETRY_BYTES, 10 * (loading.GEOMETRY_BYTES + 17 * 4)]
+
+
+def test_zca_is_copied_to_the_device_once(tiny, tmp_path, monkeypatch, pretended_gpu):
+    """The matrix is copied before the memory is planned, so that the free memory is known without it."""
+    pretended_gpu(10**9)
+    events, move, free_memory = [], Zca.to, loading.free_memory
+    monkeypatch.setattr(Zca, "to", lambda *args: events.append("copied") or move(*args))
+    monkeypatch.setattr(loading, "free_memory", lambda device: events.append("planned") or free_memory(device))
+    real = make_images(tmp_path / "real", size=(16, 16))
+    flags = tiny.flags(tmp_path / "run", fkd_path=None, loss_type="ce", zca=real, input_size=16, epochs=1)
+    result = run(train_KD_parallel, *flags)
+    assert result.code == 0, result.err
+    assert events[:2] == ["copied", "planned"]
+    assert events.count("copied") == 1
 
 
 def test_a_plan_says_workers(tiny, tmp_path, pretended_gpu):

@@ -70,7 +70,7 @@ class TrainingData:
             teacher.
         augment: function (normalised images, random parameters that `source` draws) -> images; None without
             augmentation.
-        whiten: ZCA for images that are not normalised yet; None without ZCA.
+        whiten: ZCA for images that are not normalised yet, on the device; None without ZCA.
     """
 
     train: Samples
@@ -108,9 +108,11 @@ class Budget:
 
     Attributes:
         images: all decoded training images.
-        labels: soft labels of one epoch, and hard labels of one epoch if there are epochs with hard labels.
+        labels: soft labels of one epoch, and hard labels of one epoch if there are epochs with hard labels; with the
+            random numbers of crops, mixing and augmentation.
         validation: this rank's validation images, at the input size of the model.
-        training: gradients, optimizer state and activations, but not the weights, which are on the device already.
+        training: gradients, optimizer state and activations, but not the weights and the matrix of ZCA, which are on
+            the device already, so that `free` is without them.
         free: free memory of the device.
     """
 
@@ -360,7 +362,7 @@ def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
     """Estimate the bytes that an epoch's labels take on the device, from the bytes per row in the first batch."""
     labels = source.read(epoch, 0)
-    tensors = [tensor for tensor in tensors_of(labels.logits) if tensor is not None]
+    tensors = [tensor for tensor in (*tensors_of(labels.logits), labels.augment) if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return source.num_images * (size // source.rows(epoch, 0) + GEOMETRY_BYTES)
 
@@ -421,11 +423,10 @@ def normalise_for(
         precision: gives the device and the memory format.
         values: pixel format, see `Values`; None: that of the training images.
         augment: augmentation of normalised training images; None: no augmentation.
-        whiten: ZCA in place of mean and standard deviation; None: no ZCA.
+        whiten: ZCA in place of mean and standard deviation, on the device; None: no ZCA.
     """
     kind = cast(Values, found.train_values if values is None else values)
-    zca = whiten.to(precision.device) if whiten else None
-    return Normalise(found.mean, found.std, precision.device, precision.memory_format, kind, augment, zca)
+    return Normalise(found.mean, found.std, precision.device, precision.memory_format, kind, augment, whiten)
 
 
 def build_batches(
