@@ -1,6 +1,6 @@
 """Compare this project with a plain PyTorch loop on a small distilled set of small grey images.
 
-    python benchmarks/small_images.py                    300 epochs and one evaluation, three rounds of each in turn
+    python benchmarks/small_images.py                    train for 300 epochs and evaluate once; three rounds
     python benchmarks/small_images.py --quick            check in a few seconds that both run
 
 A ConvNet-3 trains on 100 images of 28 x 28 pixels, all in one batch, and is then evaluated on 10,000 images. The plain
@@ -8,7 +8,8 @@ loop resembles the evaluation in the code of Dataset Condensation (Zhao et al., 
 images in memory yields batches of 256, and the loss and the number of correct predictions are read from the device
 after every batch. The project is measured as a call of `main` of train_KD_parallel.py, with all its checks and files.
 
-Every run has its own process. Its time starts after the imports, with the data on disk, and ends after the evaluation.
+Every run has its own process. The measured time begins after the imports, with the data on disk, and ends after the
+evaluation.
 """
 
 import argparse

@@ -121,7 +121,7 @@ def cksum(data: bytes) -> str:
 def state_of(folder: str) -> str:
     """Return a checksum of the paths and sizes of all files in a folder and its subfolders, except hidden files.
 
-    An image set may also be a file, such as an archive or a tensor; the checksum then covers its name and size.
+    If `folder` is a file, such as an archive or a tensor, the checksum covers the file's name and size.
     """
     top = os.fsencode(folder)
     if os.path.isfile(top):

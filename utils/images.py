@@ -90,7 +90,7 @@ def digests(images: ImageSet) -> dict[str, object]:
     """Return two digests of all pixels of a set.
 
     `digest` depends on the order of the images; summary.json and labels record this digest. `content` depends on the
-    class and the pixels of each image, but not on order or layout, so that a set and its converted copy have the same.
+    class and the pixels of each image, but not on order or layout, so that it is equal for a set and the converted set.
     """
     known = identify(images.samples)
     names = images.classes if images.named else class_folders(images)

@@ -75,9 +75,12 @@ class DeviceBatches:
         """Read the labels of some batches of an epoch, and copy them to the device.
 
         Returns:
-            for each batch, a tuple (geometry, mixing, the teacher's logits, parameters). geometry is int64 [B, 7], see
-            `geometry_of`. mixing is float32 [5], see `mixing_of`. The logits are None without soft labels. The
-            parameters of the augmentation are float32 [B, P], and None without augmentation.
+            for each batch, a tuple (geometry, mixing, logits, parameters):
+
+            * geometry: int64 [B, 7], see `geometry_of`.
+            * mixing: float32 [5], see `mixing_of`.
+            * logits: the teacher's logits; None without soft labels.
+            * parameters: float32 [B, P], parameters of the augmentation; None without augmentation.
         """
         labels = [self.source.read(epoch, batch) for batch in batches]
         geometry = geometry_of(labels, self.gallery.sizes)
@@ -122,8 +125,8 @@ class Gallery:
     """All training images in device memory.
 
     Args:
-        images: uint8 or float32 [N, H, C, W], padded with zeros. With this layout, `resize_views` need not transpose
-            the images.
+        images: uint8 or float32 [N, H, C, W], each padded with zeros to H x W pixels. With this layout, `resize_views`
+            need not transpose the images.
         sizes: int64 [N, 2] on the host, (height, width) of each image before padding.
         targets: int64 [N] on the device, class of each image.
         input_size: S, side of the model's input in pixels.
@@ -145,7 +148,7 @@ class Gallery:
         device: torch.device,
         channels: int = 3,
     ) -> "Gallery":
-        """Decode the images of `samples`, a list of (image, class), onto the device; return them as a `Gallery`."""
+        """Decode the images of `samples`, a list of (image, class); return them on the device, as a `Gallery`."""
         targets = torch.tensor([target for _, target in samples], device=device)
         sizes = image_sizes(samples).long()
         height, width = sizes.amax(dim=0).tolist()

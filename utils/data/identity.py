@@ -27,7 +27,7 @@ def file_digest(data: bytes) -> bytes:
 def pixel_digest(image: Pixels) -> bytes:
     """Return the digest (8-byte blake2b) of the size and the pixels of an image.
 
-    The pixels of a PIL image are in row-major order, those of a tensor in the order [C, H, W].
+    Pixels are hashed in row-major order if the image is a PIL image, and in the order [C, H, W] if it is a tensor.
     """
     height, width = height_and_width(image)
     digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=DIGEST_BYTES)
@@ -58,12 +58,12 @@ class KnownImages:
 
 
 def know_images(root: str, samples: Samples, known: ImageDigests | None = None, world: World = ALONE) -> KnownImages:
-    """Return the names and digests of all images of a folder; several processes share the work.
+    """Return the names and digests of all images of a folder; the ranks share the work.
 
     Args:
         root: the folder.
         samples: list of (path, class).
-        known: see `identify`.
+        known: digests computed earlier, see `identify`.
         world: processes of the run. Every rank must call this function; all ranks get the same result.
     """
     own = identify(samples[world.rank :: world.size], known) if world.rank < len(samples) else None
@@ -78,7 +78,7 @@ def know_images(root: str, samples: Samples, known: ImageDigests | None = None, 
 
 
 def relative_names(root: str, samples: Samples) -> list[str]:
-    """Return the name of every image in `samples`, a list of (image, class), within the image set `root`."""
+    """Return the name of each image relative to the image set `root`; `samples` is a list of (image, class)."""
     return [image_name(image, root) for image, _ in samples]
 
 

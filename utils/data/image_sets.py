@@ -2,8 +2,8 @@
 
 The layout is recognised by the content of the file or folder. These layouts are tried in this order:
 
-1. a root with parts: a folder with a sub-folder `train`, which is not the folder of one class, and a sub-folder `val`,
-   `validation` or `test`. The sub-folder of the requested part is then opened by the same rules;
+1. a root with parts: a folder with two sub-folders, `train` and one of `val`, `validation` and `test`, if no image lies
+   directly in `train`. The sub-folder of the requested part is then opened by the same rules;
 2. the layouts of the readers in READERS, each a module of utils/data/readers;
 3. a folder with one sub-folder of images per class (`open_folder`).
 """

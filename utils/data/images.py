@@ -25,21 +25,21 @@ from utils.system.errors import InputError, clause
 from utils.system.machine import cores
 
 T = TypeVar("T")
-SAMPLED_SIZES = 500  # about the number of images whose sizes `ImageSet.side` compares
+SAMPLED_SIZES = 500  # approximate number of images whose sizes `ImageSet.side` compares
 Pixels = Image.Image | torch.Tensor
-# format of a set's pixels. bytes: integers from 0 to 255; unit: floating-point numbers, about in [0, 1]; normalised:
-# floating-point numbers to which mean and standard deviation have been applied
+# pixel format of a set. bytes: integers from 0 to 255; unit: floating-point numbers, roughly from 0 to 1; normalised:
+# floating-point numbers after subtraction of the mean and division by the standard deviation
 Values = Literal["bytes", "unit", "normalised"]
 SUBMITTED_AHEAD = 256  # number of images that `map_images` submits to its threads at a time
-PROBED = 16  # about the number of image files whose headers are read to find out whether a set is grey
+PROBED = 16  # approximate number of image files whose headers are read to find out whether a set is grey
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 class Container(ABC):
     """Base class of archives, tables and tensors that hold the images of a set.
 
-    Worker processes get a copy of the container, by fork or by pickle. A container must therefore not keep a file open
-    whose position several processes would share.
+    Worker processes get a copy of the container, by fork or by pickle. A container must therefore keep no file open:
+    several processes would share the position in that file.
 
     Attributes:
         path: file or folder that holds the images, for error messages.
@@ -131,9 +131,10 @@ class ImageSet:
         normalised: whether mean and standard deviation have been applied to the images already; only a set of
             floating-point images can be normalised.
         layout: how the set is stored, in words, for the log; empty for folders of image files.
-        answers: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
-        numbers: the numbers that `renumber` gave to the classes of the set as it was opened, which are also the columns
-            of the stored soft labels; None for a class that is left out. None if `renumber` was not called.
+        answers: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None if there
+            are none.
+        numbers: None until `renumber` is called. Then, for each class of the set as it was opened, its new number,
+            or None if the class was removed. Column k of the stored soft labels belongs to item k of `numbers`.
     """
 
     root: str
@@ -147,9 +148,9 @@ class ImageSet:
     numbers: list[int | None] | None = None
 
     def renumber(self, numbers: Sequence[int | None]) -> None:
-        """Replace the class of every image by the number that `numbers` gives this class; do so only once.
+        """Replace class k by `numbers[k]` in all samples; remove the images of class k if `numbers[k]` is None.
 
-        Images of a class whose number is None are removed.
+        Call this method at most once.
         """
         renumbered = [(image, numbers[place]) for image, place in self.samples]
         self.samples = [(image, number) for image, number in renumbered if number is not None]
@@ -171,7 +172,7 @@ class ImageSet:
     def side(self) -> int | None:
         """Return the side of the images in pixels if they are square and all of one size; None otherwise.
 
-        Return None also if each image is a file of its own, because such sets are often resized. Of a large set, only a
+        Image files outside a `Container` also give None, because such sets are often resized. In a large set, only a
         sample of the images is checked.
         """
         if not isinstance(self.samples[0][0], Member):
@@ -203,7 +204,7 @@ def soft_labels_of(samples: Samples) -> torch.Tensor | None:
 
 
 def image_name(image: ImageRef, root: str) -> str:
-    """Return the name of an image within its set `root`: a relative path, or the name that its container gives it."""
+    """Return an image's name within its set: the path relative to the folder `root`, or the name in its container."""
     if isinstance(image, Member):
         return image.container.name(image.number)
     return image.removeprefix(os.path.join(root, ""))
@@ -252,7 +253,7 @@ def image_bytes(image: ImageRef) -> int:
 
 
 def file_status(image: str) -> os.stat_result:
-    """Return the result of `os.stat` for an image file; raise InputError if the file is missing or a dead link."""
+    """Return the result of `os.stat` for an image file; raise InputError if the file is missing or a broken link."""
     try:
         return os.stat(image)
     except OSError as error:
@@ -294,7 +295,7 @@ def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None)
 
 
 def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
-    """Convert an image [C, H, W] to `channels` channels: repeat a grey image, or raise ValueError."""
+    """Convert an image [C, H, W] to `channels` channels: repeat a grey image; raise ValueError for a colour image."""
     if len(image) == channels:
         return image
     if len(image) != 1:
@@ -351,10 +352,10 @@ def image_size(image: ImageRef) -> tuple[int, int]:
 
 
 def channels_of_files(samples: Samples) -> int:
-    """Return 1 if all of a sample of image files, evenly spread over the list of (image, class), are grey, else 3.
+    """Return the number of channels of a set of image files: 1 if all checked images are grey, else 3.
 
-    Image files inside an archive or a table are checked too. A file whose header cannot be read counts as coloured,
-    because loading it raises an error later.
+    About PROBED images are checked, evenly spread over `samples`; they may also lie in an archive or a table.
+    A file whose header cannot be read counts as coloured, because loading it raises an error later.
     """
     for image, _ in samples[:: max(1, len(samples) // PROBED)]:
         try:

@@ -18,7 +18,7 @@ from utils.system.errors import printable
 from utils.system.files import atomic_file
 
 SHOWN = 16  # number of augmented images in a preview picture, four per row
-ASK_SECONDS = 3  # time limit for the check before training, in which a live teacher labels some images
+ASK_SECONDS = 3  # time limit of `ask_teacher`, in which a live teacher labels some images before training
 ASK_EPOCHS = 30  # `ask_teacher` stops after this many epochs
 NAME_WIDTH = 16  # class names are cut to this length, because two of them must fit above an image of the preview
 
@@ -74,7 +74,7 @@ class Preview:
     Attributes (n = up to 16 views):
         images: uint8 [n, S, S, C], the views after augmentation and cutmix or mixup.
         targets: int64 [n], class of each view.
-        partners: int64 [n], class of the image that is mixed into each view.
+        partners: int64 [n], class of the image that is mixed into each view; the view's own class without mixing.
         logits: float32 [n, C]; None if there are neither soft labels nor a teacher.
 
     Args:

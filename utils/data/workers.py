@@ -47,7 +47,9 @@ DYING_SECONDS = 2  # longest time to wait for the exit code of a worker process 
 
 
 class ViewDataset(Dataset):
-    """Dataset of the augmented images (views) of a run, with one item for each position (see the module).
+    """Dataset of the augmented images (views) of a run.
+
+    The index of a view is its position in the run: batch number x batch size + row.
 
     PyTorch's fetcher, patched by patches/fetch_patch.py, loads the labels of a batch before its views.
 

@@ -24,8 +24,8 @@ from utils.system.files import atomic_file
 from utils.system.log import log
 
 EPSILON = 0.1  # added to every eigenvalue of the covariance matrix
-ROWS = 1000  # number of images that are added to the sums at a time
-MOST_VALUES = 3 * 64 * 64  # limit of C · S · S; the covariance matrix then takes 1.2 GB in float64
+ROWS = 1000  # number of images per step when mean and covariance are summed up
+MOST_VALUES = 3 * 64 * 64  # largest C · S · S, for which the covariance matrix takes 1.2 GB in float64
 
 
 class Zca:
@@ -53,7 +53,7 @@ class Zca:
 def fitted_zca(real: ImageSet, size: int, channels: int) -> Zca:
     """Fit the ZCA transformation of a set of real training images, or load it if an earlier run has saved it.
 
-    It is saved beside the set in `NAME.zca-SIZE.safetensors`, with the digest of the images.
+    The transformation is saved beside the set in `NAME.zca-SIZE.safetensors`, with the digest of the images.
 
     Args:
         real: the real training images: 8-bit pixels, or floating-point numbers in [0, 1].

@@ -67,8 +67,8 @@ class LabelledViews(DrawnViews):
 
     Args:
         policy: the distribution from which views are drawn.
-        labels: label of each of the N images: classes int64 [N]; or probabilities or logits float32 [N, C]. Logits must
-            not be mixed.
+        labels: labels of the N images: classes int64 [N], or probabilities or logits float32 [N, C]. Logits require a
+            `policy` without mixing.
         num_classes: C.
         batch_size: number of images in a batch.
         smoothing: probability mass that is spread evenly over all classes, in [0, 1].
@@ -95,7 +95,7 @@ class LabelledViews(DrawnViews):
         return replace(drawn, logits=self.mixed_labels(drawn.index, drawn.mix))
 
     def mixed_labels(self, index: torch.Tensor, mix: Mix) -> torch.Tensor:
-        """Return the labels of the views of a batch: float32 [B, C].
+        """Return the mixed and smoothed labels of a batch: float32 [B, C].
 
         Args:
             index: int64 [B], image of each row.

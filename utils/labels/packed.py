@@ -398,7 +398,7 @@ class PackedWriter:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
     def missing(self, epochs: int) -> list[int]:
-        """Return, in ascending order, the epochs below `epochs` that have no file or are not in the manifest."""
+        """Return the epochs below `epochs` whose file does not exist or is not in the manifest, in ascending order."""
         done = {name for name in self.manifest["digests"] if (self.path / name).exists()}
         return [e for e in range(epochs) if epoch_name(e) not in done]
 

@@ -51,7 +51,7 @@ class TrainingViews(Generic[Source]):
     """The batches of a run. Two indices identify a batch: the epoch of training, and the batch within the epoch.
 
     Attributes:
-        store: the source of the batches. If it is `DrawnViews`, `order` must be STORED.
+        store: the source of the batches. If the source is a `DrawnViews`, `order` must be STORED.
         order: which stored batches an epoch of training reads. STORED: epoch e reads the stored epoch e. REUSED:
             training goes through the stored epochs several times, first in the stored order, then in a new random order
             each time. SAMPLED, SHUFFLED: see `draw_batches`.
@@ -110,11 +110,11 @@ class TrainingViews(Generic[Source]):
 
     @property
     def num_classes(self) -> int:
-        """Return C, the number of classes of the logits that `read` returns. `store` must be a `LabelStore`."""
+        """Return C, the number of classes of the logits in a batch. `store` must be a `LabelStore`."""
         return self._labels.num_classes if self.kept_classes is None else len(self.kept_classes)
 
     def kept(self, views: Views) -> Any:
-        """Reduce a batch's logits to `kept_classes`, float [B, C]; return the batch itself if all classes are kept."""
+        """Return a batch with its logits [B, C] reduced to `kept_classes`; return `views` itself if all are kept."""
         if self.kept_classes is None or not isinstance(views.logits, torch.Tensor):
             return views
         return replace(views, logits=views.logits[:, list(self.kept_classes)])

@@ -110,7 +110,7 @@ class BatchViews(ABC):
     """Base class of the two kinds of batches: `BatchLabels` with stored crops, `DrawnBatch` with random crops.
 
     Attributes:
-        augment: random parameters of the augmentation of each row, float32 [B, P]; None without augmentation.
+        augment: float32 [B, P], the random parameters of each row's augmentation; None without augmentation.
     """
 
     augment: "torch.Tensor | None" = None

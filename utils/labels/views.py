@@ -91,7 +91,7 @@ class ViewPolicy:
 
 
 class WholeImages(ViewPolicy):
-    """A `ViewPolicy` whose views show the whole image, without flips; scales and `hflip` are not used."""
+    """A `ViewPolicy` whose views show the whole image, unflipped; `min_scale`, `max_scale` and `hflip` are unused."""
 
     def crops(self, _draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Return the whole image as the crop of each row: int64 [R, 5], see `ViewPolicy.crops`."""
@@ -108,7 +108,7 @@ class CentredCrops(ViewPolicy):
     """
 
     def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Turn random numbers into crops of the central squares: int64 [R, 5], see `ViewPolicy.crops`."""
+        """Turn random numbers into crops within each image's central square: int64 [R, 5], see `ViewPolicy.crops`."""
         sides = sizes.min(axis=1, keepdims=True)
         crops = super().crops(draws, np.tile(sides, 2))
         crops[:, :2] += (sizes - sides) // 2
@@ -165,7 +165,7 @@ class DrawnBatch(BatchViews):
     draws: np.ndarray  # float64 [B, CROP_DRAWS]
     index: torch.Tensor  # int64 [B]
     mix: Mix
-    logits: Answers | None = None  # set only by `LabelledViews`: the labels of the views [B, C]
+    logits: Answers | None = None  # labels of the views [B, C] if `LabelledViews` drew the batch, else None
     augment: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -201,10 +201,10 @@ def index_of(views: Views) -> torch.Tensor:
 
 
 class DrawsParameters(Protocol):
-    """Interface of an augmentation, as far as `DrawnViews` uses it."""
+    """Interface that `DrawnViews` requires of an augmentation."""
 
     def draw(self, epoch: int, batch: int, rows: int, /) -> torch.Tensor:
-        """Draw the random parameters of one batch, float32 [rows, P]; they depend only on seed, epoch and batch."""
+        """Draw the random parameters of one batch: float32 [rows, P], determined by the seed and the arguments."""
 
 
 class DrawnViews:

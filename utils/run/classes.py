@@ -29,7 +29,7 @@ from utils.system.log import log
 IMAGENET_CLASSES = 1000
 # value of --class-map that pairs validation and training folders by their position in sorted order
 BY_POSITION = "sorted"
-# description of the pairing rule for sets of which one or both do not name their classes
+# description of the pairing rule, for the log, if at least one of two sets does not name its classes
 BY_NUMBER = "by number, because at least one of the two sets does not name its classes"
 WNID = re.compile(r"n\d{8}")
 
@@ -186,7 +186,7 @@ def numbers_in_imagenet(names: Sequence[str]) -> list[int] | None:
 def pair_sets(
     own: ImageSet, other: ImageSet, class_map: str | None, where: str, sides: Sides = VALIDATION
 ) -> tuple[list[int | None], str]:
-    """Pair every class of the image set `own` with a class of `other`; return (indices, rule) as `pair_names` does.
+    """Find the class of the image set `other` that belongs to each class of the image set `own`.
 
     If both sets name their classes, or if a --class-map was given, the classes are paired by name. Otherwise, they are
     paired by number. The number of a class is its name if all names in the set are numbers, else its index.
@@ -195,6 +195,9 @@ def pair_sets(
         own: the set whose classes are to be found.
         other: the set whose classes are known.
         class_map, where, sides: see `pair_names`.
+
+    Returns:
+        (for each class of `own`, its index in `other.classes`, or None; the pairing rule in words).
 
     Raises:
         InputError: the classes cannot be paired, or the --class-map does not fit them.
@@ -370,7 +373,7 @@ def listed_classes(subset: str) -> list[str]:
 
     Args:
         subset: value of --classes: the name of a subset in SUBSETS, with or without its prefix `image`; or a file with
-            one folder name per line. If a file has the name of a subset, a path such as `./meow` is needed.
+            one folder name per line. A file named like a subset must be given with its folder, as `./meow`.
 
     Raises:
         InputError: there is neither such a subset nor such a file, or the file is empty, cannot be read or repeats a

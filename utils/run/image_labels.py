@@ -13,9 +13,10 @@ from utils.system.errors import InputError
 
 
 def asks_teacher(config: KDConfig, soft_labels: bool) -> bool:
-    """Return whether a run loads a teacher: always with --teacher-checkpoint or --teacher-weights.
+    """Return whether a run loads a teacher.
 
-    Without these flags, a run loads a teacher unless it has --loss-type ce or soft labels are stored with the images.
+    --teacher-checkpoint or --teacher-weights always loads one. Without these flags, a run loads a teacher if the loss
+    is not ce and no soft labels are stored with the images.
 
     Args:
         config: flags of the run.
@@ -42,9 +43,9 @@ def label_views(
       first class plus 1 - r times that with the second, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
     * ce with soft labels: probabilities, mixed in the same way. Logits are first converted to probabilities at
       temperature 1, as in DATM and PAD.
-    * kl and dist: probabilities, to which no temperature applies, or unmixed logits, which are divided by -T like a
-      teacher's logits.
-    * mse_gt and mae_gt: unmixed logits.
+    * kl and dist: probabilities, to which no temperature applies; or logits, which are divided by the value of -T like
+      a teacher's logits, and cannot be mixed.
+    * mse_gt and mae_gt: logits, which cannot be mixed.
 
     Args:
         config: flags of the run.
@@ -52,7 +53,8 @@ def label_views(
         source: views of the images, without labels.
         samples: (image, class) of each of the N images.
         num_classes: C, number of the student's outputs.
-        kind: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None without.
+        kind: kind of the soft labels that are stored with the images: `probabilities` or `logits`; None if
+            there are none.
         numbers: class number of each column of the stored soft labels, see `ImageSet`; None if column k is class k.
 
     Returns:
@@ -88,7 +90,7 @@ def label_views(
             "out --mix-type"
         )
     labels = soft_labels.float()
-    if numbers is not None:  # --class-order or --classes numbers the classes anew: move the columns likewise
+    if numbers is not None:  # --class-order or --classes changed the class numbers: reorder the columns
         labels = labels[:, [numbers.index(number) for number in range(num_classes)]]
     if loss == "ce" and kind == "logits":
         labels = labels.softmax(dim=1)

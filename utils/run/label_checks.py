@@ -25,7 +25,7 @@ IMPOSSIBLE = 20
 # boxes prove it. A cutmix box (alpha 1) reaches the right or the lower edge of the view with probability 0.54. The
 # probability that no box reaches either edge is 0.46^8 = 0.2 % for 8 boxes, and 1e-6 for 18 boxes.
 SAMPLED_BOXES, FEW_BOXES, MANY_BOXES = 32, 8, 18
-# kind of floating-point pixels, see `Values` -> value of --normalised that gives it
+# kind of floating-point pixels (see `Values`) -> value of --normalised that declares this kind
 NORMALISED_FLAGS = {"unit": "no", "normalised": "yes"}
 
 
@@ -87,12 +87,12 @@ def stated_views(store: LabelStore) -> dict[str, Any]:
 
 
 def stated_normalised(store: LabelStore) -> str | None:
-    """Return the value of --normalised, `yes` or `no`, that the labels imply; None if they do not state it."""
+    """Return the value of --normalised, `yes` or `no`, that the labels imply; None if the labels imply none."""
     return NORMALISED_FLAGS.get(str(store.settings.get("pixel_values")))
 
 
 def refuse_other_pixels(config: FKDConfig, found: Findings, store: LabelStore) -> None:
-    """Raise InputError if floating-point images were normalised for the teacher but are not here, or the reverse."""
+    """Raise InputError if this run and the teacher disagree on whether the floating-point images are normalised."""
     wanted = stated_normalised(store)
     if wanted is not None and NORMALISED_FLAGS.get(found.train_values, wanted) != wanted:
         raise InputError(

@@ -50,7 +50,7 @@ IN_FLIGHT = 3
 # bytes of crop, flip and mix parameters per view, uploaded with the labels: seven int64 numbers
 GEOMETRY_BYTES = 56
 FLOAT_BYTES = 4
-# number of channels -> bytes per pixel of a decoded PIL image
+# number of channels -> bytes per pixel of a decoded PIL image (PIL stores RGB in 4 bytes)
 PIL_BYTES = {1: 1, 3: 4}
 
 
@@ -329,13 +329,13 @@ def refuse_resident(free: float, place: str) -> None:
 
 
 def validation_bytes(found: Findings, data: TrainingData, world: World) -> int:
-    """Return the bytes of this rank's decoded validation images, at the input size of the model."""
+    """Return the size in bytes of this rank's decoded validation images, resized to the input size of the model."""
     value = 1 if found.val_values == "bytes" else FLOAT_BYTES
     return value * found.channels * found.input_size**2 * len(data.val) // world.size
 
 
 def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit: float) -> int:
-    """Estimate the bytes of all decoded images, from the image sizes in the file headers.
+    """Estimate the memory that all decoded images need, in bytes, from the widths and heights in the file headers.
 
     On a GPU, all images are padded to the largest height and the largest width. On the host, images are not padded.
 
@@ -346,7 +346,7 @@ def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit
         limit: number of bytes at which counting stops; the remaining images are then not counted.
     """
     floats = found.train_values != "bytes"
-    on_device = found.channels * (FLOAT_BYTES if floats else 1)  # bytes per pixel, as `on_host`
+    on_device = found.channels * (FLOAT_BYTES if floats else 1)  # bytes per pixel in GPU memory
     on_host = on_device if floats else PIL_BYTES[found.channels]
     total = height = width = needed = 0
     for number, (image, _) in enumerate(samples, start=1):

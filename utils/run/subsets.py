@@ -1,8 +1,8 @@
-"""List the classes of common subsets of ImageNet, as WordNet ids in the order of the source of each subset.
+"""List the classes of common subsets of ImageNet as WordNet ids, each subset in the order of its source.
 
 --classes accepts the names of these subsets. Class k is item k of the list. Training images, validation images and
-labels of a run follow the same order, so the order does not affect a result. It matters only if a teacher or labels of
-exactly these classes do not state the order of their own classes. Sources:
+labels of a run follow the same order, so the order does not affect a result. The only exception: a teacher or labels
+with exactly these classes in an unknown order are assumed to follow this order. Sources:
 
 * imagenette, imagewoof, imagenet-10, imagenet-100: IDC (Kim et al., ICML 2022), as in the code of Minimax Diffusion (Gu
   et al., CVPR 2024). For ImageNette, this is the order of sorted WordNet ids. DD-Ranking lists ImageNette and ImageWoof

@@ -47,7 +47,8 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 def versions(device_type: str = "auto") -> dict[str, str]:
     """Return the versions of Python, PyTorch and torchvision, and the name of the GPU or the CPU.
 
-    `device_name` names the CUDA device if there is one and `device_type` is `auto` or `cuda`; otherwise the CPU.
+    The entry `device_name` is the GPU's name if `device_type` is `auto` or `cuda` and PyTorch finds a GPU; otherwise,
+    it is the CPU's name.
     """
     on_gpu = device_type in ("auto", "cuda") and torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()

@@ -78,12 +78,12 @@ def keep_stated_classes(teachers: Ensemble, numbers: Any, path: str, size: int) 
 
     Args:
         teachers: the teachers.
-        numbers: teacher's class numbers that the labels state; None if all classes were kept.
+        numbers: the teacher's numbers of the kept classes, as the labels state them; None if all classes were kept.
         path: folder of the labels, for error messages.
         size: side of the images in pixels.
 
     Raises:
-        InputError: the teachers have fewer classes, or the labels do not state class numbers.
+        InputError: a number exceeds the teachers' classes, or `numbers` is no list of class numbers.
     """
     if numbers is None:
         return

@@ -111,18 +111,18 @@ class Question:
 class Verdict:
     """Differences between the teacher's logits and the stored logits of n rows.
 
-    The difference of a row is the root mean square over the classes.
+    A row's difference is the root mean square, over the classes, of the differences of its logits.
 
     Attributes:
-        own: float32 [n], difference of each row if the teacher sees a view of the row's assumed image.
-        others: float32 [n], difference of each row if the teacher sees a view of a second image of the same class.
+        own: float32 [n], difference of each row if the teacher sees the image that the row is assumed to show.
+        others: float32 [n], difference of each row if the teacher sees a second image, usually of the same class.
         rounding: float32 [n], part of `own` that comes from rounding of the stored logits.
         noise: float32 [n], part of `own` that comes from rounding and bf16 arithmetic.
         places: (epoch, batch, row) of each row.
         found: the teacher's logits [m, C] for each compared batch.
         largest: largest absolute difference of a single logit.
         low, high: smallest and largest stored logit.
-        limit: LIMIT or STRICT.
+        limit: threshold of `misfits`, either LIMIT or STRICT.
     """
 
     own: torch.Tensor
@@ -180,7 +180,7 @@ class Verdict:
 
 @dataclass
 class Inquiry:
-    """Comparison of stored labels with a teacher's logits for the images of a folder.
+    """Comparison of stored logits with a teacher's logits for the images of a folder.
 
     Args:
         store: the labels.
@@ -241,7 +241,7 @@ class Inquiry:
         return following
 
     def image(self, number: int) -> Pixels:
-        """Return a decoded image of the folder. About CACHE_BYTES of decoded images are cached."""
+        """Return image `number` of the folder, decoded. Decoded images are cached, in about CACHE_BYTES of memory."""
         if number not in self.decoded:
             value = 3 if self.values == "bytes" else 12  # bytes per RGB pixel
             if sum(value * math.prod(height_and_width(image)) for image in self.decoded.values()) > CACHE_BYTES:
@@ -263,11 +263,11 @@ class Inquiry:
         return index if replay.order is None else replay.order[index]
 
     def view(self, labels: BatchLabels, slot: int, number: int, replay: ReplaySettings) -> torch.Tensor:
-        """Crop, resize and flip a given image as the labels describe a row: [S, S, C], uint8 or float32.
+        """Apply the crop and the flip of a row to an image, and resize the crop; return uint8 or float32 [S, S, C].
 
         Args:
             labels: labels of a batch.
-            slot: index of the row whose crop and flip are used.
+            slot: index of the row in the batch.
             number: index of the image in the folder.
             replay: how views are replayed.
         """
@@ -312,10 +312,10 @@ class Inquiry:
     def mixed(
         self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
     ) -> torch.Tensor:
-        """Normalise views [B, S, S, C], and mix each with its partner; return float32 [B, C, S, S].
+        """Normalise views, and mix each view with its partner; return float32 [B, C, S, S].
 
         Args:
-            views: the views.
+            views: uint8 or float32 [B, S, S, C].
             partners: int64 [B], index of the mix partner of each view; None without mixing.
             labels: labels of the batch, which state the mixing ratio and the cutmix box.
             replay: how views are replayed.

@@ -22,7 +22,7 @@ CONVNET_FORM = (
     "convnet[DEPTH][_wWIDTH][_in|_bn|_ln|_gn|_none][_relu|_leakyrelu|_sigmoid][_avgpool|_maxpool|_nopool], for "
     "instance convnet3 or convnet4_w256_bn"
 )
-WIDTH, NORM, ACTIVATION, POOLING = 128, "in", "relu", "avgpool"  # of a ConvNet whose name does not state them
+WIDTH, NORM, ACTIVATION, POOLING = 128, "in", "relu", "avgpool"  # defaults for parts that a ConvNet's name omits
 LONG = {
     "nn": "none",
     "ar": "relu",
@@ -120,8 +120,9 @@ def folder_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the name that stands for a model in stored settings, whatever its spelling or the folder of its file.
+    """Return the name of a model in stored settings.
 
-    The name comes from `network_name` for a network of dataset condensation, else from `folder_name`.
+    All spellings of a model have the same name, and so have copies of a model file in different folders. The name comes
+    from `network_name` for a network of dataset condensation, else from `folder_name`.
     """
     return network_name(name) or folder_name(name)

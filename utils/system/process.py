@@ -46,9 +46,9 @@ class StillWaiting(BaseException):
 class StopSignals:
     """Context manager that records the stop signals SIGINT, SIGTERM and SIGUSR1 instead of ending the process.
 
-    The training loop checks for a recorded signal after each batch, and can then save a checkpoint and stop. A second
-    SIGINT ends the process at once. If an exception ends the `with` block, SIGTERM and SIGUSR1 are ignored until
-    `run_script` has printed the error.
+    The training loop checks for a recorded signal after each batch, and can then save a checkpoint and stop. A SIGINT
+    after another stop signal ends the process at once. If an exception ends the `with` block, SIGTERM and SIGUSR1 are
+    ignored until `run_script` has printed the error.
 
     Args:
         all_reduce_max: `World.all_reduce_max`. All ranks call this function after each batch, so that all ranks stop
@@ -77,7 +77,7 @@ class StopSignals:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
             # After a failure, ignore SIGTERM and SIGUSR1 until `run_script` has printed the reason: torchrun sends
-            # SIGTERM as soon as another rank has ended, which would end the process before the message is printed.
+            # SIGTERM as soon as another rank has ended, and this signal would end the process before the message.
             wait = failure is not None and number in (signal.SIGTERM, signal.SIGUSR1)
             signal.signal(number, signal.SIG_IGN if wait else handler)
 
@@ -219,16 +219,16 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         end_workers()
     if distributed.may_report_error():
         print(one_line(text), file=sys.stderr, flush=True)
-    restore_handlers(handlers)  # after a failure, `StopSignals` has left signals ignored
+    restore_handlers(handlers)  # after a failure, `StopSignals` leaves SIGTERM and SIGUSR1 ignored
     return code
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
-    """Install the handler of each signal number. Outside the main thread, where Python forbids it, do nothing."""
+    """Install `handlers`, {signal number: handler}. Do nothing outside the main thread, because Python forbids it."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number, handler in handlers.items():
-        if handler is not None:  # None: installed by C code, so Python cannot restore it
+        if handler is not None:  # None stands for a handler of C code, which Python cannot restore
             signal.signal(number, handler)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from utils.system.errors import InputError
 from utils.system.model_names import ACTIVATION, CONVNET, NORM, POOLING, WIDTH
 
-SMALL_SIZE = 32  # default side of the images in pixels, except for IDC's ResNets: LARGE_SIZE
+SMALL_SIZE = 32  # default side of the images in pixels; LARGE_SIZE is the default for IDC's ResNets
 LARGE_SIZE = 224
 # Images of this side are padded with zeros to 32 px by the first convolution, as DC does with MNIST and FashionMNIST.
 PADDED_SIZE = 28
@@ -33,7 +33,7 @@ VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 def build_network(
     name: str, num_classes: int, in_channels: int = 3, input_size: int | None = None, flag: str = "--model"
 ) -> nn.Module:
-    """Return a network of dataset condensation with random weights from the global generator.
+    """Return a network of dataset condensation; the global random generator draws the initial weights.
 
     Args:
         name: name of the network, as `network_name` returns it.
@@ -43,7 +43,7 @@ def build_network(
         flag: the command-line flag that set `name`; error messages mention it.
 
     Raises:
-        InputError: the network cannot be built for images of this size, or not with the width in its name.
+        InputError: the network cannot be built for images of this size, or with the width in its name.
     """
     if name in BUILDERS:
         make, usual, sizes = BUILDERS[name]
@@ -306,7 +306,7 @@ def idc_resnet(num_classes: int, in_channels: int, side: int, blocks: int, poole
 
 
 DC_SIZES = (PADDED_SIZE, SMALL_SIZE)
-# name -> (function that builds the network, default side of the images, allowed sides; empty: all sides)
+# name -> (function that builds the network, default side of the images, allowed sides; an empty tuple allows all)
 BUILDERS: dict[str, tuple[Callable[[int, int, int], nn.Module], int, tuple[int, ...]]] = {
     "dc_mlp": (mlp, SMALL_SIZE, ()),
     "dc_lenet": (lenet, SMALL_SIZE, DC_SIZES),

@@ -70,8 +70,8 @@ def build_loss(
 def soft_cross_entropy(outputs: torch.Tensor, probabilities: Answers, _targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy with target probabilities.
 
-    This loss is used in epochs with hard labels; with ce, also for mixed classes and for soft labels that are stored
-    with the images.
+    Epochs with hard labels use this loss. With --loss-type ce, it also serves mixed classes, and soft
+    labels that are stored with the images.
 
     Args:
         outputs: the student's logits [B, C].

@@ -1,6 +1,7 @@
-"""Build students and teachers by name: networks of dataset condensation, models of torchvision, timm or a user's file.
+"""Build students and teachers by name.
 
-timm is imported only if torchvision lacks the model.
+A name denotes a network of the papers on dataset condensation, a model of torchvision or timm, or a function in a
+user's file. timm is imported only if torchvision lacks the model.
 """
 
 import difflib
@@ -52,7 +53,7 @@ def build_model(
         name: name of the model. It is a network of dataset condensation (see `network_name`), a model of torchvision
             or, if torchvision has no such model, of timm, or a function in a file (`path/to/file.py:function`).
         stem: `standard`, or `small` to replace a ResNet's 7x7/2 convolution and max-pool by a 3x3/1 convolution. A
-            small stem is meant for images of 32 to 64 px; the field calls such a model `resnet18_modified`.
+            small stem is meant for images of 32 to 64 px; papers call such a ResNet-18 `resnet18_modified`.
         flag: the command-line flag that set `name`; error messages mention it.
         input_size: side of the images in pixels, used only by models that are built for a fixed size. None: the model's
             default size.
@@ -195,7 +196,7 @@ def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
 def takes_channels(name: str) -> bool:
     """Return whether the model `name` can be built for images with one channel as well as with three.
 
-    These are the networks of dataset condensation, and functions in files that take `in_channels`.
+    Such models are the networks of dataset condensation, and functions in files that take `in_channels`.
     """
     if not split_file_name(name):
         return network_name(name) is not None
@@ -307,21 +308,21 @@ def build_teacher(
     input_size: int | None = None,
     in_channels: int | None = None,
 ) -> nn.Module:
-    """Return a teacher with its weights, in eval mode and without gradients.
+    """Return a teacher with trained weights, in eval mode and without gradients.
 
     Args:
-        name: name of a torchvision or timm model.
-        checkpoint: file with the teacher's weights; None: the library's pretrained weights.
+        name: name of a torchvision or timm model; with `checkpoint`, any name that `build_model` accepts.
+        checkpoint: file with the teacher's weights. None: load pretrained weights of torchvision or timm.
         stem: `standard` or `small`, see `build_model`.
         num_classes: number of classes, used only if the weights in the file do not reveal it.
         flag: the command-line flag that set `name`; error messages mention it.
-        weights: name of the pretrained weights, see the argument `asked` of `pretrained_name`; unused with a file.
+        weights: name of the pretrained weights, see argument `asked` of `pretrained_name`; unused with `checkpoint`.
         input_size: side of the images in pixels, see `build_model`.
-        in_channels: number of channels of the images. If the model takes 1 or 3 and the weights in the file do not fit
-            this number, or if it is None, the model is built for the number that the weights suggest.
+        in_channels: number of channels of the images; None if unknown. Used only with `checkpoint`, for models that can
+            take 1 or 3. If None, or if the weights do not fit, the number that the weights suggest is tried.
 
     Raises:
-        InputError: the model is unknown, or the weights do not fit the model.
+        InputError: the model is unknown, or the weights cannot be loaded or do not fit the model.
     """
     if checkpoint is None:
         if stem == "small":
@@ -333,7 +334,7 @@ def build_teacher(
     else:
         state = load_weights(checkpoint)
         likely = channels_of(state) or 3
-        # weights of grouped convolutions and of MLPs do not tell the number of channels, so that of the images is first
+        # try the images' number of channels first: grouped convolutions and MLPs do not reveal the model's number
         for channels in dict.fromkeys((in_channels or likely, likely)) if takes_channels(name) else (3,):
             teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size, channels)
             own = shapes_of(teacher.state_dict())
@@ -389,15 +390,15 @@ def fit(shapes: Shapes, state: State, any_classes: bool = False) -> bool:
 
 
 def advice(own: Shapes, state: State, name: str, stem: str, flag: str, input_size: int | None = None) -> str:
-    """Return the advice at the end of an error message about weights that do not fit the model `name`.
+    """Return the end of the error message for weights that do not fit the model `name`.
 
-    The advice names the flags of a model that fits the weights. If no such model is found, the advice lists the
+    This text names the flags of a model that fits the weights. If no such model is found, the text lists the
     differences between the file and the model `name`.
 
     Args:
         own: names and shapes of the model's weights.
         state: the weights of the file.
-        name, stem: the model and its stem, as given by the user.
+        name, stem: name of the model and its stem, as given by the user.
         flag: the command-line flag that set `name`.
         input_size: side of the images in pixels, or None.
     """

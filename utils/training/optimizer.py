@@ -13,7 +13,7 @@ from utils.config import EMA_BUFFERS
 def build_optimizer(
     model: nn.Module, sgd: bool, lr: float, weight_decay: float, momentum: float = 0.0, decay_all: bool = False
 ) -> torch.optim.Optimizer:
-    """Return SGD if `sgd`, else AdamW; the optimizer is fused if this PyTorch has a fused version.
+    """Return an optimizer: SGD if `sgd` is true, else AdamW. It is fused if the installed PyTorch supports that.
 
     Weight decay applies only to parameters of at least two dimensions whose names end in `weight`; with `decay_all`, it
     applies to all parameters. AdamW ignores `momentum`.
@@ -39,7 +39,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Zero an optimizer's state, as if it were new, but in place: a captured CUDA graph reads the same tensors."""
+    """Set an optimizer's state to zero, in place, because a captured CUDA graph continues to use the same tensors."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor):

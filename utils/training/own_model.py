@@ -28,7 +28,7 @@ def build_own_model(
         name: path of the file and name of the function or class, `path/to/file.py:function`.
         num_classes: number of outputs that the model must have.
         in_channels: C, number of channels of the images.
-        input_size: S, side of the images in pixels. None: the function is called without it.
+        input_size: S, side of the images in pixels. If None, the function is called without `input_size`.
         flag: the command-line flag that set `name`; error messages mention it.
 
     Raises:
@@ -66,7 +66,7 @@ def build_own_model(
 
 
 def takes(function: Callable, argument: str) -> bool:
-    """Return whether a function can be called with a keyword argument of this name."""
+    """Return whether a function can be called with the keyword argument `argument`."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # built-in functions have no signature
@@ -78,8 +78,8 @@ def takes(function: Callable, argument: str) -> bool:
 def load_function(name: str, flag: str = "--model") -> Callable:
     """Return the function or class that `name`, `path/to/file.py:function`, refers to.
 
-    A file runs once per process. Random numbers that it draws from PyTorch's generator while it is imported do not
-    change the model's initial weights.
+    A file is imported once per process. The import leaves the state of PyTorch's CPU generator unchanged, so that it
+    does not affect the model's initial weights.
 
     Raises:
         InputError: there is no such file or function, or the file cannot be imported.

@@ -62,7 +62,7 @@ class Precision:
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether a device computes bf16 natively.
 
-    These are NVIDIA GPUs since Ampere, AMD GPUs, Intel GPUs that report bf16, and CPUs with bf16 instructions.
+    True for NVIDIA GPUs since Ampere, AMD GPUs, Intel GPUs that report bf16, and CPUs with bf16 instructions.
 
     `torch.cuda.is_bf16_supported` is not used, because it also accepts GPUs that emulate bf16 slowly (V100, T4).
     """
@@ -106,7 +106,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     if number and int(number) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; give a lower N")
     if number:
-        torch.cuda.set_device(int(number))  # because streams and graphs are created on the current device
+        torch.cuda.set_device(int(number))  # streams and CUDA graphs are created on the current device
     configure_cuda()
     return torch.device("cuda", int(number or world.local_rank))  # PyTorch 2.0 needs an index in the device
 

@@ -166,7 +166,9 @@ class Ensemble:
         return self(torch.zeros(1, self.in_channels, input_size, input_size, device=self.precision.device)).shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the combined logits of images [B, in_channels, S, S]: float32 [B, C]. Do not wait for the device.
+        """Return the combined logits, float32 [B, C], of images [B, in_channels, S, S].
+
+        The call returns without waiting for the device.
 
         Raises:
             InputError: the teachers have different numbers of classes.

@@ -1,5 +1,5 @@
 """Readers of image sets, one module for each family of layouts.
 
-Each module has two functions. `recognise(path)` returns whether the file or folder holds a set that the module can
-read, judged by the content. `read(path, flag, part, normalised)` returns the set as an `ImageSet`.
+Each module has two functions. `recognise(path)` inspects a file or folder, and returns whether it holds a set that the
+module can read. `read(path, flag, part, normalised)` returns the set as an `ImageSet`.
 """

@@ -1,8 +1,8 @@
-"""Read CIFAR-10 and CIFAR-100 in the Python pickles in which their authors publish them.
+"""Read CIFAR-10 and CIFAR-100 from the Python pickles that the authors of these sets publish.
 
 A file is a pickle (protocol 2, written by Python 2) of a dict whose keys are bytes:
 
-* `data`: uint8 [N, 3072]; for each image of 32 x 32 pixels 1,024 red values, row by row, then green, then blue;
+* `data`: uint8 [N, 3072]. A row is an image [3, 32, 32] (red, green, blue), flattened;
 * `labels` (CIFAR-10) or `fine_labels` (CIFAR-100): class number of each of N images.
 
 CIFAR-10 has five files of 10,000 training images. The file `batches.meta` (CIFAR-10) or `meta` (CIFAR-100) holds the
@@ -88,7 +88,7 @@ def packed(path: Path) -> Path | None:
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is a folder of CIFAR's pickles, CIFAR's archive, or the folder around either."""
+    """Return whether `path` is a folder of CIFAR's pickles, CIFAR's archive, or a folder that contains one of them."""
     return bool(find(Path(path))) or packed(Path(path)) is not None
 
 

@@ -19,7 +19,7 @@ from utils.data.images import ImageSet
 from utils.data.readers.pixels import log_part, set_of_pixels
 from utils.system.errors import InputError, clause, listing
 
-PARTS = {"train": "train", "val": "t10k"}  # part -> first word of the names of its files
+PARTS = {"train": "train", "val": "t10k"}  # part of a set -> word with which its file names begin
 # names of image files, such as `train-images-idx3-ubyte`; some copies have a full stop in place of the second hyphen
 IMAGES = re.compile(r"(?P<part>train|t10k)-images[-.]idx3-ubyte(\.gz)?")
 UINT8 = 8  # type code of uint8 values, the only type that is read
@@ -28,7 +28,7 @@ LARGEST_RATIO = 1100  # upper bound of gzip's compression ratio
 
 
 def files_of_parts(folder: Path) -> dict[str, Path]:
-    """Return the image file of each part as {first word of its name: path}; prefer a plain file to a gzipped one."""
+    """Return {`train` or `t10k`: path of the image file of this part}; prefer a plain file to a gzipped one."""
     try:
         names = sorted(os.listdir(folder))  # in this order, a plain file comes before its `.gz`
     except OSError:
@@ -53,7 +53,7 @@ def find(path: Path) -> list[Path]:
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is an idx file of images, a folder with such files, or torchvision's folder around that."""
+    """Return whether `path` is an idx file of images, a folder with such files, or a parent folder, see `find`."""
     path = Path(path)
     return IMAGES.fullmatch(path.name) is not None if os.path.isfile(path) else bool(find(path))
 
@@ -64,7 +64,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
     Args:
         path: the folder, or the image file of one part.
         flag: command-line flag that gave the path, for error messages.
-        part: `train` or `val`; `val` is the test set. Has no effect if `path` is a file.
+        part: `train`, or `val` for the test set; it has no effect if `path` is a file.
         normalised: has no effect, because the pixels have 8 bits.
 
     Raises:
@@ -120,7 +120,8 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
     Args:
         file: the file, which decompresses itself if it is gzipped.
         dimensions: number of dimensions that the file must have.
-        at_most: upper bound of the number of values, from the file size; a header that claims more is damaged.
+        at_most: upper bound of the number of values, computed from the file size; a header that states a larger number
+            is damaged.
 
     Returns:
         (values, shape).
@@ -137,7 +138,7 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
         count *= number
     if count > at_most:
         raise ValueError(f"its header states {count} values, more than a file of this size can hold")
-    blocks, left = [], count + 1  # one byte more, to detect bytes after the last value
+    blocks, left = [], count + 1  # try to read one byte more, to detect bytes after the last value
     while left and (block := file.read(min(BLOCK, left))):
         blocks.append(block)
         left -= len(block)

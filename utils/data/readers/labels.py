@@ -1,11 +1,11 @@
-"""Make the set of images whose classes are stated for each image, as numbers or as names."""
+"""Build an image set from a list that gives the class of each image, as a number or a name."""
 
 from collections.abc import Sequence
 
 from utils.data.images import Container, ImageSet, Member, Samples, channels_of_files
 from utils.system.errors import InputError, shorten
 
-MOST_CLASSES = 100_000  # a higher class number is an error; ImageNet-21K has 21,841 classes
+MOST_CLASSES = 100_000  # class numbers must be lower; ImageNet-21K has 21,841 classes
 
 
 def classes_of_labels(
@@ -58,7 +58,7 @@ def labelled_set(
         names: name of each class, if the set lists them.
 
     Raises:
-        InputError: the labels are no classes, see `classes_of_labels`.
+        InputError: the labels are not valid, see `classes_of_labels`.
     """
     classes, targets, named = classes_of_labels(labels, container.path, names)
     samples: Samples = [(Member(container, number), target) for number, target in enumerate(targets)]

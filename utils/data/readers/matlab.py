@@ -3,8 +3,8 @@
 scipy is not used, because it crashes on some damaged files.
 
 A file begins with 128 bytes of text, version and byte order. Elements follow. An element has a type and a number of
-bytes (two uint32), then the data, padded to a multiple of 8 bytes. If the number of bytes is at most 4, type and number
-may share the first uint32, and the data take the other 4 bytes. A variable is an element of type matrix, often
+bytes (two uint32), then the data, padded to a multiple of 8 bytes. If the data have at most 4 bytes, type and number of
+bytes may share the first uint32, and the data replace the second. A variable is an element of type matrix, often
 compressed by zlib. A matrix consists of elements: its class, its sizes and its name. In a struct array, the names of
 the fields follow, then one matrix for each field of each struct.
 """
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 HEADER = 128
 LITTLE_ENDIAN = b"IM"  # last two bytes of the header
-MATRIX, COMPRESSED = 14, 15  # types of elements that are neither numbers nor text
-STRUCT, CHARACTERS = 2, 4  # classes of matrices
+MATRIX, COMPRESSED = 14, 15  # element types of a matrix and of a compressed variable
+STRUCT, CHARACTERS = 2, 4  # codes of the matrix classes struct array and text
 # type of an element of numbers -> format character of Python's module `struct`
 NUMBERS = {1: "b", 2: "B", 3: "h", 4: "H", 5: "i", 6: "I", 7: "f", 9: "d", 12: "q", 13: "Q"}
 # type of an element of text -> encoding
@@ -25,7 +25,7 @@ MAX_BYTES = 64 * 2**20  # maximum size of a decompressed variable
 
 
 def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, content) of each element in `data`, the content of a file after its header, or of a matrix.
+    """Yield (type, content) of each element in `data`: a file without its header, or the content of a matrix.
 
     Raises:
         ValueError: an element is malformed, or longer than `data`.
@@ -49,7 +49,7 @@ def elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def numbers(kind: int, data: bytes) -> tuple[float, ...]:
-    """Decode the numbers in an element; raise ValueError if `kind`, the element's type, is no type of numbers."""
+    """Decode the numbers in an element of type `kind`; raise ValueError if elements of this type hold no numbers."""
     if kind not in NUMBERS:
         raise ValueError(f"an element of type {kind} where numbers are expected")
     letter = NUMBERS[kind]
@@ -95,7 +95,7 @@ def structs_of(parts: Iterator[tuple[int, bytes]], fields: tuple[str, ...]) -> l
         raise ValueError("the names of the fields have no length")
     step = int(width)
     known = [names[i : i + step].split(b"\0")[0].decode("latin1") for i in range(0, len(names), step)]
-    places = [known.index(field) for field in fields]  # raises ValueError if a field is missing
+    places = [known.index(field) for field in fields]  # `index` raises ValueError if a field is missing
     values = [data for _, data in parts]
     rows = [values[i : i + len(known)] for i in range(0, len(values), len(known))]
     if not rows or len(rows[-1]) != len(known):

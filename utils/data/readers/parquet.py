@@ -4,7 +4,7 @@ A table has a column of images, whose type is binary or a struct {bytes, path}, 
 the classes are in the metadata that the library `datasets` writes into the schema. A set is a folder of files such as
 `train-00000-of-00005.parquet`, often in a sub-folder `data`.
 
-A file is stored in groups of rows. Each process keeps only the groups that it used last in memory, and shares no open
+A file consists of groups of rows. Each process has its own cache of the groups that it used last, and shares no open
 file with other processes.
 """
 
@@ -29,19 +29,20 @@ OLDEST_PYARROW = (14, 0, 1)  # earlier versions may run code that a file holds (
 IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp")  # preferred names of the column of images, best first
 # preferred names of the column of classes, best first
 LABELS = ("label", "labels", "fine_label", "cls", "class", "class_id", "target")
-CACHE_BYTES = 64 * 2**20  # most bytes of row groups that a process keeps in memory; a larger group is kept alone
+# limit of a process's cache of row groups, in bytes per set; a single larger group may exceed the limit
+CACHE_BYTES = 64 * 2**20
 NO_IMAGE = "its row holds no image"
 FEW_FOLDERS = 5  # sub-folders are searched for tables only if there are at most this many
 
 
 @dataclass
 class Groups:
-    """The groups of rows that one process has in memory.
+    """Cache of row groups in the memory of one process.
 
     Attributes:
         process: id of the process.
         lock: held while a group is read; threads of the process share the groups.
-        columns: index of a group -> its column of images; the group that was used last is at the end.
+        columns: index of a group -> the group's column of images; the group that was used last is at the end.
     """
 
     process: int
@@ -51,7 +52,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that a table is read by.
+    """Names of the columns that hold the images and classes of a table, and names of the classes.
 
     Attributes:
         image: column of the images' bytes; `image.bytes` is the field `bytes` of a struct `image`.
@@ -71,7 +72,7 @@ class Tables(Container):
         path: the file, or the folder of the files, for error messages.
         files: paths of the files.
         column: the column that holds the bytes of the images; `image.bytes` is the field `bytes` of a struct `image`.
-        places: for every group of rows, (index of its file, index of the group in the file, row in the file at which
+        places: for every group of rows, (index in `files`, index of the group in this file, row of this file at which
             the group begins).
         starts: index of the first image of every group; then, as the last item, the number of all images.
 
@@ -86,7 +87,7 @@ class Tables(Container):
         self.lengths: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes to pickle, without the groups in memory: each process reads its groups itself."""
+        """Return the attributes to pickle, without the cached groups, because each process must read groups itself."""
         return self.__dict__ | {"groups": None}
 
     def place(self, number: int) -> tuple[int, int]:
@@ -101,7 +102,7 @@ class Tables(Container):
         return f"{Path(self.files[file]).stem}/{first + row:07}"
 
     def read(self, number: int) -> bytes:
-        """Return the bytes of the image file."""
+        """Return image `number` as the bytes of an image file; raise OSError if the row holds no image."""
         group, row = self.place(number)
         content = self.rows_of(group)[row].as_py()
         if not content:
@@ -131,7 +132,7 @@ class Tables(Container):
             return own.columns[group]
 
     def read_group(self, group: int) -> tuple[Any, np.ndarray]:
-        """Read a group of rows; raise OSError if the file has been damaged in the meantime.
+        """Read a row group; raise OSError if the file was damaged after the set had been opened.
 
         Returns:
             (images as a pyarrow array of bytes, number of bytes of each image: int64 [rows]). The number is 0 if a row
@@ -155,10 +156,10 @@ class Tables(Container):
 
 
 def pyarrow_parquet(path: str) -> Any:
-    """Return the module `pyarrow.parquet`.
+    """Import and return the module `pyarrow.parquet`.
 
     Raises:
-        InputError: pyarrow is missing or too old; `path` is the file that needs it.
+        InputError: pyarrow is missing or too old. The message names the parquet file `path`.
     """
     oldest = ".".join(map(str, OLDEST_PYARROW))
     try:
@@ -247,10 +248,10 @@ def read(path: Path | str, flag: str, part: str, normalised: str) -> ImageSet:
 
 
 def files_of(path: Path, flag: str, part: str) -> list[str]:
-    """Return the paths of the parquet files of the part `part` of the set at `path`.
+    """Return the paths of the parquet files that hold the part `part` (train or val) of the set at `path`.
 
     Raises:
-        InputError: `path` holds no parquet files, parquet files in several sub-folders, or only other parts.
+        InputError: `path` holds no parquet files, parquet files in several sub-folders, or only files of other parts.
     """
     if path.is_file():
         return [str(path)]
@@ -262,14 +263,14 @@ def files_of(path: Path, flag: str, part: str) -> list[str]:
 
 
 def columns_of(schema: Any, path: str) -> Columns:
-    """Choose the columns of images and of classes of a table, and read the names of the classes.
+    """Choose the column of images and the column of classes of a table, and read the names of the classes.
 
     Args:
         schema: the table's schema.
         path: the table's file, for error messages.
 
     Raises:
-        InputError: one of the columns is missing, or several columns could be meant; or two classes have the same name.
+        InputError: one of the columns is missing or ambiguous, or two classes have the same name.
     """
     features = features_of(schema.metadata or {})
     types = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
@@ -286,7 +287,7 @@ def columns_of(schema: Any, path: str) -> Columns:
 
 
 def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Return {column: description} as the library `datasets` wrote it into the schema's metadata; {} if it did not."""
+    """Return {column: description}, which the library `datasets` writes into a schema's metadata; {} if missing."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
@@ -295,9 +296,11 @@ def features_of(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 
 def bytes_in(name: str, kind: Any) -> str | None:
-    """Return the column to read for the bytes in the column `name`, whose pyarrow type is `kind`.
+    """Return the name of the column, or of its field, that holds bytes; None if there is none.
 
-    This is `name` itself, `name.bytes` if `kind` is a struct with a field `bytes`, or None if there are no bytes.
+    Args:
+        name: name of the column. It is returned if the column holds bytes.
+        kind: pyarrow type of the column. If it is a struct with a field `bytes`, `name.bytes` is returned.
     """
     from pyarrow import types
 
@@ -316,7 +319,7 @@ def preferred(wanted: Sequence[str], columns: list[str], path: str, what: str, a
     The other arguments are for error messages.
 
     Raises:
-        InputError: `columns` is empty, or has several names, none of which is in `wanted`.
+        InputError: `columns` is empty, or contains several names but none of `wanted`.
     """
     named = [name for name in wanted if name in columns]
     if named:

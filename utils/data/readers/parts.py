@@ -1,4 +1,4 @@
-"""Choose the files or arrays of one part of a set (train, val, test) by their names."""
+"""Choose by name the files or arrays that hold one part of a set (train, val or test)."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from utils.system.log import log
 
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 IN_A_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(WORDS, reverse=True))})(?![a-z])")
-PREFERRED = {"train": ("train",), "val": ("val", "test")}  # requested part -> parts that serve, best first
+PREFERRED = {"train": ("train",), "val": ("val", "test")}  # requested part -> parts that may be used for it, best first
 
 
 def files_with(folder: Path, suffix: str) -> list[str]:
-    """Return the names of the files in a folder that end in `suffix`, sorted; [] if the folder cannot be read."""
+    """List the names in a folder that end in `suffix`, sorted, without hidden ones; [] if the folder is unreadable."""
     try:
         return sorted(
             entry.name for entry in os.scandir(folder) if entry.name.endswith(suffix) and entry.name[0] != "."
@@ -30,17 +30,17 @@ def part_in(name: str) -> str | None:
 
 
 def of_part(names: Iterable[str], part: str, path: object, flag: str) -> list[str]:
-    """Return the names that belong to a part; if there are other parts too, log which part was taken.
+    """Return the names that belong to the requested part; log the choice if the names mention several parts.
 
     Args:
         names: names of the files in a folder, or of the arrays in a file.
-        part: the requested part, `train` or `val`. If no name mentions `val`, the test part is taken for `val`.
+        part: the requested part, `train` or `val`. If no name mentions `val`, names that mention `test` are used.
         path: the folder or file, for messages.
         flag: command-line flag that gave `path`, for messages.
 
     Returns:
-        the names that mention the part or, if there are none, the names that do not mention one single part; in the
-        order of `names`.
+        in the order of `names`, the names that mention the part and no other. If there are none, the names that mention
+        no part or several parts.
 
     Raises:
         InputError: every name mentions another part.

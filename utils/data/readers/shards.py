@@ -225,7 +225,7 @@ def number_in(value: bytes) -> int:
     """Return the value of a number field of a tar header: octal digits, or binary after a byte 0x80 (GNU).
 
     Raises:
-        ValueError: the field is neither, or the number is negative.
+        ValueError: the field is in neither format, or the number is negative.
     """
     if value[0] == 0x80:
         return int.from_bytes(value[1:], "big")
@@ -236,7 +236,7 @@ def number_in(value: bytes) -> int:
 
 
 def as_size(value: bytes | None) -> int | None:
-    """Convert the size in a pax header to an int, and None to None; raise ValueError if it is no whole number."""
+    """Convert a size in a pax header to an int; return None for None. Raise ValueError if it is no whole number."""
     if value is not None and not re.fullmatch(rb"\d{1,18}", value):
         raise ValueError("a size in its headers is damaged")
     return None if value is None else int(value)

@@ -7,8 +7,8 @@ These files are recognised; `*` stands for a number or another word:
 * `res_*.pt` (DC, DSA, DM): a dict whose `data` is a list of [images, labels], one pair per experiment;
 * `data.pt` (GIFT): a dict of `data`, `label` and `dataset`; `data_best.pt`: a list of images and labels;
 * `images.npy` with `labels.npy`, `X.npy` with `y.npy`, `X_train.npy` with `y_train.npy` and so on;
-* a `.npz` or `.safetensors` file, or a `.pt` file with a dict, whose arrays have two such names, for example `images`
-  and `labels`.
+* a `.npz` or `.safetensors` file, or a `.pt` file of a dict, with two arrays of such names, for example `images` and
+  `labels`.
 
 Images are [N, C, H, W] or [N, H, W, C], with C = 1 or 3, or [N, H, W]. Their values are integers from 0 to 255, or
 floating-point numbers; see `judged` for their range. Labels are class numbers [N], or probabilities or logits
@@ -35,23 +35,23 @@ from utils.system.files import utf8_path
 from utils.system.log import log
 from utils.system.safe_load import ARRAY_GLOBALS, WEIGHT_GLOBALS, PickledArray, load_archive
 
-# word for images in the name of a file or array -> words for labels in the name of the partner
+# word in the name of a file or array of images -> words that replace it in the name of the labels, best first
 PARTNERS = {
     "images": ("labels", "targets"),
     "image": ("label", "target"),
     "data": ("label", "labels", "targets", "target"),
     "x": ("y",),
 }
-PAIRED = (".pt", ".npy")  # suffixes of files that hold either images or labels
-KEYED = (".npz", ".safetensors")  # suffixes of files that hold arrays with names
+PAIRED = (".pt", ".npy")  # suffixes of files that may hold images alone or labels alone
+KEYED = (".npz", ".safetensors")  # suffixes of files that hold named arrays
 PICKLED = (".pt", ".pth")
 
 CHANNELS = (1, 3)
-PROBABILITY_ERROR = 1e-3  # largest deviation from 1 of the sum of an image's probabilities
-NEGATIVE_SHARE = 0.2  # images with a larger share of negative values count as normalised, see `is_normalised`
-# values with a larger mean magnitude count as pixels from 0 to 255, other values as pixels in about [0, 1]
+PROBABILITY_ERROR = 1e-3  # tolerance for the sum of an image's probabilities, which should be 1
+NEGATIVE_SHARE = 0.2  # images with a larger share of negative magnitudes count as normalised, see `is_normalised`
+# mean magnitude above which images that are not normalised are divided by 255
 UNIT_MEAN = 2.0
-NORMALISED_MEAN = 20.0  # values with a larger mean magnitude cannot be those of normalised images
+NORMALISED_MEAN = 20.0  # upper bound of the mean magnitude of normalised images
 
 
 class TensorImages(InMemory):
@@ -70,11 +70,11 @@ class TensorImages(InMemory):
         self.shape, self.item_bytes = (count, height, width, channels), images.element_size()
 
     def read(self, number: int) -> bytes:
-        """Return the bytes of the image's values, in the order [C, H, W]."""
+        """Return the values of image `number` as bytes, in the order [C, H, W]."""
         return self.images[number].numpy().tobytes()
 
     def load(self, number: int) -> Pixels:
-        """Return the image: a tensor float32 [C, H, W], or a PIL image of mode L or RGB if the values have 8 bits."""
+        """Return image `number`: a PIL image (mode L or RGB) if the set is uint8, else a tensor float32 [C, H, W]."""
         image = self.images[number]
         if image.is_floating_point():
             return image
@@ -87,7 +87,7 @@ class Found:
 
     Attributes:
         images: file that holds the images, and perhaps the labels.
-        labels: file to read if `images` holds no labels; it may be missing. None if `images` must hold the labels.
+        labels: file to read if `images` holds no labels; the file may not exist. None if `images` must hold the labels.
     """
 
     images: Path
@@ -95,12 +95,12 @@ class Found:
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of the name of a file or array, in lower case: `X_train.npy` -> x, train."""
+    """Return the words of the name of a file or array, in lower case: `X_train.npy` -> x, train, npy."""
     return re.split(r"[_\-.]", name.lower())
 
 
 def label_names(name: str) -> list[str]:
-    """Return the names that labels of images called `name` may have, in lower case; [] if `name` names no images."""
+    """Return possible names of the labels of images called `name`, in lower case; [] if `name` does not name images."""
     words = re.split(r"([_\-.])", name.lower())
     for place, word in enumerate(words):
         if word in PARTNERS:
@@ -150,7 +150,7 @@ def candidates(folder: Path) -> dict[str, Path | None]:
 
 
 def holds_pair(path: Path) -> bool:
-    """Return whether `path` is a readable .npz or .safetensors file with arrays that are named as images and labels."""
+    """Return whether `path` is a readable .npz or .safetensors file with arrays named as images and their labels."""
     try:
         return path.suffix in KEYED and bool(pairs_of(names_in(path)))
     except Exception:
@@ -267,7 +267,8 @@ def load(path: Path, flag: str, part: str) -> Any:
     From a .npz or .safetensors file, only the images and their labels are loaded.
 
     Raises:
-        InputError: the file is missing or damaged, would run code, or (.npz, .safetensors) has no such arrays.
+        InputError: the file is missing or damaged, would run code, or is a .npz or .safetensors file whose arrays of
+            images and labels cannot be identified by name.
     """
     if path.suffix in PICKLED:
         return load_archive(path, {**WEIGHT_GLOBALS, **ARRAY_GLOBALS})
@@ -291,7 +292,7 @@ def load(path: Path, flag: str, part: str) -> Any:
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
-    """Return a copy of an array of numbers as a tensor; integers of more than 8 bits become int64.
+    """Copy an array of numbers into a tensor, and return the tensor; integers of more than 8 bits become int64.
 
     Raises:
         TypeError: the array holds something other than numbers.
@@ -307,7 +308,7 @@ def chosen_pair(names: Iterable[str], path: Path, flag: str, part: str) -> tuple
     """Choose the arrays of a file that hold the images and the labels; return (name of images, name of labels).
 
     Raises:
-        InputError: no two names fit each other as those of images and labels, or several pairs of names do.
+        InputError: no names form a pair of images and labels, or the part has no pair or several pairs.
     """
     pairs = pairs_of(names)
     if not pairs:
@@ -325,8 +326,8 @@ def split(content: Any, path: Path, flag: str, part: str) -> tuple[Any, Any]:
     """Split the content of a file into (images, labels); the labels are None if the content is a single array.
 
     Raises:
-        InputError: the content is neither an array, nor a pair of images and labels, nor a dict with such a pair,
-            nor a list of such pairs.
+        InputError: the content has none of these forms: an array, a pair of images and labels, a dict with such a pair,
+            or a list of such pairs.
     """
     if is_array(content):
         return content, None
@@ -348,7 +349,7 @@ def split(content: Any, path: Path, flag: str, part: str) -> tuple[Any, Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is a tensor, or a numpy array that a pickle held."""
+    """Return whether a value is a tensor or a `PickledArray`, which is a numpy array read from a pickle."""
     return isinstance(value, torch.Tensor | PickledArray)
 
 
@@ -356,7 +357,7 @@ def as_tensor(value: Any, path: Path, what: str) -> torch.Tensor:
     """Convert a tensor, a `PickledArray` or a list of class numbers, as read from a file, to a tensor of numbers.
 
     Raises:
-        InputError: the value cannot be converted. The message calls it `what`.
+        InputError: the value cannot be converted. `what` is the noun for the value in the message.
     """
     try:
         if isinstance(value, PickledArray) and value.array is not None:
@@ -405,16 +406,16 @@ def as_images(value: Any, path: Path) -> torch.Tensor:
 
 
 def as_labels(value: Any, path: Path, count: int) -> tuple[list[int], torch.Tensor | None, str | None]:
-    """Convert the labels of `count` images, classes or soft labels, from a value that a file held.
+    """Convert a value read from a file to the labels of `count` images: classes or soft labels.
 
     Returns:
         (class of each image, soft labels float32 [N, C] or None, kind of the soft labels or None). The kind is
-        `probabilities` if no number is negative and each row adds up to 1, else `logits`. With soft labels, the class
-        of an image is that of its largest number.
+        `probabilities` if no number is negative and each row adds up to 1, else `logits`. With soft labels, an image's
+        class is the index of the largest number in its row.
 
     Raises:
         InputError: the shape is not that of labels; the number of labels is not `count`; a class is not a whole number
-            from 0 on; or a value is not finite.
+            from 0 to MOST_CLASSES - 1; there are more than MOST_CLASSES classes; or a value is not finite.
     """
     labels = as_tensor(value, path, "labels")
     shape = list(labels.shape)
@@ -452,8 +453,8 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
         path: file that holds the images, for messages.
 
     Raises:
-        InputError: with `auto`, the share of negative values is too large for pixels, and the values are too large for
-            normalised images.
+        InputError: `normalised` is `auto`, but the share of negative magnitudes is too large for pixels, and the mean
+            magnitude is too large for normalised images.
     """
     low, high = images.min().item(), images.max().item()
     negative, negative_sum, magnitude = 0, 0.0, 0.0
@@ -486,10 +487,10 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
 def is_normalised(share: float) -> bool:
     """Return whether images have probably been normalised, or whitened by ZCA.
 
-    The mean of normalised values is about 0, so that about half of the sum of all magnitudes is that of negative
-    values. Pixels in [0, 1] that were distilled without clipping may include many negative values, for instance in the
-    background of digits, but these are small. Therefore, the share of the magnitudes decides, and not the share of the
-    number of values.
+    The mean of normalised values is about 0, so that negative values contribute about half of the sum of all
+    magnitudes. Pixels in [0, 1] that were distilled without clipping may include many negative values, for instance in
+    the background of digits, but these are small. Therefore, the decision depends on the magnitudes of the negative
+    values, not on their number.
 
     Args:
         share: sum of the magnitudes of negative values, divided by the sum of the magnitudes of all values.
