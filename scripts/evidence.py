@@ -6,7 +6,7 @@
 
     IMAGE_SETS="data/distilled" REAL_DIR=data/train VAL_DIR=data/val \\
         TEACHER=resnet18 TEACHER_CHECKPOINT=teacher.pth MODELS="resnet18 resnet50" SEEDS="0 1 2" GPUS="0 1" \\
-        WORK=save/evidence python scripts/evidence.py [flags of both training scripts]
+        WORK=save/evidence python scripts/evidence.py [flags of train_*_parallel.py]
 
 The script also trains on a baseline of random real images. It draws them from REAL_DIR with the seed RANDOM_SEED, as
 many per class as the first image set has, and puts links to them into WORK/images/random. One teacher labels all image
@@ -14,7 +14,8 @@ sets, with the same flags.
 
 Repeat the command to resume: the script skips finished runs. It refuses to go on if WORK holds results of other
 settings or data. docs/evidence.md explains the report, which is written to WORK/report. GPUS, SIDE_BY_SIDE and the exit
-codes have the same meaning as in scripts/runs.py. All settings come from environment variables; --help lists them.
+codes have the same meaning as in scripts/runs.py. The settings come from environment variables, which --help lists;
+flags of the command line are passed on to the training scripts.
 """
 
 import os

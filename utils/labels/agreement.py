@@ -44,8 +44,8 @@ DOMINANT = 2 / 3
 REFUSED, DOUBTED = 1e-3, 0.2
 # The sign test is reliable only if each class has at least this number of images.
 FEWEST_IMAGES = 4
-# In an open chain, the teacher predicts class B for A, C for B and so on, but the chain does not lead back to A. Open
-# chains count only if they hold at least this number of classes in total: fewer classes may form chains by chance.
+# In an open chain, the teacher predicts class B for A, C for B and so on, but the chain does not lead back to A. All
+# open chains are ignored if together they hold fewer classes than this, because so few may form chains by chance.
 FEWEST_OPEN = 5
 # An open chain is reported only if the teacher prefers the wrong class for at least this fraction of its images.
 CLEAR = 0.85

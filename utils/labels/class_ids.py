@@ -70,8 +70,8 @@ def decode_ids(code: np.ndarray, count: int, classes: int) -> np.ndarray:
         raise ValueError("not as many as the rows need")
     ids = places.reshape(rows, count)
     ids -= 8 * high_bytes * np.arange(rows)[:, None] + np.arange(count)
-    # `ids` now holds the high parts. They ascend, so it is enough to check the first and the last of each row. If a
-    # row of the code has more or fewer than k high parts, the check fails too.
+    # `ids` now holds the high parts. They ascend, so it is enough to check the first and the last of each row. The
+    # check also fails if an encoded row has more or fewer than k high parts.
     inside = (ids[:, :1] >= 0).all() and (ids[:, -1] <= classes - 1 >> low).all()
     planes = np.unpackbits(code[:, :low_bytes], axis=1, count=count * low, bitorder="little").reshape(rows, low, count)
     for plane in range(low)[::-1]:

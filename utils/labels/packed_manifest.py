@@ -107,7 +107,7 @@ def make_manifest(
 
 
 def kind_of(manifest: dict) -> dict:
-    """Return the manifest's values of all entries in KIND; an entry that is missing has the value given in KIND."""
+    """Return the value of each entry named in KIND: the manifest's, or KIND's if the manifest lacks the entry."""
     return {name: manifest.get(name, usual) for name, usual in KIND.items()}
 
 

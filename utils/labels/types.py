@@ -117,7 +117,9 @@ class BatchViews(ABC):
 
     @abstractmethod
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """Return the crops of some rows in pixels: int64 [R, 5], (top, left, height, width, flip) of each row.
+        """Return the crops, in pixels, of some rows of the batch: int64 [R, 5].
+
+        Each row is (top, left, height, width, flip).
 
         Every crop has at least one pixel and lies inside its image.
 
@@ -161,7 +163,7 @@ class BatchLabels(BatchViews):
         return len(self.flip)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`.
+        """Return the crops, in pixels, of some rows of the batch: int64 [R, 5]; see `BatchViews.crops`.
 
         The start and the end of a crop are rounded to whole pixels, half to even, as PIL does in the reference code.
         Rounding matters for fractions in half precision (LPLD, LPQLD, HALD), which rarely give whole pixels. In images

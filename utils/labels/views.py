@@ -172,7 +172,7 @@ class DrawnBatch(BatchViews):
         return len(self.index)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
-        """Return the crops of some rows in pixels: int64 [R, 5]; see `BatchViews.crops`."""
+        """Return the crops, in pixels, of some rows of the batch: int64 [R, 5]; see `BatchViews.crops`."""
         return self.policy.crops(self.draws[rows], sizes)
 
     def labelled(self, logits: Answers, image_sizes: Sequence[Sequence[int]]) -> BatchLabels:

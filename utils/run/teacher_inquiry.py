@@ -61,7 +61,7 @@ class ReplaySettings:
     Attributes:
         size: S, side of the views in pixels.
         mean, std: mean and standard deviation per channel, for the normalisation.
-        order: int64 [N], the folder's image number for each image number of the labels; None if the numbers are equal.
+        order: int64 [N]; `order[i]` is the number, in the folder, of the labels' image i. None if all numbers agree.
         fkd_seed: seed that determines the image order. If None, the image numbers of the label store are used.
         flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.

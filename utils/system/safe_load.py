@@ -528,7 +528,7 @@ def load_archive(
     Args:
         path: the file.
         allowed: classes and functions that the pickle may name: {(module, name): object to use in its place}.
-        remedy: advice to the user, for the error message about a name that is not allowed.
+        remedy: advice to the user in the error message, shown if the pickle uses a name that is not allowed.
 
     Raises:
         InputError: the file is missing or damaged, or its pickle uses names that are not in `allowed`.
@@ -567,7 +567,7 @@ def load_pickle(path: Path | str, remedy: str = "get the file from its author ag
 
     Args:
         path: the file.
-        remedy: advice to the user, for the error message about a name that is not allowed.
+        remedy: advice to the user in the error message, shown if the pickle uses a name that is not allowed.
 
     Raises:
         InputError: the file is missing or damaged, or its pickle uses names that are not in ARRAY_GLOBALS.

@@ -118,7 +118,7 @@ def read_values(file: BinaryIO | gzip.GzipFile, dimensions: int, at_most: int) -
     """Read an open idx file.
 
     Args:
-        file: the file, which decompresses itself if it is gzipped.
+        file: the open file; reading it returns decompressed bytes, even if the file on disk is gzipped.
         dimensions: number of dimensions that the file must have.
         at_most: upper bound of the number of values, computed from the file size; a header that states a larger number
             is damaged.
