@@ -341,7 +341,8 @@ def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
 def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str, dict]:
     """Return the descriptions of `labels`, `images` and `validation` images for summary.json.
 
-    Call this function before training: when training ends, images may have been moved, and the result must not be lost.
+    Call this function before training. If images were moved during training, a later call would fail, and the top-1
+    would be lost.
     """
     images = describe_images(config.train_dir, data.train)
     images["digest"] = data.images.digests.digest() if data.images else None

@@ -5,9 +5,9 @@
 The script makes images, trains a teacher and stores the teacher's labels. It then packs these labels in several ways:
 with all logits or only the 100, 50 or 10 largest of a row, and at 16, 8 or 4 bits per value. It trains several
 students (--seeds) on each label set. If logits were dropped, the loss still counts the probability of the dropped
-classes (--topk-mass kept). If logits were dropped and values have the most bits (16), the script trains as many
-further students with a loss that ignores the dropped classes (--topk-mass renormalised). The table shows the bytes on
-disk, and the mean and standard deviation of the last epoch's top-1.
+classes (--topk-mass kept). For dropped logits at 16 bits, the script also trains the same number of students with a
+loss that ignores the dropped classes (--topk-mass renormalised). The table shows the bytes on disk, and the mean and
+standard deviation of the last epoch's top-1.
 
 The script can be stopped at any time. If it is called again with the same WORK folder, it reuses finished results, and
 exits with an error if settings of the data or the training differ from those of the first call.

@@ -265,7 +265,7 @@ def means(values: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tenso
 def permutation_of(
     scores: torch.Tensor, images: torch.Tensor, own: torch.Tensor, names: Sequence[str]
 ) -> tuple[str | None, float]:
-    """Search for permuted classes: the teacher predicts class B for images of class A, and so on in a cycle.
+    """Search for permuted classes: the teacher predicts class B for A, C for B, and so on, in a cycle or chain.
 
     Args:
         scores: float32 [n, C], mean scores of n images, centred.

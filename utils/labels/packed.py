@@ -280,7 +280,7 @@ class PackedStore(LabelStore):
         return digest_of_labels(self.path, [], json.dumps([stated, files], sort_keys=True))
 
     def legacy_digest(self) -> str:
-        """Return the digest of earlier releases: it covers the manifest and the digest of the first epoch file."""
+        """Return the digest that earlier releases computed from the manifest and the digest of the first epoch file."""
         stated = {key: value for key, value in self.manifest.items() if key != "digests"}
         return digest_of_text(json.dumps([stated, self.manifest["digests"].get(epoch_name(0))], sort_keys=True))
 

@@ -163,7 +163,7 @@ def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
         return classes_of_numbers(names, find_truth(folder, table), table)
     found = classes_of_pairs(names, pairs, table)
     truth = find_file(folder, (TRUTH,))
-    if not found and truth is not None:  # a table that names no image lists the kit's classes
+    if not found and truth is not None:  # the table is the kit's list of classes if it names no image
         return classes_of_numbers(names, truth, table)
     return found
 

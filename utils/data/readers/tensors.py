@@ -48,7 +48,8 @@ PICKLED = (".pt", ".pth")
 
 CHANNELS = (1, 3)
 PROBABILITY_ERROR = 1e-3  # tolerance for the sum of an image's probabilities, which should be 1
-NEGATIVE_SHARE = 0.2  # images with a larger share of negative magnitudes count as normalised, see `is_normalised`
+# images count as normalised if negative values make up more than this share of the sum of all magnitudes
+NEGATIVE_SHARE = 0.2
 # mean magnitude above which images that are not normalised are divided by 255
 UNIT_MEAN = 2.0
 NORMALISED_MEAN = 20.0  # upper bound of the mean magnitude of normalised images
@@ -453,8 +454,8 @@ def judged(images: torch.Tensor, normalised: str, path: Path) -> tuple[torch.Ten
         path: file that holds the images, for messages.
 
     Raises:
-        InputError: `normalised` is `auto`, but the share of negative magnitudes is too large for pixels, and the mean
-            magnitude is too large for normalised images.
+        InputError: with `auto`, the values fit neither pixels, because negative values make up too large a share of the
+            sum of magnitudes, nor normalised images, because the mean magnitude is too large.
     """
     low, high = images.min().item(), images.max().item()
     negative, negative_sum, magnitude = 0, 0.0, 0.0
