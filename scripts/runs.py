@@ -342,8 +342,8 @@ class Runs:
             futures = [pool.submit(self.run_line, line) for line in plan]
             while wait(futures, PATIENCE).not_done:
                 pass
-        # Call `result` of every future, because it raises Stopped if a signal stopped the run. `all` alone would end at
-        # the first failed run.
+        # Collect all results before they are tested: `result` raises Stopped if a signal stopped a run, and a test that
+        # ends at the first failed run would miss that.
         succeeded = [future.result() for future in futures]
         return all(succeeded)
 

@@ -647,7 +647,7 @@ class AugmentFlags(Group):
         return DSA_PARAMETERS | {name: float(value) for name, value in (one.split("=") for one in self.dsa_param or ())}
 
     def dsa_settings(self) -> dict[str, Any]:
-        """Return --dsa-strategy, --dsa-mode and --dsa-param by field name, or their defaults; {} without dsa.
+        """Return {field name: value or default} of --dsa-strategy, --dsa-mode, --dsa-param; {} without --augment dsa.
 
         Raises:
             InputError: a flag of DSA is given without --augment dsa.
@@ -1785,10 +1785,10 @@ def every_setting() -> dict[str, Flag]:
 
 
 def names_with(meaning: Callable[[Meaning], bool]) -> list[str]:
-    """Return the names of all settings of a training run whose `Meaning` satisfies a predicate.
+    """Return the names of those settings of a training run for which `meaning` returns True.
 
     Args:
-        meaning: the predicate, a function `Meaning` -> bool.
+        meaning: function `Meaning` of a setting -> bool.
     """
     return [name for name, about in every_setting().items() if meaning(about.meaning)]
 

@@ -39,8 +39,8 @@ from utils.system.errors import listing
 VIEWS_PER_CLASS, FEWEST_VIEWS, MOST_VIEWS, MOST_VALUES = 30, 3000, 20_000, 30_000_000
 # an image dominates a view if it fills at least this fraction of the view
 DOMINANT = 2 / 3
-# labels are refused if a fault has a p-value below REFUSED; with a p-value below DOUBTED, a warning is logged, or the
-# labels are refused if the agreement is at chance level, too
+# p-values of a fault. Below REFUSED, labels are refused. From REFUSED to DOUBTED, they are refused only if the
+# agreement is at chance level; otherwise, a warning is logged.
 REFUSED, DOUBTED = 1e-3, 0.2
 # The sign test is reliable only if each class has at least this number of images.
 FEWEST_IMAGES = 4

@@ -166,7 +166,7 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
 
     Digests are not compared. If the stored manifest has an older version, its missing settings are not compared either.
     """
-    own = {"digests", "has_image_digests"}  # not compared: these entries describe what has been written so far
+    own = {"digests", "has_image_digests"}  # not compared: these entries change as epochs are written
     older = CONTINUED <= stored["version"] < wanted["version"]
     if older:
         own.add("version")

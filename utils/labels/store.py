@@ -163,7 +163,7 @@ class LabelStore(ABC):
         return content
 
     def set_epochs(self, stored: set[int], stated: Iterable[int] = ()) -> None:
-        """Set the attributes `epochs` and `gap` from the numbers of the epochs found.
+        """Set `epochs` and `gap` (see the class) from the stored epochs and those that a manifest lists.
 
         Args:
             stored: numbers of the stored epochs.

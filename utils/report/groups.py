@@ -91,7 +91,8 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
 STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
-EVERYWHERE = *VALIDATION, "labels_accepted"  # settings compared between all groups; others only within a regime
+# settings that are compared between all groups; other settings are compared only between groups of one regime
+EVERYWHERE = *VALIDATION, "labels_accepted"
 
 
 def regime_of(run: FinishedRun) -> str:

@@ -177,7 +177,7 @@ def open_folders(config: TrainConfig, world: World) -> list[RunFolder]:
     folders = [RunFolder(one.output_dir, config.overwrite, resume, world.is_main) for one in students]
     for flag, images in (("--train-dir", config.train_dir), ("--val-dir", config.val_dir)):
         inside = [folder for folder in folders if images and is_below(folder.path, images)]
-        # the output folder will hold PNG files, so a later run would mistake it for a class of the image folder
+        # a later run would mistake an output folder inside the image folder for a class, because it will hold PNG files
         if inside:
             raise InputError(
                 f"--output-dir {inside[0].path} is in the image folder {flag} {images}; give another folder"

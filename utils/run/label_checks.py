@@ -43,8 +43,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
     """
     if not config.fkd_path:
         raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
-    # Some labels hold digests of the images, but no digests of the label files. With such labels, --verify-labels
-    # compares only the images.
+    # labels with IMAGES but without MANIFEST hold digests of the images, but none of the label files: for them,
+    # --verify-labels compares only the images
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()
     store = open_labels(config.fkd_path, config.fkd_seed, config.verify_labels and not knows)
     stated = stated_views(store) | size_from_boxes(config, store)

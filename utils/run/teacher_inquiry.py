@@ -2,11 +2,11 @@
 
 Even with the right teacher and the right image there is a small difference: crops are stored in half precision, images
 may be resized by another method, the teacher computes in bf16, and stored logits are quantised. There is therefore no
-fixed threshold. Instead, each view is taken from the assumed image and from a second image of the same class. The own
-difference compares the stored logits with the teacher's logits for the assumed image. The other difference compares
-the stored logits with the teacher's logits for the second image. If the stored logits belong to the assumed image, the
-own difference is far smaller than the other difference. If the stored logits belong to neither image, the own and the
-other difference are similar.
+fixed threshold. Instead, each view is taken from two images: the assumed image, to which the labels say the logits
+belong, and a second image of the same class. The own difference compares the stored logits with the teacher's logits
+for the assumed image. The other difference compares the stored logits with those for the second image. If the stored
+logits belong to the assumed image, the own difference is far smaller than the other difference. If the stored logits
+belong to neither image, the own and the other difference are similar.
 
 Names in this module: an "answer" is a teacher's logits for one view, and a `Question` selects rows of a stored batch
 whose views are shown to the teacher.
