@@ -170,7 +170,7 @@ def open_writer(
         "replay": replay,
         "mean": list(found.mean),
         "std": list(found.std),
-        # bytes have only one meaning; without the entry, labels of them are the same files as those of earlier releases
+        # no entry for 8-bit images, so that their label files are the same as those of earlier releases
         **({} if found.train_values == "bytes" else {"pixel_values": found.train_values}),
         "class_names": digest_of_names(folder.classes),
         **({} if teachers.kept is None else {"teacher_classes": teachers.kept.tolist()}),

@@ -65,20 +65,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = FKDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
 
-    # Run all checks before hours of training are spent. Settings that follow from labels, folders and the machine are
-    # never written into `config`: each check returns `found` with the settings that it adds.
+    # All checks run before the training, which takes hours. `config` stays unchanged: each check adds the settings that
+    # it derives from labels, folders and the machine to `found`.
     folders = open_folders(config, world)
     train_set, val_set = preflight.check_folders(config)
     views, found = check_labels(config, found, train_set)
     found = inspect_pixels(found, [train_set, val_set], config.models)
     store = views.store
     refuse_other_pixels(config, found, store)
-    # the class numbers of labels, training folders and validation folders must mean the same classes
+    # a class must have the same number in the labels, the training set and the validation set
     classes = stated_classes(store)
     views, found = preflight.slice_labels(config, found, views, train_set, classes)
     num_classes = views.num_classes
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes, classes)
-    # the training images must be those that the teacher saw
+    # the training images must be the images that the teacher labelled
     images, found = preflight.identify_images(
         config, found, train_set.samples, store.image_digests, world, config.verify_labels
     )
@@ -264,8 +264,8 @@ def train_step(student: Student, batch: Batch) -> None:
     for micro_batch in batch.split(student.micro_batch_size):
         if len(micro_batch) == 0:  # all rows of this micro-batch are on other ranks
             if student.last_micro_batch is not None:
-                # `loss_fn` has kept the rows of an earlier micro-batch here for the temperature calibration, which must
-                # use only the last one
+                # forget the rows of an earlier micro-batch, which `loss_fn` has stored: the temperature calibration
+                # must use only the last micro-batch
                 student.last_micro_batch.clear()
             # skip the micro-batch, unless other ranks wait for this rank in batch norm or in the loss
             if not (student.joint_statistics or student.joint_loss):
@@ -293,7 +293,7 @@ def train_step(student: Student, batch: Batch) -> None:
 def evaluate(students: Sequence[Student], batches: Iterable, world: World) -> list[Metrics]:
     """Return the mean cross-entropy, top-1 and top-5 of each student on the validation images of all ranks.
 
-    Rank 0's buffers are broadcast first, because the running statistics of batch norm may differ between ranks.
+    Broadcast the buffers of rank 0 first, because the running statistics of batch norm may differ between ranks.
 
     Args:
         students: students to evaluate.
@@ -353,7 +353,7 @@ def report(students: Sequence[Student], world: World, described: dict[str, dict]
     """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
 
     Args:
-        students: students that have finished their last epoch or failed.
+        students: students whose training has finished or failed.
         world: processes of the run; only rank 0 writes.
         described: descriptions of labels and images, from `describe`.
 

@@ -11,8 +11,8 @@ the same student as this script.
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
 The second command loads no teacher, because it names no teacher's weights. It trains on the class of each image, or on
-soft labels if they are stored with the images. If --mix-type mixes two images, their labels are mixed as well. The
-recipes in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC are such commands.
+the soft labels that are stored with the images. If --mix-type mixes two images, it mixes their labels as well. The
+recipes in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC train without a teacher in the same way.
 """
 
 import os
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         whiten = fitted_zca(real, found.input_size, found.channels).to(precision.device)
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
-    # the views draw on the host: worker processes get a copy of them, and must not touch the GPU
+    # the augmentation is on the CPU, because data loading processes get a copy of `source`, and must not use the GPU
     source = DrawnViews(policy, len(samples), config.batch_size, augmentation_of(config, found))
-    # without a teacher, or with ce, the labels are the classes or soft labels of the images themselves
+    # otherwise the student learns from the classes or soft labels that come with the images
     taught = teacher is not None and config.loss_type != "ce"
     views = source
     if not taught:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plain = f"the images' {found.image_labels}" if found.image_labels in OWN_SOFT_LABELS else "hard labels"
     teaches = f"teacher {teacher} answers live" if taught else f"{plain}: no teacher answers"
     log.info("%s on %s", teaches, "unmixed views" if policy.mix_type == "none" else f"{policy.mix_type} views")
-    # views for the check of the teacher, and for the preview of --dry-run
+    # dataset for checking the teacher, and for the preview of --dry-run
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
     augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)

@@ -478,9 +478,9 @@ def measure_evaluation(setting, images):
 
 
 def ratios_of(rows):
-    """Return the ratios of the speeds of certain pairs of rows, as a dict name -> ratio.
+    """Return a dict name -> ratio of the speeds of two rows, such as `resident_vs_ceiling`.
 
-    A pair is left out if one of its rows was not measured. In names of ratios, the row `workers` is called `loader`.
+    A ratio is left out if one of the two rows was not measured. The name `loader` stands for the row `workers`.
     """
     rate = {row["name"]: row["images_per_second"] for row in rows}
     pairs = {

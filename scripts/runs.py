@@ -149,7 +149,7 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
 
 
 def model_folder(model: str) -> str:
-    """Return a model's name as the training scripts use it for folders: `net.make` for `path/to/net.py:make`."""
+    """Return the folder name that training scripts derive from a model's name: `net.make` for `path/to/net.py:make`."""
     path, colon, function = model.rpartition(":")
     if not (colon and path.endswith(".py")):
         return model
@@ -223,8 +223,8 @@ class Processes:
                 stderr=output,
                 start_new_session=True,
             )
-        # `stop` only notes a signal; this loop passes it on. Each process thus gets a signal exactly once, even if the
-        # signal arrives while the process is being started.
+        # `stop` only records a signal; this loop passes it on. The process thus gets each signal exactly once, even if
+        # the signal arrives while the process is being started.
         passed_on = 0
         while (code := self.code_of(process)) is None:
             for number in self.received[passed_on:]:
@@ -248,7 +248,7 @@ class Processes:
             raise Stopped(self.received[0])
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handle a signal: `run` passes it on to its process, and starts no further process."""
+        """Record a signal, so that `run` passes it on to its process and starts no further process."""
         self.received.append(number)
 
     @staticmethod

@@ -30,7 +30,7 @@ VERSION = "2026.11.dev0"  # version of the program: year and month of the releas
 
 LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
 TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
-OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels`: soft labels stored with the images
+OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
@@ -41,12 +41,12 @@ EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
 ENSEMBLE_RULES = ("mean", "norm-mean", "main-weighted")
 AUGMENTS = ("rrc", "dsa", "none", "imagenet-hard")
-# value of --augment -> defaults of the views: (smallest crop area, largest crop area, probability of a flip)
+# value of --augment -> default (smallest, largest) share of the image area in a crop, and probability of a flip
 CROPS = {"rrc": (0.08, 1.0, 0.5), "dsa": (1.0, 1.0, 0.0), "none": (1.0, 1.0, 0.0), "imagenet-hard": (0.5, 1.0, 0.5)}
 # operations of DSA (Zhao and Bilen, ICML 2021) that --dsa-strategy can list
 DSA_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 DSA_MODES = ("single", "all", "gift")
-# parameters of DSA, with the default values of its code
+# parameters of DSA, and their default values in the code of DSA's authors
 DSA_PARAMETERS = {
     "prob_flip": 0.5,
     "ratio_scale": 1.2,
@@ -153,7 +153,7 @@ def milestone(text: str) -> int | Fraction:
 
 
 def dsa_strategy(text: str) -> str:
-    """Check that the text of --dsa-strategy consists of operations of DSA, joined by `_`; return it unchanged.
+    """Return the text of --dsa-strategy unchanged if it names operations of DSA, joined by `_`.
 
     Raises:
         argparse.ArgumentTypeError: a word is not an operation of DSA.
@@ -167,7 +167,7 @@ def dsa_strategy(text: str) -> str:
 
 
 def dsa_parameter(text: str) -> str:
-    """Check a value NAME=VALUE of --dsa-param; return it with the number as Python prints a float.
+    """Check a text NAME=VALUE of --dsa-param; return it with VALUE written as Python prints a float.
 
     Raises:
         argparse.ArgumentTypeError: the name is unknown, or the value is not a number in the range of the parameter.
@@ -328,11 +328,11 @@ class Group:
     title: ClassVar[str] = ""
 
     def refuse_alone(self, names: Sequence[str], needed: str) -> None:
-        """Raise InputError if a flag does not have its default, although it has no effect without the flag `needed`.
+        """Raise InputError if a flag in `names` was changed, because such a flag has no effect without `needed`.
 
         Args:
-            names: field names of the flags.
-            needed: the other flag, which was not given, as typed on the command line.
+            names: field names of the flags that must have their default values.
+            needed: a flag that was not given, as typed on the command line.
         """
         for name in names:
             default, value = getattr(type(self), name), getattr(self, name)
@@ -434,7 +434,7 @@ class ImageFlags(Group):
         "state, else sorted names)",
         FILE,
     )
-    # the field of --classes is not called `classes`, because `Findings` has a field of that name
+    # field of --classes; the name `classes` is taken by a field of `Findings`
     subset: str | None = flag(
         None,
         "the classes of the run, in order: a file with one class folder a line, or imagenette, imagewoof, imagenet-10, "
@@ -573,7 +573,7 @@ class ViewFlags(Group):
     fkd_seed: int = flag(42, "seed of image order and views", SEED, RESULT, names=("--fkd-seed", "--fkd_seed"))
 
     def crop_settings(self, augment: str = "rrc") -> dict[str, Any]:
-        """Return --min-scale-crops, --max-scale-crops and --hflip by field name, each with its default.
+        """Return a dict field name -> value of --min-scale-crops, --max-scale-crops and --hflip; default if not given.
 
         Args:
             augment: value of --augment, which sets the defaults; see CROPS.
@@ -601,7 +601,7 @@ class ViewFlags(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentFlags(Group):
-    """Flags for the augmentation of training images in train_KD_parallel.py, beyond crops, flips and mixing."""
+    """Flags for the augmentation of training images in train_KD_parallel.py, except crops, flips and mixing."""
 
     title = "augmentation"
 
@@ -1115,8 +1115,8 @@ class TrainConfig(
     def settings(self) -> dict[str, Any]:
         """Return a dict of setting name -> value for one student, without secret API keys.
 
-        The dict has `model` and `seed`, the names that earlier releases used, in place of `models` and `seeds`. `model`
-        is the `plain_name`, which does not depend on the spelling of the name or on the folder of the model's file.
+        The keys `model` and `seed` replace `models` and `seeds`, because earlier releases used these keys. The value of
+        `model` is the `plain_name`, which depends neither on the spelling nor on the folder of the model's file.
         """
         found = super().settings()
         return {"model": plain_name(self.model), "seed": self.seed} | {
@@ -1163,9 +1163,9 @@ class TrainConfig(
             self.refuse_alone(["ema_buffers"], "--ema-decay")
 
     def milestone_epochs(self) -> tuple[int, ...]:
-        """Return --milestones as numbers of epochs, counted from 0; a share s of E epochs becomes int(s E).
+        """Return --milestones as epoch numbers, counted from 0; () without --schedule step.
 
-        Without --schedule step, return ().
+        A milestone that is a share s of all E epochs becomes epoch int(s E).
 
         Raises:
             InputError: --milestones, --gamma, --step-momentum, --schedule and --epochs contradict each other.
@@ -1489,7 +1489,7 @@ class ConvertArguments(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenFlags(Group):
-    """Flags of `python -m utils.images` for reading an image set: its part, its pixel format and its class table."""
+    """Flags of `python -m utils.images` that say how to read an image set: part, pixel format and class table."""
 
     part: str = flag("train", "part to read if the set has a train and a val part", choices=("train", "val"))
     normalised: str = flag(
@@ -1617,7 +1617,7 @@ class Findings:
     Attributes:
         device: kind of device: `cpu`, `cuda`, `mps` or `xpu`.
         processes: number of processes of the run, one per rank.
-        arithmetic: floating-point precision and memory layout, in words.
+        arithmetic: description of the floating-point precision and the memory layout.
         workers: number of data loading processes; at most one per CPU core.
         side_by_side: number of students that one command trains at the same time.
         input_size: S, side of the model's input in pixels.
@@ -1626,27 +1626,27 @@ class Findings:
         model_file: digest of the file of a student's model, if --model names a function in a file.
         train_values, val_values: pixel format of the images: `bytes`, `unit` or `normalised`, see `Values`.
         val_resize: shorter side of validation images in pixels, before the centre is cropped.
-        classes: how classes were numbered, and how validation folders were paired with training folders, in words.
+        classes: description of how classes were numbered, and how validation folders were paired with training folders.
         kept_classes: description of the classes whose logits --classes keeps: their number, the number of classes of
             the labels or the live teacher, and a digest of the kept class numbers; None if all are kept in order.
         mix_type: how images are mixed: `cutmix`, `mixup` or `none`. With a live teacher, this is the value of
             --mix-type as typed, and None if the flag was not given.
-        keep_topk: number of classes per image that the loss uses; None: all classes.
+        keep_topk: K, if the loss uses only the K most probable classes of an image; None: all classes.
         topk_mass: `kept` or `renormalised`: how the loss treats the probabilities of the top-k classes.
         answers: kind of the soft labels: `logits` or `probabilities`.
-        image_labels: labels of the images themselves. `classes`: one class per image; also the value of runs on a
-            teacher's labels. `mixed classes`: a mixed view gets the classes of both images, in proportion to their
-            shares. `probabilities` or `logits`: soft labels that are stored with the images.
+        image_labels: kind of the labels that come with the images. `classes`: one class per image; also used if a
+            teacher made the labels. `mixed classes`: a mixed view gets the classes of both images, weighted by their
+            shares of the view. `probabilities` or `logits`: soft labels that are stored with the images.
         zca: digest of the images that ZCA was fitted on; None without ZCA.
         label_order: `sampled` or `shuffled`; None if stored batches are visited in the stored order.
         labels: digest of all soft labels that the run needs; None with a live teacher or in a dry run without --resume.
-        labels_accepted: faults of labels or teacher that the user accepted with --accept-labels, in words; None
-            without such faults.
+        labels_accepted: description of the faults of labels or teacher that --accept-labels tolerated; None if there
+            were none.
         teachers: model and weights of each live teacher, as in `Ensemble.described`; None without a live teacher.
         train_images: digest of the classes of the training images.
         val_images: digest of the names, sizes and classes of the validation images.
-        earlier: setting name -> digest, computed as in earlier releases. Each digest is compared with the digest of the
-            same setting in an old checkpoint. `settings` omits this field.
+        earlier: setting name -> digest, computed as in earlier releases, for comparison with checkpoints of these
+            releases. `settings` omits this field.
     """
 
     device: str = finding("cpu", ONE_GROUP)
@@ -1709,15 +1709,15 @@ def resolve_views(
 ) -> Findings:
     """Choose input size, mean and standard deviation of the images. For training, also choose --val-resize.
 
-    Use the value of the flag, else the value that the labels state, else a default. For --val-resize, use the value of
-    the flag, else `default_val_resize`.
+    Each value comes from its flag, else from the labels, else from a default. --val-resize comes from its flag, else
+    from `default_val_resize`.
 
     Args:
         config: the flags; a flag that was not given is None.
         found: the settings that were derived before.
         stated: settings that the labels state, as name -> value. Only `input_size`, `mean` and `std` are used.
         labels: the label folder, for error messages.
-        side: default of --input-size, from `ImageSet.side`; None for 224.
+        side: default of --input-size, from `ImageSet.side`; None: the default is 224.
 
     Returns:
         a copy of `found` with the chosen values in `input_size`, `mean`, `std` and, for training, `val_resize`.
@@ -1742,7 +1742,7 @@ def resolve_views(
                 )
             value = tuple(value) * (3 // len(value))
         values[name] = value
-    # relabelling and verifying have no validation images, and so no --val-resize
+    # relabelling and verifying use no validation images, so their configs lack --val-resize
     if not isinstance(config, TrainConfig):
         return replace(found, **values)
     resize = config.val_resize or default_val_resize(values["input_size"])
@@ -1755,10 +1755,9 @@ def resolve_views(
 
 
 def grey(found: Findings) -> Findings:
-    """Return `found` for models with one input channel.
+    """Return `found` for models with one input channel: with `channels` 1, and one mean and standard deviation.
 
-    The new mean is the average of the means of the three channels, and the new standard deviation is the average of
-    the three standard deviations, as in timm for grey images.
+    These are the averages of the means and of the standard deviations of the three channels, as in timm.
     """
     return replace(found, channels=1, mean=(sum(found.mean) / 3,), std=(sum(found.std) / 3,))
 

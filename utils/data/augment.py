@@ -1,6 +1,6 @@
 """Augment normalised images on their device: DSA, and the colour jitter and lighting of IDC and Minimax Diffusion.
 
-`draw` draws the random parameters of a whole batch on the host. They depend on nothing but the seed, the epoch and the
+`draw` draws the random parameters of a whole batch on the host. They depend only on the seed, the epoch and the
 batch, so resumed runs and runs with several ranks see the same images. A call of the augmentation then computes the
 images from the parameters. A CUDA graph can capture the call: its tensor shapes do not depend on the parameters, and
 nothing in it waits for the device. Augmentations come after crop, flip and normalisation, and before cutmix or mixup.
@@ -23,7 +23,7 @@ OWN_STREAM = 2
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey value
 # number of parameters per image that each operation of DSA reads
 DSA_COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
-# principal components of ImageNet's RGB values (Krizhevsky et al., 2012), as in IDC; EIGENVECTORS: one row per channel
+# PCA of ImageNet's RGB values (Krizhevsky et al., 2012), as in IDC; EIGENVECTORS has a row per channel
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
@@ -39,14 +39,14 @@ class Augmentation(ABC):
         self.seed = seed
 
     def generator(self, epoch: int, batch: int) -> np.random.Generator:
-        """Return the random generator of one batch, which depends on nothing but the seed, the epoch and the batch."""
+        """Return a random generator that is seeded by the seed, the epoch and the batch only."""
         return np.random.default_rng((self.seed, epoch, batch, OWN_STREAM))
 
     @abstractmethod
     def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
         """Draw the parameters of a batch of `rows` images: float32 [rows, P] on the host.
 
-        Every rank draws the parameters of all rows of a batch, even if it works on only some of the rows.
+        Every rank draws the parameters of all rows, even if the rank trains on only some of the rows.
         """
 
     @abstractmethod
@@ -63,11 +63,11 @@ class Augmentation(ABC):
 
 
 class Dsa(Augmentation):
-    """Differentiable Siamese Augmentation (Zhao and Bilen, ICML 2021), as its code evaluates distilled sets.
+    """Differentiable Siamese Augmentation (Zhao and Bilen, ICML 2021), as used for evaluation in its authors' code.
 
     The operations apply to normalised images. Pixels from outside the image (after a crop, a scaling or a rotation) and
-    pixels in a cutout are 0, the mean colour. The evaluations of DSA, DM, MTT and DATM use `single`: one operation for
-    the whole batch, but random parameters of its own for each image.
+    pixels in a cutout are 0, the mean colour. The evaluations of DSA, DM, MTT and DATM use the mode `single`: all
+    images of a batch get the same operation, with random parameters per image.
 
     Args:
         seed: --fkd-seed.
@@ -75,12 +75,12 @@ class Dsa(Augmentation):
         strategy: names of operations, joined by `_`. `color` changes brightness, saturation and contrast.
         mode: `single`: each batch gets one operation of the strategy, each with the same probability. `all`: each batch
             gets all operations, in the order of the strategy. `gift`: flip, color, one of the other operations, and
-            cutout, in this order, without the operations that the strategy does not name (GIFT, ICLR 2025).
-        parameters: changed values of DSA_PARAMETERS. `prob_flip`: probability of a flip. `ratio_scale` r: factors of
-            height and width in [1/r, r]. `ratio_rotate`: largest angle in degrees. `ratio_crop_pad`: largest shift, as
-            a share of the side. `ratio_cutout`: side of the hole, as a share of the side. `brightness` b: summand in
-            [-b/2, b/2]. `saturation` s: factor of the distance to a pixel's mean, in [0, s]. `contrast` c: factor of
-            the distance to the image's mean, in [c, c + 1].
+            cutout, in this order; operations that are not in the strategy are skipped (GIFT, ICLR 2025).
+        parameters: values that replace those of DSA_PARAMETERS. `prob_flip`: probability of a flip. `ratio_scale` r:
+            factors of height and width in [1/r, r]. `ratio_rotate`: largest angle in degrees. `ratio_crop_pad`: largest
+            shift, as a share of the image's side. `ratio_cutout`: side of the hole, as a share of the image's side.
+            `brightness` b: summand in [-b/2, b/2]. `saturation` s: factor of the distance to a pixel's mean, in [0, s].
+            `contrast` c: factor of the distance to the image's mean, in [c, c + 1].
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class Dsa(Augmentation):
         """Draw the parameters of a batch: float32 [rows, P].
 
         The first columns hold 1 for each operation of `order` that the row gets, else 0. Then come the parameters of
-        all operations of DSA_COLUMNS. Numbers are drawn for unused operations too, so that the other
-        numbers do not depend on the strategy.
+        all operations of DSA_COLUMNS. The parameters of unused operations are drawn as well, so that the parameters of
+        an operation do not depend on the strategy.
         """
         rng, p = self.generator(epoch, batch), self.parameters
         choice = rng.random()
@@ -138,7 +138,10 @@ class Dsa(Augmentation):
         return torch.from_numpy(np.concatenate([used, *(values[name] for name in DSA_COLUMNS)], axis=1)).float()
 
     def __call__(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Return the augmented images, see `Augmentation`. Operations are computed for all rows, and kept if used."""
+        """Return the augmented images, see `Augmentation`.
+
+        An operation is computed for all rows; rows that do not use the operation stay unchanged.
+        """
         used, *columns = parameters.split([len(self.order), *DSA_COLUMNS.values()], dim=1)
         values = dict(zip(DSA_COLUMNS, columns, strict=True))
         for place, name in enumerate(self.order):
@@ -167,8 +170,9 @@ def change_color(images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: float32 [B, C, S, S].
-        values: float32 [B, 3], in this order: brightness, which is added; saturation, by which the distance to the mean
-            of a pixel's channels is multiplied; contrast, by which the distance to the image's mean is multiplied.
+        values: float32 [B, 3]. Column 0 (brightness) is added to the image. Column 1 (saturation) multiplies each
+            value's distance to the mean of its pixel's channels. Column 2 (contrast) multiplies each value's distance
+            to the image's mean.
     """
     brightness, saturation, contrast = values[:, :, None, None, None].unbind(dim=1)
     images = images + brightness
@@ -195,23 +199,23 @@ def shift(images: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 
 
 def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Return images [B, C, S, S], mirrored left to right where `mirrored`, float32 [B, 1], is 1."""
+    """Mirror images [B, C, S, S] left to right if their entry of `mirrored`, float32 [B, 1], is 1; return the batch."""
     return torch.where(mirrored[:, :, None, None] > 0, images.flip(3), images)
 
 
 def scale(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Return scaled images. A factor above 1 shrinks the image and surrounds it with zeros; one below 1 enlarges it.
+    """Return images whose width and height are divided by `factors`; a shrunken image is surrounded with zeros.
 
     Args:
         images: float32 [B, C, S, S].
-        factors: float32 [B, 2], factor of the width and factor of the height.
+        factors: float32 [B, 2], divisor of the width and divisor of the height.
     """
     zero = torch.zeros_like(factors[:, 0])
     return resample(images, torch.stack([factors[:, 0], zero, zero, factors[:, 1]], dim=1))
 
 
 def rotate(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Return images [B, C, S, S], rotated about their centres by `angles`, float32 [B, 1], in radians."""
+    """Rotate images [B, C, S, S] about their centres by `angles`, float32 [B, 1], in radians; return the results."""
     cos, sin = angles.cos(), angles.sin()
     return resample(images, torch.cat([cos, -sin, sin, cos], dim=1))
 
@@ -219,8 +223,8 @@ def rotate(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 def resample(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Return linearly transformed images: position p of the result shows position A p of the original.
 
-    Values between pixels are interpolated bilinearly, and values outside the image are 0. Positions are
-    (x, y), measured from the centre of the image in halves of its side.
+    Values between pixels are interpolated bilinearly; outside the image, they are 0. A position (x, y) is relative to
+    the centre of the image, and -1 and 1 are the image's edges.
 
     Args:
         images: float32 [B, C, S, S].
@@ -239,10 +243,11 @@ class ImagenetHard(Augmentation):
     """Colour jitter and lighting of the hard-label evaluators of IDC (ICML 2022) and Minimax Diffusion (CVPR 2024).
 
     The steps apply to images in [0, 1], so the normalisation is undone first and redone at the end. Colour jitter has
-    three steps in random order. Each replaces an image x by x + a (g - x), where a is uniform in [-jitter, jitter]. The
-    target g is black (brightness), the mean of the grey image (contrast) or the grey image (saturation). Lighting then
-    adds to channel i the sum over j of EIGENVECTORS[i][j] · EIGENVALUES[j] · n_j, where n_j is normal with standard
-    deviation `lighting`. Values are not clipped. With one channel, lighting adds the grey value of the three sums.
+    three steps in random order. Each step replaces an image x by x + a (g - x) with a random a, uniform in
+    [-jitter, jitter]. The target g is black (brightness), the mean of the grey image (contrast) or the grey image
+    (saturation). Lighting then adds to channel i the sum over j of EIGENVECTORS[i][j] · EIGENVALUES[j] · n_j; the n_j
+    are normal with mean 0 and standard deviation `lighting`. Values are not clipped. To a grey image, lighting adds the
+    grey value of the three sums.
 
     Args:
         seed: --fkd-seed.
@@ -268,8 +273,8 @@ class ImagenetHard(Augmentation):
     def draw(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
         """Draw the parameters of a batch: float32 [rows, 6 + C].
 
-        The columns are the three steps of colour jitter in order (0: brightness, 1: contrast, 2: saturation), the
-        factor a of the first, second and third step, and the value that lighting adds to each channel.
+        Columns 0 to 2 hold the order of the steps of colour jitter (0: brightness, 1: contrast, 2: saturation), columns
+        3 to 5 the factors a of these steps, and the last C columns the values that lighting adds to the channels.
         """
         rng = self.generator(epoch, batch)
         order = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)
@@ -304,7 +309,7 @@ def augmentation_of(config: TrainConfig, found: Findings, device: torch.device |
 
     Args:
         config: flags of the run.
-        found: settings that were derived before: `input_size`, and `mean` and `std` with one value per channel.
+        found: derived settings; `input_size`, `mean` and `std` are used.
         device: device of the images.
     """
     if not isinstance(config, KDConfig):

@@ -51,10 +51,10 @@ class Normalise:
         mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         device: device of the images.
         memory_format: memory format of the result.
-        values: pixel format, see `Values`. `unit` pixels, in [0, 1], are not divided by 255; `normalised` pixels do not
-            change.
+        values: pixel format of x, see `Values`. `bytes`: as above. `unit`: pixels in [0, 1], which are not divided by
+            255. `normalised`: pixels that stay unchanged.
         augment: function (normalised images [B, C, S, S], random parameters [B, P]) -> images; see `Augmentation`.
-        whiten: function that whitens images [B, C, S, S] in [0, 1], see `Zca`; it replaces mean and standard deviation.
+        whiten: function that whitens images [B, C, S, S] in [0, 1], used in place of mean and std; see `Zca`.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ def finish_views(
 ) -> torch.Tensor:
     """Normalise, augment and mix the cropped images of a batch: [B, S, S, C] -> float32 [B, C, S, S].
 
-    Without augmentation and ZCA, cutmix runs before the normalisation: it only copies pixels, and uint8 needs a quarter
-    of the memory of float32. Otherwise, images are mixed last, as in `Gallery.replay`. ZCA must see whole images: each
-    whitened value depends on all pixels of its image. MTT, too, whitens images before it augments them.
+    Without augmentation and ZCA, cutmix runs before the normalisation, because it only copies pixels, and uint8 needs a
+    quarter of the memory of float32. Otherwise, images are mixed last, as in `Gallery.replay`. ZCA must come before
+    mixing, because each whitened value depends on all pixels of its image. ZCA comes before augmentation, as in MTT.
 
     Args:
         views: the cropped images, uint8 or float32.
-        normalise: applies the normalisation, and the augmentation if there are `parameters`.
+        normalise: the `Normalise`; it also applies the augmentation if `parameters` are given.
         mix: how the images are mixed.
         parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
     """
@@ -170,16 +170,16 @@ def resize_views(
 ) -> torch.Tensor:
     """Crop, resize and flip the images of a batch, with PIL's antialiased bilinear filter.
 
-    PIL resizes one axis, rounds, and resizes the other axis. Here, only the final values are rounded to whole numbers.
-    Pixel values therefore differ from PIL's by at most 1.
+    PIL also rounds the pixel values after the first axis is resized. This function rounds uint8 images only once, after
+    both axes. Pixel values therefore differ from PIL's by at most 1.
 
     Args:
         images: uint8 or float32 [B, H, C, W].
         top, left, height, width: int64 [B], crop boxes in pixels.
         flip: int64 [B], 1 to mirror left to right, else 0.
         size: S, side of the result in pixels.
-        dtype: dtype of the computation; by default float16 for uint8 images on CUDA and float32 elsewhere. float16 is
-            faster; between 0 and 255, its rounding error is at most 1/16.
+        dtype: dtype of the computation. Default: float16 for uint8 images on CUDA, else float32. float16 is faster; its
+            rounding error for a number between 0 and 255 is at most 1/16.
 
     Returns:
         `dtype` [B, S, S, C]; for uint8 images, the values are whole numbers from 0 to 255.

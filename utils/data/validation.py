@@ -19,11 +19,10 @@ HOST = torch.device("cpu")
 
 
 class CentreCrops(Dataset):
-    """Dataset of validation images. The shorter side is resized to `resize` pixels. The central S x S pixels are kept.
+    """Dataset of validation images, resized to `resize` pixels on the shorter side and cropped to the central S x S.
 
-    An item is (image [S, S, C], class, digest); the image is uint8, or float32 in a set of floating-point images. While
-    the attribute `digesting` is True, the digest is an int64 hash of the decoded pixels and the class; otherwise it
-    is 0.
+    An item is (image [S, S, C], class, digest). The image is uint8, or float32 in a set of floating-point images. The
+    digest is an int64 hash of the decoded pixels and the class, or 0 if the attribute `digesting` is False.
     """
 
     def __init__(self, samples: Samples, input_size: int, resize: int, channels: int = 3):
@@ -42,7 +41,7 @@ class CentreCrops(Dataset):
             digest = int.from_bytes(number.digest(), "little", signed=True)
         if isinstance(image, torch.Tensor):
             height, width = image.shape[1:]
-            shorter = min(height, width)  # resized to `resize`; the other side is rounded down, as in torchvision
+            shorter = min(height, width)  # gets length `resize`; the longer side is rounded down, as in torchvision
             image = resize_floats(image, (self.resize * height // shorter, self.resize * width // shorter))
             image = TF.center_crop(image, self.input_size)
         else:
@@ -53,12 +52,12 @@ class CentreCrops(Dataset):
 class ValidationBatches:
     """Validation batches in file order; by default, images are decoded only once and kept in memory.
 
-    Iterating yields (images float [B, C, S, S], targets int64 [B]) on the device. The batch size does not
-    affect the result of an evaluation, so --batch-size is not used.
+    Iterating yields (images float [B, C, S, S], targets int64 [B]) on the device. --batch-size is not used, because
+    the batch size does not affect the result of an evaluation.
 
     Attributes:
         digest: sum of the digests of all images, modulo 2^64. The sum identifies the images and their classes,
-            regardless of the order. It is None until the first pass is complete.
+            in any order. Before the first pass is complete, `digest` is None.
 
     Args:
         samples: list of (image, class).
@@ -110,7 +109,7 @@ class ValidationBatches:
         return f"{sum(digests) % 2**64:016x}" if len(digests) == world.size else None
 
     def decoded(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield batches (images [B, S, S, C], targets int64 [B]); decode only if no images are kept in memory."""
+        """Yield batches (images [B, S, S, C], targets int64 [B]); decode the images unless they are kept in memory."""
         if self.kept:
             yield from self.kept
             return

@@ -27,7 +27,7 @@ from utils.system.errors import InputError
 from utils.system.files import why_unwritable
 from utils.system.safe_load import save_archive
 
-IMAGES, LABELS = "images_best.pt", "labels_best.pt"  # names of the tensor files, as in MTT and many other projects
+IMAGES, LABELS = "images_best.pt", "labels_best.pt"  # file names of the tensors, as in MTT
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def new_folder(path: Path, flag: str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        temporary.chmod(0o755)  # mkdtemp makes folders that nobody else can read
+        temporary.chmod(0o755)  # folders of mkdtemp are readable only for their owner
         yield temporary
         temporary.rename(path)
     except OSError as error:
@@ -60,8 +60,9 @@ def new_folder(path: Path, flag: str) -> Iterator[Path]:
 def class_folders(images: ImageSet) -> list[str]:
     """Return a folder name for each class of a set.
 
-    Class numbers are padded with zeros, so that the folders sort in the order of the numbers. In class names, `_`
-    replaces characters that a folder name cannot contain, and precedes names that would make a hidden folder.
+    If classes have only numbers, the numbers are padded with zeros, so that the folders sort in numerical order. In
+    class names, `_` replaces characters that a folder name cannot contain. A name that would hide the folder gets the
+    prefix `_`.
 
     Raises:
         InputError: two classes would get the same folder.
@@ -84,7 +85,7 @@ def holds_tensors(images: ImageSet) -> bool:
 
 
 def image_file(image: ImageRef) -> tuple[bytes, str] | None:
-    """Return (content, suffix) of an image's file; None if there is no file, or its format is not in SUFFIXES."""
+    """Return (content, suffix) of an image's file; None if it is stored as pixels, or its format is not in SUFFIXES."""
     if not isinstance(image, Member):
         return read_image(image), Path(image).suffix
     if not image.container.holds_files:
@@ -124,8 +125,8 @@ def name_files(samples: Samples, classes: Sequence[str]) -> Iterator[tuple[str, 
     The content is the bytes of the image's file if they had to be read to choose the suffix, else None. An image can be
     written before the next one is read.
 
-    NAME is the name of the image file; for a member of a container, it is the image's index in `samples` with a suffix.
-    If an earlier image has the same `CLASS/NAME`, the new name is `CLASS/NUMBER-NAME`.
+    NAME is the name of the image file. For a member of a container, NAME is the image's index in `samples` and a
+    suffix. If an earlier image has the same `CLASS/NAME`, the later one gets `CLASS/NUMBER-NAME`.
 
     Args:
         samples: (image, class) of the images.
@@ -152,10 +153,11 @@ def write_tensors(folder: Path, samples: Samples, channels: int, answers: bool) 
         folder: the folder, which exists.
         samples: (image, class) of the images, which all have the same size.
         channels: number of channels to write, 1 or 3.
-        answers: whether to write the soft labels stored with the images, float32 [N, C], not the classes, int64 [N].
+        answers: True to write the soft labels stored with the images, float32 [N, C]; False to write the classes,
+            int64 [N].
 
     Raises:
-        InputError: the images differ in size, or the disk is full.
+        InputError: the images differ in size or type, or the disk is full.
     """
     loaded = []
     for image, _ in samples:

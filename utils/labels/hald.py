@@ -118,7 +118,7 @@ class HaldStore(LabelStore):
 
 
 class HaldWriter:
-    """Writer of a label folder in HALD's format. Its batches must hold log probabilities in place of logits.
+    """Writer of a label folder in HALD's format. The batches to write must hold log probabilities in place of logits.
 
     Args:
         path: the folder; it is created if it does not exist.

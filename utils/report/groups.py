@@ -188,16 +188,16 @@ class Group:
 def group_runs(
     runs: list[FinishedRun], ignore: frozenset[str] = frozenset(), baseline: str = "random"
 ) -> tuple[list[Group], list[FinishedRun]]:
-    """Sort finished runs into groups. Runs of one group differ only in the seed and in settings named in `ignore`.
+    """Divide finished runs into groups whose runs differ only in the seed and in settings named in `ignore`.
 
     Args:
         runs: finished runs with any settings.
         ignore: names of settings that are not compared.
-        baseline: name of an image set; its group comes last among the groups with the same student and regime.
+        baseline: name of an image set. Groups of this set come last among the groups with the same student and regime.
 
     Returns:
-        (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If a
-        group has two runs with the same seed, only the first one is included; the second one is a repeated run.
+        (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If
+        several runs of a group have the same seed, the group gets the first run, and the others are repeated runs.
     """
     found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, (setting, value), …) -> seed -> run
     repeated = []

@@ -7,13 +7,13 @@ The command draws images without replacement. Each class gets as many images as 
 ignored. With --classes, only the listed classes are drawn, as in training. REAL and DISTILLED may have any layout of
 docs/images.md.
 
-The folder RANDOM gets links to the drawn image files, in class folders with the names of DISTILLED. Drawn images from
-inside an archive, a table or a tensor become new image files. If the images of REAL are floating-point numbers, RANDOM
-gets two tensors in place of class folders, `images_best.pt` and `labels_best.pt`. RANDOM.txt lists the images, in lines
-`CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images, by which a report
-checks that a run was trained on exactly these images.
+The folder RANDOM gets links to the drawn image files, in class folders with the names of DISTILLED. Drawn images that
+are stored in an archive, a table or a tensor become new image files. If the images of REAL are floating-point numbers,
+RANDOM gets two tensors in place of class folders, `images_best.pt` and `labels_best.pt`. RANDOM.txt lists the images,
+in lines `CLASS/NAME<tab>PATH`. RANDOM.json records how the images were drawn, and a digest of the images, with which a
+report checks that a run was trained on exactly these images.
 
-If RANDOM exists, the command fails. With --again, it succeeds if RANDOM already holds the images that would be drawn.
+If RANDOM exists, the command fails. With --again, the command succeeds if RANDOM holds the images of the same draw.
 """
 
 import os
@@ -45,7 +45,7 @@ def draw_images(samples: Samples, wanted: dict[int, int], seed: int, classes: Se
     Args:
         samples: (image, class) of all images to draw from.
         wanted: class -> number of images to draw.
-        seed: seed of the draw. Each class has its own random stream; other classes do not affect its draw.
+        seed: seed of the draw. Each class has its own random stream, so its draw does not depend on other classes.
         classes: names of the classes, for error messages.
 
     Returns:
@@ -72,7 +72,7 @@ def draw_images(samples: Samples, wanted: dict[int, int], seed: int, classes: Se
 
 
 def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple[ImageSet, str]:
-    """Pair the classes of REAL with those of --like, and give the images of REAL the class numbers of --like.
+    """Pair the classes of REAL with those of --like, and renumber the images of REAL by the classes of --like.
 
     Args:
         real: set of real images; images of classes that `like` lacks are left out of the result.
@@ -81,8 +81,8 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
             pair them by name.
 
     Returns:
-        (images of REAL with the classes of `like`, description of how the classes were paired). The class names are
-        those of `like`, or those of REAL if `like` does not name its classes.
+        (images of REAL with the class numbers of `like`, description of how the classes were paired). The class names
+        come from `like`, or from REAL if `like` does not name its classes.
 
     Raises:
         InputError: the classes cannot be paired, or REAL lacks a class of --like.
@@ -95,7 +95,7 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
     classes = like.classes if like.named else [real.classes[places.index(n)] for n in range(len(like.classes))]
     found = [(image, places[target]) for image, target in real.samples]
     samples = [(image, place) for image, place in found if place is not None]
-    # `answers=None` drops the soft labels of REAL, because they refer to the classes of REAL
+    # `answers=None` drops the soft labels of REAL, which refer to other classes than the result has
     return replace(real, classes=classes, samples=samples, named=like.named or real.named, answers=None), how
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: draw random real images and link them into the folder --output."""
     config = RandomImagesConfig.parse(argv)
     start_log()
-    # `answers=None` drops the soft labels of REAL, because they refer to the classes of REAL
+    # `answers=None` drops the soft labels: the command writes only classes
     real = replace(open_images(config.real, "REAL"), answers=None)
     output = Path(config.output)
     if config.like is None:
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def link_or_write(folder: Path, links: Mapping[str, ImageRef], channels: int) -> None:
-    """Put images into a folder: a link to each image file, and a new file for each image inside a container.
+    """Link image files into a folder; write images that are stored inside a container to new files.
 
     Args:
         folder: the folder.

@@ -84,10 +84,10 @@ def checked(progress: Progress) -> Progress:
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the states of PyTorch's random generators.
+    """Return a dict with the states of PyTorch's random generators.
 
-    The key `cpu` holds the state of the CPU generator, the key `cuda` a list with the state of every CUDA device. With
-    an Apple or Intel GPU, the key `mps` or `xpu` holds the state of its generator.
+    `cpu` is the state of the CPU generator, and `cuda` a list with the state of every CUDA device. If there is an Apple
+    or Intel GPU, `mps` or `xpu` is the state of its generator.
     """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     others = {device.type: device_random_state(device) for device in other_gpus()}
@@ -95,7 +95,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def other_gpus() -> list[torch.device]:
-    """Return a list of this machine's Apple GPU or first Intel GPU; the list is empty if there is neither."""
+    """Return a list with this machine's Apple GPU and first Intel GPU, if it has them."""
     apple = [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
     intel = [torch.device("xpu", 0)] if hasattr(torch, "xpu") and torch.xpu.is_available() else []
     return apple + intel

@@ -109,7 +109,7 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
 def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     """Open the training set and the validation set, and decode a few images of each to find damaged files.
 
-    With --classes, both sets are reduced to the listed classes, whose numbers are their positions in the list.
+    With --classes, only the listed classes of both sets are kept, and numbered by their positions in the list.
 
     Returns:
         (training ImageSet, validation ImageSet).
@@ -153,7 +153,7 @@ def number_classes(
     Raises:
         InputError: the class number of a folder cannot be determined, or is not below C.
     """
-    if config.subset is not None:  # then `check_folders` has numbered the classes already
+    if config.subset is not None:  # `check_folders` has already numbered the classes
         return train.classes, replace(found, classes=f"numbered and paired by --classes {config.subset}")
     own = number_own(train, num_classes, config.class_order, stated)
     where = f"--val-dir {config.val_dir} and --train-dir {config.train_dir}"
@@ -189,9 +189,9 @@ def number_classes(
 def number_own(
     images: ImageSet, num_classes: int, class_order: str | None, stated: Mapping[str, int] | None = None
 ) -> Numbering:
-    """Return the number of every class of an image set; see `number_train_folders`.
+    """Return the `Numbering` of the classes of an image set, from `number_train_folders`.
 
-    If the set does not name its classes, the classes keep their numbers, unless --class-order was given.
+    If the classes have no names and --class-order was not given, each class keeps its number in the set.
     """
     if images.named or class_order is not None:
         return number_train_folders(images.classes, num_classes, class_order, stated)
@@ -209,7 +209,7 @@ def number_relabelled(config: RelabelConfig, folder: ImageSet, num_classes: int)
     Returns:
         display name of each of C classes.
     """
-    if config.subset is not None:  # then `select_classes` has numbered the classes already
+    if config.subset is not None:  # `select_classes` has already numbered the classes
         return folder.classes
     own = number_own(folder, num_classes, config.class_order)
     if own.numbers != list(range(len(own.numbers))):
@@ -231,7 +231,7 @@ def slice_teacher(config: KDConfig | RelabelConfig, found: Findings, teacher: En
         `found` with a description of the kept classes in `kept_classes`.
 
     Raises:
-        InputError: the teacher's numbers of these classes are unknown, or --keep-topk exceeds their number.
+        InputError: the teacher's numbers of these classes are unknown, or --keep-topk exceeds the number of classes.
     """
     whose = f"{teacher.flag} {' + '.join(one['arch'] for one in teacher.described)} answers for"
     numbers, found = match_classes(config, found, images, teacher.num_classes(found.input_size), whose)
@@ -257,11 +257,12 @@ def slice_labels(
         stated: folder name -> class number, from the labels' manifest; None if the manifest names no classes.
 
     Returns:
-        (`views` that keep the logits of the listed classes; `found` with their description in `kept_classes`).
+        (views that return the logits of the listed classes; `found` with a description of these classes in
+        `kept_classes`).
 
     Raises:
-        InputError: the labels' numbers of these classes are unknown; --keep-topk exceeds their number; or the labels
-            hold only the largest logits of each view, among which a listed class may be missing.
+        InputError: the labels' numbers of these classes are unknown; --keep-topk exceeds the number of classes; or the
+            labels hold only the largest logits of each view, so that the logit of a listed class may be missing.
     """
     store = views.store
     whose = f"the labels in {config.fkd_path} have"
@@ -287,8 +288,8 @@ def match_classes(
     """Find the numbers that labels or a teacher use for the classes of --classes; see `numbers_of_classes`.
 
     Returns:
-        (numbers, `found` with a description of them in `kept_classes`). Without --classes, or if the listed classes
-        are all classes in the same order: (None, `found` unchanged).
+        (numbers, `found` with a description of the numbers in `kept_classes`). If --classes was not given, or lists
+        all classes in the same order: (None, `found` unchanged).
 
     Raises:
         InputError: the numbers are unknown, or --keep-topk exceeds the number of listed classes.
@@ -317,7 +318,7 @@ def check_images(samples: Samples) -> None:
 
 
 def record_images(config: TrainConfig, found: Findings, train: Samples, val: Samples) -> Findings:
-    """Compute digests of the image lists, for comparison on --resume; warn if the two folders share images.
+    """Add digests of both image lists to `found`, for comparison on --resume; warn if the lists share images.
 
     The digests cover the classes of the training images, and the names, sizes and classes of the validation images.
     Contents are checked elsewhere: `identify_images` for training, `Student.record_validation` for validation.
@@ -334,7 +335,7 @@ def record_images(config: TrainConfig, found: Findings, train: Samples, val: Sam
     Raises:
         InputError: a validation image is an empty file, or an image cannot be read.
     """
-    # once per file: the disk may be on a slow network
+    # ask the file system only once per file, because it may be on a slow network
     stats = {image: file_status(image) for image in image_files(val)}
     sizes = [stats[image].st_size if image in stats else image_bytes(image) for image, _ in val]
     for (image, _), size in zip(val, sizes, strict=True):
@@ -360,8 +361,8 @@ def warn_of_overlap(
 ) -> None:
     """Warn if validation images are also among the training images.
 
-    Hard and symbolic links between training and validation images are always found. If there are no links, a sample of
-    the training images is compared by content with validation images of the same size in bytes.
+    Hard and symbolic links between training and validation images are always found. If there are none, the contents
+    of some training images are compared with those of validation images of the same file size.
 
     Args:
         config: flags of the run.
@@ -390,7 +391,7 @@ def warn_of_overlap(
 
 
 def image_files(samples: Samples) -> list[str]:
-    """Return the paths of all images that are files of their own, and not members of an archive, table or tensor."""
+    """Return the paths of the images that are files, and not members of an archive, a table or a tensor."""
     return [image for image, _ in samples if not isinstance(image, Member)]
 
 
@@ -576,8 +577,8 @@ def count_batches(views: TrainingViews[LabelStore]) -> str:
 def refuse_class_names(config: FKDConfig, found: Findings, store: LabelStore, names: Sequence[str]) -> Findings:
     """Refuse packed labels that were made for class folders with other names or in another order.
 
-    Names are not compared if the labels store image digests, because `identify_images` compares the images, or if
-    --class-order or --classes was given, because the flag states the order of the classes.
+    Names are not compared in two cases: if the labels store image digests, because `identify_images` then compares the
+    images; and if --class-order or --classes was given, because the flag states the order of the classes.
 
     Args:
         config: flags of the run.

@@ -45,8 +45,8 @@ class Student:
         folder: output folder of this student; `session` creates and locks it.
         device: device of the student.
         world: ranks of the run; only rank 0 writes files and logs.
-        images: names and digests of the training images. The digests are stored in each checkpoint. They are also
-            compared with the digests in the checkpoint of --resume. None: no digests are stored or compared.
+        images: names and digests of the training images. The digests are stored in each checkpoint, and compared with
+            the digests in the checkpoint of --resume. None: no digests are stored or compared.
 
     Attributes:
         model, optimizer: the model and its optimizer, either fresh or restored from a checkpoint.
@@ -60,8 +60,8 @@ class Student:
         micro_batch_size: number of images per forward pass in the current epoch, over all ranks.
         joint_loss: whether every rank computes the loss of the current epoch over the rows of all ranks. The loss
             `dist` needs this, because it is not a mean over rows.
-        joint_statistics: whether the model has synchronised batch norm. If it has, a rank that has no rows of a
-            micro-batch still takes part in the all-reduces.
+        joint_statistics: whether the model has synchronised batch norm, so that a rank without rows of a micro-batch
+            must still take part in the all-reduces.
         last_micro_batch: student logits and teacher probabilities from which the student temperature is calibrated;
             None without calibration.
         failed: the error that ended the training of this student; None if there was no error.
@@ -205,7 +205,7 @@ class Student:
 
     @contextlib.contextmanager
     def failing_alone(self) -> Iterator[None]:
-        """Catch an InputError of the `with` block and store it in `failed`, so that the other students go on."""
+        """Catch an InputError in the `with` block and store it in `failed`, so that other students train on."""
         try:
             yield
         except InputError as error:
@@ -228,7 +228,7 @@ class Student:
             config.gamma,
         )
         set_lr(self.optimizer, self.lr)
-        # not if the run is resumed within this epoch, because the momentum has been reset already at its start
+        # `batch` is above 0 if a run is resumed within this epoch, at whose start the momentum was already reset
         if config.step_momentum == "fresh" and epoch in config.milestones and progress.batch == 0:
             forget_momentum(self.optimizer)
         self.columns: dict[str, Any] = {}

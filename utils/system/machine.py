@@ -28,9 +28,9 @@ def free_host_memory() -> int:
 
 
 def free_memory(device: torch.device) -> tuple[int, str]:
-    """Return (free bytes, place) of the memory that `device` uses; place is "device" or "host".
+    """Return (number of free bytes, place of the memory) for the memory that `device` uses.
 
-    The place is "host" for the CPU, and for an Apple GPU (mps), which shares the host's memory.
+    The place is "device", or "host" for the CPU and for an Apple GPU (mps), which shares the host's memory.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "device"
@@ -60,7 +60,7 @@ def set_device_random_state(device: torch.device, state: torch.Tensor) -> None:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype for sums over many batches: float64, or float32 on Apple GPUs, which lack float64."""
+    """Return the dtype in which to sum over many batches: float64, or float32 on Apple GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

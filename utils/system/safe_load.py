@@ -106,12 +106,12 @@ class PickledArray:
     array: np.ndarray | None = None
 
     def set_state(self, state: Sequence[Any]) -> None:
-        """Set `array` from the pickled state: (version, shape, dtype, whether in Fortran order, bytes).
+        """Set `array` from the pickled state: (version, shape, dtype, True for Fortran order, bytes).
 
         Raises:
             UnpicklingError: the state holds no numbers, or the shape is invalid.
             ForbiddenPickle: the dtype is not a supported type of numbers or bools.
-            ValueError: the shape needs more or fewer bytes.
+            ValueError: the number of bytes does not match the shape.
         """
         _version, shape, dtype, fortran, data = state
         if not isinstance(dtype, _NumpyDtype) or not isinstance(data, bytes):
@@ -122,7 +122,7 @@ class PickledArray:
 
 
 def _reconstruct(kind: type, *_shape_and_code: object) -> PickledArray:
-    """Return an empty `PickledArray`. In unpickling, this function replaces numpy's function `_reconstruct`.
+    """Return an empty `PickledArray`. The unpickler calls this function in place of numpy's `_reconstruct`.
 
     Raises:
         ForbiddenPickle: the pickle asks for an array of a class other than `numpy.ndarray`.
@@ -300,13 +300,13 @@ CHECKPOINT_GLOBALS: Globals = {
 class _Unpickler(pickle._Unpickler):
     """Pure-Python unpickler that resolves names only through an allow-list.
 
-    The opcodes in _REMOVED are deleted from it. Some of them allocate memory before the data is read, and the others
-    bypass the allow-list.
+    The unpickler lacks the opcodes in _REMOVED. Some of these opcodes allocate memory before the data is read, and the
+    others bypass the allow-list.
 
     Args:
         file: the file from which the pickle is read.
         allowed: the allow-list, {(module, name): object to use}.
-        load_storage: function that takes the pickle's reference to a storage and returns the storage as a tensor.
+        load_storage: function that returns a storage as a tensor, given the pickle's reference to the storage.
         encoding: encoding of the strings in Python 2 pickles; `bytes` leaves these strings as bytes.
     """
 
@@ -329,8 +329,8 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """Execute the opcode BUILD, which passes a state to an unpickled object.
 
-        For a numpy dtype, the state sets its byte order; for a numpy array, its content. For an OrderedDict, a tensor
-        or an `Inert`, the state is discarded.
+        The state of a numpy dtype is its byte order, and the state of a numpy array its content. The state of an
+        OrderedDict, a tensor or an `Inert` is discarded.
 
         Raises:
             ForbiddenPickle: the object has another type.
@@ -563,7 +563,7 @@ def load_archive(
 def load_pickle(path: Path | str, remedy: str = "get the file from its author again") -> Any:
     """Load the object in a pickle of numpy arrays, without running code from the file.
 
-    The object consists of containers, numbers, strings and `PickledArray`s. Strings of Python 2 become bytes.
+    Arrays are returned as `PickledArray`, and Python 2 strings as bytes.
 
     Args:
         path: the file.

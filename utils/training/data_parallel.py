@@ -107,9 +107,11 @@ def along_channels(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class SyncBatchNorm(nn.Module):
-    """Batch norm whose batch statistics cover the rows of all ranks.
+    """Batch norm with batch statistics over the rows of all ranks.
 
-    It replaces `layer`, a BatchNorm1d, BatchNorm2d or BatchNorm3d, and takes over its parameters and buffers.
+    Args:
+        layer: the BatchNorm1d, BatchNorm2d or BatchNorm3d to replace; its parameters and buffers are reused.
+        world: ranks of the run.
     """
 
     running_mean: torch.Tensor | None

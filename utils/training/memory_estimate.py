@@ -23,8 +23,8 @@ PROBE_BATCH_SIZES = 2, 4
 class MemoryEstimate:
     """Estimates, in bytes, of the device memory that a model needs in addition to its weights.
 
-    A forward pass saves memory for backward: some bytes per row, and fixed bytes for weights that autocast has
-    converted. Both numbers follow from measurements at two batch sizes. `model` is left unchanged.
+    The tensors that a forward pass saves for backward take some bytes per row, and a fixed number of bytes for weights
+    that autocast has converted. Both numbers are measured at two batch sizes. `model` is left unchanged.
 
     Args:
         model: the model, on its device.

@@ -99,17 +99,17 @@ def unwrapped(value: Any, path: Path | str) -> Any:
 
 
 def plain_names(state: State) -> dict[str, torch.Tensor]:
-    """Return a state dict whose names are those of a plain torchvision or timm model.
+    """Return a state dict with the names that the plain torchvision or timm model uses.
 
-    COUNTERS and the prefix of torch.compile are removed. A prefix from PREFIXES is removed if all names start with it;
-    this is repeated until no such prefix remains. Old DenseNet names are updated, and ConvNets get the names of DC.
+    Entries named in COUNTERS and the prefix of torch.compile are removed. Prefixes from PREFIXES that all names share
+    are removed repeatedly. Old DenseNet names are updated, and weights of ConvNets get the names that DC uses.
     """
     plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COUNTERS}
     renamed = {name.replace(COMPILED, ""): tensor for name, tensor in plain.items()}
     plain = renamed if len(renamed) == len(plain) else plain
     while prefix := next((p for p in PREFIXES if plain and all(name.startswith(p) for name in plain)), None):
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    # layers of a block: convolution, norm if there is one, activation, pooling
+    # number of layers of a block: convolution, norm (in some models), activation, pooling
     layers = 4 if any(name.startswith("layers.norm.") for name in plain) else 3
 
     def in_sequence(found: re.Match) -> str:
@@ -120,11 +120,11 @@ def plain_names(state: State) -> dict[str, torch.Tensor]:
 
 
 def channels_of(state: State) -> int | None:
-    """Return the number of channels of a saved model's images, 1 or 3, given the model's state dict.
+    """Return the number of input channels of a saved model, 1 or 3, given its state dict; None without convolutions.
 
-    It is 1 if a convolution takes one channel and none takes three. (The weight of a depthwise convolution looks like
-    one that takes one channel, so the smallest number is not enough. The first weight is not always that of the first
-    convolution, because .safetensors files are sorted by name.) If there is no convolution, return None.
+    Return 1 if a weight of a convolution has one input channel and none has three. The smallest number is no proof,
+    because the weight of a depthwise convolution also has one input channel. The first weight is no proof either,
+    because .safetensors files are sorted by name.
     """
     inputs = {tensor.shape[1] for tensor in state.values() if tensor.dim() == 4}
     if not inputs:

@@ -31,24 +31,24 @@ from utils.system.log import log
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 TABLES = ("LOC_val_solution.csv", "val_annotations.txt", TRUTH)
 CLASS_LISTS = ("meta.mat", "map_clsloc.txt", "synsets.txt")
-KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # folder of these files inside the development kit
-IDENTITY = ("ILSVRC2012_ID", "WNID")  # fields of a class in the kit's meta.mat
-BOXES = "PredictionString"  # header of the column with class and boxes in LOC_val_solution.csv
+KIT = os.path.join("ILSVRC2012_devkit_t12", "data")  # folder of TRUTH and CLASS_LISTS in the development kit
+IDENTITY = ("ILSVRC2012_ID", "WNID")  # fields of a class in the kit's meta.mat: number and name
+BOXES = "PredictionString"  # header of the column of LOC_val_solution.csv that holds class and boxes
 MATLAB = b"MATLAB 5.0 MAT-file"
 MAX_TEXT_BYTES = 256 * 2**20
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 
 
 def recognise(path: Path | str) -> bool:
-    """Return whether `path` is a folder of images without class folders, and a file of TABLES is near it."""
+    """Return whether `path` is a folder of images without class folders, and `find_file` finds a file of TABLES."""
     folder = image_folder(path)
     return folder is not None and find_file(folder, TABLES) is not None
 
 
 def image_folder(path: Path | str) -> str | None:
-    """Return the folder that holds images but no sub-folders: `path`, or its only sub-folder `images`.
+    """Return `path`, or its only sub-folder if called `images`: the one that holds images but no sub-folders.
 
-    Return None if neither does.
+    Return None if neither folder holds images only.
     """
     names, folders = visible(os.fspath(path))
     if folders == ["images"] and not names:
@@ -69,9 +69,9 @@ def visible(folder: str) -> tuple[list[str], list[str]]:
 
 
 def find_file(folder: str, names: Sequence[str]) -> str | None:
-    """Return the path of the first file of `names` that exists in `folder`, one level above, or in KIT below either.
+    """Return the path of the first file of `names` that exists in or near `folder`; None if none exists.
 
-    Return None if none exists.
+    The folders searched are `folder`, its sub-folder KIT, the folder above, and the sub-folder KIT of that.
     """
     above = os.path.dirname(os.path.abspath(folder))
     places = [os.path.join(place, *kit) for place in (folder, above) for kit in ((), (KIT,))]
@@ -85,7 +85,7 @@ def read(path: Path | str, flag: str, part: str, normalised: str, table: str | N
     Args:
         path: the folder.
         flag: command-line flag that gave the path, for error messages.
-        part: has no effect, because the folder holds one part.
+        part: has no effect, because the folder is not divided into parts.
         normalised: has no effect, because the images have 8 bits.
         table: the file that gives the classes; None to look for a file of TABLES.
 
@@ -124,19 +124,19 @@ REMEDY = (
 
 
 def sorted_classes(names: set[str]) -> list[str]:
-    """Return class names in sorted order, or in numerical order if all are numbers."""
+    """Sort class names: by value if all names are numbers, else as text."""
     if all(name.isascii() and name.isdigit() and len(name) < 10 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def classes_of(names: Sequence[str], table: str, folder: str) -> dict[str, str]:
-    """Return a dict with the class of each image that a file of classes covers: file name -> class.
+    """Return a dict file name -> class of the images for which a file of classes gives a class.
 
     Args:
         names: sorted names of the image files.
-        table: the file of classes: a table (image, class); the kit's file of numbers; a list with one class for each
-            image; or a list of the classes that the kit's numbers mean.
+        table: the file of classes: a table (image, class); a list with one class for each image; the development kit's
+            file of class numbers; or the kit's list of classes, which gives the meaning of these numbers.
         folder: folder of the images.
 
     Raises:
@@ -178,7 +178,7 @@ def is_matlab(path: str) -> bool:
 
 
 def read_lines(path: str) -> list[str]:
-    """Return the lines of a text file; raise InputError if it cannot be read, or is no text."""
+    """Return the lines of a text file; raise InputError if the file cannot be read, is too large, or is no text."""
     try:
         if os.path.getsize(path) > MAX_TEXT_BYTES:
             raise InputError(
@@ -193,10 +193,10 @@ def read_lines(path: str) -> list[str]:
 
 
 def split_rows(rows: Sequence[str], table: str) -> list[list[str]]:
-    """Split each row into fields, and return the first two; if no row has more than one field, return one per row.
+    """Return the first two fields of each row of a table, or the only field if every row has one field.
 
-    The separator is the tab if the first row contains one, else the comma if the first row contains one, else white
-    space. From a field with a class and boxes, only the class is returned.
+    Fields are separated by tabs if the first row contains a tab, else by commas if it contains a comma, else by white
+    space. If the second field holds a class and boxes, only the class is returned.
 
     Raises:
         InputError: quotes do not match; a field is empty; or some rows have one field and others more.
@@ -225,9 +225,9 @@ def first_words(texts: Sequence[str]) -> list[str]:
 
 
 def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -> dict[str, str]:
-    """Return a dict with the class of each image that is in a table of (image, class): file name -> class.
+    """Return a dict file name -> class of the images that a table (image, class) lists.
 
-    In the table, a file name may have folders in front of it, and may lack its suffix.
+    In the table, a file name may follow folder names, and may lack its suffix.
 
     Raises:
         InputError: the table names an image twice, with different classes.
@@ -248,10 +248,14 @@ def classes_of_pairs(names: Sequence[str], pairs: list[list[str]], table: str) -
 
 
 def find_truth(folder: str, classes: str) -> str:
-    """Find the kit's file of numbers: near the images in `folder`, or near `classes`, a list of the kit's classes.
+    """Return the path of TRUTH, the development kit's class numbers, near `folder` or near the file `classes`.
+
+    Args:
+        folder: folder of the images.
+        classes: file that lists the classes of the kit.
 
     Raises:
-        InputError: the file is missing.
+        InputError: TRUTH is near neither.
     """
     truth = find_file(folder, (TRUTH,)) or find_file(os.path.dirname(os.path.abspath(classes)), (TRUTH,))
     if truth is None:
@@ -266,10 +270,10 @@ def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[s
     """Look up the class of each image in two files of ImageNet's development kit; return a dict file name -> class.
 
     Args:
-        names: sorted names of the image files. Image ILSVRC2012_val_<n> belongs to line n of `truth`; if any file
-            has another name, image k in sorted order belongs to line k.
-        truth: the kit's file of numbers.
-        classes: file that names the classes of these numbers.
+        names: sorted names of the image files. Image ILSVRC2012_val_<n> belongs to line n of `truth`. If any image
+            is not named like this, the k-th name belongs to line k.
+        truth: the kit's file of class numbers, one a line.
+        classes: the kit's file that gives the class name of each number.
 
     Raises:
         InputError: a file cannot be read, or the files do not fit each other or the images.
@@ -298,15 +302,15 @@ def classes_of_numbers(names: Sequence[str], truth: str, classes: str) -> dict[s
 
 
 def class_names(path: str) -> dict[str, str]:
-    """Return a dict with the class name of each number of the kit, the number as text: number -> class name.
+    """Return a dict class number (as text) -> class name for the class numbers of ImageNet's development kit.
 
     Args:
-        path: `meta.mat`; or a text file with lines `CLASS NUMBER WORDS`, or with one class a line in the order of the
-            numbers.
+        path: `meta.mat`; or a text file with lines `CLASS NUMBER WORDS`; or a text file with one class a line, in the
+            order of the numbers.
 
     Raises:
-        InputError: the file cannot be read, is empty or repeats a class; or it lists the classes in sorted order, which
-            differs from the order of the numbers.
+        InputError: the file cannot be read or is empty; or a file without numbers repeats a class, or is in sorted
+            order, which is not the order of the numbers.
     """
     if is_matlab(path):
         return read_meta(path)
@@ -325,7 +329,7 @@ def class_names(path: str) -> dict[str, str]:
 
 
 def read_meta(path: str) -> dict[str, str]:
-    """Read the kit's `meta.mat`; return a dict ILSVRC2012_ID, as text -> WNID (class name).
+    """Read `meta.mat` of the development kit; return a dict ILSVRC2012_ID (as text) -> WNID (class name).
 
     Raises:
         InputError: the file cannot be read or is damaged.

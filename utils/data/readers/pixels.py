@@ -1,4 +1,4 @@
-"""Hold the images of a set that stores plain 8-bit pixels, such as CIFAR and MNIST."""
+"""Hold the images of a set that stores uncompressed 8-bit pixels, such as CIFAR or MNIST."""
 
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ def set_of_pixels(
         labels: class number of each of N images.
         classes: names of the classes.
         layout: description of the layout, for the log.
-        named: whether `classes` holds names, not numbers as text.
+        named: True if `classes` holds names; False if it holds numbers as text.
 
     Raises:
         InputError: there are no images; there are more or fewer labels than images; or a label is no class number.
@@ -59,13 +59,13 @@ def set_of_pixels(
 
 
 def log_part(path: str, flag: str, part: str, other: str = "test") -> None:
-    """Log that an image set has two parts, and which of them was taken.
+    """Log that an image set has two parts, and which part `flag` reads.
 
     Args:
         path: file or folder that holds the set.
         flag: command-line flag that gave the path.
         part: `train` or `val`, the part that was asked for.
-        other: name of the part that is not for training.
+        other: name in the log of the part that is not for training.
     """
     taken = "train" if part == "train" else other
     log.info("images  %s holds a train and a %s part: %s takes the %s part", path, other, flag, taken)
