@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_views(config, names, world, dataset, soft_epochs(config).start, normalise_for(found, precision))
         return
 
-    described = describe(config, data, labels_of(config, found, store))
+    described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}
     with session(students, world) as signals:
         batches = build_batches(config, found, data, plan, students, world)
         validation = build_validation(found, data, plan, students, world)
@@ -355,7 +355,7 @@ def report(students: Sequence[Student], world: World, described: dict[str, dict]
     Args:
         students: students whose training has finished or failed.
         world: processes of the run; only rank 0 writes.
-        described: descriptions of labels and images, from `describe`.
+        described: on rank 0, the descriptions of labels and images, from `describe`.
 
     Raises:
         InputError: at least one student failed. The error is raised after the results of the others are written.

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_views(config, names, world, dataset, config.start_epoch, normalise, teacher)
         return
 
-    described = describe(config, data, labels_of(config, found, policy))
+    described = describe(config, data, labels_of(config, found, policy)) if world.is_main else {}
     with session(students, world) as signals:
         batches = build_batches(config, found, data, plan, students, world)
         validation = build_validation(found, data, plan, students, world)

@@ -227,15 +227,8 @@ def read_image(image: ImageRef) -> bytes:
     Raises:
         InputError: the image cannot be read.
     """
-    try:
+    with reading(image):
         return image.container.read(image.number) if isinstance(image, Member) else Path(image).read_bytes()
-    except OSError as error:
-        raise unreadable(image, error) from None
-
-
-def unreadable(image: ImageRef, error: OSError) -> InputError:
-    """Return the error for an image that the system cannot read."""
-    return InputError(f"{image} cannot be read ({error.strerror or clause(error)}); replace the image")
 
 
 def image_bytes(image: ImageRef) -> int:
@@ -246,18 +239,14 @@ def image_bytes(image: ImageRef) -> int:
     """
     if not isinstance(image, Member):
         return file_status(image).st_size
-    try:
+    with reading(image):
         return image.container.num_bytes(image.number)
-    except OSError as error:
-        raise unreadable(image, error) from None
 
 
 def file_status(image: str) -> os.stat_result:
     """Return the result of `os.stat` for an image file; raise InputError if the file is missing or a broken link."""
-    try:
+    with reading(image):
         return os.stat(image)
-    except OSError as error:
-        raise unreadable(image, error) from None
 
 
 def load_image(image: ImageRef, channels: int = 3, content: bytes | None = None) -> Pixels:
@@ -306,6 +295,15 @@ def with_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
 def height_and_width(image: Pixels) -> tuple[int, int]:
     """Return (height, width) of a loaded image in pixels."""
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[1], image.shape[2])
+
+
+@contextmanager
+def reading(image: ImageRef) -> Iterator[None]:
+    """Turn an OSError of the `with` block into an InputError that names the image and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{image} cannot be read ({error.strerror or clause(error)}); replace the image") from None
 
 
 @contextmanager

@@ -338,11 +338,10 @@ def build_teacher(
         for channels in dict.fromkeys((in_channels or likely, likely)) if takes_channels(name) else (3,):
             teacher = build_model(name, classes_of(state) or num_classes, stem, flag, input_size, channels)
             own = shapes_of(teacher.state_dict())
-            if fit(own, state):
-                break
-            classifier = classifier_of(own)
-            classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
-            teacher = build_model(name, classes, stem, flag, input_size, channels)
+            if not fit(own, state):
+                classifier = classifier_of(own)
+                classes = state[classifier].shape[0] if classifier in state and state[classifier].dim() else num_classes
+                teacher = build_model(name, classes, stem, flag, input_size, channels)
             if fit(shapes_of(teacher.state_dict()), state):
                 break
         else:
