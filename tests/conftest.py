@@ -1,6 +1,9 @@
 """Fixtures that several test modules share. Functions that they share are in helpers.py."""
 
-from helpers import Tiny, make_images, make_labels  # noqa: I001  limits threads before PyTorch is loaded
+from helpers import ROOT, Tiny, make_images, make_labels  # noqa: I001  limits threads before PyTorch is loaded
+
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -91,3 +94,20 @@ def uneven_images(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return open_folder(tmp_path, "--train-dir")
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Return a function that runs a launcher with a Python that prints its arguments, one per line."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+
+    def call(launcher, *arguments, **environment):
+        settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub)} | environment
+        command = ["sh", str(ROOT / launcher), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return call

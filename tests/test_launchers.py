@@ -7,62 +7,27 @@ import sys
 from collections import Counter
 
 import pytest
-from helpers import LIGHT, ROOT, run, wait_for
+from helpers import ROOT, wait_for
 
-import train_FKD_parallel
-import train_KD_parallel
 from scripts.runs import Processes, Stopped
-from utils.config import FKDConfig, KDConfig
+from utils.config import FKDConfig
 
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
-LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
-LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
-RECIPES = {  # what its authors' scripts say
-    "sre2l": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
-    "cda": {"batch_size": 128, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
-    "gvbsm": {"batch_size": 1024, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.1},
-    "edc": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.025}
-    | {"schedule": "linear-smoothed", "smoothing": 2, "ema_decay": 0.99, "ema_buffers": "live", "eval_every": 30},
-    "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True},
-    "hald": {
-        "batch_size": 16,
-        "gradient_accumulation_steps": 1,
-        "loss_type": "kl",
-        "schedule": "smoothed",
-        "smoothing": 2,
-    }
-    | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
-    **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
-}
-DSA = {"epochs": 1001, "milestones": (502,), "gamma": 0.1, "augment": "dsa", "batch_size": 256}
-DSA |= {"dsa_mode": "single", "dsa_strategy": "color_crop_cutout_flip_scale_rotate"}
-PLAIN_RECIPES = {  # recipes without a teacher
-    "dc": {"epochs": 301, "milestones": (152,), "gamma": 0.1, "augment": "none", "batch_size": 256},
-    **dict.fromkeys(["dsa", "dm", "mtt", "datm"], DSA),
-    "idc": {"epochs": 2000, "milestones": (1333, 1666), "gamma": 0.2, "augment": "imagenet-hard", "batch_size": 64}
-    | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
-    | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
-}
-LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
-PLAIN_LAUNCHERS = ["train_plain.sh", *(f"scripts/recipes/{name}.sh" for name in PLAIN_RECIPES)]
-LAUNCHERS = PRISM + [f"scripts/recipes/{name}.sh" for name in RECIPES]
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """Return a function that runs a launcher with a Python that prints its arguments, one per line."""
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    stub.chmod(0o755)
+def recipes_that_call(launcher):
+    """Return the recipes that end in a call of this launcher, directly or by way of another recipe."""
+    found = [launcher]
+    scripts = {f"scripts/recipes/{path.name}": path.read_text() for path in (ROOT / "scripts" / "recipes").iterdir()}
+    for name in found:
+        call = f'exec sh "$(dirname "$0")/{os.path.relpath(name, "scripts/recipes")}"'
+        found += [recipe for recipe, text in sorted(scripts.items()) if call in text]
+    return found[1:]
 
-    def call(launcher, *arguments, **environment):
-        settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub)} | environment
-        command = ["sh", str(ROOT / launcher), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
 
-    return call
+PLAIN_LAUNCHERS = ["train_plain.sh", *recipes_that_call("train_plain.sh")]
+LIVE_LAUNCHERS = ["train_live.sh", *recipes_that_call("train_live.sh")]
+LAUNCHERS = PRISM + recipes_that_call("train.sh")
 
 
 def values(words):
@@ -72,7 +37,7 @@ def values(words):
     return {word: None if value.startswith("-") else value for word, value in pairs if word.startswith("-")}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS + PLAIN_LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS + PLAIN_LAUNCHERS + LIVE_LAUNCHERS)
 def test_syntax(launcher):
     """`sh -n` accepts every script."""
     subprocess.run(["sh", "-n", str(ROOT / launcher)], check=True)
@@ -92,57 +57,6 @@ def test_the_recipe_is_parsed(launcher, model, launch):
     assert {flag: flags.get(flag, "missing") for flag in expected} == expected
     args = FKDConfig.parse(words[1:])
     assert (args.schedule, args.temperature, args.workers, args.sgd) == ("cos", 20.0, 4, False)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_has_its_authors_settings(name, launch):
-    """300 epochs of AdamW at T = 20 on cutmix views, and the recipe's own settings."""
-    common = {"epochs": 300, "temperature": 20, "mix_type": "cutmix", "sgd": False, "adamw_lr": 0.001}
-    common |= {"adamw_weight_decay": 0.01}
-    args = FKDConfig.parse(launch(f"scripts/recipes/{name}.sh")[1:])
-    expected = common | RECIPES[name]
-    assert {key: getattr(args, key) for key in expected} == expected
-    assert args.output_dir == f"save/{name}"
-
-
-def test_every_recipe_is_tested():
-    assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES) | set(PLAIN_RECIPES)
-
-
-@pytest.mark.parametrize("name", PLAIN_RECIPES)
-def test_a_plain_recipe_has_its_authors_settings(name, launch):
-    """SGD 0.01, momentum 0.9, weight decay 5e-4 on all parameters, cross-entropy, and the recipe's own settings."""
-    learned = name in ("mtt", "datm")
-    words = launch(f"scripts/recipes/{name}.sh", **(LEARNED if learned else {}))
-    assert words[0] == str(ROOT / "train_KD_parallel.py")
-    args = KDConfig.parse(words[1:])
-    expected = {"sgd": True, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": True, "loss_type": "ce"}
-    expected |= {"schedule": "step", "learning_rate": 0.02 if learned else 0.01, "gradient_accumulation_steps": 1}
-    expected |= PLAIN_RECIPES[name]
-    if name != "idc":
-        expected |= {"input_size": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
-        expected |= {"models": ("convnet3",), "precision": "fp32", "min_scale_crops": 1, "hflip": 0, "mix_type": None}
-        expected |= {"step_momentum": "fresh"}
-    assert {key: getattr(args, key) for key in expected} == expected
-    assert args.output_dir == f"save/{name}"
-
-
-@pytest.mark.parametrize("name", ["mtt", "datm"])
-def test_a_learned_rate_must_be_given(name):
-    done = subprocess.run(["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "give the learning rate that was distilled with the images" in done.stderr
-
-
-@pytest.mark.parametrize("name", PLAIN_RECIPES)
-def test_dry_run_of_a_plain_recipe(name, launch, tiny, tmp_path):
-    """The recipe runs on tiny data, with smaller images."""
-    where = {"TRAIN_DIR": str(tiny.train), "VAL_DIR": str(tiny.val), "OUTPUT_DIR": str(tmp_path / "run")}
-    words = launch(f"scripts/recipes/{name}.sh", "--dry-run", **where, **LEARNED, INPUT_SIZE="32", MODEL=LIGHT)
-    result = run(train_KD_parallel, *words[1:], "--device", "cpu", "-j", 0)
-    assert result.code == 0, result.err
-    assert "nothing was trained" in result.out
-    assert "hard labels: no teacher answers" in result.out
 
 
 @pytest.mark.parametrize("launcher", PLAIN_LAUNCHERS)
@@ -165,24 +79,29 @@ def test_the_environment_overrides_every_plain_setting(launcher, launch):
     assert [words[words.index(flag) + 1 :][:3] for flag in ("--mean", "--std")] == [["1", "2", "3"], ["4", "5", "6"]]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
-    """The recipe runs on tiny data, with smaller batches and images."""
-    reference = ROOT / "tests/data/reference_2026"
-    folders = [tiny.train, tiny.val, tiny.labels]
-    flags = ["--batch-size", 5, "--gradient-accumulation-steps", 1, "--input-size", 32, "--epochs", 3]
-    flags += ["--hard-epochs", 1] if name == "hald" else []
-    if name.startswith("lpqld"):
-        folders = [reference / "images/train", reference / "images/val", reference / "lpqld_pq"]
-        flags = ["--batch-size", 8]
-    where = dict(zip(("TRAIN_DIR", "VAL_DIR", "FKD_PATH"), map(str, folders), strict=True))
+@pytest.mark.parametrize("launcher", LIVE_LAUNCHERS)
+def test_the_environment_overrides_every_setting_of_live_teachers(launcher, launch):
+    """Values may contain spaces; teachers, their files, means and deviations may be several words."""
+    settings = {
+        **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
+        **{"OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=20", "BATCH_SIZE": "--batch-size=8"},
+        **{"ACCUMULATION": "--gradient-accumulation-steps=4", "INPUT_SIZE": "--input-size=64", "WORKERS": "-j=0"},
+        **{"IPC": "--ipc=5", "SEED": "--seed=3", "LOSS_TYPE": "--loss-type=mae_gt", "CE_WEIGHT": "--ce-weight=0.2"},
+        **{"TEMPERATURE": "-T=4", "MIX_TYPE": "--mix-type=mixup", "LR": "--adamw-lr=0.5"},
+        **{"WEIGHT_DECAY": "--adamw-weight-decay=1e-4", "SCHEDULE": "--schedule=linear"},
+        **{"WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
+    }
     words = launch(
-        f"scripts/recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run")
+        launcher,
+        **{name: setting.split("=")[1] for name, setting in settings.items()},
+        **{"MEAN": "1 2 3", "STD": "4 5 6", "TEACHER": "resnet18 alexnet", "TEACHER_CHECKPOINT": "a.pth b.pth"},
     )
-    result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", LIGHT, "-j", 0)
-    assert result.code == 0, result.err
-    assert "nothing was trained" in result.out
-    assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
+    expected = dict(setting.split("=") for setting in settings.values())
+    flags = values(words)
+    assert {flag: flags.get(flag, "missing") for flag in expected} == expected
+    assert [words[words.index(flag) + 1 :][:3] for flag in ("--mean", "--std")] == [["1", "2", "3"], ["4", "5", "6"]]
+    teachers = [words[words.index(flag) + 1 :][:2] for flag in ("--teacher-model", "--teacher-checkpoint")]
+    assert teachers == [["resnet18", "alexnet"], ["a.pth", "b.pth"]]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

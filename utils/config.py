@@ -925,7 +925,7 @@ class LiveTeacherFlags(Group):
         "standard", "stem of the teacher, as --stem", meaning=RESULT, choices=("standard", "small")
     )
     ipc: int | None = flag(
-        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC",)
+        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC", "--ipc")
     )
 
 
