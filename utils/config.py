@@ -28,13 +28,14 @@ from utils.system.model_names import folder_name, plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
-LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
-TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
+LOSS_TYPES = ("kl", "dist", "softce", "mse_gt", "mae_gt", "gift", "cosine", "ce")
+TEMPERED_LOSSES = ("kl", "dist", "softce")  # losses that divide logits by a temperature
+T2_LOSSES = ("kl", "softce")  # losses that --loss-scale-t2 multiplies by T²; dist has this factor in any case
 OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism", "step")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "cos2", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
@@ -706,24 +707,34 @@ class LossFlags(Group):
 
     loss_type: str = flag(
         "kl",
-        "kl, dist: divergence of softened probabilities; mse_gt, mae_gt: distance of logits plus hard-label "
-        "cross-entropy; ce: cross-entropy with the folder classes alone",
+        "kl, dist: divergence of softened probabilities; softce: cross-entropy with them; mse_gt, mae_gt: distance of "
+        "logits plus hard-label cross-entropy; gift: cosine distance to normalised logits plus smoothed hard labels "
+        "(GIFT); cosine: cosine distance of logits; ce: cross-entropy with the folder classes alone",
         meaning=RESULT,
         choices=LOSS_TYPES,
     )
     temperature: float = flag(
         3.0,
-        "temperature of kl and dist, which divides logits",
+        "temperature of kl, dist and softce, which divides logits",
         Kind(POSITIVE, "T"),
         RESULT,
         names=("-T", "--temperature"),
     )
-    ce_weight: float = flag(0.1, "weight of the hard-label term of mse_gt and mae_gt", Kind(NOT_NEGATIVE, "W"), RESULT)
+    loss_scale_t2: bool = flag(
+        False,
+        "multiply kl or softce by T², where T is the student's temperature (Hinton et al., LPLD on Tiny-ImageNet, BPS)",
+        meaning=RESULT,
+        earlier=False,
+    )
+    ce_weight: float = flag(
+        0.1, "weight of the hard-label term of mse_gt, mae_gt and gift", Kind(NOT_NEGATIVE, "W"), RESULT
+    )
     keep_topk: int | None = flag(None, "number of teacher classes kept per image (default: all)", COUNT, RESULT)
     topk_mass: str = flag(
         "auto",
-        "probabilities of the K largest answers in kl and dist: renormalised to a sum of 1, or kept as they were while "
-        "the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), else kept",
+        "probabilities of the K largest answers in kl, dist and softce: renormalised to a sum of 1, or kept as they "
+        "were while the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), "
+        "else kept",
         meaning=RESULT,
         choices=("auto", "renormalised", "kept"),
         earlier="kept",
@@ -775,12 +786,16 @@ class OptimizerFlags(Group):
         None,
         "factor of the learning rate in epoch e of E: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends at 1 "
         "- 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
-        "HALD); prism: stretched by 2.5, with a linear end; step: --gamma at each of --milestones (default: linear)",
+        "HALD); cos2: stretched by s, with a linear end from 5/6 of the epochs on (EDC's small sets); prism: cos2 with "
+        "s = 2.5; step: --gamma at each of --milestones (default: linear)",
         meaning=RESULT,
         choices=SCHEDULES,
     )
     smoothing: float = flag(
-        2.0, "s of the smoothed and linear-smoothed schedules; at least 1 for the latter", Kind(POSITIVE, "S"), RESULT
+        2.0,
+        "s of the smoothed, linear-smoothed and cos2 schedules; at least 1 for the last two",
+        Kind(POSITIVE, "S"),
+        RESULT,
     )
     milestones: tuple[int | Fraction, ...] = flag(
         (),
@@ -801,6 +816,21 @@ class OptimizerFlags(Group):
         "else kept)",
         meaning=RESULT,
         choices=("fresh", "kept"),
+    )
+    warmup_epochs: int = flag(
+        0,
+        "epochs in which the learning rate first rises linearly from --warmup-factor times its initial value; the "
+        "schedule then covers the remaining epochs, but --milestones stay epochs of the whole run",
+        NATURAL,
+        RESULT,
+        earlier=0,
+    )
+    warmup_factor: float = flag(
+        0.01,
+        "factor of the learning rate in the first epoch of a warm-up",
+        Kind(POSITIVE_FRACTION, "F"),
+        RESULT,
+        earlier=0.01,
     )
     decay_all: bool = flag(
         False,
@@ -1147,7 +1177,7 @@ class TrainConfig(
         )
 
     def check_optimizer(self) -> None:
-        """Raise InputError if the flags for batch size, learning-rate schedule or EMA contradict each other."""
+        """Raise InputError if the flags for batch size, learning rate or EMA contradict each other."""
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"--batch-size {self.batch_size} is not divisible by --gradient-accumulation-steps "
@@ -1155,9 +1185,16 @@ class TrainConfig(
             )
         if self.cos and self.schedule not in (None, "cos"):
             raise InputError(f"--cos contradicts --schedule {self.schedule}; give one of them")
-        if self.schedule == "linear-smoothed" and self.smoothing < 1:
+        if self.schedule in ("linear-smoothed", "cos2") and self.smoothing < 1:
+            wrong = "lets the rate of --schedule cos2 rise again"
+            if self.schedule == "linear-smoothed":
+                wrong = "takes the rate of --schedule linear-smoothed below zero"
+            raise InputError(f"--smoothing {self.smoothing} {wrong}; give 1 or more")
+        if not self.warmup_epochs:
+            self.refuse_alone(["warmup_factor"], "--warmup-epochs")
+        if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"--smoothing {self.smoothing} takes the rate of --schedule linear-smoothed below zero; give 1 or more"
+                f"--warmup-epochs {self.warmup_epochs} leaves none of --epochs {self.epochs} to the schedule; lower it"
             )
         if self.ema_decay is None:
             self.refuse_alone(["ema_buffers"], "--ema-decay")
@@ -1184,6 +1221,11 @@ class TrainConfig(
             raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
         if any(one >= two for one, two in itertools.pairwise(epochs)):
             raise InputError(f"--milestones {shown}: the epochs {typed(epochs)} are not in ascending order; sort them")
+        if epochs[0] <= self.warmup_epochs:
+            raise InputError(
+                f"--milestones {shown}: epoch {epochs[0]} is not after the {self.warmup_epochs} --warmup-epochs, which "
+                "end at the initial rate; raise it"
+            )
         if epochs[-1] >= self.epochs:
             raise InputError(
                 f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
@@ -1198,8 +1240,10 @@ class TrainConfig(
                 if getattr(self, name) != usual:
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --loss-type "
-                        f"{self.loss_type}; use kl or dist"
+                        f"{self.loss_type}; use kl, dist or softce"
                     )
+        if self.loss_scale_t2 and self.loss_type not in T2_LOSSES:
+            raise InputError(f"--loss-scale-t2 has no effect with --loss-type {self.loss_type}; use kl or softce")
         if self.temperature_schedule == "step" and self.temperature < STEP_FLOOR:
             raise InputError(f"-T {self.temperature} is below {STEP_FLOOR}, which --temperature-schedule step falls to")
         if self.temperature_schedule.startswith("cosine") and self.temperature < self.temperature_min:

@@ -43,9 +43,9 @@ def label_views(
       first class plus 1 - r times that with the second, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
     * ce with soft labels: probabilities, mixed in the same way. Logits are first converted to probabilities at
       temperature 1, as in DATM and PAD.
-    * kl and dist: probabilities, to which no temperature applies; or logits, which are divided by the value of -T like
-      a teacher's logits, and cannot be mixed.
-    * mse_gt and mae_gt: logits, which cannot be mixed.
+    * kl, dist and softce: probabilities, to which no temperature applies; or logits, which are divided by the value of
+      -T like a teacher's logits, and cannot be mixed.
+    * mse_gt, mae_gt, gift and cosine: logits, which cannot be mixed.
 
     Args:
         config: flags of the run.

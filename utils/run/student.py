@@ -131,6 +131,7 @@ class Student:
             renormalise=found.topk_mass == "renormalised",
             last=self.last_micro_batch,
             image_labels=found.image_labels,
+            scale_t2=config.loss_scale_t2,
         )
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
@@ -226,6 +227,8 @@ class Student:
             config.smoothing,
             [float(one) for one in config.milestones],
             config.gamma,
+            config.warmup_epochs,
+            config.warmup_factor,
         )
         set_lr(self.optimizer, self.lr)
         # `batch` is above 0 if a run is resumed within this epoch, at whose start the momentum was already reset
