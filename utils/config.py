@@ -615,6 +615,14 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
+    factor_crop: int = flag(
+        1,
+        "F: with probability 1 - 1/F², a view shows one cell of a grid of F x F cells, else the whole image, for "
+        "images that consist of several (GIFT, CIM); with --augment dsa or none",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
     zca: str | None = flag(
         None,
         "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
@@ -1353,6 +1361,8 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
             )
         if self.teacher_weights and self.loss_type == "ce":
             raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
+        if self.augment not in ("dsa", "none"):
+            self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
         return replace(super().resolved(), **views)

@@ -100,6 +100,26 @@ class WholeImages(ViewPolicy):
         return crops
 
 
+@dataclass(frozen=True)
+class CellCrops(WholeImages):
+    """A `ViewPolicy` whose views show one cell of a grid of `factor` x `factor` cells, or the whole image.
+
+    A cell is shown with probability 1 - 1/factor², and all cells are equally likely. GIFT (Shang et al., ICLR 2025) and
+    CIM call this RandomFactorResizedCrop. They show images that consist of several small ones, as those of RDED do.
+    """
+
+    factor: int = 1
+
+    def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn random numbers into crops, each a cell or the whole image: int64 [R, 5], see `ViewPolicy.crops`."""
+        crops = super().crops(draws, sizes)
+        chosen = draws[:, 3] < 1 - 1 / self.factor**2
+        sides = np.maximum(sizes[chosen] // self.factor, 1)
+        crops[chosen, :2] = (draws[chosen, :2] * self.factor).astype(np.int64) * sides
+        crops[chosen, 2:4] = sides
+        return crops
+
+
 class CentredCrops(ViewPolicy):
     """A `ViewPolicy` whose crops lie in the largest central square of the image.
 

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels, values_of
-from utils.labels.views import CentredCrops, ViewPolicy, WholeImages
+from utils.labels.views import CellCrops, CentredCrops, ViewPolicy, WholeImages
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import (
     BY_NUMBER,
@@ -92,7 +93,10 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
 def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy:
     """Return the `ViewPolicy`: the distribution of crops, flips, cutmix and mixup that the flags set."""
     augment = config.augment if isinstance(config, KDConfig) else "rrc"
-    policies = {"dsa": WholeImages, "none": WholeImages, "imagenet-hard": CentredCrops}
+    whole: Callable[..., ViewPolicy] = WholeImages
+    if isinstance(config, KDConfig) and config.factor_crop > 1:
+        whole = partial(CellCrops, factor=config.factor_crop)
+    policies = {"dsa": whole, "none": whole, "imagenet-hard": CentredCrops}
     crops = config.crop_settings(augment)
     return policies.get(augment, ViewPolicy)(
         seed=config.fkd_seed,
