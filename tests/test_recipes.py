@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from helpers import LIGHT, ROOT, run, save_teacher
+from helpers import LIGHT, ROOT, make_labels, run, save_teacher
 
 import train_FKD_parallel
 import train_KD_parallel
@@ -17,7 +17,23 @@ RECIPES = {  # what its authors' scripts say
     "gvbsm": {"batch_size": 1024, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.1},
     "edc": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.025}
     | {"schedule": "linear-smoothed", "smoothing": 2, "ema_decay": 0.99, "ema_buffers": "live", "eval_every": 30},
-    "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True},
+    "gvbsm_cifar10": {"epochs": 1000, "batch_size": 100, "gradient_accumulation_steps": 1, "input_size": 32}
+    | {"loss_type": "mse_gt", "ce_weight": 0.15, "schedule": "cos", "adamw_weight_decay": 0, "stem": "small"}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+    "gvbsm_cifar100": {"epochs": 1000, "batch_size": 64, "gradient_accumulation_steps": 1, "input_size": 32}
+    | {"loss_type": "mse_gt", "ce_weight": 0.15, "schedule": "cos", "models": ("convnet3",), "sgd": True}
+    | {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": False}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+    "gvbsm_tiny": {"epochs": 100, "batch_size": 100, "gradient_accumulation_steps": 2, "input_size": 64, "sgd": True}
+    | {"loss_type": "mse_gt", "ce_weight": 0.1, "schedule": "cos", "learning_rate": 0.1, "momentum": 0.9}
+    | {"weight_decay": 5e-4, "decay_all": False, "mean": None, "stem": "small"},
+    "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True}
+    | {"label_order": "sampled"},
+    "lpld_tiny": {"epochs": 100, "batch_size": 64, "gradient_accumulation_steps": 1, "input_size": 64, "stem": "small"}
+    | {"sgd": True, "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "decay_all": False}
+    | {"schedule": "cos", "warmup_epochs": 5, "warmup_factor": 0.01, "loss_type": "kl", "loss_scale_t2": True}
+    | {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262), "mix_type": "None"}
+    | {"reuse_labels": True, "label_order": "sampled", "eval_every": 10, "ema_decay": None},
     "hald": {
         "batch_size": 16,
         "gradient_accumulation_steps": 1,
@@ -37,7 +53,13 @@ PLAIN_RECIPES = {  # recipes without a teacher
     | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
     | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
 }
-LIVE_RECIPES: dict = {}  # recipes with live teachers
+GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
+GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
+GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
+LIVE_RECIPES: dict = {  # recipes with live teachers
+    "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
+    "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
+}
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 
 
@@ -101,6 +123,9 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
     folders = [tiny.train, tiny.val, tiny.labels]
     flags = ["--batch-size", 5, "--gradient-accumulation-steps", 1, "--input-size", 32, "--epochs", 3]
     flags += ["--hard-epochs", 1] if name == "hald" else []
+    if name == "lpld_tiny":
+        folders[2] = make_labels(tmp_path / "labels", "none")
+        flags += ["--warmup-epochs", 1]
     if name.startswith("lpqld"):
         folders = [reference / "images/train", reference / "images/val", reference / "lpqld_pq"]
         flags = ["--batch-size", 8]
@@ -108,7 +133,8 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
     words = launch(
         f"scripts/recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run")
     )
-    result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", LIGHT, "-j", 0)
+    model = "resnet18" if "--stem" in words else LIGHT
+    result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", model, "-j", 0)
     assert result.code == 0, result.err
     assert "nothing was trained" in result.out
     assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
@@ -125,6 +151,14 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
     expected |= LIVE_RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_settings_that_need_other_flags(launch):
+    """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
+    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
+    assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
+    config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
+    assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)
