@@ -53,14 +53,15 @@ PLAIN_RECIPES = {  # recipes without a teacher
     | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
     | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
 }
+LIVE_RECIPES: dict = {}  # recipes with live teachers
+LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
 GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
 GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
-LIVE_RECIPES: dict = {  # recipes with live teachers
+LIVE_RECIPES |= {
     "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
     "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
 }
-LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -72,6 +73,14 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_settings_that_need_other_flags(launch):
+    """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
+    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
+    assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
+    config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
+    assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
 
 
 def test_every_recipe_is_tested():
@@ -151,14 +160,6 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
     expected |= LIVE_RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
-
-
-def test_settings_that_need_other_flags(launch):
-    """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
-    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
-    assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
-    config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
-    assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

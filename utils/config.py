@@ -615,14 +615,6 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
-    factor_crop: int = flag(
-        1,
-        "F: with probability 1 - 1/F², a view shows one cell of a grid of F x F cells, else the whole image, for "
-        "images that consist of several (GIFT, CIM); with --augment dsa or none",
-        COUNT,
-        RESULT,
-        earlier=1,
-    )
     zca: str | None = flag(
         None,
         "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
@@ -649,6 +641,14 @@ class AugmentFlags(Group):
         Kind(dsa_parameter, "NAME=VALUE"),
         RESULT,
         nargs="+",
+    )
+    factor_crop: int = flag(
+        1,
+        "F: with probability 1 - 1/F², a view shows one cell of a grid of F x F cells, else the whole image, for "
+        "images that consist of several (GIFT, CIM); with --augment dsa or none",
+        COUNT,
+        RESULT,
+        earlier=1,
     )
 
     def dsa_parameters(self) -> dict[str, float]:
