@@ -186,7 +186,9 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     changes: dict[str, Any] = {name: getattr(views, name)[kept] for name in names}
     if isinstance(views, DrawnBatch):
         changes["draws"] = views.draws[kept.numpy()]
-        changes["augment"] = None if views.augment is None else views.augment[kept]
+        for name in ("augment", "strips", "seeds"):
+            numbers = getattr(views, name)
+            changes[name] = None if numbers is None else numbers[kept]
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
