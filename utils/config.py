@@ -1146,7 +1146,7 @@ class TrainConfig(
         return self.learning_rate if self.sgd else self.adamw_lr
 
     def evaluates(self, epoch: int) -> bool:
-        """Return whether students are evaluated after `epoch`: as --eval-from and --eval-every say, and after the last."""
+        """Return whether students are evaluated after `epoch`, which follows from --eval-from and --eval-every."""
         since = epoch - self.eval_from
         return epoch == self.epochs - 1 or (since >= 0 and since % self.eval_every == 0)
 
