@@ -18,7 +18,7 @@ from utils.training.optimizer import AveragedModel, build_optimizer
 
 NEW_FLAGS = (  # of a run since the first release
     "temperature_schedule temperature_step_size temperature_gamma temperature_min student_temperature topk_mass "
-    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers sync_bn"
+    "ema_decay hard_epochs hard_batch_size label_smoothing ema_buffers sync_bn val_ipc eval_from"
 ).split()
 
 
