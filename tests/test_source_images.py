@@ -82,6 +82,10 @@ def test_strips_have_a_stream_of_their_own():
         assert torch.equal(one.strips, views_of(2).read(epoch, batch).strips)
         assert torch.equal(one.seeds, views_of(1, RandAugment(RAND)).read(epoch, batch).seeds)
         assert (other.strips, other.seeds, other.change) == (None, None, None)
+    # order of two crop numbers in the first row: strips from the same stream would follow it
+    crops = [both.read(epoch, 0).draws[0, :2].argsort().tolist() for epoch in range(200)]
+    strips = [both.read(epoch, 0).strips[0, 0].tolist() for epoch in range(200)]
+    assert 60 < sum(one == other for one, other in zip(crops, strips, strict=True)) < 140
     seeds = torch.cat([both.read(epoch, batch).seeds for epoch in range(5) for batch in range(3)])
     assert len(seeds.unique()) == len(seeds)
 
