@@ -154,6 +154,26 @@ def milestone(text: str) -> int | Fraction:
     )
 
 
+def auto_augment(text: str) -> str:
+    """Return the text of --auto-augment unchanged if it describes a RandAugment of timm: `rand` and settings after `-`.
+
+    timm itself ignores some settings that it does not know, and some of its versions take `inc0` for `inc1`.
+
+    Raises:
+        argparse.ArgumentTypeError: a part of the text is not one of RAND_AUGMENT.
+    """
+    name, *parts = text.split("-")
+    unknown = [part for part in parts if not any(re.fullmatch(pattern, part) for pattern in RAND_AUGMENT)]
+    if name != "rand" or unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0] if unknown else name!r} in {text!r} is no setting of RandAugment; write rand, then any of m9 "
+            "(magnitude), n2 (operations on an image), p0.5 (probability of each), mstd1.0 (deviation of the "
+            "magnitude), mmax10 (its bound), inc1 (a larger magnitude is always stronger) and tweights, t3a or t3aw "
+            "(which operations), joined by -"
+        )
+    return text
+
+
 def dsa_strategy(text: str) -> str:
     """Return the text of --dsa-strategy unchanged if it names operations of DSA, joined by `_`.
 
@@ -180,26 +200,6 @@ def dsa_parameter(text: str) -> str:
     low = 1.0 if name == "ratio_scale" else 0.0
     high = 1.0 if name in ("prob_flip", "ratio_crop_pad", "ratio_cutout") else math.inf
     return f"{name}={number(float, low, high)(value)}"
-
-
-def auto_augment(text: str) -> str:
-    """Return the text of --auto-augment unchanged if it describes a RandAugment of timm: `rand` and settings after `-`.
-
-    timm itself ignores some settings that it does not know, and some of its versions take `inc0` for `inc1`.
-
-    Raises:
-        argparse.ArgumentTypeError: a part of the text is not one of RAND_AUGMENT.
-    """
-    name, *parts = text.split("-")
-    unknown = [part for part in parts if not any(re.fullmatch(pattern, part) for pattern in RAND_AUGMENT)]
-    if name != "rand" or unknown:
-        raise argparse.ArgumentTypeError(
-            f"{unknown[0] if unknown else name!r} in {text!r} is no setting of RandAugment; write rand, then any of m9 "
-            "(magnitude), n2 (operations on an image), p0.5 (probability of each), mstd1.0 (deviation of the "
-            "magnitude), mmax10 (its bound), inc1 (a larger magnitude is always stronger) and tweights, t3a or t3aw "
-            "(which operations), joined by -"
-        )
-    return text
 
 
 def student_temperature(text: str) -> str | float:
@@ -681,6 +681,19 @@ class AugmentFlags(Group):
         RESULT,
         nargs="+",
     )
+
+    def loader_for(self, loader: str) -> str:
+        """Return the value of --loader that the run uses: `workers` with --auto-augment, otherwise `loader` itself.
+
+        Raises:
+            InputError: `loader` is `resident`, although --auto-augment is given.
+        """
+        if self.auto_augment and loader == "resident":
+            raise InputError(
+                f"--auto-augment {self.auto_augment} changes each image anew before it is cropped, which only worker "
+                "processes do; leave out --loader resident"
+            )
+        return "workers" if self.auto_augment else loader
 
     def dsa_parameters(self) -> dict[str, float]:
         """Return a dict of all parameters of DSA, name -> value: from --dsa-param if given there, else the default."""
@@ -1364,15 +1377,10 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
             )
         if self.teacher_weights and self.loss_type == "ce":
             raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
-        if self.auto_augment and self.loader == "resident":
-            raise InputError(
-                f"--auto-augment {self.auto_augment} changes each image anew before it is cropped, which only worker "
-                "processes do; leave out --loader resident"
-            )
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
-        loader = "workers" if self.auto_augment else self.loader
-        return replace(super().resolved(), loader=loader, **views)
+        views["loader"] = self.loader_for(self.loader)
+        return replace(super().resolved(), **views)
 
 
 @dataclass(frozen=True, kw_only=True)
