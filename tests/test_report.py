@@ -316,6 +316,24 @@ def test_validation_sets_are_never_compared(tmp_path):
     assert ([float(found[name]) for name in ("ior", "hlr")], "validation=two (bbbb33)" in page) == ([5, 50], True)
 
 
+def test_the_best_of_late_evaluations_is_named(tmp_path):
+    """--eval-from does not change the last epoch, which is compared, but what `best` means."""
+    runs = [make_run(tmp_path, f"{seed}", 50, seed, eval_from=seed and 249) for seed in range(2)]
+    runs.append(make_run(tmp_path, "other", 50, images="other"))
+    _, page, rows = report_on(tmp_path)
+    assert len(rows) == len(runs) - 1
+    name = "resnet18, SL, distilled"
+    assert f"In these groups it is the best of the evaluations from an epoch on: {name}: epoch 0 or 249.\n" in page
+
+
+@pytest.mark.parametrize(("validation", "groups"), [("v", 1), (None, 2)])
+def test_the_validation_digest_replaces_the_number_of_its_images(validation, groups, tmp_path):
+    """--val-ipc 50 and no such flag may validate on the same images."""
+    for seed, number in enumerate((None, 50)):
+        make_run(tmp_path, f"{seed}", 50, seed, validation=validation, val_ipc=number)
+    assert len(report_on(tmp_path)[2]) == groups
+
+
 def test_accepted_labels_are_marked(tmp_path):
     """They have their own group and a note under the main table, and no gain is computed against right labels."""
     make_run(tmp_path, "a", 60)

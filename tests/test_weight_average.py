@@ -174,7 +174,7 @@ def test_older_checkpoints_resume(tiny, tmp_path):
     del state["average"]
     for name in ("student_temperature", "next_student_temperature"):
         del state["progress"][name]
-    for name in NEW_FLAGS:
+    for name in (*NEW_FLAGS, "val_ipc", "eval_from"):
         state["arguments"].pop(name)
     for row in state["progress"]["history"]:
         del row["teacher_temperature"], row["student_temperature"]

@@ -58,6 +58,8 @@ DSA_PARAMETERS = {
     "saturation": 2.0,
     "contrast": 0.5,
 }
+# patterns of the settings in --auto-augment; see `rand_augment_transform` of timm
+RAND_AUGMENT = r"m\d+ n[1-9]\d* p(0(\.\d+)?|1(\.0+)?) mstd\d+(\.\d+)? mmax[1-9]\d* inc1 t(weights|3aw?)".split()
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A validation image is first resized, then its centre of S x S pixels is cropped. If S is at least this number, the
@@ -151,6 +153,26 @@ def milestone(text: str) -> int | Fraction:
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither an epoch, as an integer from 1, nor a share of all epochs between 0 and 1 (0.667, 2/3)"
     )
+
+
+def auto_augment(text: str) -> str:
+    """Return the text of --auto-augment unchanged if it describes a RandAugment of timm: `rand` and settings after `-`.
+
+    timm itself ignores some settings that it does not know, and some of its versions take `inc0` for `inc1`.
+
+    Raises:
+        argparse.ArgumentTypeError: a part of the text is not one of RAND_AUGMENT.
+    """
+    name, *parts = text.split("-")
+    unknown = [part for part in parts if not any(re.fullmatch(pattern, part) for pattern in RAND_AUGMENT)]
+    if name != "rand" or unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0] if unknown else name!r} in {text!r} is no setting of RandAugment; write rand, then any of m9 "
+            "(magnitude), n2 (operations on an image), p0.5 (probability of each), mstd1.0 (deviation of the "
+            "magnitude), mmax10 (its bound), inc1 (a larger magnitude is always stronger) and tweights, t3a or t3aw "
+            "(which operations), joined by -"
+        )
+    return text
 
 
 def dsa_strategy(text: str) -> str:
@@ -509,6 +531,9 @@ class DataFlags(Group):
         PIXELS,
         RESULT,
     )
+    val_ipc: int | None = flag(
+        None, "validate on the first N images of each class only, sorted by name (default: all)", COUNT, RESULT
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -615,6 +640,21 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
+    shuffle_patches: int = flag(
+        1,
+        "cut each image into N strips across its width and N across its height, and put them together in random order "
+        "before the crop (RDED); 1: off",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
+    auto_augment: str | None = flag(
+        None,
+        "RandAugment of timm on each image before the crop, such as rand-m6-n2-mstd1.0 (DELT); decoded by worker "
+        "processes in every epoch (default: off)",
+        Kind(auto_augment, "rand-…"),
+        RESULT,
+    )
     zca: str | None = flag(
         None,
         "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
@@ -650,6 +690,19 @@ class AugmentFlags(Group):
         RESULT,
         earlier=1,
     )
+
+    def loader_for(self, loader: str) -> str:
+        """Return the value of --loader that the run uses: `workers` with --auto-augment, otherwise `loader` itself.
+
+        Raises:
+            InputError: `loader` is `resident`, although --auto-augment is given.
+        """
+        if self.auto_augment and loader == "resident":
+            raise InputError(
+                f"--auto-augment {self.auto_augment} changes each image anew before it is cropped, which only worker "
+                "processes do; leave out --loader resident"
+            )
+        return "workers" if self.auto_augment else loader
 
     def dsa_parameters(self) -> dict[str, float]:
         """Return a dict of all parameters of DSA, name -> value: from --dsa-param if given there, else the default."""
@@ -895,6 +948,11 @@ class RunFlags(Group):
     title = "run"
 
     eval_every: int = flag(10, "epochs between evaluations; the last epoch is always evaluated", COUNT)
+    # The best top-1 of a run is that of the evaluations from this epoch on, so the flag must not change within the run.
+    # Reports do not compare the flag, because it does not change the last epoch's top-1.
+    eval_from: int = flag(
+        0, "first epoch that is evaluated, counted from 0; then every --eval-every epochs", NATURAL, ONE_RUN, earlier=0
+    )
     output_dir: str = flag("", "folder of the run (default: ./save/<model>-<time>)", FOLDER)
     overwrite: bool = flag(False, "replace a run that is in --output-dir")
     resume: str | None = flag(
@@ -1138,6 +1196,11 @@ class TrainConfig(
         """Return the initial learning rate of the chosen optimizer."""
         return self.learning_rate if self.sgd else self.adamw_lr
 
+    def evaluates(self, epoch: int) -> bool:
+        """Return whether students are evaluated after `epoch`, which follows from --eval-from and --eval-every."""
+        since = epoch - self.eval_from
+        return epoch == self.epochs - 1 or (since >= 0 and since % self.eval_every == 0)
+
     def students(self: "TrainConfigType") -> "list[TrainConfigType]":
         """Return one config per student, that is, per combination of a model in --model and a seed in --seed.
 
@@ -1290,14 +1353,19 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Raise InputError if --start-epoch, --resume, --train-dir or --val-dir cannot be used.
+        """Raise InputError if --start-epoch, --eval-from, --resume, --train-dir or --val-dir cannot be used.
 
-        * --start-epoch must be below --epochs.
+        * --start-epoch and --eval-from must be below --epochs.
         * --resume excludes --overwrite, and needs --output-dir or the path of a checkpoint.
         * --train-dir and --val-dir must be given.
         """
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
+        if self.eval_from >= self.epochs:
+            raise InputError(
+                f"--eval-from {self.eval_from} is not reached, since the last of --epochs {self.epochs} is "
+                f"{self.epochs - 1}; lower it"
+            )
         if self.resume is not None and self.overwrite:
             raise InputError("--resume contradicts --overwrite; give one of them")
         if self.resume == "" and not self.output_dir:
@@ -1365,6 +1433,7 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
             self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
+        views["loader"] = self.loader_for(self.loader)
         return replace(super().resolved(), **views)
 
 

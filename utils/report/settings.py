@@ -56,8 +56,9 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
         settings.pop("mix_type", None)  # runs without mixing record `none` or no `mix_type`; both mean the same
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes
-        settings.pop("val_images", None)
+        # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes, and --val-ipc
+        for name in ("val_images", "val_ipc"):
+            settings.pop(name, None)
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
         settings.pop("num_classes", None)  # `labels.num_classes` states the same number

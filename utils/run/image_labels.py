@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -66,11 +67,16 @@ def label_views(
     """
     loss, policy, size = config.loss_type, source.policy, config.batch_size
     targets = torch.tensor([target for _, target in samples])
+    draw: dict[str, Any] = {
+        "augmentation": source.augmentation,
+        "num_strips": source.num_strips,
+        "change": source.change,
+    }
     soft_labels = soft_labels_of(samples)
     if soft_labels is None or kind is None:
         if loss != "ce" or policy.mix_type == "none":
             return source, found
-        views = LabelledViews(policy, targets, num_classes, size, augmentation=source.augmentation)
+        views = LabelledViews(policy, targets, num_classes, size, **draw)
         return views, replace(found, image_labels="mixed classes")
     where = f"the soft labels of --train-dir {config.train_dir}"
     if numbers is not None and None in numbers:
@@ -95,5 +101,5 @@ def label_views(
     if loss == "ce" and kind == "logits":
         labels = labels.softmax(dim=1)
     logs = kind == "probabilities" and loss in TEMPERED_LOSSES
-    views = LabelledViews(policy, labels, num_classes, size, logs=logs, augmentation=source.augmentation)
+    views = LabelledViews(policy, labels, num_classes, size, logs=logs, **draw)
     return views, replace(found, image_labels=kind, answers=kind)

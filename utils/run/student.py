@@ -380,7 +380,7 @@ class Student:
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
-        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
+        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, %s)", best["top1"], best["epoch"], best["note"])
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
