@@ -179,7 +179,9 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
         }
 
     old, new = flat(stored), flat(wanted)
-    compared = [key for key in new if key in old or not older]
+    # a setting such as `bssl` is stored only if it is used, so the stored manifest may have more settings
+    extra = [] if older else [key for key in old if key not in new and key != "labels_accepted"]
+    compared = [*(key for key in new if key in old or not older), *extra]
     differences = [
         f"{key} is {in_words(key, old.get(key))}, not {in_words(key, new.get(key))}"
         for key in compared
