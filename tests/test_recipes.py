@@ -1,5 +1,6 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import os
 import subprocess
 
 import pytest
@@ -11,6 +12,7 @@ from utils.config import FKDConfig, KDConfig
 
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
+BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
 RECIPES = {  # what its authors' scripts say
     "sre2l": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
     "cda": {"batch_size": 128, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
@@ -27,6 +29,7 @@ RECIPES = {  # what its authors' scripts say
     }
     | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
     **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
+    **dict.fromkeys(["cvdd", "fadrm"], BSSL),
 }
 DSA = {"epochs": 1001, "milestones": (502,), "gamma": 0.1, "augment": "dsa", "batch_size": 256}
 DSA |= {"dsa_mode": "single", "dsa_strategy": "color_crop_cutout_flip_scale_rotate"}
@@ -37,7 +40,47 @@ PLAIN_RECIPES = {  # recipes without a teacher
     | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
     | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
 }
-LIVE_RECIPES: dict = {}  # recipes with live teachers
+LIVE_RECIPES: dict = {  # recipes with live teachers
+    "edc_cifar": {"epochs": 1000, "batch_size": 10, "loss_type": "mse_gt", "ce_weight": 0.025, "schedule": "step"}
+    | {"milestones": (800, 900, 950), "gamma": 0.5, "step_momentum": "kept", "input_size": 32, "stem": "small"}
+    | {"ema_decay": 0.99, "ema_buffers": "live", "eval_every": 10, "min_scale_crops": 0.08, "hflip": 0.5}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761), "teacher_model": ("ConvNetD1", "ConvNetD2")},
+}
+# settings that a recipe cannot do without
+NEEDED = {"edc_cifar": {"TEACHER": "ConvNetD1 ConvNetD2", "TEACHER_CHECKPOINT": "a.pth b.pth"}}
+# recipe -> data set and student -> (rate, stretch of the cosine) at 1, 10 and 50 images per class
+RATES = {
+    "fadrm": {
+        ("imagenet1k", "resnet18"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet50"): ((5e-4, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet101"): ((3.5e-3, 2), (1e-3, 2), (5e-4, 1)),
+        ("imagenet1k", "mobilenet_v2"): ((1e-3, 2),) * 3,
+        ("cifar100", "resnet18"): ((5e-4, 2), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet50"): ((1e-3, 1), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet101"): ((5e-4, 1),) * 3,
+        ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("tiny", "resnet50"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
+        ("tiny", "resnet101"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
+        ("imagewoof", "resnet18"): ((5e-4, 2), (5e-4, 1), (1e-3, 2)),
+        ("imagewoof", "resnet50"): ((5e-4, 2), (5e-3, 1), (5e-4, 1)),
+        ("imagewoof", "resnet101"): ((1e-3, 1), (5e-4, 2), (5e-4, 1)),
+        ("imagenette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("imagenette", "resnet50"): ((5e-4, 2), (5e-4, 1), (5e-4, 1)),
+        ("imagenette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+    },
+    "cvdd": {
+        ("imagenet1k", "resnet50"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet101"): ((1e-3, 2), (1e-3, 2), (5e-4, 2)),
+        ("cifar10", "resnet18"): ((1e-3, 1),) * 3,
+        ("cifar100", "resnet18"): ((1e-3, 1), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet101"): ((5e-4, 1),) * 3,
+        ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 1), (1e-3, 2)),
+        ("tiny", "resnet50"): ((1e-3, 1),) * 3,
+        ("imagenette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("imagenette", "resnet50"): ((5e-4, 2), (1e-3, 1), (5e-4, 1)),
+        ("imagenette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+    },
+}
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 
 
@@ -74,6 +117,33 @@ def test_a_plain_recipe_has_its_authors_settings(name, launch):
         expected |= {"step_momentum": "fresh"}
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+@pytest.mark.parametrize(("name", "data", "model"), [(name, *key) for name in RATES for key in RATES[name]])
+def test_rates_by_data_set_and_student(name, data, model, launch):
+    """Also the size, the batch, the stem, the normalisation and the number of epochs depend on DATASET, MODEL, IPC."""
+    sides = {"tiny": 64, "cifar10": 32, "cifar100": 32}
+    means = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4867, 0.4408)}
+    for ipc, (rate, stretch) in zip((1, 10, 50), RATES[name][data, model], strict=True):
+        words = launch(f"scripts/recipes/{name}.sh", DATASET=data, MODEL=model, IPC=str(ipc))
+        args = FKDConfig.parse(words[1:])
+        assert (args.models, args.adamw_lr, args.smoothing, args.schedule) == ((model,), rate, stretch, "smoothed")
+        assert (args.input_size, args.stem) == (sides.get(data, 224), "small" if data in sides else "standard")
+        ten = data in ("imagewoof", "imagenette")
+        assert (args.batch_size, args.gradient_accumulation_steps) == (10 if ten else 16, 2)
+        assert args.mean == means.get(data)
+        assert args.epochs == (1000 if name == "fadrm" and (data == "cifar100" or (data, ipc) == ("tiny", 1)) else 300)
+    words = launch(f"scripts/recipes/{name}.sh", DATASET=data, MODEL=model, LR="0.1", ETA="1.5")
+    args = FKDConfig.parse(words[1:])
+    assert (args.adamw_lr, args.smoothing) == (0.1, 1.5)
+
+
+def test_an_unknown_data_set_is_refused():
+    environment = {"PATH": os.environ["PATH"], "DATASET": "imagenet"}
+    done = subprocess.run(
+        ["sh", str(ROOT / "scripts/recipes/cvdd.sh")], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, "DATASET=imagenet is none of imagenet1k" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["mtt", "datm"])
@@ -117,7 +187,7 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
 @pytest.mark.parametrize("name", LIVE_RECIPES)
 def test_a_live_recipe_has_its_authors_settings(name, launch):
     """300 epochs of AdamW with KL at T = 20 on cutmix views, and the recipe's own settings."""
-    words = launch(f"scripts/recipes/{name}.sh")
+    words = launch(f"scripts/recipes/{name}.sh", **NEEDED.get(name, {}))
     assert words[0] == str(ROOT / "train_KD_parallel.py")
     args = KDConfig.parse(words[1:])
     expected = {"epochs": 300, "loss_type": "kl", "temperature": 20, "mix_type": "cutmix", "schedule": "smoothed"}

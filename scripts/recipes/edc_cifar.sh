@@ -27,6 +27,7 @@ set -eu
 : "${TEACHER:?name the teachers: TEACHER='ConvNetW128 ConvNetD1 nets.py:ResNet18' sh scripts/recipes/edc_cifar.sh}"
 : "${TEACHER_CHECKPOINT:?give a file for each of TEACHER, in the same order: TEACHER_CHECKPOINT='a.pth b.pth c.pth'}"
 OUTPUT_DIR=${OUTPUT_DIR:-save/edc_cifar}
+MODEL=${MODEL:-resnet18}
 EPOCHS=${EPOCHS:-1000}
 BATCH_SIZE=${BATCH_SIZE:-10}
 INPUT_SIZE=${INPUT_SIZE:-32}
@@ -35,6 +36,9 @@ STD=${STD:-0.2675 0.2565 0.2761}
 LOSS_TYPE=${LOSS_TYPE:-mse_gt}
 CE_WEIGHT=${CE_WEIGHT:-0.025}
 SCHEDULE=${SCHEDULE:-step}
-export OUTPUT_DIR EPOCHS BATCH_SIZE INPUT_SIZE MEAN STD LOSS_TYPE CE_WEIGHT SCHEDULE
+export MODEL OUTPUT_DIR EPOCHS BATCH_SIZE INPUT_SIZE MEAN STD LOSS_TYPE CE_WEIGHT SCHEDULE
 [ "$SCHEDULE" != step ] || set -- --milestones 0.8 0.9 0.95 --gamma 0.5 "$@"
-exec sh "$(dirname "$0")/../../train_live.sh" --stem small --ema-decay 0.99 --ema-buffers live --eval-every 10 "$@"
+case $MODEL in
+    resnet18 | resnet50 | resnet101) set -- --stem small "$@" ;;
+esac
+exec sh "$(dirname "$0")/../../train_live.sh" --ema-decay 0.99 --ema-buffers live --eval-every 10 "$@"

@@ -79,7 +79,10 @@ case $DATASET in
         ;;
 esac
 # the source's ResNets for images of 32 and 64 px have a small stem
-[ "$size" = 224 ] || set -- --stem small "$@"
+case $size-$MODEL in
+    224-*) ;;
+    *-resnet18 | *-resnet50 | *-resnet101) set -- --stem small "$@" ;;
+esac
 case $DATASET-$IPC in
     cifar100-* | tiny-1) epochs=1000 ;;
     *) epochs=300 ;;

@@ -39,7 +39,7 @@ def run(config: VerifyConfig) -> bool:
             labels.
     """
     if not config.images:
-        if config.arch or config.checkpoint or config.preset:
+        if config.arch or config.checkpoint or config.preset or config.bssl or config.ensemble_weights:
             raise InputError("--images is missing; give the folder of images that the labels are about")
         return False
     if not (config.arch or config.preset):
