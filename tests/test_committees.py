@@ -157,6 +157,18 @@ def test_relabelling_with_batch_statistics_resumes(tiny, committee, tmp_path):
     assert whole == stopped
 
 
+@pytest.mark.parametrize("more", [["--bssl"], ["--ensemble", "norm-mean"]], ids=str)
+def test_the_picture_of_a_dry_run_shows_the_answers_of_the_whole_batch(more, tiny, committee, tmp_path, monkeypatch):
+    """Four of seven views are drawn, with the answers that relabelling stores for them."""
+    shown = []
+    monkeypatch.setattr("utils.data.preview.SHOWN", 4)
+    monkeypatch.setattr("utils.data.preview.Preview.draw", lambda preview, *_: shown.append(preview.logits))
+    words = relabel_words(tiny.train, committee, tmp_path / "labels", *more)
+    assert run(relabel_FKD, *words, "--dry-run").code == 0
+    assert run(relabel_FKD, *words).code == 0
+    torch.testing.assert_close(shown, [open_labels(tmp_path / "labels").read(0, 0).logits[:4]])
+
+
 def test_a_half_of_one_image_has_no_statistics(tiny, committee, tmp_path):
     """12 images in batches of 9 leave 3, whose first half is one image; its own network has a layer with one value."""
     words = relabel_words(tiny.train, committee, tmp_path / "labels", "--bssl", batch_size=9)
