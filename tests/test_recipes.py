@@ -4,11 +4,14 @@ import os
 import subprocess
 
 import pytest
+import torch
 from helpers import LIGHT, ROOT, run, save_teacher
 
+import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import FKDConfig, KDConfig
+from utils.training.models import build_student
 
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
@@ -136,6 +139,33 @@ def test_rates_by_data_set_and_student(name, data, model, launch):
     words = launch(f"scripts/recipes/{name}.sh", DATASET=data, MODEL=model, LR="0.1", ETA="1.5")
     args = FKDConfig.parse(words[1:])
     assert (args.adamw_lr, args.smoothing) == (0.1, 1.5)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_dry_run_on_labels_of_the_recipe(name, launch, tiny, tmp_path):
+    """Labels as the header of the recipe makes them, for CIFAR-100: normalised as the recipe says, with BSSL."""
+    teachers = [("resnet18", "small"), (LIGHT, "standard")]
+    words = ["--data", str(tiny.train), "--bssl", "-b", "16", "--epochs", "2", "--mix-type", "cutmix", "--use-fp16"]
+    for number, (model, stem) in enumerate(teachers):
+        torch.save(build_student(model, 3, number, stem).state_dict(), tmp_path / f"{number}.pth")
+        words += ["-a", model, "--stem", stem, "--checkpoint", str(tmp_path / f"{number}.pth")]
+    words += ["--ensemble-weights", "602", "428"] if name == "cvdd" else []
+    words += ["--mean", "0.5071", "0.4867", "0.4408", "--std", "0.2675", "0.2565", "0.2761", "--input-size", "32"]
+    words += ["--fkd-path", str(tmp_path / "labels"), "--device", "cpu", "-j", "0", "--accept-labels"]
+    made = run(relabel_FKD, *words)
+    assert made.code == 0, made.err
+    where = {
+        "TRAIN_DIR": tiny.train,
+        "VAL_DIR": tiny.val,
+        "FKD_PATH": tmp_path / "labels",
+        "OUTPUT_DIR": tmp_path / "run",
+    }
+    where = {key: str(path) for key, path in where.items()} | {"DATASET": "cifar100", "IPC": "1", "EPOCHS": "2"}
+    where["OUTPUT_DIR"] = str(tmp_path / "run")
+    words = launch(f"scripts/recipes/{name}.sh", "--dry-run", "--accept-labels", **where)
+    done = run(train_FKD_parallel, *words[1:], "--device", "cpu", "-j", 0)
+    assert done.code == 0, done.err
+    assert "nothing was trained" in done.out
 
 
 def test_an_unknown_data_set_is_refused():
