@@ -22,7 +22,7 @@ from utils.labels.packed import PackedWriter
 from utils.run import teacher_check
 from utils.system.errors import InputError
 from utils.training.models import build_student, build_teacher
-from utils.training.own_model import load_function
+from utils.training.own_model import load_function, source_digest
 from utils.training.precision import Precision
 from utils.training.teachers import Ensemble, combine, parts_of
 
@@ -153,6 +153,8 @@ def test_relabelling_with_batch_statistics_resumes(tiny, committee, tmp_path):
     assert (refused.code, "ensemble_weights is None, not [0.25, 0.75]" in refused.err) == (2, True), refused.err
     done = run(relabel_FKD, *words[1])
     assert (done.code, "the first batch in" in done.out) == (0, True), done.err
+    assert "nets.net (" in done.out
+    assert "), by the statistics of each half of a batch on cpu" in done.out
     whole, stopped = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("whole", "stopped"))
     assert whole == stopped
 
@@ -244,6 +246,8 @@ def test_a_live_committee_trains_as_its_stored_answers(more, tiny, committee, tm
     live = read_run(tmp_path / "kd")
     assert same_weights(live.weights(), stored.weights())
     assert [one["arch"] for one in live.summary["labels"]["teachers"]] == [CONVNET, "nets.net"]
+    assert live.summary["labels"]["teachers"][1]["model_file"] == source_digest(committee[0][1])
+    assert ("0.25 x convnet2_w8_bn (" in done.out) == ("--ensemble-weights" in more)
 
 
 @pytest.mark.usefixtures("small_student")

@@ -13,6 +13,7 @@ from utils.system.errors import InputError, clause
 from utils.system.files import digest_of
 from utils.system.model_names import plain_name
 from utils.training.models import build_teacher, pretrained_name
+from utils.training.own_model import source_digest
 from utils.training.precision import Precision
 
 # On a GPU, small batches are combined into forward passes of at most this number of images.
@@ -73,7 +74,8 @@ class Ensemble:
     Attributes:
         parts: number of parts of a batch that batch normalisation takes statistics of, each on its own: 2 with `bssl`;
             0 for the running statistics.
-        described: a dict for each teacher: `arch`, and `weights` (digest of the file, or name in the library).
+        described: a dict for each teacher: `arch`, `weights` (digest of the file, or name in the library) and, if the
+            model is a function in a file, `model_file` (digest of that file).
         kept: int64 [C] on the device, numbers of the teachers' classes whose logits are returned; None to return all.
 
     Raises:
@@ -106,8 +108,10 @@ class Ensemble:
                 name, file, own_stem, flag=flag, weights=asked, input_size=input_size, in_channels=in_channels
             )
             self.teachers.append(precision.place(teacher))
+            code = source_digest(name)
             self.described.append(
                 {"arch": plain_name(name), "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
+                | ({"model_file": code} if code else {})
             )
         self.norms = [
             layer for teacher in self.teachers for layer in teacher.modules() if isinstance(layer, _BatchNorm)
@@ -124,7 +128,10 @@ class Ensemble:
             self._check(names, input_size)
 
     def __str__(self) -> str:
-        return " + ".join(f"{teacher['arch']} ({teacher['weights'][:24]})" for teacher in self.described)
+        names = [f"{teacher['arch']} ({teacher['weights'][:24]})" for teacher in self.described]
+        if self.shares is not None:
+            names = [f"{share:.3g} x {name}" for share, name in zip(self.shares, names, strict=True)]
+        return " + ".join(names) + (", by the statistics of each half of a batch" if self.parts else "")
 
     @torch.no_grad()
     def _check(self, names: Sequence[str], input_size: int) -> None:
