@@ -79,10 +79,6 @@ LIVE_RECIPES: dict = {  # recipes with live teachers
     "bps": RDED
     | {"batch_size": 128, "shuffle_patches": 1, "min_scale_crops": 0.2, "val_ipc": None, "epochs": 500}
     | {"eval_from": 479, "eval_every": 1, "decay_all": True, "loss_scale_t2": True},
-    "edc_cifar": {"epochs": 1000, "batch_size": 10, "loss_type": "mse_gt", "ce_weight": 0.025, "schedule": "step"}
-    | {"milestones": (800, 900, 950), "gamma": 0.5, "step_momentum": "kept", "input_size": 32, "stem": "small"}
-    | {"ema_decay": 0.99, "ema_buffers": "live", "eval_every": 10, "min_scale_crops": 0.08, "hflip": 0.5}
-    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761), "teacher_model": ("ConvNetD1", "ConvNetD2")},
 }
 SMALL = {"stem": "small", "teacher_stem": ("small",), "shuffle_patches": 1}
 CIFAR = SMALL | {"input_size": 32, "val_resize": 32, "min_scale_crops": 1}
@@ -138,6 +134,13 @@ DERIVED = [
     ("bps", "DATASET=cifar100 IPC=7", {"batch_size": 128, "min_scale_crops": 0.2}),
     ("bps", "MODEL=vit_b_16", {"min_scale_crops": 1}),
 ]
+LIVE_RECIPES |= {
+    "edc_cifar": {"epochs": 1000, "batch_size": 10, "loss_type": "mse_gt", "ce_weight": 0.025, "schedule": "step"}
+    | {"milestones": (800, 900, 950), "gamma": 0.5, "step_momentum": "kept", "input_size": 32, "stem": "small"}
+    | {"ema_decay": 0.99, "ema_buffers": "live", "eval_every": 10, "eval_from": 810}
+    | {"min_scale_crops": 0.08, "hflip": 0.5}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761), "teacher_model": ("ConvNetD1", "ConvNetD2")},
+}
 # settings that a recipe cannot do without
 NEEDED = {"edc_cifar": {"TEACHER": "ConvNetD1 ConvNetD2", "TEACHER_CHECKPOINT": "a.pth b.pth"}}
 # recipe -> data set and student -> (rate, stretch of the cosine) at 1, 10 and 50 images per class
@@ -153,12 +156,12 @@ RATES = {
         ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
         ("tiny", "resnet50"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
         ("tiny", "resnet101"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
-        ("imagewoof", "resnet18"): ((5e-4, 2), (5e-4, 1), (1e-3, 2)),
-        ("imagewoof", "resnet50"): ((5e-4, 2), (5e-3, 1), (5e-4, 1)),
-        ("imagewoof", "resnet101"): ((1e-3, 1), (5e-4, 2), (5e-4, 1)),
-        ("imagenette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
-        ("imagenette", "resnet50"): ((5e-4, 2), (5e-4, 1), (5e-4, 1)),
-        ("imagenette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+        ("woof", "resnet18"): ((5e-4, 2), (5e-4, 1), (1e-3, 2)),
+        ("woof", "resnet50"): ((5e-4, 2), (5e-3, 1), (5e-4, 1)),
+        ("woof", "resnet101"): ((1e-3, 1), (5e-4, 2), (5e-4, 1)),
+        ("nette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("nette", "resnet50"): ((5e-4, 2), (5e-4, 1), (5e-4, 1)),
+        ("nette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
     },
     "cvdd": {
         ("imagenet1k", "resnet50"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
@@ -168,9 +171,9 @@ RATES = {
         ("cifar100", "resnet101"): ((5e-4, 1),) * 3,
         ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 1), (1e-3, 2)),
         ("tiny", "resnet50"): ((1e-3, 1),) * 3,
-        ("imagenette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
-        ("imagenette", "resnet50"): ((5e-4, 2), (1e-3, 1), (5e-4, 1)),
-        ("imagenette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+        ("nette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("nette", "resnet50"): ((5e-4, 2), (1e-3, 1), (5e-4, 1)),
+        ("nette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
     },
 }
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
@@ -236,7 +239,7 @@ def test_rates_by_data_set_and_student(name, data, model, launch):
         args = FKDConfig.parse(words[1:])
         assert (args.models, args.adamw_lr, args.smoothing, args.schedule) == ((model,), rate, stretch, "smoothed")
         assert (args.input_size, args.stem) == (sides.get(data, 224), "small" if data in sides else "standard")
-        ten = data in ("imagewoof", "imagenette")
+        ten = data in ("woof", "nette")
         assert (args.batch_size, args.gradient_accumulation_steps) == (10 if ten else 16, 2)
         assert args.mean == means.get(data)
         assert args.epochs == (1000 if name == "fadrm" and (data == "cifar100" or (data, ipc) == ("tiny", 1)) else 300)
@@ -325,6 +328,16 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
     expected |= LIVE_RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_a_live_committee_on_cifar100(launch):
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image and more."""
+    words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
+    args = KDConfig.parse(words[1:])
+    assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)
+    assert (args.sgd, args.learning_rate, args.momentum, args.weight_decay) == (True, 0.1, 0.875, 5e-4)
+    assert (args.schedule, args.smoothing, args.min_scale_crops, args.ema_decay) == ("cos2", 2, 0.5, 0.99)
+    assert (args.eval_every, args.eval_from, args.mix_type) == (100, 0, "cutmix")
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), DERIVED)

@@ -1640,12 +1640,12 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
                 raise InputError(
                     f"--{name.replace('_', '-')} has no effect with --loss-type ce, which asks no teacher; leave it out"
                 )
-        if self.augment not in ("dsa", "none"):
-            self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         chosen = self.teachers()
         # `mean` is recorded as None, and one stem for all teachers as one, whether or not the flags say so
         rule = None if chosen.rule == "mean" else chosen.rule
         stems = tuple(chosen.stems if len(set(chosen.stems)) > 1 else chosen.stems[:1])
+        if self.augment not in ("dsa", "none"):
+            self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
         views["loader"] = self.loader_for(self.loader)

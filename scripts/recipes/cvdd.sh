@@ -4,7 +4,7 @@
 # Published: 46.0 % top-1 (the README of FADRM: 4.0 less than its 50.0).
 # Recipe: validate/ and relabel/ of github.com/Jiacheng8/CV-DD (24097e9; rates as in 17e90ce): as fadrm.sh, with 300
 # epochs for all sets and its own rates, in the table below.
-# * DATASET is imagenet1k, cifar10, cifar100, tiny or imagenette; MODEL resnet18, resnet50 or resnet101; IPC, the
+# * DATASET is imagenet1k, cifar10, cifar100, tiny or nette; MODEL resnet18, resnet50 or resnet101; IPC, the
 #   images per class, 1, 10 or 50. For others, LR and ETA are 0.001 and 2 unless they are given.
 # Data: CV-DD's images, and its labels, or labels made by this program:
 #
@@ -41,9 +41,9 @@ case $DATASET-$MODEL in
     tiny-resnet18) pairs="0.001/2 0.001/1 0.001/2" ;;
     tiny-resnet50) pairs="0.001/1 0.001/1 0.001/1" ;;
     tiny-resnet101) pairs="0.0005/2 0.0005/2 0.0005/2" ;;
-    imagenette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
-    imagenette-resnet50) pairs="0.0005/2 0.001/1 0.0005/1" ;;
-    imagenette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
+    nette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
+    nette-resnet50) pairs="0.0005/2 0.001/1 0.0005/1" ;;
+    nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
     *) pairs="0.001/2 0.001/2 0.001/2" ;;
 esac
 case $IPC in

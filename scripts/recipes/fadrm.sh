@@ -7,7 +7,7 @@
 # 10 as 2 x 5), KL at T = 20, AdamW with weight decay 0.01, a cosine stretched by ETA, cutmix, 300 epochs (CIFAR-100,
 # and Tiny-ImageNet at 1 image per class: 1000). The table below has the rate and ETA. Every 10th epoch and the last
 # are evaluated, and the best is reported.
-# * DATASET is imagenet1k, cifar100, tiny, imagewoof or imagenette; MODEL resnet18, resnet50 or resnet101; IPC, the
+# * DATASET is imagenet1k, cifar100, tiny, woof or nette; MODEL resnet18, resnet50 or resnet101; IPC, the
 #   images per class, 1, 10 or 50. For others, LR and ETA are 0.001 and 2 unless they are given.
 # Data: FADRM+'s images, and its labels, or labels made by this program:
 #
@@ -42,12 +42,12 @@ case $DATASET-$MODEL in
     cifar100-resnet101) pairs="0.0005/1 0.0005/1 0.0005/1" ;;
     tiny-resnet18) pairs="0.001/2 0.001/2 0.001/1" ;;
     tiny-resnet50 | tiny-resnet101) pairs="0.0005/2 0.0005/2 0.0005/1" ;;
-    imagewoof-resnet18) pairs="0.0005/2 0.0005/1 0.001/2" ;;
-    imagewoof-resnet50) pairs="0.0005/2 0.005/1 0.0005/1" ;;
-    imagewoof-resnet101) pairs="0.001/1 0.0005/2 0.0005/1" ;;
-    imagenette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
-    imagenette-resnet50) pairs="0.0005/2 0.0005/1 0.0005/1" ;;
-    imagenette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
+    woof-resnet18) pairs="0.0005/2 0.0005/1 0.001/2" ;;
+    woof-resnet50) pairs="0.0005/2 0.005/1 0.0005/1" ;;
+    woof-resnet101) pairs="0.001/1 0.0005/2 0.0005/1" ;;
+    nette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
+    nette-resnet50) pairs="0.0005/2 0.0005/1 0.0005/1" ;;
+    nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
     *) pairs="" ;;
 esac
 case $IPC in
@@ -56,9 +56,10 @@ case $IPC in
     50) pair=${pairs##* } ;;
     *) pair="" ;;
 esac
+
 case $DATASET in
     imagenet1k) size=224 batch=16 ;;
-    imagewoof | imagenette) size=224 batch=10 ;;
+    woof | nette) size=224 batch=10 ;;
     tiny) size=64 batch=16 ;;
     cifar100)
         size=32 batch=16
@@ -69,7 +70,7 @@ case $DATASET in
         set -- --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 "$@"
         ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, imagewoof and imagenette" >&2
+        echo "DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, woof and nette" >&2
         exit 2
         ;;
 esac
@@ -86,6 +87,7 @@ esac
 pair=${pair:-0.001/2}
 rate=${LR:-${pair%/*}}
 eta=${ETA:-${pair#*/}}
+
 INPUT_SIZE=${INPUT_SIZE:-$size}
 BATCH_SIZE=${BATCH_SIZE:-$batch}
 EPOCHS=${EPOCHS:-$epochs}
