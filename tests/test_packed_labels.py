@@ -646,4 +646,4 @@ def test_info_describes_the_store(tiny, capsys, tmp_path):
 
 
 def test_labels_are_plain_batches():
-    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix"}
+    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix", "weights", "augment"}
