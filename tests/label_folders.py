@@ -91,5 +91,6 @@ MAKERS = {
     "lpqld": lambda folder: make_flat(folder, 2),
     "hald": make_hald,
     "wmdd": make_wmdd,
+    "lpld_21k": make_cutouts,
     "lpqld_21k": lambda folder: make_cutouts(folder, 2),
 }

@@ -28,7 +28,7 @@ from utils.system.errors import InputError
 from utils.training.losses import as_logits
 
 VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
-TENSORS = ("coords", "flip", "logits", "index")
+TENSORS = ("coords", "flip", "logits", "index", "weights", "augment")
 
 
 def assert_same(a, b):
@@ -646,4 +646,4 @@ def test_info_describes_the_store(tiny, capsys, tmp_path):
 
 
 def test_labels_are_plain_batches():
-    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix", "weights", "augment"}
+    assert set(BatchLabels.__dataclass_fields__) == {*TENSORS, "mix"}
