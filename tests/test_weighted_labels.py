@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import BATCH, CLASSES, losses, run, tool
+from helpers import BATCH, CLASSES, CPU, SIDE, losses, run, tool
 from label_folders import make_wmdd
+from view_batches import normalise_on
 
 import train_FKD_parallel
 from utils.data.batch import Batch
+from utils.data.device import DeviceBatches
+from utils.data.folders import open_folder
+from utils.data.workers import ViewDataset
 from utils.labels.batch_items import parse_items
 from utils.labels.formats import open_labels
 from utils.labels.sre2l import TarWriter
@@ -76,6 +80,19 @@ def test_weights_pass_with_every_kind_of_logits():
         again = answers_of(tensors_of(answers))
         assert type(again) is type(answers)
         assert all(a is b for a, b in zip(tensors_of(again), tensors_of(answers), strict=True))
+
+
+def test_weights_reach_a_captured_step(labels, tiny):
+    """Images on the device come with weighted labels, and `like`, which a CUDA graph uses, keeps them together."""
+    store = open_labels(labels[0])
+    samples = open_folder(tiny.train, "--train-dir").samples
+    dataset = ViewDataset(samples, store, SIDE)
+    for number, batch in enumerate(DeviceBatches(dataset, range(1), normalise_on(CPU), 0, CPU).epoch(0)):
+        expected = TrainingViews(store).read(0, number).logits
+        for found in (batch.soft_labels, batch.like(batch.tensors()).soft_labels, batch.ready().soft_labels):
+            assert isinstance(found, Weighted)
+            assert torch.equal(found.weights, expected.weights)
+            assert torch.equal(found.answers, expected.answers)
 
 
 def test_weights_change_the_run_unless_they_are_equal(labels, tiny, tmp_path, small_student):

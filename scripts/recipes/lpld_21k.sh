@@ -7,8 +7,8 @@
 # with weight decay 0.01, cosine, KL at T = 20, the teacher's logits smoothed by 0.2 (--logit-smoothing), neither mixing
 # nor normalisation; batches are drawn from all that are stored. Validation images are squashed to 224 x 224 pixels.
 # Data: LPLD's images of the 10,450 classes, and its labels, whose 2nd item is a coloured cutout in each view.
-# Different here: the last epoch is the result. A cutout lies where the teacher saw it; the authors' training code
-# rounds 7 of 224 places to the pixel below.
+# Different here: the last epoch is the result. A cutout lies where the teacher saw it; in the authors' training
+# code, 7 of 224 places are one pixel further up or left.
 # Not verified: that these settings, which are those of LPQLD without its temperatures, gave the figures.
 #
 # Settings as in train.sh, from the environment or as trailing flags:

@@ -311,8 +311,8 @@ class ColouredCutout:
     centre and h its side; it is clipped at the edges of the view. This is what PIL's `ImageDraw.rectangle` draws.
 
     Labels store each centre and side as a share of the view's side. The product with the side is rounded to whole
-    pixels, as the teacher's view had them. The authors' training code cuts some of these products off instead, so that
-    7 of 224 centres lie a pixel too low.
+    pixels, as the teacher's view had them. The authors' training code truncates the products instead, so that 7 of 224
+    places are one pixel too small.
 
     Args:
         mean, std: C values each, the normalisation of the images.
