@@ -15,6 +15,9 @@ from utils.data.folders import open_folder
 from utils.data.workers import ViewDataset
 from utils.labels.batch_items import parse_items
 from utils.labels.formats import open_labels
+from utils.labels.packed import PackedWriter
+from utils.labels.packed_codec import Codec
+from utils.labels.packed_manifest import make_manifest
 from utils.labels.sre2l import TarWriter
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import TopK, Weighted, answers_of, tensors_of
@@ -165,6 +168,21 @@ def test_digests_cover_the_weights(labels, tmp_path):
     file.write_bytes(file.read_bytes().replace(stored, b"\xff" * len(stored)))
     with pytest.raises(InputError, match="impossible non-finite values"):
         open_labels(tmp_path / "packed0").read(0, 0)
+
+
+@pytest.mark.parametrize("name", ["weights", "cutouts"])
+def test_impossible_numbers_in_packed_labels_are_refused(labels, tmp_path, name):
+    """A packed file with negative weights, or with a centre outside the view, is refused when it is opened."""
+    batches = [open_labels(labels[0]).read(0, batch) for batch in range(3)]
+    changes = [
+        {"weights": -one.weights} if name == "weights" else {"augment": torch.ones(len(one), 7) * 2} for one in batches
+    ]
+    manifest = make_manifest(Codec(16), 12, CLASSES, BATCH, 1, "cutmix", False, {}, **{f"has_{name}": True})
+    PackedWriter(tmp_path / "packed", manifest).write(
+        0, [replace(one, **change) for one, change in zip(batches, changes, strict=True)]
+    )
+    with pytest.raises(InputError, match=f"impossible {name}"):
+        open_labels(tmp_path / "packed").read(0, 0)
 
 
 def items_with(weights):
