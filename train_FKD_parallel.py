@@ -170,7 +170,7 @@ def train(
     signals: StopSignals,
     label_file: Callable | None = None,
 ) -> None:
-    """Train all students for the remaining epochs; evaluate every --eval-every epochs and after the last epoch.
+    """Train all students for the remaining epochs; evaluate after the epochs of `TrainConfig.evaluates`.
 
     All students train on the same batches. Each student gets the same result as if it were alone. If a student fails,
     the others continue.
@@ -233,12 +233,12 @@ def train(
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # continue with the students that have not failed; evaluate them every --eval-every epochs
+            # continue with the students that have not failed; evaluate them if it is time
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
             digest = None
-            if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
+            if learning and config.evaluates(epoch):
                 line.evaluating()
                 # with several ranks, a signal does not end the evaluation early: `until_stop` synchronises the ranks
                 # after every batch, but ranks may have different numbers of validation batches

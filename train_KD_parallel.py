@@ -25,6 +25,7 @@ from utils.config import OWN_SOFT_LABELS, Findings, KDConfig, resolve_views
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
 from utils.data.images import first_images
+from utils.data.rand_augment import rand_augment_of
 from utils.data.workers import ViewDataset
 from utils.data.zca import fitted_zca
 from utils.labels.training_views import TrainingViews
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
+    preflight.check_strips(config.shuffle_patches, samples)
     whiten = None
     if config.zca:
         real = open_images(config.zca, "--zca", "train")
@@ -78,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
     # the augmentation is on the CPU, because data loading processes get a copy of `source`, and must not use the GPU
-    source = DrawnViews(policy, len(samples), config.batch_size, augmentation_of(config, found))
+    source = DrawnViews(
+        *(policy, len(samples), config.batch_size, augmentation_of(config, found)),
+        num_strips=config.shuffle_patches,
+        change=rand_augment_of(config, found),
+    )
     # otherwise the student learns from the classes or soft labels that come with the images
     taught = teacher is not None and config.loss_type != "ce"
     views = source

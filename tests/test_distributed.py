@@ -68,6 +68,7 @@ OTHERS = {
     "processes": ("cutmix", "packed", [*SGD, "-j", 2, "--loader", "workers"]),
     "adamw": ("cutmix", "packed", ["--gradient-accumulation-steps", 2]),
     "mse_gt": ("mixup", "packed", [*SGD, "--loss-type", "mse_gt", "--keep-topk", 2]),
+    "gift": ("cutmix", "packed", [*SGD, "--loss-type", "gift", "--keep-topk", 2, "--warmup-epochs", 1]),
     "dist": ("cutmix", "packed", ["--sgd", "-lr", "0.001", "--loss-type", "dist", "--gradient-accumulation-steps", 2]),
 }
 CASES = GRID | OTHERS

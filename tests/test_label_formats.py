@@ -183,6 +183,8 @@ WRONG = [
     ("hald", "logits in it", {}, "not probabilities"),
     ("hald", None, {"loss_type": "mse_gt"}, "--loss-type mse_gt compares logits"),
     ("hald", None, {"loss_type": "mae_gt"}, "--loss-type mae_gt compares logits"),
+    ("hald", None, {"loss_type": "gift"}, "--loss-type gift compares logits"),
+    ("hald", None, {"loss_type": "cosine"}, "--loss-type cosine compares logits"),
     ("sre2l", None, {"label_order": "sampled", "reuse_labels": None}, "--reuse-labels"),
 ]
 

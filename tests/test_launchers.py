@@ -451,6 +451,6 @@ def test_help(script, setting, tmp_path):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_trailing_arguments_come_last(launcher, launch):
     """argparse then prefers them; quoting survives."""
-    words = launch(launcher, "--epochs", "5", "--output-dir", "a b", "--resume", HARD_EPOCHS="2")
-    assert words[-5:] == ["--epochs", "5", "--output-dir", "a b", "--resume"]
-    assert FKDConfig.parse(words[1:]).epochs == 5
+    words = launch(launcher, "--epochs", "9", "--output-dir", "a b", "--resume", HARD_EPOCHS="2")
+    assert words[-5:] == ["--epochs", "9", "--output-dir", "a b", "--resume"]
+    assert FKDConfig.parse(words[1:]).epochs == 9

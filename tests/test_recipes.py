@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from helpers import LIGHT, ROOT, run, save_teacher
+from helpers import LIGHT, ROOT, make_labels, run, save_teacher
 from label_folders import MAKERS
 
 import train_FKD_parallel
@@ -21,7 +21,23 @@ RECIPES = {  # what its authors' scripts say
     "gvbsm": {"batch_size": 1024, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.1},
     "edc": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "mse_gt", "ce_weight": 0.025}
     | {"schedule": "linear-smoothed", "smoothing": 2, "ema_decay": 0.99, "ema_buffers": "live", "eval_every": 30},
-    "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True},
+    "gvbsm_cifar10": {"epochs": 1000, "batch_size": 100, "gradient_accumulation_steps": 1, "input_size": 32}
+    | {"loss_type": "mse_gt", "ce_weight": 0.15, "schedule": "cos", "adamw_weight_decay": 0, "stem": "small"}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+    "gvbsm_cifar100": {"epochs": 1000, "batch_size": 64, "gradient_accumulation_steps": 1, "input_size": 32}
+    | {"loss_type": "mse_gt", "ce_weight": 0.15, "schedule": "cos", "models": ("convnet3",), "sgd": True}
+    | {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_all": False}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+    "gvbsm_tiny": {"epochs": 100, "batch_size": 100, "gradient_accumulation_steps": 2, "input_size": 64, "sgd": True}
+    | {"loss_type": "mse_gt", "ce_weight": 0.1, "schedule": "cos", "learning_rate": 0.1, "momentum": 0.9}
+    | {"weight_decay": 5e-4, "decay_all": False, "mean": None, "stem": "small"},
+    "lpld": {"batch_size": 128, "loss_type": "kl", "temperature_schedule": "constant", "reuse_labels": True}
+    | {"label_order": "sampled"},
+    "lpld_tiny": {"epochs": 100, "batch_size": 64, "gradient_accumulation_steps": 1, "input_size": 64, "stem": "small"}
+    | {"sgd": True, "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "decay_all": False}
+    | {"schedule": "cos", "warmup_epochs": 5, "warmup_factor": 0.01, "loss_type": "kl", "loss_scale_t2": True}
+    | {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262), "mix_type": "None"}
+    | {"reuse_labels": True, "label_order": "sampled", "eval_every": 10, "ema_decay": None},
     "hald": {
         "batch_size": 16,
         "gradient_accumulation_steps": 1,
@@ -44,8 +60,83 @@ PLAIN_RECIPES = {  # recipes without a teacher
     | {"mix_type": "cutmix", "cutmix": 1, "min_scale_crops": 0.5, "hflip": 0.5, "eval_every": 20}
     | {"input_size": 224, "val_resize": 224, "step_momentum": "kept"},
 }
-LIVE_RECIPES: dict = {}  # recipes with live teachers
+RDED = {"batch_size": 100, "ipc": 10, "shuffle_patches": 2, "min_scale_crops": 0.5, "max_scale_crops": 1, "val_ipc": 50}
+RDED |= {"eval_from": 249, "eval_every": 10, "input_size": 224, "val_resize": 256, "auto_augment": None, "cutmix": 1}
+RDED |= {"stem": "standard", "teacher_stem": "standard", "decay_all": False, "smoothing": 2, "mean": None, "hflip": 0.5}
+LIVE_RECIPES: dict = {  # recipes with live teachers
+    "rded": RDED,
+    "cao2": RDED,
+    "delt": RDED
+    | {"shuffle_patches": 1, "min_scale_crops": 0.25, "eval_from": 0, "auto_augment": "rand-m6-n2-mstd1.0"},
+    "d3hr": RDED
+    | {"batch_size": 50, "shuffle_patches": 1, "min_scale_crops": 0.08, "val_ipc": None}
+    | {"eval_from": 291, "eval_every": 1},
+    "bps": RDED
+    | {"batch_size": 128, "shuffle_patches": 1, "min_scale_crops": 0.2, "val_ipc": None, "epochs": 500}
+    | {"eval_from": 479, "eval_every": 1, "decay_all": True},
+}
+SMALL = {"stem": "small", "teacher_stem": "small", "shuffle_patches": 1}
+CIFAR = SMALL | {"input_size": 32, "val_resize": 32, "min_scale_crops": 1}
+TINY = SMALL | {"input_size": 64, "val_resize": 72, "min_scale_crops": 1, "val_ipc": 50}
+CONV = {"stem": "standard", "teacher_stem": "standard"}  # other students and teachers than ResNets
+# recipe, its settings, and what follows from them
+DERIVED = [
+    ("rded", "IPC=1", {"batch_size": 20}),
+    ("rded", "IPC=50", {"batch_size": 200}),
+    ("rded", "IPC=1 DATASET=imagenet100", {"batch_size": 20}),
+    ("rded", "IPC=1 DATASET=woof", {"batch_size": 10} | {"input_size": 224, "shuffle_patches": 2}),
+    ("rded", "DATASET=nette", {"batch_size": 50, "val_ipc": 50}),
+    ("rded", "IPC=50 DATASET=imagenet10", {"batch_size": 100}),
+    ("rded", "IPC=3 DATASET=nette BATCH_SIZE=7", {"batch_size": 7}),
+    ("rded", "IPC=4 DATASET=nette", {"batch_size": 10}),
+    ("rded", "DATASET=tiny", TINY | {"batch_size": 100}),
+    ("rded", "IPC=1 DATASET=tiny", TINY | {"batch_size": 100}),
+    ("rded", "DATASET=cifar10", CIFAR | {"batch_size": 50, "val_ipc": 1000}),
+    ("rded", "DATASET=cifar100 IPC=50", CIFAR | {"batch_size": 200, "val_ipc": 100}),
+    ("rded", "DATASET=cifar100 MODEL=convnet3_bn", CIFAR | {"batch_size": 100, "adamw_lr": 0.001, "stem": "standard"}),
+    (
+        "rded",
+        "DATASET=cifar100 MODEL=convnet3_bn TEACHER=convnet3_bn IPC=1",
+        CIFAR | CONV | {"batch_size": 25, "adamw_lr": 0.002},
+    ),
+    ("rded", "DATASET=woof MODEL=convnet5_bn TEACHER=convnet5_bn", {"input_size": 128, "val_resize": 144}),
+    ("rded", "DATASET=imagenet100 TEACHER=convnet6_bn", {"input_size": 128, "batch_size": 100}),
+    ("rded", "MODEL=convnet4_bn", {"input_size": 64, "val_resize": 72, "shuffle_patches": 2, "min_scale_crops": 0.5}),
+    ("rded", "MIX_TYPE=mixup", {"mix_type": "mixup", "temperature": 4, "mixup": 0.8}),
+    ("rded", "EPOCHS=400", {"eval_from": 329}),
+    ("rded", "EPOCHS=30", {"eval_from": 29}),
+    ("rded", "EPOCHS=6", {"eval_from": 5}),
+    *(("rded", f"MODEL={name}", {"adamw_lr": 0.001}) for name in ("resnet50", "resnet101", "convnet6_bn")),
+    *(("rded", f"MODEL={name}", {"adamw_lr": 0.0001}) for name in ("alexnet", "vit_b_16", "swin_v2_t")),
+    ("rded", "MODEL=vgg11", {"adamw_lr": 0.0005}),
+    ("rded", "MODEL=efficientnet_b0", {"adamw_lr": 0.002}),
+    ("rded", "MODEL=mobilenet_v2", {"adamw_lr": 0.0025}),
+    ("cao2", "DATASET=woof IPC=50 MODEL=resnet101", {"batch_size": 100, "shuffle_patches": 2}),
+    ("delt", "IPC=30", {"batch_size": 200}),
+    ("delt", "IPC=20", {"batch_size": 100}),
+    ("delt", "IPC=50 MODEL=resnet101", {"batch_size": 100}),
+    ("delt", "IPC=1 MODEL=resnet101 DATASET=imagenet100", {"batch_size": 10}),
+    ("delt", "IPC=10 MODEL=resnet101 DATASET=woof", {"batch_size": 50}),
+    ("d3hr", "IPC=1", {"batch_size": 15}),
+    ("d3hr", "IPC=50", {"batch_size": 100}),
+    ("d3hr", "DATASET=tiny", {"batch_size": 50, "epochs": 300, "input_size": 64, "stem": "small"}),
+    ("d3hr", "DATASET=cifar10 IPC=1", {"batch_size": 10, "epochs": 400, "eval_from": 291}),
+    ("d3hr", "DATASET=cifar100 IPC=1", {"batch_size": 30, "epochs": 400, "val_ipc": None}),
+    ("d3hr", "DATASET=cifar100 IPC=50", {"batch_size": 200}),
+    ("bps", "IPC=50", {"batch_size": 256}),
+    ("bps", "DATASET=tiny IPC=50", {"batch_size": 64, "min_scale_crops": 0.6, "input_size": 64, "val_resize": 64}),
+    ("bps", "DATASET=cifar10", {"batch_size": 16, "min_scale_crops": 0.1, "val_resize": 32, "stem": "small"}),
+    ("bps", "DATASET=cifar100 IPC=7", {"batch_size": 128, "min_scale_crops": 0.2}),
+    ("bps", "MODEL=vit_b_16", {"min_scale_crops": 1}),
+]
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
+GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
+GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
+GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
+LIVE_RECIPES |= {
+    "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
+    "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -57,6 +148,14 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_settings_that_need_other_flags(launch):
+    """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
+    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
+    assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
+    config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
+    assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
 
 
 def test_every_recipe_is_tested():
@@ -108,6 +207,9 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
     folders = [tiny.train, tiny.val, tiny.labels]
     flags = ["--batch-size", 5, "--gradient-accumulation-steps", 1, "--input-size", 32, "--epochs", 3]
     flags += ["--hard-epochs", 1] if name == "hald" else []
+    if name == "lpld_tiny":
+        folders[2] = make_labels(tmp_path / "labels", "none")
+        flags += ["--warmup-epochs", 1]
     if name == "wmdd" or name.endswith("_21k"):
         MAKERS[name](tmp_path / "labels")
         folders[2] = tmp_path / "labels"
@@ -120,7 +222,8 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
     words = launch(
         f"scripts/recipes/{name}.sh", *map(str, flags), "--dry-run", **where, OUTPUT_DIR=str(tmp_path / "run")
     )
-    result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", LIGHT, "-j", 0)
+    model = "resnet18" if "--stem" in words else LIGHT
+    result = run(train_FKD_parallel, *words[1:], "--device", "cpu", "--model", model, "-j", 0)
     assert result.code == 0, result.err
     assert "nothing was trained" in result.out
     assert not (tmp_path / "run" / "checkpoint.pth.tar").exists()
@@ -137,6 +240,22 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
     expected |= LIVE_RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), DERIVED)
+def test_settings_follow_from_data_set_student_and_images_per_class(name, settings, expected, launch):
+    environment = dict(setting.split("=") for setting in settings.split())
+    args = KDConfig.parse(launch(f"scripts/recipes/{name}.sh", **environment)[1:])
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["rded", "delt", "d3hr", "bps"])
+def test_an_unknown_data_set_is_refused(name):
+    done = subprocess.run(
+        ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("DATASET=mnist is none of imagenet1k, ")
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

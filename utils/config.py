@@ -28,13 +28,14 @@ from utils.system.model_names import folder_name, plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
-LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
-TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
+LOSS_TYPES = ("kl", "dist", "softce", "mse_gt", "mae_gt", "gift", "cosine", "ce")
+TEMPERED_LOSSES = ("kl", "dist", "softce")  # losses that divide logits by a temperature
+T2_LOSSES = ("kl", "softce")  # losses that --loss-scale-t2 multiplies by T²; dist has this factor in any case
 OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism", "step")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "cos2", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
@@ -57,6 +58,8 @@ DSA_PARAMETERS = {
     "saturation": 2.0,
     "contrast": 0.5,
 }
+# patterns of the settings in --auto-augment; see `rand_augment_transform` of timm
+RAND_AUGMENT = r"m\d+ n[1-9]\d* p(0(\.\d+)?|1(\.0+)?) mstd\d+(\.\d+)? mmax[1-9]\d* inc1 t(weights|3aw?)".split()
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A validation image is first resized, then its centre of S x S pixels is cropped. If S is at least this number, the
@@ -150,6 +153,26 @@ def milestone(text: str) -> int | Fraction:
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither an epoch, as an integer from 1, nor a share of all epochs between 0 and 1 (0.667, 2/3)"
     )
+
+
+def auto_augment(text: str) -> str:
+    """Return the text of --auto-augment unchanged if it describes a RandAugment of timm: `rand` and settings after `-`.
+
+    timm itself ignores some settings that it does not know, and some of its versions take `inc0` for `inc1`.
+
+    Raises:
+        argparse.ArgumentTypeError: a part of the text is not one of RAND_AUGMENT.
+    """
+    name, *parts = text.split("-")
+    unknown = [part for part in parts if not any(re.fullmatch(pattern, part) for pattern in RAND_AUGMENT)]
+    if name != "rand" or unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0] if unknown else name!r} in {text!r} is no setting of RandAugment; write rand, then any of m9 "
+            "(magnitude), n2 (operations on an image), p0.5 (probability of each), mstd1.0 (deviation of the "
+            "magnitude), mmax10 (its bound), inc1 (a larger magnitude is always stronger) and tweights, t3a or t3aw "
+            "(which operations), joined by -"
+        )
+    return text
 
 
 def dsa_strategy(text: str) -> str:
@@ -518,6 +541,9 @@ class DataFlags(Group):
         Kind(resized_side, "{PX,squash}"),
         RESULT,
     )
+    val_ipc: int | None = flag(
+        None, "validate on the first N images of each class only, sorted by name (default: all)", COUNT, RESULT
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -624,6 +650,21 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
+    shuffle_patches: int = flag(
+        1,
+        "cut each image into N strips across its width and N across its height, and put them together in random order "
+        "before the crop (RDED); 1: off",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
+    auto_augment: str | None = flag(
+        None,
+        "RandAugment of timm on each image before the crop, such as rand-m6-n2-mstd1.0 (DELT); decoded by worker "
+        "processes in every epoch (default: off)",
+        Kind(auto_augment, "rand-…"),
+        RESULT,
+    )
     zca: str | None = flag(
         None,
         "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
@@ -651,6 +692,27 @@ class AugmentFlags(Group):
         RESULT,
         nargs="+",
     )
+    factor_crop: int = flag(
+        1,
+        "F: with probability 1 - 1/F², a view shows one cell of a grid of F x F cells, else the whole image, for "
+        "images that consist of several (GIFT, CIM); with --augment dsa or none",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
+
+    def loader_for(self, loader: str) -> str:
+        """Return the value of --loader that the run uses: `workers` with --auto-augment, otherwise `loader` itself.
+
+        Raises:
+            InputError: `loader` is `resident`, although --auto-augment is given.
+        """
+        if self.auto_augment and loader == "resident":
+            raise InputError(
+                f"--auto-augment {self.auto_augment} changes each image anew before it is cropped, which only worker "
+                "processes do; leave out --loader resident"
+            )
+        return "workers" if self.auto_augment else loader
 
     def dsa_parameters(self) -> dict[str, float]:
         """Return a dict of all parameters of DSA, name -> value: from --dsa-param if given there, else the default."""
@@ -716,19 +778,28 @@ class LossFlags(Group):
 
     loss_type: str = flag(
         "kl",
-        "kl, dist: divergence of softened probabilities; mse_gt, mae_gt: distance of logits plus hard-label "
-        "cross-entropy; ce: cross-entropy with the folder classes alone",
+        "kl, dist: divergence of softened probabilities; softce: cross-entropy with them; mse_gt, mae_gt: distance of "
+        "logits plus hard-label cross-entropy; gift: cosine distance to normalised logits plus smoothed hard labels "
+        "(GIFT); cosine: cosine distance of logits; ce: cross-entropy with the folder classes alone",
         meaning=RESULT,
         choices=LOSS_TYPES,
     )
     temperature: float = flag(
         3.0,
-        "temperature of kl and dist, which divides logits",
+        "temperature of kl, dist and softce, which divides logits",
         Kind(POSITIVE, "T"),
         RESULT,
         names=("-T", "--temperature"),
     )
-    ce_weight: float = flag(0.1, "weight of the hard-label term of mse_gt and mae_gt", Kind(NOT_NEGATIVE, "W"), RESULT)
+    loss_scale_t2: bool = flag(
+        False,
+        "multiply kl or softce by T², where T is the student's temperature (Hinton et al., LPLD on Tiny-ImageNet, BPS)",
+        meaning=RESULT,
+        earlier=False,
+    )
+    ce_weight: float = flag(
+        0.1, "weight of the hard-label term of mse_gt, mae_gt and gift", Kind(NOT_NEGATIVE, "W"), RESULT
+    )
     keep_topk: int | None = flag(None, "number of teacher classes kept per image (default: all)", COUNT, RESULT)
     logit_smoothing: float = flag(
         0.0,
@@ -740,8 +811,9 @@ class LossFlags(Group):
     )
     topk_mass: str = flag(
         "auto",
-        "probabilities of the K largest answers in kl and dist: renormalised to a sum of 1, or kept as they were while "
-        "the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), else kept",
+        "probabilities of the K largest answers in kl, dist and softce: renormalised to a sum of 1, or kept as they "
+        "were while the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), "
+        "else kept",
         meaning=RESULT,
         choices=("auto", "renormalised", "kept"),
         earlier="kept",
@@ -793,12 +865,16 @@ class OptimizerFlags(Group):
         None,
         "factor of the learning rate in epoch e of E: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends at 1 "
         "- 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
-        "HALD); prism: stretched by 2.5, with a linear end; step: --gamma at each of --milestones (default: linear)",
+        "HALD); cos2: stretched by s, with a linear end from 5/6 of the epochs on (EDC's small sets); prism: cos2 with "
+        "s = 2.5; step: --gamma at each of --milestones (default: linear)",
         meaning=RESULT,
         choices=SCHEDULES,
     )
     smoothing: float = flag(
-        2.0, "s of the smoothed and linear-smoothed schedules; at least 1 for the latter", Kind(POSITIVE, "S"), RESULT
+        2.0,
+        "s of the smoothed, linear-smoothed and cos2 schedules; at least 1 for the last two",
+        Kind(POSITIVE, "S"),
+        RESULT,
     )
     milestones: tuple[int | Fraction, ...] = flag(
         (),
@@ -819,6 +895,21 @@ class OptimizerFlags(Group):
         "else kept)",
         meaning=RESULT,
         choices=("fresh", "kept"),
+    )
+    warmup_epochs: int = flag(
+        0,
+        "epochs in which the learning rate first rises linearly from --warmup-factor times its initial value; the "
+        "schedule then covers the remaining epochs, but --milestones stay epochs of the whole run",
+        NATURAL,
+        RESULT,
+        earlier=0,
+    )
+    warmup_factor: float = flag(
+        0.01,
+        "factor of the learning rate in the first epoch of a warm-up",
+        Kind(POSITIVE_FRACTION, "F"),
+        RESULT,
+        earlier=0.01,
     )
     decay_all: bool = flag(
         False,
@@ -875,6 +966,11 @@ class RunFlags(Group):
     title = "run"
 
     eval_every: int = flag(10, "epochs between evaluations; the last epoch is always evaluated", COUNT)
+    # The best top-1 of a run is that of the evaluations from this epoch on, so the flag must not change within the run.
+    # Reports do not compare the flag, because it does not change the last epoch's top-1.
+    eval_from: int = flag(
+        0, "first epoch that is evaluated, counted from 0; then every --eval-every epochs", NATURAL, ONE_RUN, earlier=0
+    )
     output_dir: str = flag("", "folder of the run (default: ./save/<model>-<time>)", FOLDER)
     overwrite: bool = flag(False, "replace a run that is in --output-dir")
     resume: str | None = flag(
@@ -1118,6 +1214,11 @@ class TrainConfig(
         """Return the initial learning rate of the chosen optimizer."""
         return self.learning_rate if self.sgd else self.adamw_lr
 
+    def evaluates(self, epoch: int) -> bool:
+        """Return whether students are evaluated after `epoch`, which follows from --eval-from and --eval-every."""
+        since = epoch - self.eval_from
+        return epoch == self.epochs - 1 or (since >= 0 and since % self.eval_every == 0)
+
     def students(self: "TrainConfigType") -> "list[TrainConfigType]":
         """Return one config per student, that is, per combination of a model in --model and a seed in --seed.
 
@@ -1165,7 +1266,7 @@ class TrainConfig(
         )
 
     def check_optimizer(self) -> None:
-        """Raise InputError if the flags for batch size, learning-rate schedule or EMA contradict each other."""
+        """Raise InputError if the flags for batch size, learning rate or EMA contradict each other."""
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"--batch-size {self.batch_size} is not divisible by --gradient-accumulation-steps "
@@ -1173,9 +1274,16 @@ class TrainConfig(
             )
         if self.cos and self.schedule not in (None, "cos"):
             raise InputError(f"--cos contradicts --schedule {self.schedule}; give one of them")
-        if self.schedule == "linear-smoothed" and self.smoothing < 1:
+        if self.schedule in ("linear-smoothed", "cos2") and self.smoothing < 1:
+            wrong = "lets the rate of --schedule cos2 rise again"
+            if self.schedule == "linear-smoothed":
+                wrong = "takes the rate of --schedule linear-smoothed below zero"
+            raise InputError(f"--smoothing {self.smoothing} {wrong}; give 1 or more")
+        if not self.warmup_epochs:
+            self.refuse_alone(["warmup_factor"], "--warmup-epochs")
+        if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"--smoothing {self.smoothing} takes the rate of --schedule linear-smoothed below zero; give 1 or more"
+                f"--warmup-epochs {self.warmup_epochs} leaves none of --epochs {self.epochs} to the schedule; lower it"
             )
         if self.ema_decay is None:
             self.refuse_alone(["ema_buffers"], "--ema-decay")
@@ -1202,6 +1310,11 @@ class TrainConfig(
             raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
         if any(one >= two for one, two in itertools.pairwise(epochs)):
             raise InputError(f"--milestones {shown}: the epochs {typed(epochs)} are not in ascending order; sort them")
+        if epochs[0] <= self.warmup_epochs:
+            raise InputError(
+                f"--milestones {shown}: epoch {epochs[0]} is not after the {self.warmup_epochs} --warmup-epochs, which "
+                "end at the initial rate; raise it"
+            )
         if epochs[-1] >= self.epochs:
             raise InputError(
                 f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
@@ -1221,8 +1334,10 @@ class TrainConfig(
                 if getattr(self, name) != usual:
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --loss-type "
-                        f"{self.loss_type}; use kl or dist"
+                        f"{self.loss_type}; use kl, dist or softce"
                     )
+        if self.loss_scale_t2 and self.loss_type not in T2_LOSSES:
+            raise InputError(f"--loss-scale-t2 has no effect with --loss-type {self.loss_type}; use kl or softce")
         if self.temperature_schedule == "step" and self.temperature < STEP_FLOOR:
             raise InputError(f"-T {self.temperature} is below {STEP_FLOOR}, which --temperature-schedule step falls to")
         if self.temperature_schedule.startswith("cosine") and self.temperature < self.temperature_min:
@@ -1261,14 +1376,19 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Raise InputError if --start-epoch, --resume, --train-dir or --val-dir cannot be used.
+        """Raise InputError if --start-epoch, --eval-from, --resume, --train-dir or --val-dir cannot be used.
 
-        * --start-epoch must be below --epochs.
+        * --start-epoch and --eval-from must be below --epochs.
         * --resume excludes --overwrite, and needs --output-dir or the path of a checkpoint.
         * --train-dir and --val-dir must be given.
         """
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
+        if self.eval_from >= self.epochs:
+            raise InputError(
+                f"--eval-from {self.eval_from} is not reached, since the last of --epochs {self.epochs} is "
+                f"{self.epochs - 1}; lower it"
+            )
         if self.resume is not None and self.overwrite:
             raise InputError("--resume contradicts --overwrite; give one of them")
         if self.resume == "" and not self.output_dir:
@@ -1332,8 +1452,11 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
             )
         if self.teacher_weights and self.loss_type == "ce":
             raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
+        if self.augment not in ("dsa", "none"):
+            self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
+        views["loader"] = self.loader_for(self.loader)
         return replace(super().resolved(), **views)
 
 

@@ -185,7 +185,11 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
     kept = kept if len(kept) else torch.zeros(1, dtype=torch.int64)
-    names = [name for name in ("coords", "flip", "index", "augment") if getattr(views, name, None) is not None]
+    names = [
+        name
+        for name in ("coords", "flip", "index", "augment", "strips", "seeds")
+        if getattr(views, name, None) is not None
+    ]
     changes: dict[str, Any] = {name: getattr(views, name)[kept] for name in names}
     if isinstance(views, DrawnBatch):
         changes["draws"] = views.draws[kept.numpy()]

@@ -140,9 +140,17 @@ class BatchViews(ABC):
     Attributes:
         augment: float32 [B, P], the parameters of each row's augmentation; None without augmentation. For stored
             labels, these are the coloured cutouts of LPLD and LPQLD for ImageNet-21K, P = 7, see `ColouredCutout`.
+        strips: int64 [B, 2, F], the orders in which the F strips of each row's image are put together before the crop,
+            across the width and then across the height: item k is the number of the strip that comes to place k.
+            None if images are not cut into strips.
+        change: function (image, seed) -> image that changes each row's image before strips and crop; None: no change.
+        seeds: int64 [B], the seed of `change` for each row; None without `change`.
     """
 
     augment: "torch.Tensor | None" = None
+    strips: "torch.Tensor | None" = None
+    change: Callable[[Any, int], Any] | None = None
+    seeds: "torch.Tensor | None" = None
 
     @abstractmethod
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
