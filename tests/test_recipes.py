@@ -1,5 +1,6 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import re
 import subprocess
 
 import pytest
@@ -210,6 +211,24 @@ def test_settings_that_need_other_flags(launch):
     assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
     config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
     assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
+
+
+def test_every_recipe_is_in_the_table():
+    """docs/recipes.md has each recipe once, and quotes no published figure that is not in the recipe's header."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"(\w+)\.sh", row[0])]
+    assert sorted(names) == sorted([*RECIPES, *PLAIN_RECIPES, *LIVE_RECIPES])
+    for row in rows:
+        for name in re.findall(r"(\w+)\.sh", row[0]):
+            header = (ROOT / f"scripts/recipes/{name}.sh").read_text().split("set -eu")[0]
+            published = header[header.index("# Published") : header.index("# Recipe:")]
+            figures = re.findall(r"\d\d\.\d", row[2])
+            assert set(figures) <= set(re.findall(r"\d\d\.\d", published)), name
+            assert row[2] == "none quoted" or re.search(r"\d\d", row[2]), name
+    tests = set(re.findall(r"`(tests/\w+\.py)`", page))
+    assert tests
+    assert all((ROOT / path).exists() for path in tests)
 
 
 def test_every_recipe_is_tested():
