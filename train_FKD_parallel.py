@@ -130,7 +130,7 @@ def draw_views(
     dataset: ViewDataset,
     epoch: int,
     normalise: Normalise,
-    teacher: Callable | None = None,
+    answers: torch.Tensor | None = None,
 ) -> None:
     """Finish a dry run: write a picture of the first augmented images that students would train on.
 
@@ -138,11 +138,11 @@ def draw_views(
         config: settings; the picture is written to --output-dir.
         names: name of each class.
         world: processes of the run; only rank 0 writes.
-        dataset, epoch, normalise, teacher: see `Preview`.
+        dataset, epoch, normalise, answers: see `Preview`.
     """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
-        Preview(dataset, epoch, normalise, teacher).draw(path, names)
+        Preview(dataset, epoch, normalise, answers).draw(path, names)
     log.info("dry run: everything is in place, nothing was trained; look at %s", path)
 
 

@@ -19,6 +19,9 @@ val_dir=${VAL_DIR:-data/val}                    # real validation images, one fo
 output_dir=${OUTPUT_DIR:-save/$model}
 teacher=${TEACHER:-resnet18}
 checkpoint=${TEACHER_CHECKPOINT:-}              # one file per teacher; empty: the library's pretrained weights
+stem=${TEACHER_STEM:-standard}                  # one for all teachers, or one per teacher
+ensemble=${ENSEMBLE:-}                          # how the answers of several teachers are combined; empty: their mean
+weights=${ENSEMBLE_WEIGHTS:-}                   # one per teacher; empty: equal
 
 epochs=${EPOCHS:-300}
 batch_size=${BATCH_SIZE:-100}
@@ -46,6 +49,9 @@ set -- "$here/train_KD_parallel.py" \
     --output-dir "$output_dir" \
     --teacher-model $teacher \
     ${checkpoint:+--teacher-checkpoint $checkpoint} \
+    --teacher-stem $stem \
+    ${ensemble:+--ensemble "$ensemble"} \
+    ${weights:+--ensemble-weights $weights} \
     --epochs "$epochs" \
     --batch-size "$batch_size" \
     --gradient-accumulation-steps "$accumulation" \

@@ -3,18 +3,22 @@
 import subprocess
 
 import pytest
+import torch
 from helpers import LIGHT, ROOT, make_labels, run, save_teacher
 from label_folders import MAKERS
 
+import relabel_FKD
 import train_FKD_parallel
 import train_KD_parallel
 from utils.config import FKDConfig, KDConfig
+from utils.training.models import build_student
 
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 IN_21K = {"batch_size": 32, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos", "adamw_lr": 0.002}
 IN_21K |= {"mix_type": "None", "logit_smoothing": 0.2, "mean": (0,), "std": (1,), "val_resize": "squash"}
 IN_21K |= {"reuse_labels": True, "input_size": 224}
+BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
 RECIPES = {  # what its authors' scripts say
     "sre2l": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
     "cda": {"batch_size": 128, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
@@ -50,6 +54,7 @@ RECIPES = {  # what its authors' scripts say
     "wmdd": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
     "lpld_21k": IN_21K | {"temperature_schedule": "constant", "student_temperature": "teacher", "num_classes": None},
     "lpqld_21k": LPQLD | IN_21K | {"num_classes": 10_450},
+    **dict.fromkeys(["cvdd", "fadrm"], BSSL),
 }
 DSA = {"epochs": 1001, "milestones": (502,), "gamma": 0.1, "augment": "dsa", "batch_size": 256}
 DSA |= {"dsa_mode": "single", "dsa_strategy": "color_crop_cutout_flip_scale_rotate"}
@@ -62,7 +67,14 @@ PLAIN_RECIPES = {  # recipes without a teacher
 }
 RDED = {"batch_size": 100, "ipc": 10, "shuffle_patches": 2, "min_scale_crops": 0.5, "max_scale_crops": 1, "val_ipc": 50}
 RDED |= {"eval_from": 249, "eval_every": 10, "input_size": 224, "val_resize": 256, "auto_augment": None, "cutmix": 1}
-RDED |= {"stem": "standard", "teacher_stem": "standard", "decay_all": False, "smoothing": 2, "mean": None, "hflip": 0.5}
+RDED |= {
+    "stem": "standard",
+    "teacher_stem": ("standard",),
+    "decay_all": False,
+    "smoothing": 2,
+    "mean": None,
+    "hflip": 0.5,
+}
 LIVE_RECIPES: dict = {  # recipes with live teachers
     "rded": RDED,
     "cao2": RDED,
@@ -73,12 +85,12 @@ LIVE_RECIPES: dict = {  # recipes with live teachers
     | {"eval_from": 291, "eval_every": 1},
     "bps": RDED
     | {"batch_size": 128, "shuffle_patches": 1, "min_scale_crops": 0.2, "val_ipc": None, "epochs": 500}
-    | {"eval_from": 479, "eval_every": 1, "decay_all": True},
+    | {"eval_from": 479, "eval_every": 1, "decay_all": True, "loss_scale_t2": True},
 }
-SMALL = {"stem": "small", "teacher_stem": "small", "shuffle_patches": 1}
+SMALL = {"stem": "small", "teacher_stem": ("small",), "shuffle_patches": 1}
 CIFAR = SMALL | {"input_size": 32, "val_resize": 32, "min_scale_crops": 1}
 TINY = SMALL | {"input_size": 64, "val_resize": 72, "min_scale_crops": 1, "val_ipc": 50}
-CONV = {"stem": "standard", "teacher_stem": "standard"}  # other students and teachers than ResNets
+CONV = {"stem": "standard", "teacher_stem": ("standard",)}  # other students and teachers than ResNets
 # recipe, its settings, and what follows from them
 DERIVED = [
     ("rded", "IPC=1", {"batch_size": 20}),
@@ -129,6 +141,48 @@ DERIVED = [
     ("bps", "DATASET=cifar100 IPC=7", {"batch_size": 128, "min_scale_crops": 0.2}),
     ("bps", "MODEL=vit_b_16", {"min_scale_crops": 1}),
 ]
+LIVE_RECIPES |= {
+    "edc_cifar": {"epochs": 1000, "batch_size": 10, "loss_type": "mse_gt", "ce_weight": 0.025, "schedule": "step"}
+    | {"milestones": (800, 900, 950), "gamma": 0.5, "step_momentum": "kept", "input_size": 32, "stem": "small"}
+    | {"ema_decay": 0.99, "ema_buffers": "live", "eval_every": 10, "eval_from": 810}
+    | {"min_scale_crops": 0.08, "hflip": 0.5}
+    | {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761), "teacher_model": ("ConvNetD1", "ConvNetD2")},
+}
+# settings that a recipe cannot do without
+NEEDED = {"edc_cifar": {"TEACHER": "ConvNetD1 ConvNetD2", "TEACHER_CHECKPOINT": "a.pth b.pth"}}
+# recipe -> data set and student -> (rate, stretch of the cosine) at 1, 10 and 50 images per class
+RATES = {
+    "fadrm": {
+        ("imagenet1k", "resnet18"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet50"): ((5e-4, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet101"): ((3.5e-3, 2), (1e-3, 2), (5e-4, 1)),
+        ("imagenet1k", "mobilenet_v2"): ((1e-3, 2),) * 3,
+        ("cifar100", "resnet18"): ((5e-4, 2), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet50"): ((1e-3, 1), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet101"): ((5e-4, 1),) * 3,
+        ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("tiny", "resnet50"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
+        ("tiny", "resnet101"): ((5e-4, 2), (5e-4, 2), (5e-4, 1)),
+        ("woof", "resnet18"): ((5e-4, 2), (5e-4, 1), (1e-3, 2)),
+        ("woof", "resnet50"): ((5e-4, 2), (5e-3, 1), (5e-4, 1)),
+        ("woof", "resnet101"): ((1e-3, 1), (5e-4, 2), (5e-4, 1)),
+        ("nette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("nette", "resnet50"): ((5e-4, 2), (5e-4, 1), (5e-4, 1)),
+        ("nette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+    },
+    "cvdd": {
+        ("imagenet1k", "resnet50"): ((1e-3, 2), (1e-3, 2), (1e-3, 1)),
+        ("imagenet1k", "resnet101"): ((1e-3, 2), (1e-3, 2), (5e-4, 2)),
+        ("cifar10", "resnet18"): ((1e-3, 1),) * 3,
+        ("cifar100", "resnet18"): ((1e-3, 1), (1e-3, 2), (1e-3, 1)),
+        ("cifar100", "resnet101"): ((5e-4, 1),) * 3,
+        ("tiny", "resnet18"): ((1e-3, 2), (1e-3, 1), (1e-3, 2)),
+        ("tiny", "resnet50"): ((1e-3, 1),) * 3,
+        ("nette", "resnet18"): ((5e-4, 2), (5e-4, 1), (5e-4, 2)),
+        ("nette", "resnet50"): ((5e-4, 2), (1e-3, 1), (5e-4, 1)),
+        ("nette", "resnet101"): ((5e-4, 2), (5e-4, 2), (1e-3, 2)),
+    },
+}
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
 GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
@@ -182,6 +236,52 @@ def test_a_plain_recipe_has_its_authors_settings(name, launch):
     assert args.output_dir == f"save/{name}"
 
 
+@pytest.mark.parametrize(("name", "data", "model"), [(name, *key) for name in RATES for key in RATES[name]])
+def test_rates_by_data_set_and_student(name, data, model, launch):
+    """Also the size, the batch, the stem, the normalisation and the number of epochs depend on DATASET, MODEL, IPC."""
+    sides = {"tiny": 64, "cifar10": 32, "cifar100": 32}
+    means = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4867, 0.4408)}
+    for ipc, (rate, stretch) in zip((1, 10, 50), RATES[name][data, model], strict=True):
+        words = launch(f"scripts/recipes/{name}.sh", DATASET=data, MODEL=model, IPC=str(ipc))
+        args = FKDConfig.parse(words[1:])
+        assert (args.models, args.adamw_lr, args.smoothing, args.schedule) == ((model,), rate, stretch, "smoothed")
+        assert (args.input_size, args.stem) == (sides.get(data, 224), "small" if data in sides else "standard")
+        ten = data in ("woof", "nette")
+        assert (args.batch_size, args.gradient_accumulation_steps) == (10 if ten else 16, 2)
+        assert args.mean == means.get(data)
+        assert args.epochs == (1000 if name == "fadrm" and (data == "cifar100" or (data, ipc) == ("tiny", 1)) else 300)
+    words = launch(f"scripts/recipes/{name}.sh", DATASET=data, MODEL=model, LR="0.1", ETA="1.5")
+    args = FKDConfig.parse(words[1:])
+    assert (args.adamw_lr, args.smoothing) == (0.1, 1.5)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_dry_run_on_labels_of_the_recipe(name, launch, tiny, tmp_path):
+    """Labels as the header of the recipe makes them, for CIFAR-100: normalised as the recipe says, with BSSL."""
+    teachers = [("resnet18", "small"), (LIGHT, "standard")]
+    words = ["--data", str(tiny.train), "--bssl", "-b", "16", "--epochs", "2", "--mix-type", "cutmix", "--use-fp16"]
+    for number, (model, stem) in enumerate(teachers):
+        torch.save(build_student(model, 3, number, stem).state_dict(), tmp_path / f"{number}.pth")
+        words += ["-a", model, "--stem", stem, "--checkpoint", str(tmp_path / f"{number}.pth")]
+    words += ["--ensemble-weights", "602", "428"] if name == "cvdd" else []
+    words += ["--mean", "0.5071", "0.4867", "0.4408", "--std", "0.2675", "0.2565", "0.2761", "--input-size", "32"]
+    words += ["--fkd-path", str(tmp_path / "labels"), "--device", "cpu", "-j", "0", "--accept-labels"]
+    made = run(relabel_FKD, *words)
+    assert made.code == 0, made.err
+    where = {
+        "TRAIN_DIR": tiny.train,
+        "VAL_DIR": tiny.val,
+        "FKD_PATH": tmp_path / "labels",
+        "OUTPUT_DIR": tmp_path / "run",
+    }
+    where = {key: str(path) for key, path in where.items()} | {"DATASET": "cifar100", "IPC": "1", "EPOCHS": "2"}
+    where["OUTPUT_DIR"] = str(tmp_path / "run")
+    words = launch(f"scripts/recipes/{name}.sh", "--dry-run", "--accept-labels", **where)
+    done = run(train_FKD_parallel, *words[1:], "--device", "cpu", "-j", 0)
+    assert done.code == 0, done.err
+    assert "nothing was trained" in done.out
+
+
 @pytest.mark.parametrize("name", ["mtt", "datm"])
 def test_a_learned_rate_must_be_given(name):
     done = subprocess.run(["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True)
@@ -232,7 +332,7 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
 @pytest.mark.parametrize("name", LIVE_RECIPES)
 def test_a_live_recipe_has_its_authors_settings(name, launch):
     """300 epochs of AdamW with KL at T = 20 on cutmix views, and the recipe's own settings."""
-    words = launch(f"scripts/recipes/{name}.sh")
+    words = launch(f"scripts/recipes/{name}.sh", **NEEDED.get(name, {}))
     assert words[0] == str(ROOT / "train_KD_parallel.py")
     args = KDConfig.parse(words[1:])
     expected = {"epochs": 300, "loss_type": "kl", "temperature": 20, "mix_type": "cutmix", "schedule": "smoothed"}
@@ -242,6 +342,16 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
     assert args.output_dir == f"save/{name}"
 
 
+def test_a_live_committee_on_cifar100(launch):
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image and more."""
+    words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
+    args = KDConfig.parse(words[1:])
+    assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)
+    assert (args.sgd, args.learning_rate, args.momentum, args.weight_decay) == (True, 0.1, 0.875, 5e-4)
+    assert (args.schedule, args.smoothing, args.min_scale_crops, args.ema_decay) == ("cos2", 2, 0.5, 0.99)
+    assert (args.eval_every, args.eval_from, args.mix_type) == (100, 0, "cutmix")
+
+
 @pytest.mark.parametrize(("name", "settings", "expected"), DERIVED)
 def test_settings_follow_from_data_set_student_and_images_per_class(name, settings, expected, launch):
     environment = dict(setting.split("=") for setting in settings.split())
@@ -249,7 +359,7 @@ def test_settings_follow_from_data_set_student_and_images_per_class(name, settin
     assert {key: getattr(args, key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", ["rded", "delt", "d3hr", "bps"])
+@pytest.mark.parametrize("name", ["rded", "delt", "d3hr", "bps", "cvdd", "fadrm"])
 def test_an_unknown_data_set_is_refused(name):
     done = subprocess.run(
         ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}

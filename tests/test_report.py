@@ -217,7 +217,14 @@ SAME = {  # name -> settings of two runs whose figures are equal
         {"loss_type": "kl"},
     ),
     "topk_mass": ({"loss_type": "kl", "topk_mass": "kept"}, {"loss_type": "kl", "topk_mass": "renormalised"}),
-    "teacher": ({"teacher_model": "resnet50", "teacher_stem": "small"}, {"teacher_model": "resnet18"}),
+    "teacher": (
+        {"teacher_model": "resnet50", "teacher_stem": "small", "ensemble": "norm-mean", "ensemble_weights": [0.2, 0.8]},
+        {"teacher_model": "resnet18"},
+    ),
+    "runs of one teacher before there were several": (
+        {"teachers": [{"weights": "a"}], "teacher_model": "resnet18"},
+        {"teachers": [{"weights": "a"}], "teacher_model": "resnet18", "ensemble": None, "ensemble_weights": None},
+    ),
     "no mixing": ({"mix_type": "None", "mixup": 0.3, "cutmix": 2.0}, {"mix_type": None}),
     "alpha": ({"mix_type": "cutmix", "mixup": 0.3, "cutmix": 1.0}, {"mix_type": "cutmix", "mixup": 0.8, "cutmix": 1.0}),
     "sync_bn": ({"sync_bn": True, "processes": 1}, {"sync_bn": False, "processes": 1}),
@@ -256,6 +263,7 @@ APART = {  # name -> settings of two runs whose figures differ
         {"loss_type": "kl", "keep_topk": 2, "topk_mass": "renormalised"},
     ),
     "teachers": ({"teachers": [{"weights": "a"}]}, {"teachers": [{"weights": "b"}]}),
+    "ensemble": ({"teachers": [{"weights": "a"}], "ensemble": "norm-mean"}, {"teachers": [{"weights": "a"}]}),
     "cutmix": ({"mix_type": "cutmix", "cutmix": 1.0}, {"mix_type": "cutmix", "cutmix": 2.0}),
     "sync_bn": ({"sync_bn": True, "processes": 2}, {"sync_bn": False, "processes": 2}),
     "fkd_seed": (

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field as DataclassField
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
 from utils.system.model_names import folder_name, plain_name
@@ -66,11 +66,42 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # shorter side is resized to 256/224 · S pixels; otherwise to S pixels. The code of the papers does the same.
 MAGNIFIED_FROM = 128
 
-# PRISM's teacher ensembles: student -> (teachers in the order of PRISM's relabel code, rule that combines their logits)
+
+class Preset(NamedTuple):
+    """The teachers of a project, and how it combines their logits.
+
+    Attributes:
+        names: models, in the order of the project's code.
+        rule: one of ENSEMBLE_RULES.
+        accuracies: figures a from which the teachers' weights softmax(a / 10) are computed; None: equal weights.
+        bssl: whether batch normalisation uses the statistics of the batch, see --bssl.
+    """
+
+    names: tuple[str, ...]
+    rule: str = "mean"
+    accuracies: tuple[float, ...] | None = None
+    bssl: bool = False
+
+    def shares(self, count: int) -> tuple[float, ...] | None:
+        """Return the weights of the first `count` teachers, with a sum of 1; None if all weights are equal."""
+        if self.accuracies is None:
+            return None
+        return shares_of([math.exp(accuracy / 10) for accuracy in self.accuracies[:count]])
+
+
+# r18, r50, r101: PRISM's teachers for this student. edc, cvdd, fadrm: the teachers of EDC, CV-DD and FADRM+ for
+# ImageNet-1K.
 PRESETS = {
-    "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
-    "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
-    "r101": (("resnet101", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "r18": Preset(("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
+    "r50": Preset(("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "r101": Preset(("resnet101", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "edc": Preset(("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet")),
+    "cvdd": Preset(
+        ("resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121"),
+        accuracies=(56.4, 42.3, 52.5, 44.2, 40.6),
+        bssl=True,
+    ),
+    "fadrm": Preset(("resnet18", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121"), bssl=True),
 }
 
 Config = TypeVar("Config", bound="CommandConfig")
@@ -110,6 +141,16 @@ POSITIVE = number(float, 0, open_low=True)
 NOT_NEGATIVE = number(float, 0)
 FRACTION = number(float, 0, 1)
 POSITIVE_FRACTION = number(float, 0, 1, open_low=True)
+
+
+def shares_of(weights: Sequence[float]) -> tuple[float, ...] | None:
+    """Divide weights by their sum, so that the results have a sum of 1; return None if all weights are equal.
+
+    Weights whose sum is 1 already, but for rounding, are not changed.
+    """
+    total = math.fsum(weights)
+    total = 1.0 if abs(total - 1) < 1e-9 else total
+    return None if len(set(weights)) == 1 else tuple(weight / total for weight in weights)
 
 
 @dataclass(frozen=True)
@@ -1020,32 +1061,132 @@ class WandbFlags(Group):
     wandb_tags: tuple[str, ...] | None = flag(None, "further tags of the run", Kind(str, "TAG"), nargs="+")
 
 
+@dataclass(frozen=True)
+class Committee:
+    """The teachers that the flags of a command select, and how their logits are combined.
+
+    Attributes:
+        names: model of each teacher.
+        files: for each teacher, the file with its weights; None for pretrained weights of the library.
+        weights: for each teacher, the name of its pretrained weights; None for the default, and for a teacher with a
+            file.
+        stems: stem of each teacher, `standard` or `small`.
+        rule: how the logits are combined, one of ENSEMBLE_RULES.
+        shares: weight of each teacher in the rule `mean`, with a sum of 1; None if all weights are equal.
+        bssl: whether batch normalisation uses the statistics of the batch, see --bssl.
+    """
+
+    names: list[str]
+    files: list[str | None]
+    weights: list[str | None]
+    stems: list[str]
+    rule: str = "mean"
+    shares: tuple[float, ...] | None = None
+    bssl: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
-class LiveTeacherFlags(Group):
-    """Flags for a live teacher, which computes the soft labels of every batch during training (naive KD)."""
+class EnsembleFlags(Group):
+    """Flags for the rule that combines the logits of several teachers, stored or live."""
+
+    title = "several teachers"
+
+    ensemble: str | None = flag(
+        None,
+        "how answers are combined (default: mean, or the preset's rule)",
+        meaning=RESULT,
+        choices=ENSEMBLE_RULES,
+    )
+    ensemble_weights: tuple[float, ...] | None = flag(
+        None,
+        "weight of each teacher in --ensemble mean, in turn; divided by their sum (default: equal, or the preset's)",
+        Kind(POSITIVE, "W"),
+        RESULT,
+        nargs="+",
+    )
+
+    def shares(self, count: int, rule: str) -> tuple[float, ...] | None:
+        """Return --ensemble-weights divided by their sum; None if the flag was not given, or all weights are equal.
+
+        Args:
+            count: number of teachers.
+            rule: how their logits are combined.
+
+        Raises:
+            InputError: the flag has no effect, or does not give one weight for each teacher.
+        """
+        given = self.ensemble_weights
+        if given is None:
+            return None
+        if rule != "mean":
+            raise InputError(
+                f"--ensemble-weights {typed(given)} has no effect with --ensemble {rule}; give --ensemble mean, or "
+                "leave out the weights"
+            )
+        if count == 1:
+            raise InputError(f"--ensemble-weights {typed(given)} has no effect with one teacher; leave it out")
+        if len(given) != count:
+            raise InputError(
+                f"{len(given)} --ensemble-weights for {count} teachers; give one per teacher in the same order, or none"
+            )
+        return shares_of(given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacherFlags(EnsembleFlags):
+    """Flags for live teachers, which compute the soft labels of every batch during training (naive KD)."""
 
     title = "live teacher"
 
-    teacher_model: str = flag("resnet18", "torchvision or timm model", NAME, RESULT)
-    teacher_checkpoint: str | None = flag(
+    teacher_model: tuple[str, ...] = flag(
+        ("resnet18",),
+        "model of each teacher, a name as for --model; the answers of several are combined",
+        NAME,
+        RESULT,
+        nargs="+",
+    )
+    teacher_checkpoint: tuple[str, ...] | None = flag(
         None,
-        "file of its weights (default: the library's pretrained weights; with --loss-type ce no teacher at all)",
+        "weights of each --teacher-model in turn: a file, or `pretrained` for the library's (default: the library's "
+        "for all; with --loss-type ce no teacher at all)",
         FILE,
+        nargs="+",
     )
-    teacher_weights: str | None = flag(
-        None, "name of the library's pretrained weights (default: IMAGENET1K_V1)", NAME, ONE_GROUP
+    teacher_weights: tuple[str, ...] | None = flag(
+        None,
+        "name of the library's pretrained weights of each --teacher-model without a file, in turn (default: "
+        "IMAGENET1K_V1)",
+        NAME,
+        ONE_GROUP,
+        nargs="+",
     )
-    teacher_stem: str = flag(
-        "standard", "stem of the teacher, as --stem", meaning=RESULT, choices=("standard", "small")
+    teacher_stem: tuple[str, ...] = flag(
+        ("standard",),
+        "stem of the teachers, as --stem: one for all, or one for each in turn",
+        meaning=RESULT,
+        choices=("standard", "small"),
+        nargs="+",
     )
     ipc: int | None = flag(
         None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC", "--ipc")
     )
 
+    def teachers(self) -> Committee:
+        """Return the live teachers that the flags select.
+
+        Raises:
+            InputError: flags contradict each other.
+        """
+        names, rule = list(self.teacher_model), self.ensemble or "mean"
+        files = files_of(names, self.teacher_checkpoint, "--teacher-checkpoint")
+        weights = weights_of(names, files, self.teacher_weights, "--teacher-weights", "--teacher-checkpoint")
+        stems = stems_of(names, self.teacher_stem, "--teacher-stem")
+        return Committee(names, files, weights, stems, rule, self.shares(len(names), rule))
+
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherFlags(Group):
-    """Flags for the teachers whose logits are stored as soft labels, and for the rule that combines these logits."""
+class TeacherFlags(EnsembleFlags):
+    """Flags for the teachers whose logits are stored as soft labels."""
 
     title = "teachers"
 
@@ -1070,72 +1211,136 @@ class TeacherFlags(Group):
         repeats=True,
     )
     preset: str | None = flag(
-        None, "the teachers and the ensemble rule of PRISM for this student", choices=tuple(PRESETS)
+        None,
+        "the teachers of a project for ImageNet-1K, and how it combines their answers: PRISM's for this student, or "
+        "those of EDC, CV-DD, FADRM+",
+        choices=tuple(PRESETS),
     )
-    candidate_number: int = flag(4, "number of teachers taken from --preset", COUNT)
-    ensemble: str | None = flag(
-        None, "how answers are combined (default: mean, or the preset's rule)", choices=ENSEMBLE_RULES
+    candidate_number: int | None = flag(None, "number of teachers taken from --preset (default: all)", COUNT)
+    bssl: bool = flag(
+        False,
+        "batch-specific soft labels (CV-DD, FADRM): the teachers answer each half of a batch on its own, and their "
+        "batch normalisation uses the statistics of these images in place of the running ones; --preset cvdd and "
+        "fadrm include it",
     )
-    stem: str = flag(
-        "standard", "small: 3x3 convolution with stride 1 as a ResNet's stem", choices=("standard", "small")
+    stem: tuple[str, ...] | None = flag(
+        None,
+        "small: 3x3 convolution with stride 1 as a ResNet's stem; once for all teachers, or for each in turn (default: "
+        "standard)",
+        choices=("standard", "small"),
+        repeats=True,
     )
 
-    def teachers(self, stated_rule: str | None = None) -> tuple[list[str], list[str | None], list[str | None], str]:
-        """Return the teachers and the ensemble rule that the flags select.
+    def teachers(self, stated: Mapping[str, Any] | None = None) -> Committee:
+        """Return the teachers that the flags select.
 
         Args:
-            stated_rule: ensemble rule that the labels state; used if the flags give no rule.
-
-        Returns:
-            (models, weight files, names of pretrained weights, ensemble rule). Each list has one item per teacher.
-            For a teacher with pretrained weights, the weight file is None. The names come from `weights_of`.
+            stated: settings that the labels state; their `ensemble`, `ensemble_weights` and `bssl` are used where
+                neither a flag nor --preset sets the value.
 
         Raises:
             InputError: flags contradict each other.
         """
-        names, rule = list(self.arch or ["resnet18"]), self.ensemble
+        names, rule, bssl = list(self.arch or ["resnet18"]), self.ensemble, self.bssl
+        preset = Preset(())
         if self.preset:
             if self.arch:
                 raise InputError("--preset contradicts --arch; give one of them")
-            names = list(PRESETS[self.preset][0][: self.candidate_number])
-            rule = rule or PRESETS[self.preset][1]
-        files = list(self.checkpoint or [None] * len(names))
-        if len(files) != len(names):
+            preset = PRESETS[self.preset]
+            names = list(preset.names[: self.candidate_number])
+            rule, bssl = rule or preset.rule, bssl or preset.bssl
+            stated = None
+        else:
+            self.refuse_alone(["candidate_number"], "--preset")
+        stated = stated or {}
+        rule = rule or stated.get("ensemble") or "mean"
+        shares = self.shares(len(names), rule)
+        if self.ensemble_weights is None and rule == "mean":
+            shares = preset.shares(len(names)) if self.preset else sound_shares(stated.get("ensemble_weights"), names)
+        files = files_of(names, self.checkpoint, "--checkpoint")
+        weights = weights_of(names, files, self.weights, "--weights", "--checkpoint")
+        stems = stems_of(names, self.stem or ("standard",), "--stem")
+        return Committee(names, files, weights, stems, rule, shares, bssl or stated.get("bssl") is True)
+
+
+def files_of(names: Sequence[str], given: Sequence[str] | None, flag: str) -> list[str | None]:
+    """Return the file with the weights of each teacher; None for a teacher with pretrained weights.
+
+    Args:
+        names: models of the teachers.
+        given: a file or `pretrained` for each teacher; None: all have pretrained weights.
+        flag: the flag that set `given`; the error message mentions it.
+
+    Raises:
+        InputError: `given` has more or fewer items than there are teachers.
+    """
+    files = list(given or ["pretrained"] * len(names))
+    if len(files) != len(names):
+        raise InputError(
+            f"{len(files)} {flag} for {len(names)} teachers; give one per teacher in the same order, or none"
+        )
+    return [None if file == "pretrained" else file for file in files]
+
+
+def weights_of(
+    names: Sequence[str], files: Sequence[str | None], given: Sequence[str] | None, flag: str, file_flag: str
+) -> list[str | None]:
+    """Return the name of each teacher's pretrained weights; None for the default, and for a teacher with a file.
+
+    Args:
+        names: models of the teachers.
+        files: weight file of each teacher; None for pretrained weights.
+        given: one name for each teacher without a file, in the order of the teachers; None: the default for all.
+        flag: the flag that set `given`; error messages mention it.
+        file_flag: the flag that set `files`; error messages mention it.
+
+    Raises:
+        InputError: `given` has more or fewer items than there are teachers without a file.
+    """
+    asked: Sequence[str | None] = given or [None] * files.count(None)
+    if len(asked) != files.count(None):
+        file = next((file for file in files if file is not None), None)
+        if file is not None and len(asked) > files.count(None):
             raise InputError(
-                f"{len(files)} --checkpoint for {len(names)} teachers; give one per teacher in the same order, or none"
+                f"{flag} {listing(asked)} contradicts {file_flag} {file}; give one {flag} for each teacher without a "
+                "file, in the same order, or none"
             )
-        files = [None if file == "pretrained" else file for file in files]
-        return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
+        raise InputError(
+            f"{len(asked)} {flag} for {files.count(None)} teachers without a {file_flag} (of {listing(names)}); give "
+            "one for each in the same order, or none"
+        )
+    left = iter(asked)
+    return [next(left) if file is None else None for file in files]
 
-    def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Return the name of each teacher's pretrained weights.
 
-        --weights gives one name for each teacher without a weight file, in the order of the teachers.
+def stems_of(names: Sequence[str], given: Sequence[str], flag: str) -> list[str]:
+    """Return the stem of each teacher: `given` itself, or its only item for all teachers.
 
-        Args:
-            names: models of the teachers.
-            files: weight file of each teacher; None for pretrained weights.
+    Args:
+        names: models of the teachers.
+        given: `standard` or `small`, one for all teachers or one for each.
+        flag: the flag that set `given`; the error message mentions it.
 
-        Returns:
-            one item per teacher: a name, or None if the teacher has a weight file or --weights was not given.
+    Raises:
+        InputError: `given` has neither one item nor one for each teacher.
+    """
+    if len(given) not in (1, len(names)):
+        raise InputError(f"{len(given)} {flag} for {len(names)} teachers; give one for all, or one per teacher")
+    return list(given) if len(given) == len(names) else list(given) * len(names)
 
-        Raises:
-            InputError: --weights gives too many or too few names for the teachers without a weight file.
-        """
-        asked = self.weights or [None] * files.count(None)
-        if len(asked) != files.count(None):
-            file = next((file for file in files if file is not None), None)
-            if file is not None and len(asked) > files.count(None):
-                raise InputError(
-                    f"--weights {listing(asked)} contradicts --checkpoint {file}; give one --weights for each teacher "
-                    "without a file, in the same order, or none"
-                )
-            raise InputError(
-                f"{len(asked)} --weights for {files.count(None)} teachers without a --checkpoint (of "
-                f"{listing(names)}); give one for each in the same order, or none"
-            )
-        left = iter(asked)
-        return [next(left) if file is None else None for file in files]
+
+def sound_shares(stated: Any, names: Sequence[str]) -> tuple[float, ...] | None:
+    """Return the weights that labels state, if they are one positive number for each teacher; otherwise None."""
+    sound = isinstance(stated, list) and len(stated) == len(names) and all(isinstance(one, float) for one in stated)
+    return tuple(stated) if sound and all(0 < one < math.inf for one in stated) else None
+
+
+def alone(values: Sequence[Any] | None) -> Any:
+    """Return the only item of a sequence; return a sequence of several items, or None, unchanged.
+
+    args.json records the settings of a single live teacher in this way, because earlier releases knew only one.
+    """
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1434,10 +1639,18 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
 
     about = "Train a student on distilled images with a live teacher, or with hard labels alone."
     groups = (
-        *(DataFlags, ImageFlags, LiveTeacherFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags, OptimizerFlags),
-        *(RunFlags, DeviceFlags, WandbFlags),
+        *(DataFlags, ImageFlags, LiveTeacherFlags, EnsembleFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags),
+        *(OptimizerFlags, RunFlags, DeviceFlags, WandbFlags),
     )
     prefix = "kd-"
+
+    def settings(self) -> dict[str, Any]:
+        """Return a dict of setting name -> value for one student, without secret API keys.
+
+        The settings of a single teacher are recorded as in earlier releases, which knew only one; see `alone`.
+        """
+        own = ("teacher_model", "teacher_checkpoint", "teacher_weights", "teacher_stem")
+        return super().settings() | {name: alone(getattr(self, name)) for name in own}
 
     def resolved(self) -> "KDConfig":
         """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
@@ -1445,19 +1658,22 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
         Raises:
             InputError: flags contradict each other; the message names these flags.
         """
-        if self.teacher_weights and self.teacher_checkpoint:
-            raise InputError(
-                f"--teacher-weights {self.teacher_weights} contradicts --teacher-checkpoint {self.teacher_checkpoint}; "
-                "give one of them"
-            )
-        if self.teacher_weights and self.loss_type == "ce":
-            raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
+        for name in ("teacher_weights", "ensemble", "ensemble_weights") if self.loss_type == "ce" else ():
+            if getattr(self, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} has no effect with --loss-type ce, which asks no teacher; leave it out"
+                )
+        chosen = self.teachers()
+        # `mean` is recorded as None, and one stem for all teachers as one, whether or not the flags say so
+        rule = None if chosen.rule == "mean" else chosen.rule
+        stems = tuple(chosen.stems if len(set(chosen.stems)) > 1 else chosen.stems[:1])
         if self.augment not in ("dsa", "none"):
             self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
         views["loader"] = self.loader_for(self.loader)
-        return replace(super().resolved(), **views)
+        known = super().resolved()
+        return replace(known, ensemble=rule, ensemble_weights=chosen.shares, teacher_stem=stems, **views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1465,7 +1681,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     """Settings of relabel_FKD.py, which writes the logits of one teacher or several as soft labels."""
 
     about = "Write FKD soft labels with one teacher or several."
-    groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
+    groups = (TeacherFlags, EnsembleFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
         """Check that the flags fit together, and set the default of --bits. Return the resulting config.
@@ -1578,7 +1794,7 @@ class VerifyConfig(PathArgument, VerifyFlags, TeacherFlags, SeedFlag, CommandCon
     """Settings of `python -m utils.labels verify`, which checks label files or compares labels with a teacher."""
 
     about = "read and check all labels, or compare them with a teacher"
-    groups = (PathArgument, VerifyFlags, TeacherFlags, SeedFlag)
+    groups = (PathArgument, VerifyFlags, TeacherFlags, EnsembleFlags, SeedFlag)
 
 
 LabelCommand = InfoConfig | PackConfig | UnpackConfig | VerifyConfig
@@ -1952,7 +2168,7 @@ EARLIER = {name: about.earlier for name, about in every_setting().items() if abo
 REGIME_SETTINGS = [
     *(
         item.name
-        for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags)
+        for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags, EnsembleFlags)
         for item in own_fields(group)
     ),
     *("labels", "answers", "image_labels", "teachers", "kept_classes"),

@@ -87,6 +87,6 @@ from=$((from + (19 - from % 10) % 10))          # … that is 9, 19, 29, …
 export OUTPUT_DIR IPC MODEL TEACHER EPOCHS MIX_TYPE INPUT_SIZE BATCH_SIZE LR
 if [ -n "${TEMPERATURE:-}" ]; then export TEMPERATURE; fi
 # shellcheck disable=SC2017,SC2086  # RDED divides by 7 first; the number of validation images may be missing
-exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem "$teacher_stem" \
+exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem ${TEACHER_STEM:-$teacher_stem} \
     --shuffle-patches "$FACTOR" --min-scale-crops "$(awk "BEGIN { print 1 / $FACTOR }")" \
     --val-resize $((INPUT_SIZE / 7 * 8)) ${VAL_IPC:+--val-ipc $VAL_IPC} --eval-from "$from" --eval-every 10 "$@"

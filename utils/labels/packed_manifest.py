@@ -185,7 +185,9 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
         }
 
     old, new = flat(stored), flat(wanted)
-    compared = [key for key in new if key in old or not older]
+    # a setting such as `bssl` is stored only if it is used, so the stored manifest may have more settings
+    extra = [] if older else [key for key in old if key not in new and key != "labels_accepted"]
+    compared = [*(key for key in new if key in old or not older), *extra]
     differences = [
         f"{key} is {in_words(key, old.get(key))}, not {in_words(key, new.get(key))}"
         for key in compared
@@ -207,12 +209,16 @@ def in_words(key: str, value: Any) -> str:
 def teachers_in_words(teachers: Any) -> str:
     """Return teachers and their weights as text, for example `resnet18 (IMAGENET1K_V1) + alexnet (DIGEST)`.
 
-    DIGEST is the digest of a checkpoint file. In old manifests, `pretrained` stands for the weights that were the
-    newest in the teacher's library at that time.
+    DIGEST is the digest of a checkpoint file. For a function in a file, the digest of that file follows. In old
+    manifests, `pretrained` stands for the weights that were the newest in the teacher's library at that time.
     """
     try:
         weights = {"pretrained": "pretrained, without a name"}
-        return " + ".join(f"{one['arch']} ({weights.get(one['weights'], one['weights'])})" for one in teachers)
+        return " + ".join(
+            f"{one['arch']} ({weights.get(one['weights'], one['weights'])}"
+            + (f", model file {one['model_file']})" if "model_file" in one else ")")
+            for one in teachers
+        )
     except (TypeError, KeyError):  # the manifest is damaged, or was written by another program
         return str(teachers)
 

@@ -141,7 +141,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if args.get("processes") == 1:
         yield "sync_bn"
     if not args.get("teachers"):
-        yield from (name for name in args if name.startswith("teacher_"))
+        yield from ("ensemble", "ensemble_weights", *(name for name in args if name.startswith("teacher_")))
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:

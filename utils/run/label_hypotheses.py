@@ -231,8 +231,14 @@ def hypotheses(inquiry: Inquiry, replay: ReplaySettings, seed: int | None) -> It
             if rule != inquiry.teachers.rule:
                 yield Hypothesis("rule", f"if combined by the rule {rule}", f"give --ensemble {rule}", {"rule": rule})
     if inquiry.store.batch_size > 1:
-        for parts, words in ((2, "on halves of each batch (BSSL of FADRM and CV-DD)"), (1, "on whole batches")):
-            yield Hypothesis("mode", f"in train mode, {words}", "", {"parts": parts}, harmless=True)
+        modes = {
+            0: "in eval mode",
+            1: "in train mode, on whole batches",
+            2: "in train mode, on halves of each batch (BSSL of FADRM and CV-DD)",
+        }
+        for parts, words in modes.items():
+            if parts != inquiry.parts(replay):
+                yield Hypothesis("mode", words, "", {"parts": parts}, harmless=True)
 
 
 def image_orders(inquiry: Inquiry, seed: int | None) -> Iterator[Hypothesis]:

@@ -24,7 +24,7 @@ from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.precision import Precision, pick_device
-from utils.training.teachers import Ensemble
+from utils.training.teachers import Ensemble, open_committee
 
 ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher"
 
@@ -40,7 +40,7 @@ def run(config: VerifyConfig) -> bool:
             labels.
     """
     if not config.images:
-        if config.arch or config.checkpoint or config.preset:
+        if config.arch or config.checkpoint or config.preset or config.bssl or config.ensemble_weights:
             raise InputError("--images is missing; give the folder of images that the labels are about")
         return False
     if not (config.arch or config.preset):
@@ -48,15 +48,14 @@ def run(config: VerifyConfig) -> bool:
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
     images = open_images(config.images, "--images", normalised=stated_normalised(store) or "auto")
-    names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
+    chosen = config.teachers(stated)
     refuse_contradictions(config, stated)
     found = resolve_views(config, Findings(), stated, config.path, likely_size(store))
-    found = inspect_pixels(found, [images], names, files)
+    found = inspect_pixels(found, [images], chosen.names, chosen.files)
     size, channels = found.input_size, found.channels
     precision = Precision(config.precision, pick_device(config.device))
-    teachers = Ensemble(
-        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
-    )
+    teachers = open_committee(chosen, precision, size, channels)
+    teachers.refuse_small_batch(min(store.batch_size, store.num_images), size, "leave out --bssl, or give other labels")
     keep_stated_classes(teachers, stated.get("teacher_classes"), config.path, size)
     replay = ReplaySettings(size, found.mean, found.std, temperature=config.temperature)
     inquiry = Inquiry(store, images.samples, teachers, channels=channels, values=images.values)

@@ -67,8 +67,8 @@ class ReplaySettings:
         flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
-        parts: mode of the teacher. 0: eval mode. 1: train mode, on the whole batch. 2: train mode, on halves of the
-            batch.
+        parts: number of parts of a batch that batch normalisation takes statistics of, each on its own; 0: running
+            statistics; None: as the `Ensemble`.
         classes: int64 [C], the teacher's class index for each class of the labels; None if the indices are equal.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
@@ -82,7 +82,7 @@ class ReplaySettings:
     flip: str = "after"
     swap_box: bool = False
     antialias: bool = True
-    parts: int = 0
+    parts: int | None = None
     classes: torch.Tensor | None = None
     temperature: float = 20.0
     rule: str | None = None
@@ -203,7 +203,11 @@ class Inquiry:
 
     def by_batch(self, replay: ReplaySettings) -> bool:
         """Return whether the teacher's logits for one row depend on the other rows of the batch."""
-        return bool(replay.parts) or (replay.rule or self.teachers.rule) != "mean"
+        return bool(self.parts(replay)) or (replay.rule or self.teachers.rule) != "mean"
+
+    def parts(self, replay: ReplaySettings) -> int:
+        """Return how many parts of a batch batch normalisation takes statistics of; 0 for running statistics."""
+        return self.teachers.parts if replay.parts is None else replay.parts
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -342,20 +346,10 @@ class Inquiry:
 
         The classes are in the order of the labels.
         """
-        teachers = copy.copy(self.in_train_mode if replay.parts else self.teachers)
-        teachers.rule = replay.rule or self.teachers.rule
-        size = len(images) // max(replay.parts, 1) or len(images)
-        # two halves of the batch if `replay.parts` is 2, as in BSSL; otherwise the whole batch and an empty second part
-        parts = images[:size], images[size:]
-        answers = torch.cat([teachers(part) for part in parts if len(part)]).float().cpu()
+        teachers = copy.copy(self.teachers)
+        teachers.rule, teachers.parts = replay.rule or self.teachers.rule, self.parts(replay)
+        answers = teachers(images).float().cpu()
         return answers if replay.classes is None else answers[:, replay.classes]
-
-    @cached_property
-    def in_train_mode(self) -> Ensemble:
-        """Return a copy of the teacher in train mode, where batch normalisation uses the statistics of the batch."""
-        twin = copy.copy(self.teachers)
-        twin.teachers = [copy.deepcopy(teacher).train() for teacher in self.teachers.teachers]
-        return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored logits of a question's rows, and a mask of the logits that can be compared.
