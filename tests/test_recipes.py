@@ -362,7 +362,7 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
 
 
 def test_a_live_committee_on_cifar100(launch):
-    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more; LR changes the rate."""
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more."""
     words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
     args = KDConfig.parse(words[1:])
     assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)

@@ -582,9 +582,7 @@ class DataFlags(Group):
         Kind(resized_side, "{PX,squash}"),
         RESULT,
     )
-    val_ipc: int | None = flag(
-        None, "validate on the first N images of each class only, sorted by name (default: all)", COUNT, RESULT
-    )
+    val_ipc: int | None = flag(None, "validate on only the first N images of each class (default: all)", COUNT, RESULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1168,7 +1166,7 @@ class LiveTeacherFlags(EnsembleFlags):
         nargs="+",
     )
     ipc: int | None = flag(
-        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--ipc", "--IPC")
+        None, "train on only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--ipc", "--IPC")
     )
 
     def teachers(self) -> Committee:

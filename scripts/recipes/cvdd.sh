@@ -44,15 +44,8 @@ case $DATASET-$MODEL in
     nette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
     nette-resnet50) pairs="0.0005/2 0.001/1 0.0005/1" ;;
     nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
-    *) pairs="0.001/2 0.001/2 0.001/2" ;;
+    *) pairs="" ;;
 esac
-case $IPC in
-    1) pair=${pairs%% *} ;;
-    10) pair=${pairs#* } pair=${pair% *} ;;
-    50) pair=${pairs##* } ;;
-    *) pair=0.001/2 ;;
-esac
-LR=${LR:-${pair%/*}}
-ETA=${ETA:-${pair#*/}}
-export DATASET MODEL IPC OUTPUT_DIR EPOCHS LR ETA
+RATES=$pairs
+export DATASET MODEL IPC OUTPUT_DIR EPOCHS RATES
 exec sh "$(dirname "$0")/fadrm.sh" "$@"

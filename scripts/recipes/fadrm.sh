@@ -32,7 +32,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-save/fadrm}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 SCHEDULE=${SCHEDULE:-smoothed}
 
-# rate/ETA at 1, 10 and 50 images per class
+# rate/ETA at 1, 10 and 50 images per class; RATES replaces them in cvdd.sh
 case $DATASET-$MODEL in
     imagenet1k-resnet18) pairs="0.001/2 0.001/2 0.001/1" ;;
     imagenet1k-resnet50) pairs="0.0005/2 0.001/2 0.001/1" ;;
@@ -50,6 +50,7 @@ case $DATASET-$MODEL in
     nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
     *) pairs="" ;;
 esac
+pairs=${RATES-$pairs}
 case $IPC in
     1) pair=${pairs%% *} ;;
     10) pair=${pairs#* } pair=${pair% *} ;;

@@ -13,9 +13,9 @@ from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter, highest_class
 from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec
-from utils.labels.packed_manifest import HELD, make_manifest
+from utils.labels.packed_manifest import make_manifest
 from utils.labels.sre2l import WITHOUT_INDEX, TarStore, TarWriter
-from utils.labels.store import SAMPLED, LabelStore
+from utils.labels.store import HELD, SAMPLED, LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels
 from utils.labels.views import ReferenceOrder, index_of

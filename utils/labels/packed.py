@@ -44,7 +44,6 @@ from utils.labels.digests import (
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
     EPOCH_FILE,
-    HELD,
     MANIFEST,
     batches_per_epoch,
     digest_of_draws,
@@ -57,7 +56,7 @@ from utils.labels.packed_manifest import (
     shape_of,
 )
 from utils.labels.packed_tensors import Shape, Tensors, expand, expected_tensors, read_tensors, shrink
-from utils.labels.store import LabelStore
+from utils.labels.store import HELD, LabelStore
 from utils.labels.types import Answers, BatchLabels, Mix, TopK, values_of
 from utils.labels.views import DrawnViews, ReferenceOrder, ViewPolicy, index_of
 from utils.system.errors import InputError

@@ -13,7 +13,7 @@ from utils.config import LABEL_ORDERS
 from utils.labels.digests import NAMES
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_tensors import Shape
-from utils.labels.store import STORED
+from utils.labels.store import HELD, STORED
 from utils.labels.views import ViewPolicy
 from utils.system.errors import InputError, listing
 from utils.system.files import digest_of_text
@@ -35,11 +35,6 @@ KIND = {
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,
 }
-# Entries that a manifest has only if they are true, so that the manifests of all other labels stay as they were.
-HELD = (
-    "has_weights",  # the files hold a weight of each row (WMDD)
-    "has_cutouts",  # the files hold a coloured cutout of each row (LPLD and LPQLD for ImageNet-21K)
-)
 
 
 MANIFEST = "manifest.json"
@@ -87,7 +82,7 @@ def make_manifest(
         settings: names of the teachers, and other settings with which the labels were made.
         policy: distribution of the views; None if unknown, as for labels of other projects.
         has_rest: for top-k labels, whether mean and variance of the dropped logits are stored.
-        kind: entries that replace the default values in KIND, and entries of HELD.
+        kind: entries that replace the default values in KIND, and entries of HELD that are true.
     """
     drawn = codec.views == "drawn"
     return {

@@ -14,6 +14,11 @@ from utils.labels.views import Views
 from utils.system.errors import InputError
 from utils.system.files import digest_of, digest_of_text, make_folder
 
+# Attributes that most labels lack. Manifests and summary.json have them as entries only if they are true.
+HELD = (
+    "has_weights",  # a weight of each row (WMDD)
+    "has_cutouts",  # a coloured cutout of each row (LPLD and LPQLD for ImageNet-21K)
+)
 STORED, SAMPLED, SHUFFLED = "stored", "sampled", "shuffled"
 NAMED = 3  # number of missing epochs that an error message lists by name
 
@@ -207,7 +212,7 @@ class LabelStore(ABC):
 
     def provenance(self) -> dict[str, Any]:
         """Return a description of these labels, to be written to summary.json."""
-        held = {name: True for name in ("has_weights", "has_cutouts") if getattr(self, name)}
+        held = {name: True for name in HELD if getattr(self, name)}
         return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described} | held
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:

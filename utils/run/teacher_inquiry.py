@@ -67,8 +67,7 @@ class ReplaySettings:
         flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
-        parts: number of parts of a batch that batch normalisation takes statistics of, each on its own; 0: running
-            statistics; None: as the `Ensemble`.
+        parts: as `Ensemble.parts`; None: that of the `Ensemble`.
         classes: int64 [C], the teacher's class index for each class of the labels; None if the indices are equal.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
@@ -206,7 +205,7 @@ class Inquiry:
         return bool(self.parts(replay)) or (replay.rule or self.teachers.rule) != "mean"
 
     def parts(self, replay: ReplaySettings) -> int:
-        """Return how many parts of a batch batch normalisation takes statistics of; 0 for running statistics."""
+        """Return the number of parts into which a batch is cut for the teachers, see `Ensemble.parts`."""
         return self.teachers.parts if replay.parts is None else replay.parts
 
     @cached_property

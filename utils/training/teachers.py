@@ -72,8 +72,8 @@ class Ensemble:
             the running statistics of the teacher. Dropout is off in both cases.
 
     Attributes:
-        parts: number of parts of a batch that batch normalisation takes statistics of, each on its own: 2 with `bssl`;
-            0 for the running statistics.
+        parts: number of parts into which a batch is cut, so that batch normalisation uses the statistics of each part:
+            2 with `bssl`. 0: batches are not cut, and batch normalisation uses the running statistics.
         described: a dict for each teacher: `arch`, `weights` (digest of the file, or name in the library) and, if the
             model is a function in a file, `model_file` (digest of that file).
         kept: int64 [C] on the device, numbers of the teachers' classes whose logits are returned; None to return all.
