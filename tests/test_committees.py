@@ -286,6 +286,8 @@ def test_settings_of_live_teachers(tiny, committee, tmp_path):
         (["--ensemble-weights", 1, 2, "--ensemble", "norm-mean"], "1.0 2.0 has no effect with --ensemble norm-mean"),
         (["--ensemble-weights", 1, 0], "0 must be above 0"),
         (["--teacher-model", CONVNET, "--teacher-checkpoint", "a.pth", "--ensemble-weights", 1], "with one teacher"),
+        (["--teacher-model", CONVNET, "--teacher-checkpoint", "a.pth", "--ensemble", "norm-mean"], "with one teacher"),
+        (["--ensemble-weights", "1e308", "1e308"], "--ensemble-weights 1e+308 1e+308: their sum is too large"),
         (["--loss-type", "ce", "--ensemble-weights", 1, 2], "--ensemble-weights has no effect with --loss-type ce"),
         (["--loss-type", "ce", "--ensemble", "mean"], "--ensemble has no effect with --loss-type ce"),
         (["--teacher-stem", "small", "small", "standard"], "3 --teacher-stem for 2 teachers; give one for all, or one"),

@@ -1129,6 +1129,8 @@ class EnsembleFlags(Group):
             raise InputError(
                 f"{len(given)} --ensemble-weights for {count} teachers; give one per teacher in the same order, or none"
             )
+        if not math.isfinite(sum(given)):
+            raise InputError(f"--ensemble-weights {typed(given)}: their sum is too large for a number; give smaller ones")
         return shares_of(given)
 
 
@@ -1181,6 +1183,8 @@ class LiveTeacherFlags(EnsembleFlags):
         files = files_of(names, self.teacher_checkpoint, "--teacher-checkpoint")
         weights = weights_of(names, files, self.teacher_weights, "--teacher-weights", "--teacher-checkpoint")
         stems = stems_of(names, self.teacher_stem, "--teacher-stem")
+        if rule == "norm-mean" and len(names) == 1:
+            raise InputError("--ensemble norm-mean has no effect with one teacher; leave it out")
         return Committee(names, files, weights, stems, rule, self.shares(len(names), rule))
 
 
