@@ -1130,7 +1130,9 @@ class EnsembleFlags(Group):
                 f"{len(given)} --ensemble-weights for {count} teachers; give one per teacher in the same order, or none"
             )
         if not math.isfinite(sum(given)):
-            raise InputError(f"--ensemble-weights {typed(given)}: their sum is too large for a number; give smaller ones")
+            raise InputError(
+                f"--ensemble-weights {typed(given)}: their sum is too large for a number; give smaller ones"
+            )
         return shares_of(given)
 
 
