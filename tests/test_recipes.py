@@ -1,5 +1,6 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import os
 import re
 import subprocess
 
@@ -203,6 +204,38 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_settings_of_the_environment_are_heard(launch):
+    """A recipe whose own value differs from that of the launcher takes the user's value for both."""
+
+    def parsed(name, **environment):
+        return KDConfig.parse(launch(f"scripts/recipes/{name}.sh", **NEEDED.get(name, {}), **environment)[1:])
+
+    args = parsed("edc_cifar", DATASET="cifar100", LR="0.05", WEIGHT_DECAY="1e-3")
+    assert (args.learning_rate, args.weight_decay) == (0.05, 1e-3)
+    args = parsed("d3hr", FACTOR="2", VAL_IPC="7")
+    assert (args.shuffle_patches, args.val_ipc, args.min_scale_crops) == (2, 7, 0.08)
+    assert parsed("delt", FACTOR="2").shuffle_patches == 2
+    committee = {"TEACHER": "resnet18 mobilenet_v2", "TEACHER_STEM": "small standard"}
+    for name in ("rded", "bps"):
+        assert parsed(name, DATASET="cifar10", **committee).teacher_stem == ("small", "standard")
+
+
+@pytest.mark.parametrize("settings", ["DATASET=woof", "IPC=5", "MODEL=vgg11", "DATASET=tiny IPC=2"])
+@pytest.mark.parametrize("name", ["cvdd", "fadrm"])
+def test_an_unknown_rate_is_said(name, settings):
+    """The sources have no rate for these; FADRM has one for ImageWoof. ETA alone does not answer for the rate."""
+    environment = dict(setting.split("=") for setting in settings.split()) | {
+        "PYTHON": "echo",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env=environment
+    )
+    known = (name, settings) == ("fadrm", "DATASET=woof")
+    assert ("no rate is known for" in done.stderr) == (not known)
+    assert known or "--adamw-lr 0.001 --smoothing 2" in done.stdout
 
 
 def test_settings_that_need_other_flags(launch):

@@ -59,5 +59,6 @@ INPUT_SIZE=${INPUT_SIZE:-$side}
 from=$((EPOCHS > 21 ? EPOCHS - 21 : 0))
 export OUTPUT_DIR IPC MODEL EPOCHS BATCH_SIZE INPUT_SIZE
 [ "${LOSS_TYPE:-kl}" != kl ] || set -- --loss-scale-t2 "$@"
-exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem "$teacher_stem" --decay-all \
+# shellcheck disable=SC2086  # one stem for all teachers, or one per teacher
+exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem ${TEACHER_STEM:-$teacher_stem} --decay-all \
     --min-scale-crops "$crop" --val-resize $((INPUT_SIZE + margin)) --eval-from "$from" --eval-every 1 "$@"

@@ -44,14 +44,20 @@ case $DATASET-$MODEL in
     nette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
     nette-resnet50) pairs="0.0005/2 0.001/1 0.0005/1" ;;
     nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
-    *) pairs="0.001/2 0.001/2 0.001/2" ;;
+    *) pairs="" ;;
 esac
 case $IPC in
     1) pair=${pairs%% *} ;;
     10) pair=${pairs#* } pair=${pair% *} ;;
     50) pair=${pairs##* } ;;
-    *) pair=0.001/2 ;;
+    *) pair="" ;;
 esac
+case $DATASET-$pair${LR:-}${ETA:-} in           # fadrm.sh refuses other data sets
+    imagenet1k- | cifar10- | cifar100- | tiny- | nette- | woof-)
+        echo "no rate is known for $DATASET, $MODEL, IPC $IPC: LR=0.001 ETA=2" >&2
+        ;;
+esac
+pair=${pair:-0.001/2}
 LR=${LR:-${pair%/*}}
 ETA=${ETA:-${pair#*/}}
 export DATASET MODEL IPC OUTPUT_DIR EPOCHS LR ETA

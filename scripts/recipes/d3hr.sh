@@ -19,7 +19,8 @@ set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/d3hr}
 DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
-FACTOR=1 VAL_IPC=
+FACTOR=${FACTOR:-1}
+VAL_IPC=${VAL_IPC-}
 
 batch=15 epochs=300
 [ "$IPC" -lt 10 ] || batch=50

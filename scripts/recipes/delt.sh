@@ -15,7 +15,7 @@
 #   IPC=10 TRAIN_DIR=… VAL_DIR=… sh scripts/recipes/delt.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/delt}
-FACTOR=1
+FACTOR=${FACTOR:-1}
 case "${DATASET:-imagenet1k} ${MODEL:-resnet18}" in
     "imagenet1k resnet101" | "imagenet100 resnet101")
         batch=10

@@ -49,7 +49,8 @@ case $DATASET in
     cifar100)
         BATCH_SIZE=${BATCH_SIZE:-50}
         SCHEDULE=${SCHEDULE:-cos2}
-        set -- --sgd -lr 0.1 --momentum 0.875 --weight-decay 5e-4 --smoothing 2 --min-scale-crops 0.5 --eval-every 100 "$@"
+        set -- --sgd -lr "${LR:-0.1}" --momentum 0.875 --weight-decay "${WEIGHT_DECAY:-5e-4}" --smoothing 2 \
+            --min-scale-crops 0.5 --eval-every 100 "$@"
         ;;
     *)
         echo "DATASET=$DATASET is none of cifar10 and cifar100" >&2
