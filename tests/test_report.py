@@ -7,6 +7,7 @@ import re
 import warnings
 
 import pytest
+from finished_runs import EPOCHS, make_run
 from helpers import run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,51 +28,6 @@ from utils.report.tables import Table, csv_text, document, size, tex
 from utils.system.errors import InputError
 
 PERCENT = st.floats(0, 100)
-EPOCHS = 4
-LOSS = {"HL": "ce", "SL": "mse_gt", "SL+KD": "mse_gt"}
-DIALECT = {"HL": "hard labels", "SL": "packed", "SL+KD": "live teacher"}
-
-
-def make_run(
-    root,
-    name,
-    top1,
-    seed=0,
-    regime="SL",
-    images="distilled",
-    model="resnet18",
-    commit="c0ffee",
-    validation=None,
-    facts=None,
-    device_name=None,
-    **changed,
-):
-    """Write a run folder as training leaves it; `changed` are settings, `facts` describe its labels."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    args = {"model": model, "stem": "standard", "seed": seed, "epochs": EPOCHS, "loss_type": LOSS[regime]}
-    args |= {
-        "train_dir": f"data/{images}",
-        "train_images": "n",
-        "labels": images if regime == "SL" else None,
-        **changed,
-    }
-    last = {"epoch": EPOCHS - 1, "top1": top1, "top5": 99.0, "loss": 0.5}
-    summary = {
-        **{"last": last, "best": last | {"top1": top1 + 1, "note": "picked on the validation set"}},
-        **{"epochs_done": EPOCHS, "train_images_per_second": 100.0, "seconds": 7200.0, "args": args},
-        **{"labels": {"dialect": DIALECT[regime], "bytes": 5000}, "versions": {"torch": "2.15.0"}},
-        **{"images": {"bytes": 140000, "digest": images, "folder": args["train_dir"]}, "git_commit": commit},
-    }
-    if validation:
-        summary["validation"] = {"digest": validation}
-    summary["labels"] |= facts or {}
-    summary["versions"] |= {"device_name": device_name} if device_name else {}
-    rows = "".join(f"{e},{top1 if e == EPOCHS - 1 else 20 + e}\n" for e in range(0, EPOCHS))
-    (folder / "args.json").write_text(json.dumps(args))
-    (folder / "metrics.csv").write_text(f"epoch,val_top1\n{rows}")
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
 
 
 def report_on(root, *words):
@@ -361,19 +317,34 @@ def test_versions_keep_runs_apart_unless_ignored(tmp_path):
     assert "overlooked: git_commit" in page
 
 
+def compared(root):
+    """Return the rows of comparisons.csv after a report on `root`."""
+    report_on(root)
+    with open(root / "report" / "comparisons.csv") as file:
+        return list(csv.DictReader(file))
+
+
 def test_comparisons_name_other_differences(tmp_path):
-    """Two image sets that were trained for different times are compared with a note."""
+    """Image sets that were trained with different rates are compared with a note, unless a pair has the same rate."""
     make_run(tmp_path, "a", 60, images="distilled", adamw_lr=0.001)
     make_run(tmp_path, "b", 50, images="random", adamw_lr=0.002)
-    report_on(tmp_path)
-    with open(tmp_path / "report" / "comparisons.csv") as file:
-        assert list(csv.DictReader(file)) == []  # two settings differ, so no pair is compared
+    (row,) = compared(tmp_path)
+    assert [row[name] for name in ("axis", "difference", "also_differs")] == ["images", "10", "adamw_lr: 0.001 | 0.002"]
     make_run(tmp_path, "c", 55, images="random", adamw_lr=0.001)
-    report_on(tmp_path)
-    with open(tmp_path / "report" / "comparisons.csv") as file:
-        rows = {row["axis"]: row for row in csv.DictReader(file)}
-    assert (rows["images"]["difference"], rows["images"]["also_differs"]) == ("5", "")
+    rows = {row["axis"]: row for row in compared(tmp_path)}
+    assert (len(compared(tmp_path)), rows["images"]["difference"], rows["images"]["also_differs"]) == (2, "5", "")
     assert rows["settings"]["also_differs"] == "adamw_lr: 0.001 | 0.002"
+
+
+def test_labels_of_other_lengths_are_compared(tmp_path):
+    """Image sets whose labels have other numbers of epochs, and students, are compared; the settings are named."""
+    for model in ("resnet18", "resnet50"):
+        make_run(tmp_path, f"a/{model}", 60, images="distilled", model=model, facts={"epochs": 300})
+        make_run(tmp_path, f"b/{model}", 50, images="other", model=model, facts={"epochs": 100}, epochs=EPOCHS)
+    rows = compared(tmp_path)
+    images = [(row["difference"], row["also_differs"]) for row in rows if row["axis"] == "images"]
+    assert images == [("10", "labels.epochs: 300 | 100")] * 2
+    assert [row["also_differs"] for row in rows if row["axis"] == "student"] == ["", ""]
 
 
 DAMAGE = {

@@ -24,7 +24,7 @@ def group_rows(groups: list[Group]) -> list[dict]:
             "student": group.student,
             "regime": group.regime,
             "images": group.images,
-            "settings": "; ".join(group.apart),
+            "settings": "; ".join([*group.apart, *group.picked]),
             "n": top1.n,
             "seeds": " ".join(map(str, sorted(group.runs))),
             "top1": top1.mean,
@@ -51,7 +51,7 @@ def group_table(groups: list[Group]) -> Table:
         cells = [
             group.student,
             group.regime,
-            group.series,
+            ", ".join([group.series, *group.picked]),
             str(group.last().n),
             with_deviation(group.last("top1")),
             with_deviation(group.last("top5")),
@@ -147,6 +147,22 @@ def student_table(groups: list[Group]) -> Table | None:
     rows = [[*line, *(cells.get(student, NONE) for student in students)] for line, cells in lines.items()]
     note = "Top-1 of the last epoch (%), mean ± standard deviation over seeds."
     return Table("Cross-architecture", ["regime", "images", *students], rows, note, left=2)
+
+
+def search_table(groups: list[Group]) -> Table | None:
+    """Return a table of all values that were tried in a search; None if nothing was searched."""
+    rows = []
+    for group in groups:
+        for text, one in group.tried:
+            mark = "picked" if one.runs is group.runs else ""
+            figures = with_deviation(one.last()), with_deviation(one.best())
+            rows.append([group.student, group.regime, group.series, text, str(one.last().n), *figures, mark])
+    columns = ["student", "regime", "images", "value", "n", "top-1 (%)", "best top-1 (%)", ""]
+    note = (
+        "Top-1 of the last epoch, mean ± standard deviation over n seeds. Of the values with the most seeds, the one "
+        "with the highest mean was picked: on the validation set, so that its top-1 is too good by an unknown amount."
+    )
+    return Table("Searched settings", columns, rows, note, left=4, remark=True) if rows else None
 
 
 def comparison_table(found: list[Comparison], axis: str) -> Table:
