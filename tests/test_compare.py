@@ -70,6 +70,7 @@ def test_sample_size_by_the_noncentral_t(deviations, size):
     seeds = seeds_needed(Difference(0.1, len(deviations) == 1, (3, 3), deviations), size)
     assert power(seeds) >= 0.8
     assert seeds == 2 or power(seeds - 1) < 0.8
+    assert seeds_needed(Difference(0.1, True, (3, 3), (1e-12,)), size) == 2
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -16,6 +16,7 @@ from PIL import Image
 from utils.report import command
 from utils.report.evidence import parse_full_data
 from utils.report.groups import (
+    augmentation_robust_score,
     group_runs,
     hard_label_recovery,
     improvement_over_random,
@@ -427,6 +428,82 @@ def test_the_score_of_the_paper():
     assert label_robust_score(0, 0) == pytest.approx(100 * (1 - 1 / math.e) / (math.e - 1 / math.e))
     assert label_robust_score(4, 30) == pytest.approx(100 * (math.exp(-0.13) - math.exp(-1)) / (math.e - math.exp(-1)))
     assert label_robust_score(4, 30, weight=1) == pytest.approx(label_robust_score(8, 0))
+
+
+def test_the_score_of_augmentation():
+    """The score has the ends and the middle of the formula, and a value by hand: IOR 6 and -2 give beta 0.02."""
+    assert [augmentation_robust_score(*both) for both in ((100, 100), (-100, -100))] == pytest.approx([100, 0])
+    by_hand = 100 * (math.exp(0.02) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert augmentation_robust_score(6, -2) == pytest.approx(by_hand)
+    assert augmentation_robust_score(6, -2, weight=1) == pytest.approx(augmentation_robust_score(6, 6))
+
+
+WHOLE = {"augment": "none", "min_scale_crops": 1.0, "max_scale_crops": 1.0, "hflip": 0.0}
+MIXED = {"augment": "rrc", "min_scale_crops": 0.08, "max_scale_crops": 1.0, "hflip": 0.5, "mix_type": "cutmix"}
+
+
+def found_on(root, *words):
+    """Return the rows of evidence.csv and the page of a report on `root`."""
+    page = report_on(root, *words)[1]
+    with open(root / "report" / "evidence.csv") as file:
+        return list(csv.DictReader(file)), page
+
+
+def test_augmentation_robustness_needs_runs_on_whole_images(tmp_path):
+    """ARS is averaged over the seeds of all four groups; it is in the row of the augmented runs, with its own HLR."""
+    figures = {"distilled": ([60, 62], [40, 41, 90]), "random": ([50, 54], [42, 40, 10])}
+    for images, (mixed, _) in figures.items():
+        for seed, top1 in enumerate(mixed):
+            make_run(tmp_path, f"m/{images}{seed}", top1, seed, "HL", images, image_labels="mixed classes", **MIXED)
+    (row,), page = found_on(tmp_path, "--full-data", "90")
+    assert (row["ars"], row["hlr"], "ARS" in page) == ("", "29", False)
+    for images, (_, whole) in figures.items():
+        for seed, top1 in enumerate(whole):
+            make_run(tmp_path, f"w/{images}{seed}", top1, seed, "HL", images, image_labels="classes", **WHOLE)
+    rows, page = found_on(tmp_path, "--full-data", "90")
+    rows = {"augment=none" in row["images"]: row for row in rows}
+    scores = [augmentation_robust_score(10, -2), augmentation_robust_score(8, 1)]
+    assert [float(rows[False][name]) for name in ("ars", "ars_se", "hlr")] == pytest.approx(
+        [sum(scores) / 2, abs(scores[0] - scores[1]) / 2, 29], rel=1e-6
+    )
+    assert (rows[True]["ars"], float(rows[True]["hlr"])) == ("", 33)
+    assert "| ARS (%) |" in page
+    assert "does not divide points by 100" in page
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 4, "adamw_lr": 0.1}, {"mix_type": "cutmix"}, {"images": "random"}])
+def test_other_runs_give_no_augmentation_robustness(changed, tmp_path):
+    """Runs on whole images with another rate, with mixing, or without runs on random images, are no partners."""
+    for images in ("distilled", "random"):
+        make_run(tmp_path, f"m/{images}", 60, 0, "HL", images, **MIXED)
+    for images in {changed.get("images", "distilled"), "random"}:
+        make_run(tmp_path, f"w/{images}", 50, 0, "HL", **{"images": images} | WHOLE | changed)
+    rows, page = found_on(tmp_path)
+    assert {row["ars"] for row in rows} == {""}
+    assert "ARS" not in page
+
+
+SEARCH = {"d": {0.001: [60, 62], 0.01: [70, 66], 0.1: [90]}, "random": {0.001: [50, 58], 0.01: [52, 52], 0.1: [10, 10]}}
+
+
+def test_a_search_reports_the_best_value(tmp_path):
+    """Each set has its best rate, of those with the most seeds; the others are in a table and in no average."""
+    for images, rates in SEARCH.items():
+        for rate, figures in rates.items():
+            for seed, top1 in enumerate(figures):
+                make_run(tmp_path, f"{images}/{rate}/{seed}", top1, seed, "HL", images, adamw_lr=rate)
+    _, page, rows = report_on(tmp_path, "--searched", "adamw_lr", "learning_rate")
+    assert [[row[name] for name in ("images", "settings", "n", "top1")] for row in rows] == [
+        ["d", "adamw_lr=0.01, the best of 3", "2", "68"],
+        ["random", "adamw_lr=0.001, the best of 3", "2", "54"],
+    ]
+    (found,), _ = found_on(tmp_path, "--searched", "adamw_lr")
+    assert (found["n"], found["ior"]) == ("2", "14")
+    tried = page[page.index("## Searched settings") :]
+    assert re.search(r"\| d \| adamw_lr=0.1 \| 1 \| 90.00 \| 91.00 \|  \|", tried)
+    assert re.search(r"\| d \| adamw_lr=0.01 \| 2 \| 68.00 ± 2.83 \| 69.00 ± 2.83 \| picked \|", tried)
+    assert "These settings were searched, and their values picked by top-1 on the validation set" in page
+    assert len(report_on(tmp_path)[2]) == 6
 
 
 @given(PERCENT, PERCENT, PERCENT, st.floats(0, 1))

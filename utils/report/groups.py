@@ -1,8 +1,8 @@
 """Sort finished runs into groups and compare the groups. Runs of one group differ only in the seed.
 
-Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`
-and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md states what
-each metric depends on, and which conclusions the metrics do not allow.
+Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`,
+`label_robust_score` and `augmentation_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300).
+docs/evidence.md states what each metric depends on, and which conclusions the metrics do not allow.
 """
 
 import dataclasses
@@ -85,8 +85,26 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
         recovery: HLR in percentage points.
         weight: w, the weight of IOR.
     """
-    alpha = (weight * improvement - (1 - weight) * recovery) / 100
-    return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+    return score_of((weight * improvement - (1 - weight) * recovery) / 100)
+
+
+def augmentation_robust_score(augmented: float, whole: float, weight: float = 0.5) -> float:
+    """Return ARS, the augmentation-robust score, in percent: 100 (e^beta - 1/e) / (e - 1/e).
+
+    Here beta = (w IOR_augmented + (1 - w) IOR_whole) / 100. The code of DD-Ranking v0.2.0 leaves out the division by
+    100, so its scores are other numbers.
+
+    Args:
+        augmented: IOR in percentage points of students trained on augmented images.
+        whole: IOR in percentage points of students trained on whole images, without augmentation.
+        weight: w, the weight of the augmented images; DD-Ranking calls it gamma.
+    """
+    return score_of((weight * augmented + (1 - weight) * whole) / 100)
+
+
+def score_of(exponent: float) -> float:
+    """Return 100 (e^x - 1/e) / (e - 1/e), which is 0 for the exponent x = -1 and 100 for x = 1."""
+    return 100 * (math.exp(exponent) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
@@ -142,6 +160,11 @@ class Group:
     def accepted(self) -> str | None:
         """Return the faults of labels or teacher that --accept-labels tolerated, as text; None if there are none."""
         return self.settings.get("labels_accepted")
+
+    @property
+    def whole(self) -> bool:
+        """Return whether the students saw whole images: --augment none, and no mixing."""
+        return self.settings.get("augment") == "none" and "mix_type" not in self.settings
 
     @property
     def picked(self) -> tuple[str, ...]:
