@@ -7,6 +7,7 @@ image (cutmix or mixup).
         --mix-type cutmix --use-fp16 --fkd-path LABELS
 
     python relabel_FKD.py --data DISTILLED --preset r50 …        PRISM's four teachers and ensemble rule
+    python relabel_FKD.py --data DISTILLED --preset cvdd …       CV-DD's five teachers, weighted, and its BSSL
     python relabel_FKD.py … --bits 8 --keep-topk 100 --views drawn      smaller labels
     python relabel_FKD.py … --format tar                         files that SRe2L's and PRISM's code reads
     torchrun --nproc_per_node 4 relabel_FKD.py …                 several processes share the epochs; same label files
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from utils.config import Findings, RelabelConfig, resolve_views
+from utils.config import Findings, RelabelConfig, alone, resolve_views
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages, know_images
 from utils.data.image_sets import open_images
@@ -43,7 +44,7 @@ from utils.run.loading import batch_class, inspect_pixels, normalise_for, plan_i
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
 from utils.system.process import run_script
-from utils.training.teachers import Ensemble
+from utils.training.teachers import Ensemble, open_committee
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,16 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         select_classes(config.subset, folder, "--data")
     preflight.check_images(folder.samples)
     found = resolve_views(config, found, {}, side=folder.side)
-    names, files, weights, rule = config.teachers()
-    found = inspect_pixels(found, [folder], names, files)
+    chosen = config.teachers()
+    found = inspect_pixels(found, [folder], chosen.names, chosen.files)
     policy = preflight.view_policy(config, found)
     views = DrawnViews(policy, len(folder.samples), config.batch_size)
     preflight.warn_of_last_batch(len(folder.samples), config.batch_size)
     # no autotuning: cuDNN could choose other algorithms in another process, which would change the logits' last bits
     torch.backends.cudnn.benchmark = False
-    size, channels = found.input_size, found.channels
-    teachers = Ensemble(
-        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
+    teachers = open_committee(chosen, precision, found.input_size, found.channels)
+    count, size = len(folder.samples), config.batch_size
+    teachers.refuse_small_batch(
+        count % size or min(count, size), found.input_size, f"give another --batch-size than {size} for {count} images"
     )
     teachers.refuse_fewer_classes(len(folder.classes), f"--data {config.data}", found.input_size)
     found = preflight.slice_teacher(config, found, teachers, folder)
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # encode a few logits as a trial: this raises an error if the label format cannot represent them
     codec.encode(answers)
     if config.dry_run:
-        Preview(dataset, 0, normalise, teachers).draw(Path(f"{config.fkd_path}-views.png"), classes)
+        Preview(dataset, 0, normalise, answers).draw(Path(f"{config.fkd_path}-views.png"), classes)
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 
@@ -165,7 +167,10 @@ def open_writer(
         "classes": names[: max(folder.targets) + 1],
         "teachers": teachers.described,
         "ensemble": teachers.rule,
-        "stem": config.stem,
+        # no entries for equal weights and running statistics, so that label files are the same as in earlier releases
+        **({} if teachers.shares is None else {"ensemble_weights": list(teachers.shares)}),
+        **({"bssl": True} if teachers.parts else {}),
+        "stem": alone(config.stem or ("standard",)),
         "arithmetic": str(teachers.precision),
         "replay": replay,
         "mean": list(found.mean),

@@ -27,9 +27,9 @@ workers=${WORKERS:-4}
 seed=${SEED:-0}
 loss_type=${LOSS_TYPE:-mse_gt}
 ce_weight=${CE_WEIGHT:-0.1}
-temperature=${TEMPERATURE:-20}                  # used by the losses kl and dist
+temperature=${TEMPERATURE:-20}                  # used by the losses kl, dist and softce
 mix_type=${MIX_TYPE:-cutmix}
-schedule=${SCHEDULE:-cos}                       # linear, linear-smoothed, cos, smoothed or prism
+schedule=${SCHEDULE:-cos}                       # linear, linear-smoothed, cos, smoothed, cos2 or prism
 
 [ "$schedule" = cos ] && schedule_flags=--cos || schedule_flags="--schedule=$schedule"
 

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import Findings, FKDConfig, TrainConfig
+from utils.data.augment import ColouredCutout
 from utils.data.batch import Batch
 from utils.data.preview import Preview
 from utils.data.replay import Normalise
@@ -85,13 +86,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = preflight.record_images(config, found, train_set.samples, val_set.samples)
     hard = hard_views(config, found, train_set.samples, num_classes)
     found = preflight.report_labels(config, found, train_set, val_set, views, names)
-    data = TrainingData(train_set.samples, val_set.samples, views, num_classes, names, images, hard)
+    # views of labels for ImageNet-21K have a coloured cutout
+    cut_out = ColouredCutout(found.mean, found.std, precision.device) if store.has_cutouts else None
+    data = TrainingData(train_set.samples, val_set.samples, views, num_classes, names, images, hard, augment=cut_out)
 
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
         dataset = ViewDataset(data.train, views, found.input_size, found.channels)
-        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise_for(found, precision))
+        normalise = normalise_for(found, precision, augment=cut_out)
+        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise)
         return
 
     described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}
@@ -126,7 +130,7 @@ def draw_views(
     dataset: ViewDataset,
     epoch: int,
     normalise: Normalise,
-    teacher: Callable | None = None,
+    answers: torch.Tensor | None = None,
 ) -> None:
     """Finish a dry run: write a picture of the first augmented images that students would train on.
 
@@ -134,11 +138,11 @@ def draw_views(
         config: settings; the picture is written to --output-dir.
         names: name of each class.
         world: processes of the run; only rank 0 writes.
-        dataset, epoch, normalise, teacher: see `Preview`.
+        dataset, epoch, normalise, answers: see `Preview`.
     """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
-        Preview(dataset, epoch, normalise, teacher).draw(path, names)
+        Preview(dataset, epoch, normalise, answers).draw(path, names)
     log.info("dry run: everything is in place, nothing was trained; look at %s", path)
 
 
@@ -166,7 +170,7 @@ def train(
     signals: StopSignals,
     label_file: Callable | None = None,
 ) -> None:
-    """Train all students for the remaining epochs; evaluate every --eval-every epochs and after the last epoch.
+    """Train all students for the remaining epochs; evaluate after the epochs of `TrainConfig.evaluates`.
 
     All students train on the same batches. Each student gets the same result as if it were alone. If a student fails,
     the others continue.
@@ -229,12 +233,12 @@ def train(
                     student.record_training(seconds, label_file)
             save_if_stopped(students, world, signals)
 
-            # continue with the students that have not failed; evaluate them every --eval-every epochs
+            # continue with the students that have not failed; evaluate them if it is time
             learning = [student for student in learning if not student.failed]
             started = time.time()
             metrics: list[Metrics | None] = [None] * len(learning)
             digest = None
-            if learning and (epoch % config.eval_every == 0 or epoch == config.epochs - 1):
+            if learning and config.evaluates(epoch):
                 line.evaluating()
                 # with several ranks, a signal does not end the evaluation early: `until_stop` synchronises the ranks
                 # after every batch, but ranks may have different numbers of validation batches

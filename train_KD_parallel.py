@@ -8,9 +8,13 @@ get the same images, --fkd-seed, --batch-size and flags for crops, flips and mix
 images that relabel_FKD.py labels. If relabel_FKD.py does not compress its labels, training on these labels gives
 the same student as this script.
 
+    python train_KD_parallel.py … --teacher-model resnet18 mobilenet_v2 --teacher-checkpoint A.pth B.pth
+
+The answers of several teachers are combined by --ensemble, as in relabel_FKD.py.
+
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --loss-type ce --batch-size 50 --cos
 
-The second command loads no teacher, because it names no teacher's weights. It trains on the class of each image, or on
+The last command loads no teacher, because it names no teacher's weights. It trains on the class of each image, or on
 the soft labels that are stored with the images. If --mix-type mixes two images, it mixes their labels as well. The
 recipes in scripts/recipes for DC, DSA, DM, MTT, DATM and IDC train without a teacher in the same way.
 """
@@ -25,6 +29,7 @@ from utils.config import OWN_SOFT_LABELS, Findings, KDConfig, resolve_views
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
 from utils.data.images import first_images
+from utils.data.rand_augment import rand_augment_of
 from utils.data.workers import ViewDataset
 from utils.data.zca import fitted_zca
 from utils.labels.training_views import TrainingViews
@@ -40,14 +45,15 @@ from utils.run.loading import (
     normalise_for,
     plan_memory,
 )
+from utils.system.distributed import World
+from utils.system.errors import InputError
 from utils.system.log import log
 from utils.system.process import run_script
-from utils.training.precision import Precision
-from utils.training.teachers import Ensemble
+from utils.training.teachers import Ensemble, open_committee
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check settings, teacher and images; train the students; report their top-1."""
+    """Check settings, teachers and images; train the students; report their top-1."""
     config = KDConfig.parse(argv)
     world, precision, found = preflight.begin(config)
     # `auto` means `kept` here: a live teacher gives the logits of all classes, so nothing needs to be renormalised
@@ -58,10 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_set, val_set = preflight.check_folders(config)
     found = resolve_views(config, found, {}, side=train_set.side)
     has_teacher = asks_teacher(config, soft_labels=train_set.answers is not None)
-    models = [*config.models, config.teacher_model] if has_teacher else config.models
-    files = [config.teacher_checkpoint] if has_teacher else []
-    found = inspect_pixels(found, [train_set, val_set], models, files)
-    teacher = open_teacher(config, found, precision) if has_teacher else None
+    teacher = None
+    if has_teacher:
+        chosen = config.teachers()
+        found = inspect_pixels(found, [train_set, val_set], [*config.models, *chosen.names], chosen.files)
+        teacher = open_committee(chosen, precision, found.input_size, found.channels, "--teacher-model")
+        refuse_shares_of_batches(teacher, world)
+    else:
+        found = inspect_pixels(found, [train_set, val_set], config.models, [])
     num_classes = len(train_set.classes)
     if teacher:
         teacher.refuse_fewer_classes(num_classes, f"--train-dir {config.train_dir}", found.input_size)
@@ -70,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
+    preflight.check_strips(config.shuffle_patches, samples)
     whiten = None
     if config.zca:
         real = open_images(config.zca, "--zca", "train")
@@ -78,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, zca=whiten.digest)
     policy = preflight.view_policy(config, found)
     # the augmentation is on the CPU, because data loading processes get a copy of `source`, and must not use the GPU
-    source = DrawnViews(policy, len(samples), config.batch_size, augmentation_of(config, found))
+    source = DrawnViews(
+        *(policy, len(samples), config.batch_size, augmentation_of(config, found)),
+        num_strips=config.shuffle_patches,
+        change=rand_augment_of(config, found),
+    )
     # otherwise the student learns from the classes or soft labels that come with the images
     taught = teacher is not None and config.loss_type != "ce"
     views = source
@@ -94,8 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
     augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
+    answers = None
     if teacher:
-        _, found = preflight.report_live_agreement(
+        answers, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
         )
     data = TrainingData(
@@ -113,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
-        draw_views(config, names, world, dataset, config.start_epoch, normalise, teacher)
+        draw_views(config, names, world, dataset, config.start_epoch, normalise, answers)
         return
 
     described = describe(config, data, labels_of(config, found, policy)) if world.is_main else {}
@@ -124,24 +140,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(students, world, described)
 
 
-def open_teacher(config: KDConfig, found: Findings, precision: Precision) -> Ensemble:
-    """Load the live teacher that --teacher-model and the other teacher flags name."""
-    return Ensemble(
-        [config.teacher_model],
-        [config.teacher_checkpoint],
-        "mean",
-        precision,
-        config.teacher_stem,
-        flag="--teacher-model",
-        weights=[config.teacher_weights],
-        input_size=found.input_size,
-        in_channels=found.channels,
-    )
+def refuse_shares_of_batches(teacher: Ensemble, world: World) -> None:
+    """Raise InputError if the rule that combines the teachers needs whole batches, and each rank holds only a share."""
+    if teacher.rule != "mean" and world.size > 1:
+        raise InputError(
+            f"--ensemble {teacher.rule} takes norms of a whole batch, but each of {world.size} processes holds only a "
+            "share of it; use one process, or --ensemble mean"
+        )
 
 
 def labels_of(config: KDConfig, found: Findings, policy: ViewPolicy) -> dict:
-    """Return the description of the labels for summary.json: teacher, view policy, size of the teacher's checkpoint."""
-    size = os.path.getsize(config.teacher_checkpoint) if config.teacher_checkpoint else None
+    """Return the description of the labels for summary.json: teachers, view policy, size of the teachers' files."""
+    files = config.teachers().files
+    size = None if None in files else sum(os.path.getsize(file) for file in files if file is not None)
     dialect = "soft labels of the images" if found.image_labels in OWN_SOFT_LABELS else "hard labels"
     return {
         "dialect": "live teacher" if found.teachers else dialect,

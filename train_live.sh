@@ -19,6 +19,9 @@ val_dir=${VAL_DIR:-data/val}                    # real validation images, one fo
 output_dir=${OUTPUT_DIR:-save/$model}
 teacher=${TEACHER:-resnet18}
 checkpoint=${TEACHER_CHECKPOINT:-}              # one file per teacher; empty: the library's pretrained weights
+stem=${TEACHER_STEM:-standard}                  # one for all teachers, or one per teacher
+ensemble=${ENSEMBLE:-}                          # how the answers of several teachers are combined; empty: their mean
+weights=${ENSEMBLE_WEIGHTS:-}                   # one per teacher; empty: equal
 
 epochs=${EPOCHS:-300}
 batch_size=${BATCH_SIZE:-100}
@@ -30,8 +33,8 @@ ipc=${IPC:-}                                    # images of each class; empty: a
 workers=${WORKERS:-4}
 seed=${SEED:-0}
 loss_type=${LOSS_TYPE:-kl}
-ce_weight=${CE_WEIGHT:-0.1}                     # used by the losses mse_gt and mae_gt
-temperature=${TEMPERATURE:-20}                  # used by the losses kl and dist
+ce_weight=${CE_WEIGHT:-0.1}                     # used by the losses mse_gt, mae_gt and gift
+temperature=${TEMPERATURE:-20}                  # used by the losses kl, dist and softce
 mix_type=${MIX_TYPE:-cutmix}
 rate=${LR:-0.001}                               # of AdamW
 weight_decay=${WEIGHT_DECAY:-0.01}
@@ -46,6 +49,9 @@ set -- "$here/train_KD_parallel.py" \
     --output-dir "$output_dir" \
     --teacher-model $teacher \
     ${checkpoint:+--teacher-checkpoint $checkpoint} \
+    --teacher-stem $stem \
+    ${ensemble:+--ensemble "$ensemble"} \
+    ${weights:+--ensemble-weights $weights} \
     --epochs "$epochs" \
     --batch-size "$batch_size" \
     --gradient-accumulation-steps "$accumulation" \

@@ -157,20 +157,21 @@ def signal_in_step(patch, number, step):
     patch.setattr(train_FKD_parallel, "train_step", signalled)  # the signal must hit a step
 
 
-def stop_and_resume(words, output, steps):
-    """Train by train_FKD_parallel.py; return the `Run`.
+def stop_and_resume(words, output, steps, script=train_FKD_parallel):
+    """Train, stop, and resume until the end; return the `Run`.
 
     Args:
         words: the command line.
         output: its --output-dir.
         steps: SIGTERM comes in the middle of each of these optimizer steps, counted from the last start or resume.
+        script: module whose `main` trains.
     """
     for step in steps:
         with pytest.MonkeyPatch.context() as patch:
             signal_in_step(patch, signal.SIGTERM, step)
-            result = run(train_FKD_parallel, *words, *(["--resume"] if output.exists() else []))
+            result = run(script, *words, *(["--resume"] if output.exists() else []))
         assert result.code == 128 + signal.SIGTERM, result.err
-    assert run(train_FKD_parallel, *words, "--resume").code == 0
+    assert run(script, *words, "--resume").code == 0
     return read_run(output)
 
 

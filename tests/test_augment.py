@@ -330,6 +330,24 @@ def test_whole_images_without_flips():
     assert not np.array_equal(crops[:, 2:4], sizes)
 
 
+@pytest.mark.parametrize("augment", ["dsa", "none"])
+def test_cells_in_place_of_whole_images(augment):
+    """With F = 3, 8 of 9 views show one of 9 cells, each as often as the others, rounded down to whole pixels."""
+    _, policy = parsed(f"--augment {augment} --factor-crop 3")
+    sizes = np.tile([32, 65], (9000, 1))
+    crops = policy.crops(policy.draw_crops(0, 0, 9000), sizes)
+    seen = Counter(map(tuple, crops.tolist()))
+    cells = {(10 * row, 21 * column, 10, 21, 0) for row in range(3) for column in range(3)}
+    assert seen.keys() == cells | {(0, 0, 32, 65, 0)}
+    assert all(790 < seen[cell] < 990 for cell in cells)  # 9000 · 8/9 · 1/9 = 889
+    assert policy.crops(policy.draw_crops(0, 0, 9), np.tile([2, 1], (9, 1)))[:, 2:4].min() == 1
+
+
+def test_a_factor_for_random_crops_is_refused():
+    with pytest.raises(InputError, match="--factor-crop has no effect without --augment dsa or --augment none"):
+        parsed("--factor-crop 2")
+
+
 def test_views_of_imagenet_hard():
     """Half of the central square and more, flips and cutmix with a uniform ratio; flags change the defaults."""
     _, policy = parsed("--augment imagenet-hard")

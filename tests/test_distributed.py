@@ -41,6 +41,7 @@ class Files:
         self.root, self.teacher = root, root / "teacher.pth"
         self.train = make_images(root / "train", CLASSES, PER_CLASS)
         self.val = make_images(root / "val", CLASSES, 5, seed=1)
+        self.second = save_teacher(root / "second.pth", seed=6)
         save_teacher(self.teacher, seed=5)
         for mix in MIXES:
             make_labels(root / f"{mix}-tar", mix, EPOCHS, ROWS, CLASSES * PER_CLASS)
@@ -68,16 +69,18 @@ OTHERS = {
     "processes": ("cutmix", "packed", [*SGD, "-j", 2, "--loader", "workers"]),
     "adamw": ("cutmix", "packed", ["--gradient-accumulation-steps", 2]),
     "mse_gt": ("mixup", "packed", [*SGD, "--loss-type", "mse_gt", "--keep-topk", 2]),
+    "gift": ("cutmix", "packed", [*SGD, "--loss-type", "gift", "--keep-topk", 2, "--warmup-epochs", 1]),
     "dist": ("cutmix", "packed", ["--sgd", "-lr", "0.001", "--loss-type", "dist", "--gradient-accumulation-steps", 2]),
 }
 CASES = GRID | OTHERS
 
 
 def kd_words(files, target):
-    """Return the command line of train_KD_parallel.py."""
+    """Return the command line of train_KD_parallel.py, with two live teachers."""
     words = files.training(target, *SGD, "--mix-type", "cutmix", "--gradient-accumulation-steps", 2)
     at = words.index("--fkd-path")
-    return words[:at] + words[at + 2 :] + ["--teacher-model", LIGHT, "--teacher-checkpoint", str(files.teacher)]
+    committee = ["--teacher-model", LIGHT, LIGHT, "--teacher-checkpoint", str(files.teacher), str(files.second)]
+    return words[:at] + words[at + 2 :] + [*committee, "--ensemble-weights", "1", "3"]
 
 
 def jobs(files, target, names):

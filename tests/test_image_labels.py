@@ -168,6 +168,13 @@ def test_losses_of_logits():
     rows = labels[drawn.index]
     wanted = (outputs - rows).square().mean() + 0.5 * F.cross_entropy(outputs, torch.zeros(21, dtype=torch.int64))
     torch.testing.assert_close(loss(outputs), wanted)
+    drawn, loss = own_labels("softce", labels, "logits")
+    wanted = F.cross_entropy(outputs / 4, (labels[drawn.index] / 4).softmax(dim=1))
+    torch.testing.assert_close(loss(outputs), wanted)
+    drawn, loss = own_labels("gift", labels, "logits")
+    hard = F.normalize(torch.tensor([[0.9, *[0.1 / 3] * 3]]))
+    wanted = 1 - F.cosine_similarity(outputs, F.normalize(labels[drawn.index]) + 0.5 * hard).mean()
+    torch.testing.assert_close(loss(outputs), wanted)
 
 
 def test_logits_are_mixed_as_probabilities():
@@ -181,6 +188,8 @@ def test_logits_are_mixed_as_probabilities():
     ("loss", "classes", "kind", "mix_type", "said"),
     [
         ("mse_gt", 4, "probabilities", "none", "--loss-type mse_gt compares logits"),
+        ("gift", 4, "probabilities", "none", "--loss-type gift compares logits"),
+        ("gift", 4, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
         ("kl", 4, "logits", "cutmix", "--mix-type cutmix mixes probabilities"),
         ("ce", 5, "probabilities", "none", "have the shape 21 x 4, but 21 images and 5 classes need 21 x 5"),
     ],

@@ -95,7 +95,10 @@ def test_the_environment_overrides_every_setting_of_live_teachers(launcher, laun
         launcher,
         **{name: setting.split("=")[1] for name, setting in settings.items()},
         **{"MEAN": "1 2 3", "STD": "4 5 6", "TEACHER": "resnet18 alexnet", "TEACHER_CHECKPOINT": "a.pth b.pth"},
+        **{"TEACHER_STEM": "small standard", "ENSEMBLE_WEIGHTS": "1 2", "ENSEMBLE": "mean"},
     )
+    committee = {"--teacher-stem": ["small", "standard"], "--ensemble-weights": ["1", "2"], "--ensemble": ["mean"]}
+    assert {flag: words[words.index(flag) + 1 :][: len(given)] for flag, given in committee.items()} == committee
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(words)
     assert {flag: flags.get(flag, "missing") for flag in expected} == expected
@@ -117,7 +120,8 @@ def test_the_environment_overrides_every_setting(launcher, launch):
     }
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
-    own = {"scripts/recipes/edc.sh": "--schedule=linear-smoothed", "scripts/recipes/hald.sh": "--schedule=smoothed"}
+    own = {"scripts/recipes/edc.sh": "--schedule=linear-smoothed"}
+    own |= {f"scripts/recipes/{name}.sh": "--schedule=smoothed" for name in ("hald", "cvdd", "fadrm")}
     schedule = {own.get(launcher, "--cos"): None}
     assert {flag: flags.get(flag, "missing") for flag in expected | schedule} == expected | schedule
 
@@ -493,6 +497,6 @@ def test_help(script, setting, tmp_path):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_trailing_arguments_come_last(launcher, launch):
     """argparse then prefers them; quoting survives."""
-    words = launch(launcher, "--epochs", "5", "--output-dir", "a b", "--resume", HARD_EPOCHS="2")
-    assert words[-5:] == ["--epochs", "5", "--output-dir", "a b", "--resume"]
-    assert FKDConfig.parse(words[1:]).epochs == 5
+    words = launch(launcher, "--epochs", "9", "--output-dir", "a b", "--resume", HARD_EPOCHS="2")
+    assert words[-5:] == ["--epochs", "9", "--output-dir", "a b", "--resume"]
+    assert FKDConfig.parse(words[1:]).epochs == 9

@@ -285,7 +285,7 @@ def fetched(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("name", sorted({name for names, _ in PRESETS.values() for name in names}))
+@pytest.mark.parametrize("name", sorted({name for preset in PRESETS.values() for name in preset.names}))
 def test_the_teachers_of_prism_are_torchvisions_first(name, fetched):
     """`pretrained=True` in PRISM's code is IMAGENET1K_V1; for most models DEFAULT is another teacher."""
     build_teacher(name)

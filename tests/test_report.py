@@ -159,6 +159,9 @@ SAME = {  # name -> settings of two runs whose figures are equal
     "rates of SGD": (ADAMW | {"momentum": 0.1, "learning_rate": 2.0, "weight_decay": 0.3}, ADAMW),
     "rates of AdamW": (SGD | {"adamw_lr": 0.1, "adamw_weight_decay": 0.3}, SGD),
     "smoothing": ({"schedule": "cos", "smoothing": 3.0}, {"schedule": "cos", "smoothing": 2.0}),
+    "ce_weight of cosine": ({"loss_type": "cosine", "ce_weight": 0.3}, {"loss_type": "cosine", "ce_weight": 0.1}),
+    "no warm-up": ({"warmup_epochs": 0, "warmup_factor": 0.3}, {}),
+    "no T squared": ({"loss_scale_t2": False}, {}),
     "ce_weight": ({"loss_type": "kl", "ce_weight": 0.3}, {"loss_type": "kl", "ce_weight": 0.1}),
     "temperature": ({"temperature": 3.0}, {"temperature": 20.0}),  # mse_gt
     "temperature of ce": ({"loss_type": "ce", "keep_topk": 2}, {"loss_type": "ce", "temperature": 20.0}),
@@ -171,7 +174,14 @@ SAME = {  # name -> settings of two runs whose figures are equal
         {"loss_type": "kl"},
     ),
     "topk_mass": ({"loss_type": "kl", "topk_mass": "kept"}, {"loss_type": "kl", "topk_mass": "renormalised"}),
-    "teacher": ({"teacher_model": "resnet50", "teacher_stem": "small"}, {"teacher_model": "resnet18"}),
+    "teacher": (
+        {"teacher_model": "resnet50", "teacher_stem": "small", "ensemble": "norm-mean", "ensemble_weights": [0.2, 0.8]},
+        {"teacher_model": "resnet18"},
+    ),
+    "runs of one teacher before there were several": (
+        {"teachers": [{"weights": "a"}], "teacher_model": "resnet18"},
+        {"teachers": [{"weights": "a"}], "teacher_model": "resnet18", "ensemble": None, "ensemble_weights": None},
+    ),
     "no mixing": ({"mix_type": "None", "mixup": 0.3, "cutmix": 2.0}, {"mix_type": None}),
     "alpha": ({"mix_type": "cutmix", "mixup": 0.3, "cutmix": 1.0}, {"mix_type": "cutmix", "mixup": 0.8, "cutmix": 1.0}),
     "sync_bn": ({"sync_bn": True, "processes": 1}, {"sync_bn": False, "processes": 1}),
@@ -195,7 +205,11 @@ APART = {  # name -> settings of two runs whose figures differ
     "momentum": (SGD, SGD | {"momentum": 0.8}),
     "adamw_lr": (ADAMW, ADAMW | {"adamw_lr": 0.1}),
     "smoothing": ({"schedule": "smoothed", "smoothing": 3.0}, {"schedule": "smoothed", "smoothing": 2.0}),
+    "smoothing of cos2": ({"schedule": "cos2", "smoothing": 3.0}, {"schedule": "cos2", "smoothing": 2.0}),
     "ce_weight": ({"ce_weight": 0.3}, {"ce_weight": 0.1}),
+    "ce_weight of gift": ({"loss_type": "gift", "ce_weight": 0.3}, {"loss_type": "gift", "ce_weight": 0.1}),
+    "loss_scale_t2": ({"loss_type": "kl", "loss_scale_t2": True}, {"loss_type": "kl"}),
+    "warmup_factor": ({"warmup_epochs": 5, "warmup_factor": 0.1}, {"warmup_epochs": 5, "warmup_factor": 0.01}),
     "temperature": ({"loss_type": "kl", "temperature": 3.0}, {"loss_type": "kl", "temperature": 20.0}),
     "temperature_min": (
         {"loss_type": "dist", "temperature_schedule": "cosine-reverse", "temperature_min": 1.0},
@@ -206,6 +220,7 @@ APART = {  # name -> settings of two runs whose figures differ
         {"loss_type": "kl", "keep_topk": 2, "topk_mass": "renormalised"},
     ),
     "teachers": ({"teachers": [{"weights": "a"}]}, {"teachers": [{"weights": "b"}]}),
+    "ensemble": ({"teachers": [{"weights": "a"}], "ensemble": "norm-mean"}, {"teachers": [{"weights": "a"}]}),
     "cutmix": ({"mix_type": "cutmix", "cutmix": 1.0}, {"mix_type": "cutmix", "cutmix": 2.0}),
     "sync_bn": ({"sync_bn": True, "processes": 2}, {"sync_bn": False, "processes": 2}),
     "fkd_seed": (
@@ -240,7 +255,7 @@ def test_flags_with_an_effect_keep_runs_apart(name, tmp_path):
     """The two groups name the flag in which they differ."""
     one, other = groups_of(tmp_path, APART[name])
     assert one.apart != other.apart
-    assert name in " ".join(one.apart + other.apart)
+    assert name.split()[0] in " ".join(one.apart + other.apart)
     assert one.name != other.name
 
 
@@ -264,6 +279,24 @@ def test_validation_sets_are_never_compared(tmp_path):
     with open(tmp_path / "report" / "evidence.csv") as file:
         (found,) = csv.DictReader(file)
     assert ([float(found[name]) for name in ("ior", "hlr")], "validation=two (bbbb33)" in page) == ([5, 50], True)
+
+
+def test_the_best_of_late_evaluations_is_named(tmp_path):
+    """--eval-from does not change the last epoch, which is compared, but what `best` means."""
+    runs = [make_run(tmp_path, f"{seed}", 50, seed, eval_from=seed and 249) for seed in range(2)]
+    runs.append(make_run(tmp_path, "other", 50, images="other"))
+    _, page, rows = report_on(tmp_path)
+    assert len(rows) == len(runs) - 1
+    name = "resnet18, SL, distilled"
+    assert f"In these groups it is the best of the evaluations from an epoch on: {name}: epoch 0 or 249.\n" in page
+
+
+@pytest.mark.parametrize(("validation", "groups"), [("v", 1), (None, 2)])
+def test_the_validation_digest_replaces_the_number_of_its_images(validation, groups, tmp_path):
+    """--val-ipc 50 and no such flag may validate on the same images."""
+    for seed, number in enumerate((None, 50)):
+        make_run(tmp_path, f"{seed}", 50, seed, validation=validation, val_ipc=number)
+    assert len(report_on(tmp_path)[2]) == groups
 
 
 def test_accepted_labels_are_marked(tmp_path):

@@ -28,6 +28,10 @@ from utils.training.schedules import lr_factor, temperature_at
         ("smoothed", 0, 300, 1),
         ("smoothed", 150, 300, 0.5 * (1 + math.sqrt(0.5))),
         ("smoothed", 300, 300, 0.5),
+        ("cos2", 0, 300, 1),
+        ("cos2", 250, 300, 0.5 * (1 + math.cos(5 * math.pi / 12))),
+        ("cos2", 251, 300, 0.5 * (1 + math.cos(5 * math.pi / 12)) * 49 / 300),
+        ("cos2", 300, 300, 0),
         ("prism", 0, 300, 1),
         ("prism", 250, 300, 0.75),
         ("prism", 251, 300, 0.75 * 49 / 300),
@@ -53,6 +57,78 @@ def test_linear_smoothing_1_is_linear(epochs):
     for epoch in range(epochs):
         assert lr_factor("linear-smoothed", epoch, epochs, 1.0) == lr_factor("linear", epoch, epochs)
     assert lr_factor("linear-smoothed", epochs, epochs, 4.0) == 0.75
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 101, 300])
+def test_prism_is_cos2_stretched_by_2_5(epochs):
+    """Bit for bit, and bit for bit the formula of PRISM's code."""
+    for epoch in range(epochs):
+        expected = 0.5 * (1 + math.cos(math.pi * (epoch / (2.5 * epochs))))
+        if epoch > epochs * 5 / 6:
+            expected = 0.5 * (1 + math.cos(math.pi * (1 / 3))) * (epochs - epoch) / epochs
+        assert lr_factor("prism", epoch, epochs, 4.0) == lr_factor("cos2", epoch, epochs, 2.5) == expected
+
+
+@pytest.mark.parametrize("epochs", [7, 101, 300])
+@pytest.mark.parametrize("smoothing", [1.5, 2.0])
+def test_cos2_is_that_of_edc(epochs, smoothing):
+    """EDC gives PyTorch this function for CIFAR-100 and ImageNet-10 (--ls-type cos2)."""
+    st = smoothing
+    theirs = [
+        0.5 * (1 + math.cos(math.pi * step / (st * epochs)))
+        if step <= epochs * 5 / 6
+        else 0.5 * (1 + math.cos(math.pi * 5 / (6 * st))) * (6 * epochs - 6 * step) / (6 * epochs)
+        for step in range(epochs)
+    ]
+    assert [lr_factor("cos2", epoch, epochs, st) for epoch in range(epochs)] == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [7, 101, 300])
+@pytest.mark.parametrize("main", ["cos", "linear", "smoothed"])
+def test_a_warm_up_is_that_of_pytorch(epochs, main):
+    """LinearLR, and after it another scheduler over the other epochs, as torchvision's references and LPLD have it."""
+    rest = epochs - 5
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    after = {
+        "cos": lambda: schedulers.CosineAnnealingLR(optimizer, T_max=rest, eta_min=0.0),
+        "linear": lambda: schedulers.LambdaLR(optimizer, lambda step: 1 - step / rest),
+        "smoothed": lambda: schedulers.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / rest / 2)) / 2),
+    }[main]()
+    first = schedulers.LinearLR(optimizer, start_factor=0.01, total_iters=5)
+    both = schedulers.SequentialLR(optimizer, schedulers=[first, after], milestones=[5])
+    for epoch in range(epochs):
+        ours = lr_factor(main, epoch, epochs, warmup_epochs=5, warmup_factor=0.01)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
+        both.step()
+
+
+def test_a_warm_up_does_not_move_milestones():
+    """They stay epochs of the whole run."""
+    factors = [
+        lr_factor("step", epoch, 8, milestones=(4, 6), gamma=0.5, warmup_epochs=2, warmup_factor=0.2)
+        for epoch in range(8)
+    ]
+    assert factors == pytest.approx([0.2, 0.6, 1, 1, 0.5, 0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--warmup-factor 0.1", "--warmup-factor 0.1 has no effect without --warmup-epochs"),
+        ("--warmup-epochs 9 --epochs 9", "--warmup-epochs 9 leaves none of --epochs 9 to the schedule"),
+        ("--warmup-epochs -1", "--warmup-epochs: -1 must be at least 0"),
+        ("--warmup-epochs 2 --warmup-factor 0", "--warmup-factor: 0 must be above 0"),
+        ("--warmup-epochs 3 --schedule step --milestones 3 5", "--milestones 3 5: epoch 3 is not after the 3 --warmup"),
+        ("--schedule cos2 --smoothing 0.9", "--smoothing 0.9 lets the rate of --schedule cos2 rise again"),
+    ],
+)
+def test_wrong_warm_ups_and_stretches(flags, said):
+    """One sentence names the flag."""
+    with pytest.raises(InputError) as error:
+        FKDConfig.parse(FOLDERS + flags.split())
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "step"])

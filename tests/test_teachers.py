@@ -87,7 +87,7 @@ def test_an_empty_share_of_a_batch_is_answered_without_the_model(teachers):
 
 
 def test_presets_take_the_first_candidates(tiny, teachers, tmp_path):
-    assert set(PRESETS) == {"r18", "r50", "r101"}
+    assert set(PRESETS) == {"r18", "r50", "r101", "edc", "cvdd", "fadrm"}
     words = ["--data", tiny.train, "--preset", "r18", "--candidate-number", 1, "--checkpoint", teachers[0]]
     words += ["-b", BATCH, "--epochs", 1, "-j", 0, "--input-size", SIDE, "--fkd-path", tmp_path / "labels"]
     assert run(relabel_FKD, *words).code == 0

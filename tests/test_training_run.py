@@ -119,6 +119,21 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     }
 
 
+def test_a_warm_up_and_gift_resume_exactly(tiny, tmp_path):
+    """The run is stopped after the first epoch of the warm-up; another factor is refused."""
+    flags = {"model": SMALL, "loss_type": "gift", "warmup_epochs": 2, "warmup_factor": 0.1, "schedule": "cos2"}
+    whole = tiny.train_run(tmp_path / "whole", **flags)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 0)
+        assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **flags)).code == 130
+    other = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", resume=True, **(flags | {"warmup_factor": 0.2})))
+    assert (other.code, "--warmup-factor was 0.1 and is 0.2" in other.err) == (2, True)
+    resumed = tiny.train_run(tmp_path / "run", resume=True, **flags)
+    assert same_weights(resumed.weights(), whole.weights())
+    for column in ("lr", "train_loss", "val_loss"):
+        assert [row[column] for row in resumed.rows] == [row[column] for row in whole.rows], column
+
+
 def test_a_checkpoint_with_damaged_settings(whole_run, tiny, tmp_path):
     """A setting that is a table of numbers is quoted in one short line."""
     shutil.copytree(whole_run.path, tmp_path / "run")
@@ -166,6 +181,11 @@ FLAGS = {
     "mse_gt": {"loss_type": "mse_gt"},
     "mse_gt, ce-weight": {"loss_type": "mse_gt", "ce_weight": 0.9},
     "mae_gt": {"loss_type": "mae_gt"},
+    "softce": {"loss_type": "softce"},
+    "loss-scale-t2": {"loss_scale_t2": True},
+    "gift": {"loss_type": "gift"},
+    "gift, ce-weight": {"loss_type": "gift", "ce_weight": 0.9},
+    "cosine": {"loss_type": "cosine"},
     "ce": {"loss_type": "ce"},
     "keep-topk": {"keep_topk": 1},
     "seed": {"seed": 1},
@@ -206,6 +226,7 @@ def test_flags_have_an_effect(two_epochs):
         ({"cos": True}, [1, 0.75, 0.25]),
         ({"schedule": "cos"}, [1, 0.75, 0.25]),
         ({"schedule": "smoothed", "smoothing": 1}, [1, 0.75, 0.25]),
+        ({"warmup_epochs": 2, "warmup_factor": 0.1}, [0.1, 0.55, 1]),
         ({"schedule": "prism", "adamw_lr": 0.01}, [10, 10 * 0.9567727288, 10 * 0.8345653032]),
     ],
 )

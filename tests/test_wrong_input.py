@@ -101,6 +101,8 @@ CASES = {
         {"schedule": "linear-smoothed", "smoothing": 0.5},
         ["--smoothing 0.5", "--schedule linear-smoothed"],
     ),
+    "T squared of no temperature": ({"loss_type": "gift", "loss_scale_t2": True}, ["--loss-scale-t2", "gift", "kl"]),
+    "T squared of DIST": ({"loss_type": "dist", "loss_scale_t2": True}, ["--loss-scale-t2", "dist", "kl"]),
     "buffers of no average": ({"ema_buffers": "live"}, ["--ema-buffers live", "--ema-decay"]),
     "two schedules": ({"cos": True, "schedule": "linear"}, ["--cos", "--schedule linear"]),
     "resume and overwrite": ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),

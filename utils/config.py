@@ -21,20 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field as DataclassField
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from utils.system.errors import InputError, listing
 from utils.system.model_names import folder_name, plain_name
 
 VERSION = "2026.11.dev0"  # version of the program: year and month of the release, see CHANGELOG.md
 
-LOSS_TYPES = ("kl", "dist", "mse_gt", "mae_gt", "ce")
-TEMPERED_LOSSES = ("kl", "dist")  # losses that divide logits by a temperature
+LOSS_TYPES = ("kl", "dist", "softce", "mse_gt", "mae_gt", "gift", "cosine", "ce")
+TEMPERED_LOSSES = ("kl", "dist", "softce")  # losses that divide logits by a temperature
+T2_LOSSES = ("kl", "softce")  # losses that --loss-scale-t2 multiplies by T²; dist has this factor in any case
 OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
 # of all ranks.
 JOINT_LOSSES = ("dist",)
-SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "prism", "step")
+SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "cos2", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
@@ -57,17 +58,50 @@ DSA_PARAMETERS = {
     "saturation": 2.0,
     "contrast": 0.5,
 }
+# patterns of the settings in --auto-augment; see `rand_augment_transform` of timm
+RAND_AUGMENT = r"m\d+ n[1-9]\d* p(0(\.\d+)?|1(\.0+)?) mstd\d+(\.\d+)? mmax[1-9]\d* inc1 t(weights|3aw?)".split()
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A validation image is first resized, then its centre of S x S pixels is cropped. If S is at least this number, the
 # shorter side is resized to 256/224 · S pixels; otherwise to S pixels. The code of the papers does the same.
 MAGNIFIED_FROM = 128
 
-# PRISM's teacher ensembles: student -> (teachers in the order of PRISM's relabel code, rule that combines their logits)
+
+class Preset(NamedTuple):
+    """The teachers of a project, and how it combines their logits.
+
+    Attributes:
+        names: models, in the order of the project's code.
+        rule: one of ENSEMBLE_RULES.
+        accuracies: figures a from which the teachers' weights softmax(a / 10) are computed; None: equal weights.
+        bssl: whether batch normalisation uses the statistics of the batch, see --bssl.
+    """
+
+    names: tuple[str, ...]
+    rule: str = "mean"
+    accuracies: tuple[float, ...] | None = None
+    bssl: bool = False
+
+    def shares(self, count: int) -> tuple[float, ...] | None:
+        """Return the weights of the first `count` teachers, with a sum of 1; None if all weights are equal."""
+        if self.accuracies is None:
+            return None
+        return shares_of([math.exp(accuracy / 10) for accuracy in self.accuracies[:count]])
+
+
+# r18, r50, r101: PRISM's teachers for this student. edc, cvdd, fadrm: the teachers of EDC, CV-DD and FADRM+ for
+# ImageNet-1K.
 PRESETS = {
-    "r18": (("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
-    "r50": (("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
-    "r101": (("resnet101", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "r18": Preset(("resnet18", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "norm-mean"),
+    "r50": Preset(("resnet50", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "r101": Preset(("resnet101", "mobilenet_v2", "alexnet", "shufflenet_v2_x0_5"), "main-weighted"),
+    "edc": Preset(("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet")),
+    "cvdd": Preset(
+        ("resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121"),
+        accuracies=(56.4, 42.3, 52.5, 44.2, 40.6),
+        bssl=True,
+    ),
+    "fadrm": Preset(("resnet18", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121"), bssl=True),
 }
 
 Config = TypeVar("Config", bound="CommandConfig")
@@ -107,6 +141,16 @@ POSITIVE = number(float, 0, open_low=True)
 NOT_NEGATIVE = number(float, 0)
 FRACTION = number(float, 0, 1)
 POSITIVE_FRACTION = number(float, 0, 1, open_low=True)
+
+
+def shares_of(weights: Sequence[float]) -> tuple[float, ...] | None:
+    """Divide weights by their sum, so that the results have a sum of 1; return None if all weights are equal.
+
+    Weights whose sum is 1 already, but for rounding, are not changed.
+    """
+    total = math.fsum(weights)
+    total = 1.0 if abs(total - 1) < 1e-9 else total
+    return None if len(set(weights)) == 1 else tuple(weight / total for weight in weights)
 
 
 @dataclass(frozen=True)
@@ -152,6 +196,26 @@ def milestone(text: str) -> int | Fraction:
     )
 
 
+def auto_augment(text: str) -> str:
+    """Return the text of --auto-augment unchanged if it describes a RandAugment of timm: `rand` and settings after `-`.
+
+    timm itself ignores some settings that it does not know, and some of its versions take `inc0` for `inc1`.
+
+    Raises:
+        argparse.ArgumentTypeError: a part of the text is not one of RAND_AUGMENT.
+    """
+    name, *parts = text.split("-")
+    unknown = [part for part in parts if not any(re.fullmatch(pattern, part) for pattern in RAND_AUGMENT)]
+    if name != "rand" or unknown:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0] if unknown else name!r} in {text!r} is no setting of RandAugment; write rand, then any of m9 "
+            "(magnitude), n2 (operations on an image), p0.5 (probability of each), mstd1.0 (deviation of the "
+            "magnitude), mmax10 (its bound), inc1 (a larger magnitude is always stronger) and tweights, t3a or t3aw "
+            "(which operations), joined by -"
+        )
+    return text
+
+
 def dsa_strategy(text: str) -> str:
     """Return the text of --dsa-strategy unchanged if it names operations of DSA, joined by `_`.
 
@@ -178,6 +242,15 @@ def dsa_parameter(text: str) -> str:
     low = 1.0 if name == "ratio_scale" else 0.0
     high = 1.0 if name in ("prob_flip", "ratio_crop_pad", "ratio_cutout") else math.inf
     return f"{name}={number(float, low, high)(value)}"
+
+
+def resized_side(text: str) -> int | str:
+    """Convert the text of --val-resize to a value: `squash`, or a number of pixels from 1 up.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    return text if text == "squash" else number(int, 1)(text)
 
 
 def student_temperature(text: str) -> str | float:
@@ -501,12 +574,16 @@ class DataFlags(Group):
         "position (default: by name)",
         FILE,
     )
-    val_resize: int | None = flag(
+    val_resize: int | str | None = flag(
         None,
         "shorter side of validation images in pixels, before the central --input-size x --input-size pixels are "
-        "cropped (default: 256/224 of --input-size from 128 px on, else --input-size)",
-        PIXELS,
+        "cropped; squash: both sides become --input-size, and nothing is cropped (LPLD and LPQLD for ImageNet-21K) "
+        "(default: 256/224 of --input-size from 128 px on, else --input-size)",
+        Kind(resized_side, "{PX,squash}"),
         RESULT,
+    )
+    val_ipc: int | None = flag(
+        None, "validate on the first N images of each class only, sorted by name (default: all)", COUNT, RESULT
     )
 
 
@@ -614,6 +691,21 @@ class AugmentFlags(Group):
         choices=AUGMENTS,
         earlier="rrc",
     )
+    shuffle_patches: int = flag(
+        1,
+        "cut each image into N strips across its width and N across its height, and put them together in random order "
+        "before the crop (RDED); 1: off",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
+    auto_augment: str | None = flag(
+        None,
+        "RandAugment of timm on each image before the crop, such as rand-m6-n2-mstd1.0 (DELT); decoded by worker "
+        "processes in every epoch (default: off)",
+        Kind(auto_augment, "rand-…"),
+        RESULT,
+    )
     zca: str | None = flag(
         None,
         "real training set; ZCA is fitted on it once and saved beside it, and whitens the images that are not yet "
@@ -641,6 +733,27 @@ class AugmentFlags(Group):
         RESULT,
         nargs="+",
     )
+    factor_crop: int = flag(
+        1,
+        "F: with probability 1 - 1/F², a view shows one cell of a grid of F x F cells, else the whole image, for "
+        "images that consist of several (GIFT, CIM); with --augment dsa or none",
+        COUNT,
+        RESULT,
+        earlier=1,
+    )
+
+    def loader_for(self, loader: str) -> str:
+        """Return the value of --loader that the run uses: `workers` with --auto-augment, otherwise `loader` itself.
+
+        Raises:
+            InputError: `loader` is `resident`, although --auto-augment is given.
+        """
+        if self.auto_augment and loader == "resident":
+            raise InputError(
+                f"--auto-augment {self.auto_augment} changes each image anew before it is cropped, which only worker "
+                "processes do; leave out --loader resident"
+            )
+        return "workers" if self.auto_augment else loader
 
     def dsa_parameters(self) -> dict[str, float]:
         """Return a dict of all parameters of DSA, name -> value: from --dsa-param if given there, else the default."""
@@ -706,24 +819,42 @@ class LossFlags(Group):
 
     loss_type: str = flag(
         "kl",
-        "kl, dist: divergence of softened probabilities; mse_gt, mae_gt: distance of logits plus hard-label "
-        "cross-entropy; ce: cross-entropy with the folder classes alone",
+        "kl, dist: divergence of softened probabilities; softce: cross-entropy with them; mse_gt, mae_gt: distance of "
+        "logits plus hard-label cross-entropy; gift: cosine distance to normalised logits plus smoothed hard labels "
+        "(GIFT); cosine: cosine distance of logits; ce: cross-entropy with the folder classes alone",
         meaning=RESULT,
         choices=LOSS_TYPES,
     )
     temperature: float = flag(
         3.0,
-        "temperature of kl and dist, which divides logits",
+        "temperature of kl, dist and softce, which divides logits",
         Kind(POSITIVE, "T"),
         RESULT,
         names=("-T", "--temperature"),
     )
-    ce_weight: float = flag(0.1, "weight of the hard-label term of mse_gt and mae_gt", Kind(NOT_NEGATIVE, "W"), RESULT)
+    loss_scale_t2: bool = flag(
+        False,
+        "multiply kl or softce by T², where T is the student's temperature (Hinton et al., LPLD on Tiny-ImageNet, BPS)",
+        meaning=RESULT,
+        earlier=False,
+    )
+    ce_weight: float = flag(
+        0.1, "weight of the hard-label term of mse_gt, mae_gt and gift", Kind(NOT_NEGATIVE, "W"), RESULT
+    )
     keep_topk: int | None = flag(None, "number of teacher classes kept per image (default: all)", COUNT, RESULT)
+    logit_smoothing: float = flag(
+        0.0,
+        "share S by which the teacher's logits z are smoothed before the loss: (1 - S) z + S / number of classes (LPLD "
+        "and LPQLD for ImageNet-21K)",
+        Kind(FRACTION, "S"),
+        RESULT,
+        earlier=0.0,
+    )
     topk_mass: str = flag(
         "auto",
-        "probabilities of the K largest answers in kl and dist: renormalised to a sum of 1, or kept as they were while "
-        "the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), else kept",
+        "probabilities of the K largest answers in kl, dist and softce: renormalised to a sum of 1, or kept as they "
+        "were while the other classes share the rest; auto: renormalised if the labels do not store the rest (LPQLD), "
+        "else kept",
         meaning=RESULT,
         choices=("auto", "renormalised", "kept"),
         earlier="kept",
@@ -775,12 +906,16 @@ class OptimizerFlags(Group):
         None,
         "factor of the learning rate in epoch e of E: linear: 1 - e/E; linear-smoothed: 1 - e/(s E), which ends at 1 "
         "- 1/s (EDC's script as it runs); cos: half a cosine; smoothed: the cosine stretched by s (EDC's paper, "
-        "HALD); prism: stretched by 2.5, with a linear end; step: --gamma at each of --milestones (default: linear)",
+        "HALD); cos2: stretched by s, with a linear end from 5/6 of the epochs on (EDC's small sets); prism: cos2 with "
+        "s = 2.5; step: --gamma at each of --milestones (default: linear)",
         meaning=RESULT,
         choices=SCHEDULES,
     )
     smoothing: float = flag(
-        2.0, "s of the smoothed and linear-smoothed schedules; at least 1 for the latter", Kind(POSITIVE, "S"), RESULT
+        2.0,
+        "s of the smoothed, linear-smoothed and cos2 schedules; at least 1 for the last two",
+        Kind(POSITIVE, "S"),
+        RESULT,
     )
     milestones: tuple[int | Fraction, ...] = flag(
         (),
@@ -801,6 +936,21 @@ class OptimizerFlags(Group):
         "else kept)",
         meaning=RESULT,
         choices=("fresh", "kept"),
+    )
+    warmup_epochs: int = flag(
+        0,
+        "epochs in which the learning rate first rises linearly from --warmup-factor times its initial value; the "
+        "schedule then covers the remaining epochs, but --milestones stay epochs of the whole run",
+        NATURAL,
+        RESULT,
+        earlier=0,
+    )
+    warmup_factor: float = flag(
+        0.01,
+        "factor of the learning rate in the first epoch of a warm-up",
+        Kind(POSITIVE_FRACTION, "F"),
+        RESULT,
+        earlier=0.01,
     )
     decay_all: bool = flag(
         False,
@@ -857,6 +1007,11 @@ class RunFlags(Group):
     title = "run"
 
     eval_every: int = flag(10, "epochs between evaluations; the last epoch is always evaluated", COUNT)
+    # The best top-1 of a run is that of the evaluations from this epoch on, so the flag must not change within the run.
+    # Reports do not compare the flag, because it does not change the last epoch's top-1.
+    eval_from: int = flag(
+        0, "first epoch that is evaluated, counted from 0; then every --eval-every epochs", NATURAL, ONE_RUN, earlier=0
+    )
     output_dir: str = flag("", "folder of the run (default: ./save/<model>-<time>)", FOLDER)
     overwrite: bool = flag(False, "replace a run that is in --output-dir")
     resume: str | None = flag(
@@ -906,32 +1061,132 @@ class WandbFlags(Group):
     wandb_tags: tuple[str, ...] | None = flag(None, "further tags of the run", Kind(str, "TAG"), nargs="+")
 
 
+@dataclass(frozen=True)
+class Committee:
+    """The teachers that the flags of a command select, and how their logits are combined.
+
+    Attributes:
+        names: model of each teacher.
+        files: for each teacher, the file with its weights; None for pretrained weights of the library.
+        weights: for each teacher, the name of its pretrained weights; None for the default, and for a teacher with a
+            file.
+        stems: stem of each teacher, `standard` or `small`.
+        rule: how the logits are combined, one of ENSEMBLE_RULES.
+        shares: weight of each teacher in the rule `mean`, with a sum of 1; None if all weights are equal.
+        bssl: whether batch normalisation uses the statistics of the batch, see --bssl.
+    """
+
+    names: list[str]
+    files: list[str | None]
+    weights: list[str | None]
+    stems: list[str]
+    rule: str = "mean"
+    shares: tuple[float, ...] | None = None
+    bssl: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
-class LiveTeacherFlags(Group):
-    """Flags for a live teacher, which computes the soft labels of every batch during training (naive KD)."""
+class EnsembleFlags(Group):
+    """Flags for the rule that combines the logits of several teachers, stored or live."""
+
+    title = "several teachers"
+
+    ensemble: str | None = flag(
+        None,
+        "how answers are combined (default: mean, or the preset's rule)",
+        meaning=RESULT,
+        choices=ENSEMBLE_RULES,
+    )
+    ensemble_weights: tuple[float, ...] | None = flag(
+        None,
+        "weight of each teacher in --ensemble mean, in turn; divided by their sum (default: equal, or the preset's)",
+        Kind(POSITIVE, "W"),
+        RESULT,
+        nargs="+",
+    )
+
+    def shares(self, count: int, rule: str) -> tuple[float, ...] | None:
+        """Return --ensemble-weights divided by their sum; None if the flag was not given, or all weights are equal.
+
+        Args:
+            count: number of teachers.
+            rule: how their logits are combined.
+
+        Raises:
+            InputError: the flag has no effect, or does not give one weight for each teacher.
+        """
+        given = self.ensemble_weights
+        if given is None:
+            return None
+        if rule != "mean":
+            raise InputError(
+                f"--ensemble-weights {typed(given)} has no effect with --ensemble {rule}; give --ensemble mean, or "
+                "leave out the weights"
+            )
+        if count == 1:
+            raise InputError(f"--ensemble-weights {typed(given)} has no effect with one teacher; leave it out")
+        if len(given) != count:
+            raise InputError(
+                f"{len(given)} --ensemble-weights for {count} teachers; give one per teacher in the same order, or none"
+            )
+        return shares_of(given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTeacherFlags(EnsembleFlags):
+    """Flags for live teachers, which compute the soft labels of every batch during training (naive KD)."""
 
     title = "live teacher"
 
-    teacher_model: str = flag("resnet18", "torchvision or timm model", NAME, RESULT)
-    teacher_checkpoint: str | None = flag(
+    teacher_model: tuple[str, ...] = flag(
+        ("resnet18",),
+        "model of each teacher, a name as for --model; the answers of several are combined",
+        NAME,
+        RESULT,
+        nargs="+",
+    )
+    teacher_checkpoint: tuple[str, ...] | None = flag(
         None,
-        "file of its weights (default: the library's pretrained weights; with --loss-type ce no teacher at all)",
+        "weights of each --teacher-model in turn: a file, or `pretrained` for the library's (default: the library's "
+        "for all; with --loss-type ce no teacher at all)",
         FILE,
+        nargs="+",
     )
-    teacher_weights: str | None = flag(
-        None, "name of the library's pretrained weights (default: IMAGENET1K_V1)", NAME, ONE_GROUP
+    teacher_weights: tuple[str, ...] | None = flag(
+        None,
+        "name of the library's pretrained weights of each --teacher-model without a file, in turn (default: "
+        "IMAGENET1K_V1)",
+        NAME,
+        ONE_GROUP,
+        nargs="+",
     )
-    teacher_stem: str = flag(
-        "standard", "stem of the teacher, as --stem", meaning=RESULT, choices=("standard", "small")
+    teacher_stem: tuple[str, ...] = flag(
+        ("standard",),
+        "stem of the teachers, as --stem: one for all, or one for each in turn",
+        meaning=RESULT,
+        choices=("standard", "small"),
+        nargs="+",
     )
     ipc: int | None = flag(
         None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC", "--ipc")
     )
 
+    def teachers(self) -> Committee:
+        """Return the live teachers that the flags select.
+
+        Raises:
+            InputError: flags contradict each other.
+        """
+        names, rule = list(self.teacher_model), self.ensemble or "mean"
+        files = files_of(names, self.teacher_checkpoint, "--teacher-checkpoint")
+        weights = weights_of(names, files, self.teacher_weights, "--teacher-weights", "--teacher-checkpoint")
+        stems = stems_of(names, self.teacher_stem, "--teacher-stem")
+        return Committee(names, files, weights, stems, rule, self.shares(len(names), rule))
+
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherFlags(Group):
-    """Flags for the teachers whose logits are stored as soft labels, and for the rule that combines these logits."""
+class TeacherFlags(EnsembleFlags):
+    """Flags for the teachers whose logits are stored as soft labels."""
 
     title = "teachers"
 
@@ -956,72 +1211,136 @@ class TeacherFlags(Group):
         repeats=True,
     )
     preset: str | None = flag(
-        None, "the teachers and the ensemble rule of PRISM for this student", choices=tuple(PRESETS)
+        None,
+        "the teachers of a project for ImageNet-1K, and how it combines their answers: PRISM's for this student, or "
+        "those of EDC, CV-DD, FADRM+",
+        choices=tuple(PRESETS),
     )
-    candidate_number: int = flag(4, "number of teachers taken from --preset", COUNT)
-    ensemble: str | None = flag(
-        None, "how answers are combined (default: mean, or the preset's rule)", choices=ENSEMBLE_RULES
+    candidate_number: int | None = flag(None, "number of teachers taken from --preset (default: all)", COUNT)
+    bssl: bool = flag(
+        False,
+        "batch-specific soft labels (CV-DD, FADRM): the teachers answer each half of a batch on its own, and their "
+        "batch normalisation uses the statistics of these images in place of the running ones; --preset cvdd and "
+        "fadrm include it",
     )
-    stem: str = flag(
-        "standard", "small: 3x3 convolution with stride 1 as a ResNet's stem", choices=("standard", "small")
+    stem: tuple[str, ...] | None = flag(
+        None,
+        "small: 3x3 convolution with stride 1 as a ResNet's stem; once for all teachers, or for each in turn (default: "
+        "standard)",
+        choices=("standard", "small"),
+        repeats=True,
     )
 
-    def teachers(self, stated_rule: str | None = None) -> tuple[list[str], list[str | None], list[str | None], str]:
-        """Return the teachers and the ensemble rule that the flags select.
+    def teachers(self, stated: Mapping[str, Any] | None = None) -> Committee:
+        """Return the teachers that the flags select.
 
         Args:
-            stated_rule: ensemble rule that the labels state; used if the flags give no rule.
-
-        Returns:
-            (models, weight files, names of pretrained weights, ensemble rule). Each list has one item per teacher.
-            For a teacher with pretrained weights, the weight file is None. The names come from `weights_of`.
+            stated: settings that the labels state; their `ensemble`, `ensemble_weights` and `bssl` are used where
+                neither a flag nor --preset sets the value.
 
         Raises:
             InputError: flags contradict each other.
         """
-        names, rule = list(self.arch or ["resnet18"]), self.ensemble
+        names, rule, bssl = list(self.arch or ["resnet18"]), self.ensemble, self.bssl
+        preset = Preset(())
         if self.preset:
             if self.arch:
                 raise InputError("--preset contradicts --arch; give one of them")
-            names = list(PRESETS[self.preset][0][: self.candidate_number])
-            rule = rule or PRESETS[self.preset][1]
-        files = list(self.checkpoint or [None] * len(names))
-        if len(files) != len(names):
+            preset = PRESETS[self.preset]
+            names = list(preset.names[: self.candidate_number])
+            rule, bssl = rule or preset.rule, bssl or preset.bssl
+            stated = None
+        else:
+            self.refuse_alone(["candidate_number"], "--preset")
+        stated = stated or {}
+        rule = rule or stated.get("ensemble") or "mean"
+        shares = self.shares(len(names), rule)
+        if self.ensemble_weights is None and rule == "mean":
+            shares = preset.shares(len(names)) if self.preset else sound_shares(stated.get("ensemble_weights"), names)
+        files = files_of(names, self.checkpoint, "--checkpoint")
+        weights = weights_of(names, files, self.weights, "--weights", "--checkpoint")
+        stems = stems_of(names, self.stem or ("standard",), "--stem")
+        return Committee(names, files, weights, stems, rule, shares, bssl or stated.get("bssl") is True)
+
+
+def files_of(names: Sequence[str], given: Sequence[str] | None, flag: str) -> list[str | None]:
+    """Return the file with the weights of each teacher; None for a teacher with pretrained weights.
+
+    Args:
+        names: models of the teachers.
+        given: a file or `pretrained` for each teacher; None: all have pretrained weights.
+        flag: the flag that set `given`; the error message mentions it.
+
+    Raises:
+        InputError: `given` has more or fewer items than there are teachers.
+    """
+    files = list(given or ["pretrained"] * len(names))
+    if len(files) != len(names):
+        raise InputError(
+            f"{len(files)} {flag} for {len(names)} teachers; give one per teacher in the same order, or none"
+        )
+    return [None if file == "pretrained" else file for file in files]
+
+
+def weights_of(
+    names: Sequence[str], files: Sequence[str | None], given: Sequence[str] | None, flag: str, file_flag: str
+) -> list[str | None]:
+    """Return the name of each teacher's pretrained weights; None for the default, and for a teacher with a file.
+
+    Args:
+        names: models of the teachers.
+        files: weight file of each teacher; None for pretrained weights.
+        given: one name for each teacher without a file, in the order of the teachers; None: the default for all.
+        flag: the flag that set `given`; error messages mention it.
+        file_flag: the flag that set `files`; error messages mention it.
+
+    Raises:
+        InputError: `given` has more or fewer items than there are teachers without a file.
+    """
+    asked: Sequence[str | None] = given or [None] * files.count(None)
+    if len(asked) != files.count(None):
+        file = next((file for file in files if file is not None), None)
+        if file is not None and len(asked) > files.count(None):
             raise InputError(
-                f"{len(files)} --checkpoint for {len(names)} teachers; give one per teacher in the same order, or none"
+                f"{flag} {listing(asked)} contradicts {file_flag} {file}; give one {flag} for each teacher without a "
+                "file, in the same order, or none"
             )
-        files = [None if file == "pretrained" else file for file in files]
-        return names, files, self.weights_of(names, files), rule or stated_rule or "mean"
+        raise InputError(
+            f"{len(asked)} {flag} for {files.count(None)} teachers without a {file_flag} (of {listing(names)}); give "
+            "one for each in the same order, or none"
+        )
+    left = iter(asked)
+    return [next(left) if file is None else None for file in files]
 
-    def weights_of(self, names: Sequence[str], files: Sequence[str | None]) -> list[str | None]:
-        """Return the name of each teacher's pretrained weights.
 
-        --weights gives one name for each teacher without a weight file, in the order of the teachers.
+def stems_of(names: Sequence[str], given: Sequence[str], flag: str) -> list[str]:
+    """Return the stem of each teacher: `given` itself, or its only item for all teachers.
 
-        Args:
-            names: models of the teachers.
-            files: weight file of each teacher; None for pretrained weights.
+    Args:
+        names: models of the teachers.
+        given: `standard` or `small`, one for all teachers or one for each.
+        flag: the flag that set `given`; the error message mentions it.
 
-        Returns:
-            one item per teacher: a name, or None if the teacher has a weight file or --weights was not given.
+    Raises:
+        InputError: `given` has neither one item nor one for each teacher.
+    """
+    if len(given) not in (1, len(names)):
+        raise InputError(f"{len(given)} {flag} for {len(names)} teachers; give one for all, or one per teacher")
+    return list(given) if len(given) == len(names) else list(given) * len(names)
 
-        Raises:
-            InputError: --weights gives too many or too few names for the teachers without a weight file.
-        """
-        asked = self.weights or [None] * files.count(None)
-        if len(asked) != files.count(None):
-            file = next((file for file in files if file is not None), None)
-            if file is not None and len(asked) > files.count(None):
-                raise InputError(
-                    f"--weights {listing(asked)} contradicts --checkpoint {file}; give one --weights for each teacher "
-                    "without a file, in the same order, or none"
-                )
-            raise InputError(
-                f"{len(asked)} --weights for {files.count(None)} teachers without a --checkpoint (of "
-                f"{listing(names)}); give one for each in the same order, or none"
-            )
-        left = iter(asked)
-        return [next(left) if file is None else None for file in files]
+
+def sound_shares(stated: Any, names: Sequence[str]) -> tuple[float, ...] | None:
+    """Return the weights that labels state, if they are one positive number for each teacher; otherwise None."""
+    sound = isinstance(stated, list) and len(stated) == len(names) and all(isinstance(one, float) for one in stated)
+    return tuple(stated) if sound and all(0 < one < math.inf for one in stated) else None
+
+
+def alone(values: Sequence[Any] | None) -> Any:
+    """Return the only item of a sequence; return a sequence of several items, or None, unchanged.
+
+    args.json records the settings of a single live teacher in this way, because earlier releases knew only one.
+    """
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1100,6 +1419,11 @@ class TrainConfig(
         """Return the initial learning rate of the chosen optimizer."""
         return self.learning_rate if self.sgd else self.adamw_lr
 
+    def evaluates(self, epoch: int) -> bool:
+        """Return whether students are evaluated after `epoch`, which follows from --eval-from and --eval-every."""
+        since = epoch - self.eval_from
+        return epoch == self.epochs - 1 or (since >= 0 and since % self.eval_every == 0)
+
     def students(self: "TrainConfigType") -> "list[TrainConfigType]":
         """Return one config per student, that is, per combination of a model in --model and a seed in --seed.
 
@@ -1147,7 +1471,7 @@ class TrainConfig(
         )
 
     def check_optimizer(self) -> None:
-        """Raise InputError if the flags for batch size, learning-rate schedule or EMA contradict each other."""
+        """Raise InputError if the flags for batch size, learning rate or EMA contradict each other."""
         if self.batch_size % self.gradient_accumulation_steps:
             raise InputError(
                 f"--batch-size {self.batch_size} is not divisible by --gradient-accumulation-steps "
@@ -1155,9 +1479,16 @@ class TrainConfig(
             )
         if self.cos and self.schedule not in (None, "cos"):
             raise InputError(f"--cos contradicts --schedule {self.schedule}; give one of them")
-        if self.schedule == "linear-smoothed" and self.smoothing < 1:
+        if self.schedule in ("linear-smoothed", "cos2") and self.smoothing < 1:
+            wrong = "lets the rate of --schedule cos2 rise again"
+            if self.schedule == "linear-smoothed":
+                wrong = "takes the rate of --schedule linear-smoothed below zero"
+            raise InputError(f"--smoothing {self.smoothing} {wrong}; give 1 or more")
+        if not self.warmup_epochs:
+            self.refuse_alone(["warmup_factor"], "--warmup-epochs")
+        if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"--smoothing {self.smoothing} takes the rate of --schedule linear-smoothed below zero; give 1 or more"
+                f"--warmup-epochs {self.warmup_epochs} leaves none of --epochs {self.epochs} to the schedule; lower it"
             )
         if self.ema_decay is None:
             self.refuse_alone(["ema_buffers"], "--ema-decay")
@@ -1184,6 +1515,11 @@ class TrainConfig(
             raise InputError(f"--milestones {shown}: a share of --epochs {self.epochs} is below 1 epoch; raise it")
         if any(one >= two for one, two in itertools.pairwise(epochs)):
             raise InputError(f"--milestones {shown}: the epochs {typed(epochs)} are not in ascending order; sort them")
+        if epochs[0] <= self.warmup_epochs:
+            raise InputError(
+                f"--milestones {shown}: epoch {epochs[0]} is not after the {self.warmup_epochs} --warmup-epochs, which "
+                "end at the initial rate; raise it"
+            )
         if epochs[-1] >= self.epochs:
             raise InputError(
                 f"--milestones {shown}: epoch {epochs[-1]} is not reached, since the last of --epochs {self.epochs} is "
@@ -1192,14 +1528,21 @@ class TrainConfig(
         return epochs
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or if --temperature is too low for the schedule."""
+        """Raise InputError if a flag for the teacher's logits has no effect, or --temperature is below its schedule."""
+        if self.loss_type == "ce" and self.logit_smoothing:
+            raise InputError(
+                f"--logit-smoothing {self.logit_smoothing} has no effect with --loss-type ce, which compares no "
+                "logits; leave it out"
+            )
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
                     raise InputError(
                         f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --loss-type "
-                        f"{self.loss_type}; use kl or dist"
+                        f"{self.loss_type}; use kl, dist or softce"
                     )
+        if self.loss_scale_t2 and self.loss_type not in T2_LOSSES:
+            raise InputError(f"--loss-scale-t2 has no effect with --loss-type {self.loss_type}; use kl or softce")
         if self.temperature_schedule == "step" and self.temperature < STEP_FLOOR:
             raise InputError(f"-T {self.temperature} is below {STEP_FLOOR}, which --temperature-schedule step falls to")
         if self.temperature_schedule.startswith("cosine") and self.temperature < self.temperature_min:
@@ -1238,14 +1581,19 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Raise InputError if --start-epoch, --resume, --train-dir or --val-dir cannot be used.
+        """Raise InputError if --start-epoch, --eval-from, --resume, --train-dir or --val-dir cannot be used.
 
-        * --start-epoch must be below --epochs.
+        * --start-epoch and --eval-from must be below --epochs.
         * --resume excludes --overwrite, and needs --output-dir or the path of a checkpoint.
         * --train-dir and --val-dir must be given.
         """
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
+        if self.eval_from >= self.epochs:
+            raise InputError(
+                f"--eval-from {self.eval_from} is not reached, since the last of --epochs {self.epochs} is "
+                f"{self.epochs - 1}; lower it"
+            )
         if self.resume is not None and self.overwrite:
             raise InputError("--resume contradicts --overwrite; give one of them")
         if self.resume == "" and not self.output_dir:
@@ -1291,10 +1639,18 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
 
     about = "Train a student on distilled images with a live teacher, or with hard labels alone."
     groups = (
-        *(DataFlags, ImageFlags, LiveTeacherFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags, OptimizerFlags),
-        *(RunFlags, DeviceFlags, WandbFlags),
+        *(DataFlags, ImageFlags, LiveTeacherFlags, EnsembleFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags),
+        *(OptimizerFlags, RunFlags, DeviceFlags, WandbFlags),
     )
     prefix = "kd-"
+
+    def settings(self) -> dict[str, Any]:
+        """Return a dict of setting name -> value for one student, without secret API keys.
+
+        The settings of a single teacher are recorded as in earlier releases, which knew only one; see `alone`.
+        """
+        own = ("teacher_model", "teacher_checkpoint", "teacher_weights", "teacher_stem")
+        return super().settings() | {name: alone(getattr(self, name)) for name in own}
 
     def resolved(self) -> "KDConfig":
         """Check that the flags fit together, and set defaults that depend on other flags. Return the resulting config.
@@ -1302,16 +1658,22 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
         Raises:
             InputError: flags contradict each other; the message names these flags.
         """
-        if self.teacher_weights and self.teacher_checkpoint:
-            raise InputError(
-                f"--teacher-weights {self.teacher_weights} contradicts --teacher-checkpoint {self.teacher_checkpoint}; "
-                "give one of them"
-            )
-        if self.teacher_weights and self.loss_type == "ce":
-            raise InputError("--teacher-weights has no effect with --loss-type ce, which asks no teacher; leave it out")
+        for name in ("teacher_weights", "ensemble", "ensemble_weights") if self.loss_type == "ce" else ():
+            if getattr(self, name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} has no effect with --loss-type ce, which asks no teacher; leave it out"
+                )
+        chosen = self.teachers()
+        # `mean` is recorded as None, and one stem for all teachers as one, whether or not the flags say so
+        rule = None if chosen.rule == "mean" else chosen.rule
+        stems = tuple(chosen.stems if len(set(chosen.stems)) > 1 else chosen.stems[:1])
+        if self.augment not in ("dsa", "none"):
+            self.refuse_alone(["factor_crop"], "--augment dsa or --augment none")
         mix_type = "cutmix" if self.augment == "imagenet-hard" and self.mix_type is None else self.mix_type
         views = self.crop_settings(self.augment) | self.dsa_settings() | {"mix_type": mix_type}
-        return replace(super().resolved(), **views)
+        views["loader"] = self.loader_for(self.loader)
+        known = super().resolved()
+        return replace(known, ensemble=rule, ensemble_weights=chosen.shares, teacher_stem=stems, **views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1319,7 +1681,7 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
     """Settings of relabel_FKD.py, which writes the logits of one teacher or several as soft labels."""
 
     about = "Write FKD soft labels with one teacher or several."
-    groups = (TeacherFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
+    groups = (TeacherFlags, EnsembleFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
         """Check that the flags fit together, and set the default of --bits. Return the resulting config.
@@ -1372,7 +1734,12 @@ class PackFlags(Group):
 class UnpackFlags(Group):
     """Flags for the file format and the precision that `python -m utils.labels unpack` writes."""
 
-    items: int | None = flag(None, "6: SRe2L's files, 7: PRISM's (default: as packed)", INTEGER, choices=(6, 7))
+    items: int | None = flag(
+        None,
+        "6: SRe2L's files, 7: PRISM's, or WMDD's if the labels hold weights (default: as packed)",
+        INTEGER,
+        choices=(6, 7),
+    )
     fp32: bool = flag(False, "write logits as float32 (default: as stored)")
 
 
@@ -1427,7 +1794,7 @@ class VerifyConfig(PathArgument, VerifyFlags, TeacherFlags, SeedFlag, CommandCon
     """Settings of `python -m utils.labels verify`, which checks label files or compares labels with a teacher."""
 
     about = "read and check all labels, or compare them with a teacher"
-    groups = (PathArgument, VerifyFlags, TeacherFlags, SeedFlag)
+    groups = (PathArgument, VerifyFlags, TeacherFlags, EnsembleFlags, SeedFlag)
 
 
 LabelCommand = InfoConfig | PackConfig | UnpackConfig | VerifyConfig
@@ -1672,7 +2039,8 @@ class Findings:
         channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
         model_file: digest of the file of a student's model, if --model names a function in a file.
         train_values, val_values: pixel format of the images: `bytes`, `unit` or `normalised`, see `Values`.
-        val_resize: shorter side of validation images in pixels, before the centre is cropped.
+        val_resize: shorter side of validation images in pixels, before the centre is cropped; or `squash`, if both
+            sides are resized to `input_size`, without a crop.
         classes: description of how classes were numbered, and how validation folders were paired with training folders.
         kept_classes: description of the classes whose logits --classes keeps: their number, the number of classes of
             the labels or the live teacher, and a digest of the kept class numbers; None if all are kept in order.
@@ -1708,7 +2076,7 @@ class Findings:
     model_file: str | None = finding(None, RESULT)
     train_values: str = finding("bytes", RESULT, earlier="bytes")
     val_values: str = finding("bytes", RESULT, earlier="bytes")
-    val_resize: int = finding(256, RESULT)
+    val_resize: int | str = finding(256, RESULT)
     classes: str = finding("", NEUTRAL)
     kept_classes: str | None = finding(None, RESULT)
     mix_type: str | None = finding(None, RESULT)
@@ -1793,7 +2161,7 @@ def resolve_views(
     if not isinstance(config, TrainConfig):
         return replace(found, **values)
     resize = config.val_resize or default_val_resize(values["input_size"])
-    if resize < values["input_size"]:
+    if isinstance(resize, int) and resize < values["input_size"]:
         raise InputError(
             f"--val-resize {resize} is less than --input-size {values['input_size']}, so that validation images would "
             "have black edges; give at least as much"
@@ -1847,7 +2215,7 @@ EARLIER = {name: about.earlier for name, about in every_setting().items() if abo
 REGIME_SETTINGS = [
     *(
         item.name
-        for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags)
+        for group in (LossFlags, LabelFlags, ViewFlags, AugmentFlags, LiveTeacherFlags, EnsembleFlags)
         for item in own_fields(group)
     ),
     *("labels", "answers", "image_labels", "teachers", "kept_classes"),

@@ -11,7 +11,8 @@
 #   1 - e/600, which ends at half of 1e-3 (--schedule linear-smoothed). SCHEDULE=smoothed takes the cosine of the paper.
 #   Earlier versions of the script (1981347) take that cosine, and average nothing.
 # Data: EDC's images and its labels, the answers of four teachers to crops of half of the image and more, in batches
-# of 100. Its labels for ImageNet-1K have 8 items, the last of them zeros.
+# of 100. Its labels for ImageNet-1K have 8 items, the last of them zeros. relabel_FKD.py --preset edc -b 100
+# --min-scale-crops 0.5 --mix-type cutmix --use-fp16 --epochs 300 asks the same teachers.
 # Not verified: that this version of the script gave the figure of the paper; the paper averages, as this one does.
 #
 # Settings as in train.sh, from the environment or as trailing flags:

@@ -18,4 +18,4 @@ ACCUMULATION=${ACCUMULATION:-1}
 LOSS_TYPE=${LOSS_TYPE:-kl}
 TEMPERATURE=${TEMPERATURE:-20}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE
-exec sh "$(dirname "$0")/../../train.sh" --reuse-labels "$@"
+exec sh "$(dirname "$0")/../../train.sh" --reuse-labels --label-order sampled "$@"

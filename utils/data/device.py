@@ -77,7 +77,7 @@ class DeviceBatches:
         Returns:
             for each batch, a tuple (geometry, mixing, logits, parameters):
 
-            * geometry: int64 [B, 7], see `geometry_of`.
+            * geometry: int64 [B, 7 or more], see `geometry_of`.
             * mixing: float32 [5], see `mixing_of`.
             * logits: the teacher's logits; None without soft labels.
             * parameters: float32 [B, P], parameters of the augmentation; None without augmentation.
@@ -97,7 +97,7 @@ class DeviceBatches:
         """Copy the logits of several batches to the device; return the logits of each batch, now on the device.
 
         For each kind of tensor, the tensors of all batches are concatenated and then copied at once. `TopK` has three
-        kinds: values, classes and rest.
+        kinds: values, classes and rest. `Weighted` has one kind more, the weights.
         """
         kinds = []
         # `tensors`: one tensor from each batch, all of the same kind, for example the values of `TopK`
@@ -166,15 +166,16 @@ class Gallery:
         """Return the augmented images of a batch: cropped, resized, flipped, normalised and mixed.
 
         Args:
-            geometry: int64 [B, 7], images, crops, flips and mix partners, see `geometry_of`.
+            geometry: int64 [B, 7 or more], images, crops, flips, mix partners and strips, see `geometry_of`.
             mixing: float32 [5], mixing weight and cutmix box, see `mixing_of`.
             parameters: random parameters of the augmentation, float32 [B, P]; None without augmentation.
 
         Returns:
             float32 [B, C, S, S].
         """
-        index, top, left, height, width, flip, partner = geometry.unbind(dim=1)
-        views = resize_views(self.images[index], top, left, height, width, flip, self.input_size)
+        index, top, left, height, width, flip, partner = geometry[:, :7].unbind(dim=1)
+        strips = (geometry[:, 7:9], geometry[:, 9:].unflatten(1, (2, -1))) if geometry.shape[1] > 7 else None
+        views = resize_views(self.images[index], top, left, height, width, flip, self.input_size, strips=strips)
         return mix_by_mask(self.normalise(views, parameters), partner, mixing)
 
 
@@ -238,14 +239,16 @@ def geometry_of(batches: Sequence[Views], sizes: torch.Tensor) -> torch.Tensor:
 
     Returns:
         int64 [R, 7] on the host, where R is the number of rows of all batches together. The columns are: image index;
-        top, left, height, width of the crop in pixels; flip (0 or 1); row of the mix partner within the batch.
+        top, left, height, width of the crop in pixels; flip (0 or 1); row of the mix partner within the batch. If
+        images are cut into F strips, 2 + 2F columns follow: height and width of the image, and `BatchViews.strips`.
     """
     rows = []
     for one in batches:
         index = index_of(one)
         crops = torch.from_numpy(one.crops(sizes[index].numpy()))
         partner = torch.arange(len(one)) if one.mix.partner is None else one.mix.partner
-        rows.append(torch.cat([index[:, None], crops, partner[:, None]], dim=1))
+        strips = [] if one.strips is None else [sizes[index], one.strips.flatten(1)]
+        rows.append(torch.cat([index[:, None], crops, partner[:, None], *strips], dim=1))
     return torch.cat(rows)
 
 

@@ -12,7 +12,7 @@ from utils.data.replay import Normalise, finish_views
 from utils.data.workers import Positions, ViewDataset
 from utils.labels.agreement import dominating
 from utils.labels.store import LabelStore
-from utils.labels.types import BatchLabels, TopK
+from utils.labels.types import BatchLabels, TopK, unweighted
 from utils.labels.views import index_of
 from utils.system.errors import printable
 from utils.system.files import atomic_file
@@ -81,7 +81,8 @@ class Preview:
         dataset: `ViewDataset`.
         epoch: epoch whose first batch is shown.
         normalise: normalisation of the models' input.
-        teacher: function from images [B, 3 or 1, S, S] to logits [B, C]; used if the dataset has no soft labels.
+        answers: float32 [R, C], a teacher's logits for the first R views of the epoch, in order; used if the dataset
+            has no soft labels. None without a teacher.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Preview:
         dataset: ViewDataset,
         epoch: int,
         normalise: Normalise,
-        teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        answers: torch.Tensor | None = None,
     ) -> None:
         epochs = range(epoch, epoch + 1)
         positions = next(iter(Positions(epochs, dataset.source)))
@@ -104,11 +105,10 @@ class Preview:
         # `views` holds n views and then their n mix partners: row i is mixed with row n + i
         mix = mix._replace(partner=torch.arange(2 * n).roll(n))
         mixed = finish_views(torch.stack(views).to(normalise.mean.device), normalise, mix, parameters)[:n]
-        if logits is None and teacher is not None:
-            logits = teacher(mixed)
-            refuse_non_finite(logits.isfinite().all())
+        logits = answers if logits is None else logits
         self.images = normalise.visible(mixed).cpu()
         self.targets, self.partners = torch.tensor(classes).split(n)
+        logits = None if logits is None else unweighted(logits)
         if isinstance(logits, TopK):
             store = cast(LabelStore, dataset.source.store)  # `TopK` logits come only from a label store
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)

@@ -34,6 +34,45 @@ def replay_view(image: Pixels, box: Crop, flip: bool, size: int) -> torch.Tensor
     return torch.from_numpy(np.array(view)).view(size, size, -1)
 
 
+def shuffle_patches(image: Pixels, orders: torch.Tensor) -> Pixels:
+    """Cut an image into F strips across its width and put them together in another order; do the same with its height.
+
+    A strip has width // F columns (height // F rows); the last one also has those that are left over.
+
+    Args:
+        image: PIL image of mode RGB or L, or tensor float32 [C, H, W].
+        orders: int64 [2, F], the new order of the strips of each axis, see `BatchViews.strips`.
+    """
+    floats = isinstance(image, torch.Tensor)
+    pixels = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+    for axis, order in zip((2, 1) if floats else (1, 0), orders.tolist(), strict=True):
+        size = pixels.shape[axis] // len(order)
+        strips = pixels.split([size] * (len(order) - 1) + [pixels.shape[axis] - size * (len(order) - 1)], dim=axis)
+        pixels = torch.cat([strips[number] for number in order], dim=axis)
+    return pixels if floats else Image.fromarray(pixels.numpy())
+
+
+def shuffled_places(orders: torch.Tensor, sides: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Return where `shuffle_patches` puts each row or column of images: int64 [B, pixels].
+
+    Nothing in this function waits for the device.
+
+    Args:
+        orders: int64 [B, F], the new order of the strips of each image.
+        sides: int64 [B], number of rows (or columns) of each image, at least F.
+        pixels: number of rows (or columns) after padding; those of the padding stay where they are.
+    """
+    strips, sides = orders.shape[1], sides[:, None]
+    size = sides // strips
+    place = torch.arange(pixels, device=orders.device).expand(len(orders), -1)
+    strip = torch.minimum(place // size, torch.full_like(place, strips - 1))
+    new = orders.argsort(dim=1)  # [B, F], the place of each strip
+    start = new.gather(1, strip) * size
+    # the last strip is longer than the others, so that the strips behind it start later
+    start = start + (sides % strips) * (new.gather(1, strip) > new[:, -1:])
+    return torch.where(place < sides, start + place - strip * size, place)
+
+
 def resize_floats(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize an image float32 [C, H, W] to `size` = (height, width) with an antialiased bilinear filter.
 
@@ -167,6 +206,7 @@ def resize_views(
     flip: torch.Tensor,
     size: int,
     dtype: torch.dtype | None = None,
+    strips: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Crop, resize and flip the images of a batch, with PIL's antialiased bilinear filter.
 
@@ -187,8 +227,13 @@ def resize_views(
     floats = images.is_floating_point()
     dtype = dtype or (torch.float16 if images.is_cuda and not floats else torch.float32)
     batch, rows, channels, columns = images.shape
-    across = resize_weights(left, width, flip, size, columns).to(dtype)  # [B, S, W]
-    down = resize_weights(top, height, torch.zeros_like(flip), size, rows).to(dtype)  # [B, S, H]
+    column = row = None  # place of each column and row among the shuffled strips
+    if strips is not None:
+        sides, orders = strips
+        column = shuffled_places(orders[:, 0], sides[:, 1], columns)
+        row = shuffled_places(orders[:, 1], sides[:, 0], rows)
+    across = resize_weights(left, width, flip, size, columns, column).to(dtype)  # [B, S, W]
+    down = resize_weights(top, height, torch.zeros_like(flip), size, rows, row).to(dtype)  # [B, S, H]
     narrow = images.to(dtype).view(batch, rows * channels, columns) @ across.mT  # [B, H·C, S]
     views = down @ narrow.view(batch, rows, channels * size)  # [B, S, C·S]
     if not floats:
@@ -197,7 +242,12 @@ def resize_views(
 
 
 def resize_weights(
-    start: torch.Tensor, length: torch.Tensor, reverse: torch.Tensor, size: int, pixels: int
+    start: torch.Tensor,
+    length: torch.Tensor,
+    reverse: torch.Tensor,
+    size: int,
+    pixels: int,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return matrices that crop, resize (antialiased bilinear) and flip images along one axis.
 
@@ -209,6 +259,7 @@ def resize_weights(
         reverse: int64 [B], 1 to reverse the order of the outputs (flip), else 0.
         size: S, number of output pixels.
         pixels: number of input pixels along this axis.
+        places: int64 [B, pixels], the place of each input pixel in the image that is cropped; None: they are in order.
 
     Returns:
         float32 [B, S, pixels]; each row sums to 1.
@@ -220,7 +271,8 @@ def resize_weights(
     output = torch.where(reverse[:, None] == 1, size - 1 - output, output)  # [B, S]
     centre = (output + 0.5) * scale / support
     # [B, pixels], position of each pixel's centre, measured from the edge of the crop
-    place = torch.arange(pixels, device=start.device) + 0.5 - start[:, None]
+    places = torch.arange(pixels, device=start.device) if places is None else places
+    place = places + 0.5 - start[:, None]
     inside = (place > 0) & (place < length)
     # pixels outside the crop are moved to infinity, so that their weight becomes 0
     place = torch.where(inside, place / support, float("inf"))

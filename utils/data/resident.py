@@ -21,7 +21,7 @@ import torch
 
 from utils.data.batch import Batch
 from utils.data.images import Pixels, Samples, height_and_width, load_image, map_images
-from utils.data.replay import Normalise, finish_views, replay_view
+from utils.data.replay import Normalise, finish_views, replay_view, shuffle_patches
 from utils.data.workers import ViewDataset
 from utils.labels.types import each
 from utils.labels.views import Views, index_of
@@ -58,6 +58,8 @@ class ResidentBatches:
     def views(self, labels: Views) -> torch.Tensor:
         """Return the images of a batch, cropped, resized and flipped, but not yet mixed: [B, S, S, C]."""
         images = [self.images[number] for number in index_of(labels).tolist()]
+        if labels.strips is not None:
+            images = list(self.pool.map(shuffle_patches, images, labels.strips))
         crops = labels.crops(np.array([height_and_width(image) for image in images]))
         boxes, flips = crops[:, :4].tolist(), (crops[:, 4] == 1).tolist()
         return torch.stack(list(self.pool.map(partial(replay_view, size=self.size), images, boxes, flips)))

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from patches import fetch_patch
 from utils.data.batch import Batch
 from utils.data.images import Samples, height_and_width, load_image
-from utils.data.replay import Normalise, finish_views, replay_view
+from utils.data.replay import Normalise, finish_views, replay_view, shuffle_patches
 from utils.labels.store import ViewSource
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import Answers, Mix, MixBox, each
@@ -111,6 +111,10 @@ class ViewDataset(Dataset):
         index = int(index_of(self.labels)[slot])
         ref, target = self.samples[index]
         image = load_image(ref, self.channels)
+        if self.labels.change is not None and self.labels.seeds is not None:
+            image = self.labels.change(image, int(self.labels.seeds[slot]))
+        if self.labels.strips is not None:
+            image = shuffle_patches(image, self.labels.strips[slot])
         size = height_and_width(image)
         box, flip = self.labels.view(slot, size)
         parameters = () if self.labels.augment is None else (self.labels.augment[slot],)

@@ -1,8 +1,9 @@
 """Draw random views with the labels of their images, and plan hard-label epochs (HALD, arXiv 2512.15647)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class LabelledViews(DrawnViews):
         batch_size: number of images in a batch.
         smoothing: probability mass that is spread evenly over all classes, in [0, 1].
         logs: whether labels are returned as natural logs of probabilities, as the losses kl and dist expect them.
-        augmentation: see `DrawnViews`.
+        augmentation, num_strips, change: see `DrawnViews`.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class LabelledViews(DrawnViews):
         smoothing: float = 0.0,
         logs: bool = False,
         augmentation: DrawsParameters | None = None,
+        num_strips: int = 1,
+        change: Callable[[Any, int], Any] | None = None,
     ) -> None:
-        super().__init__(policy, len(labels), batch_size, augmentation)
+        super().__init__(policy, len(labels), batch_size, augmentation, num_strips, change)
         self.labels, self.num_classes, self.smoothing, self.logs = labels, num_classes, smoothing, logs
 
     def read(self, epoch: int, batch: int) -> DrawnBatch:

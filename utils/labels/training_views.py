@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore, ViewSource
-from utils.labels.types import each
+from utils.labels.types import BatchLabels, each
 from utils.labels.views import DrawnBatch, Views
 from utils.system.distributed import Parts, Share
 
@@ -137,10 +137,13 @@ class TrainingViews(Generic[Source]):
     def read(self, epoch: int, batch: int) -> Views:
         """Return one training batch.
 
-        If `share` is set, the batch is reduced to the rows of this rank and their mix partners, as `keep_rows`
+        Weights of the rows, if the labels have any, are normalised over the whole batch, see `BatchLabels.weighted`. If
+        `share` is set, the batch is then reduced to the rows of this rank and their mix partners, as `keep_rows`
         describes.
         """
         views = self.kept(self.store.read(*self.place(epoch, batch)))
+        if isinstance(views, BatchLabels):
+            views = views.weighted()
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:
@@ -182,11 +185,14 @@ def keep_rows(views: Views, rows: torch.Tensor) -> Views:
     partners = rows if views.mix.partner is None else views.mix.partner[rows]
     kept = torch.cat([rows, partners[~torch.isin(partners, rows)].unique()])
     kept = kept if len(kept) else torch.zeros(1, dtype=torch.int64)
-    names = [name for name in ("coords", "flip", "index") if hasattr(views, name)]
+    names = [
+        name
+        for name in ("coords", "flip", "index", "augment", "strips", "seeds")
+        if getattr(views, name, None) is not None
+    ]
     changes: dict[str, Any] = {name: getattr(views, name)[kept] for name in names}
     if isinstance(views, DrawnBatch):
         changes["draws"] = views.draws[kept.numpy()]
-        changes["augment"] = None if views.augment is None else views.augment[kept]
     if views.mix.partner is not None:
         place = torch.zeros(len(views), dtype=torch.int64)
         place[kept] = torch.arange(len(kept))

@@ -6,9 +6,9 @@ number of workers or ranks, or on whether a run was resumed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from utils.labels.types import ALL, Answers, BatchLabels, BatchViews, Crop, Mix,
 CROP_ATTEMPTS = 10
 # random numbers for one row: 3 for top, left and flip, and 2 per attempt for area and aspect ratio
 CROP_DRAWS = 3 + 2 * CROP_ATTEMPTS
+# last numbers of the seeds of --shuffle-patches and --auto-augment; `ViewPolicy` uses 0 and 1, augmentations 2
+STRIPS, CHANGES = 3, 4
 
 
 def fractions(box: Crop, image_size: Sequence[int]) -> torch.Tensor:
@@ -100,6 +102,26 @@ class WholeImages(ViewPolicy):
         return crops
 
 
+@dataclass(frozen=True)
+class CellCrops(WholeImages):
+    """A `ViewPolicy` whose views show one cell of a grid of `factor` x `factor` cells, or the whole image.
+
+    A cell is shown with probability 1 - 1/factor², and all cells are equally likely. GIFT (Shang et al., ICLR 2025) and
+    CIM call this RandomFactorResizedCrop. They show images that consist of several small ones, as those of RDED do.
+    """
+
+    factor: int = 1
+
+    def crops(self, draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Turn random numbers into crops, each a cell or the whole image: int64 [R, 5], see `ViewPolicy.crops`."""
+        crops = super().crops(draws, sizes)
+        chosen = draws[:, 3] < 1 - 1 / self.factor**2
+        sides = np.maximum(sizes[chosen] // self.factor, 1)
+        crops[chosen, :2] = (draws[chosen, :2] * self.factor).astype(np.int64) * sides
+        crops[chosen, 2:4] = sides
+        return crops
+
+
 class CentredCrops(ViewPolicy):
     """A `ViewPolicy` whose crops lie in the largest central square of the image.
 
@@ -167,6 +189,9 @@ class DrawnBatch(BatchViews):
     mix: Mix
     logits: Answers | None = None  # labels of the views [B, C] if `LabelledViews` drew the batch, else None
     augment: torch.Tensor | None = None
+    strips: torch.Tensor | None = None
+    change: Callable[[Any, int], Any] | None = None
+    seeds: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -215,13 +240,22 @@ class DrawnViews:
         num_images: N, the number of images.
         batch_size: number of images in a batch.
         augmentation: draws the random parameters of the augmentation of each batch; None for no augmentation.
+        num_strips: number of strips into which each image is cut along each axis, to be put together in random order
+            before the crop; 1: images are not cut.
+        change: function (image, seed) -> changed image, applied before strips and crop; None for no change.
     """
 
     def __init__(
-        self, policy: ViewPolicy, num_images: int, batch_size: int, augmentation: "DrawsParameters | None" = None
+        self,
+        policy: ViewPolicy,
+        num_images: int,
+        batch_size: int,
+        augmentation: "DrawsParameters | None" = None,
+        num_strips: int = 1,
+        change: Callable[[Any, int], Any] | None = None,
     ):
         self.policy, self.num_images, self.batch_size = policy, num_images, batch_size
-        self.augmentation = augmentation
+        self.augmentation, self.num_strips, self.change = augmentation, num_strips, change
         self.batches_per_epoch = math.ceil(num_images / batch_size)
         self.order = ReferenceOrder(num_images, policy.seed)
 
@@ -236,4 +270,20 @@ class DrawnViews:
         draws = self.policy.draw_crops(epoch, batch, len(index))
         mix = self.policy.draw_mix(epoch, batch, len(index))
         parameters = self.augmentation.draw(epoch, batch, len(index)) if self.augmentation else None
-        return DrawnBatch(self.policy, draws, index, mix, augment=parameters)
+        return DrawnBatch(
+            *(self.policy, draws, index, mix),
+            augment=parameters,
+            strips=self.draw_strips(epoch, batch, len(index)) if self.num_strips > 1 else None,
+            change=self.change,
+            seeds=self.draw_seeds(epoch, batch, len(index)) if self.change else None,
+        )
+
+    def draw_strips(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
+        """Draw random orders of F strips for one batch: int64 [rows, 2, F]; see `BatchViews.strips`."""
+        rng = np.random.default_rng((self.policy.seed, epoch, batch, STRIPS))
+        return torch.from_numpy(rng.random((rows, 2, self.num_strips)).argsort(axis=2))
+
+    def draw_seeds(self, epoch: int, batch: int, rows: int) -> torch.Tensor:
+        """Draw the seeds of `change` for one batch: int64 [rows], from 0 to 2**32 - 1."""
+        rng = np.random.default_rng((self.policy.seed, epoch, batch, CHANGES))
+        return torch.from_numpy(rng.integers(2**32, size=rows))

@@ -188,6 +188,12 @@ class Group:
         """Return mean and deviation of the runs' best validation top-1, in percent."""
         return spread([run.summary["best"]["top1"] for run in self.runs.values()])
 
+    @property
+    def evaluated_from(self) -> str | None:
+        """Return the values of --eval-from of the runs as text; None if all evaluations of every run count."""
+        epochs = sorted({run.args.get("eval_from") or 0 for run in self.runs.values()})
+        return " or ".join(map(str, epochs)) if any(epochs) else None
+
     def hours(self) -> float | None:
         """Return the mean wall-clock time of a run in hours; None if a run did not record it.
 

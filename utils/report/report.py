@@ -69,9 +69,12 @@ def group_table(groups: list[Group]) -> Table:
         rows.append(cells)
     columns = "student,regime,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,labels,image files".split(",")
     note = (
-        "Figures of the last epoch, mean ± standard deviation over n seeds. The best top-1 of a run was picked on the "
-        "validation set. Labels of SL+KD: the teacher's weights. Hours: wall clock of one run."
+        "Figures of the last epoch, mean ± standard deviation over n seeds. Labels of SL+KD: the teacher's weights. "
+        "Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."
     )
+    late = [f"{group.name}: epoch {group.evaluated_from}" for group in groups if group.evaluated_from]
+    if late:
+        note += f" In these groups it is the best of the evaluations from an epoch on: {'; '.join(late)}."
     accepted = [f"{group.name}: {group.accepted}" for group in groups if group.accepted]
     if accepted:
         note += " LABELS ACCEPTED: the labels of these groups seem wrong, but --accept-labels let the runs go on. "

@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
-from utils.training.losses import NEEDS_LOGITS
+from utils.training.losses import HARD_TERM
 
 # entries of `labels` in summary.json that tell how the labels were made
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()
@@ -56,8 +56,9 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
         settings.pop("mix_type", None)  # runs without mixing record `none` or no `mix_type`; both mean the same
     validation = run.summary.get("validation", {}).get("digest")
     if validation:
-        # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes
-        settings.pop("val_images", None)
+        # `validation`, a digest of the content, replaces `val_images`, a digest of names and sizes, and --val-ipc
+        for name in ("val_images", "val_ipc"):
+            settings.pop(name, None)
         settings["validation"] = validation
     if labels.get("num_classes") is not None:
         settings.pop("num_classes", None)  # `labels.num_classes` states the same number
@@ -132,20 +133,21 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     loss = args.get("loss_type")
     if "sgd" in args:
         yield from ("adamw_lr", "adamw_weight_decay") if args["sgd"] else ("learning_rate", "momentum", "weight_decay")
-    if "smoothed" not in args.get("schedule", "smoothed"):  # `smoothed` and `linear-smoothed` use `smoothing`
+    if args.get("schedule", "smoothed") not in ("smoothed", "linear-smoothed", "cos2"):
         yield "smoothing"
+    yield from () if args.get("warmup_epochs") else ("warmup_factor",)
     if args.get("schedule") != "step":
         yield from ("milestones", "gamma", "step_momentum")
     if args.get("processes") == 1:
         yield "sync_bn"
     if not args.get("teachers"):
-        yield from (name for name in args if name.startswith("teacher_"))
+        yield from ("ensemble", "ensemble_weights", *(name for name in args if name.startswith("teacher_")))
     yield from (alpha for alpha in ALPHAS if alpha != mix_type_of(args))
     drawn_again = any(args.get(name) for name in ("reuse_labels", "label_order", "hard_epochs"))
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
         # --fkd-seed has no effect: packed labels with a policy store the image numbers or the seed of the image order
         yield "fkd_seed"
-    if loss not in NEEDS_LOGITS:
+    if loss not in HARD_TERM:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"

@@ -84,9 +84,9 @@ def compare_seeds(first: Mapping[int, float], second: Mapping[int, float], may_p
     if may_pair and (len(common) > 1 or (common and few)):
         gains = spread([second[seed] - first[seed] for seed in common])
         return Difference(gains.mean, True, (gains.n, gains.n), deviations_of(gains))
-    spreads = spread(list(first.values())), spread(list(second.values()))
-    deviations = () if few else deviations_of(*spreads)
-    return Difference(spreads[1].mean - spreads[0].mean, False, (spreads[0].n, spreads[1].n), deviations)
+    one, two = spread(list(first.values())), spread(list(second.values()))
+    deviations = () if few else deviations_of(one, two)
+    return Difference(two.mean - one.mean, False, (one.n, two.n), deviations)
 
 
 def deviations_of(*spreads: Spread) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -43,9 +44,9 @@ def label_views(
       first class plus 1 - r times that with the second, as in CutMix (Yun et al., 2019), IDC and Minimax Diffusion.
     * ce with soft labels: probabilities, mixed in the same way. Logits are first converted to probabilities at
       temperature 1, as in DATM and PAD.
-    * kl and dist: probabilities, to which no temperature applies; or logits, which are divided by the value of -T like
-      a teacher's logits, and cannot be mixed.
-    * mse_gt and mae_gt: logits, which cannot be mixed.
+    * kl, dist and softce: probabilities, to which no temperature applies; or logits, which are divided by the value of
+      -T like a teacher's logits, and cannot be mixed.
+    * mse_gt, mae_gt, gift and cosine: logits, which cannot be mixed.
 
     Args:
         config: flags of the run.
@@ -66,11 +67,16 @@ def label_views(
     """
     loss, policy, size = config.loss_type, source.policy, config.batch_size
     targets = torch.tensor([target for _, target in samples])
+    draw: dict[str, Any] = {
+        "augmentation": source.augmentation,
+        "num_strips": source.num_strips,
+        "change": source.change,
+    }
     soft_labels = soft_labels_of(samples)
     if soft_labels is None or kind is None:
         if loss != "ce" or policy.mix_type == "none":
             return source, found
-        views = LabelledViews(policy, targets, num_classes, size, augmentation=source.augmentation)
+        views = LabelledViews(policy, targets, num_classes, size, **draw)
         return views, replace(found, image_labels="mixed classes")
     where = f"the soft labels of --train-dir {config.train_dir}"
     if numbers is not None and None in numbers:
@@ -84,6 +90,10 @@ def label_views(
         )
     if kind == "probabilities" and loss not in ("ce", *TEMPERED_LOSSES):
         raise InputError(f"--loss-type {loss} compares logits, but {where} are probabilities; use ce or kl")
+    if kind == "probabilities" and config.logit_smoothing:
+        raise InputError(
+            f"--logit-smoothing {config.logit_smoothing} changes logits, but {where} are probabilities; leave it out"
+        )
     if kind == "logits" and loss != "ce" and policy.mix_type != "none":
         raise InputError(
             f"--mix-type {policy.mix_type} mixes probabilities, but {where} are logits; use --loss-type ce, or leave "
@@ -95,5 +105,5 @@ def label_views(
     if loss == "ce" and kind == "logits":
         labels = labels.softmax(dim=1)
     logs = kind == "probabilities" and loss in TEMPERED_LOSSES
-    views = LabelledViews(policy, labels, num_classes, size, logs=logs, augmentation=source.augmentation)
+    views = LabelledViews(policy, labels, num_classes, size, logs=logs, **draw)
     return views, replace(found, image_labels=kind, answers=kind)

@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 
-from utils.config import Findings, TrainConfig, grey
+from utils.config import Findings, KDConfig, TrainConfig, grey
 from utils.data.batch import Batch, Batches, LiveTeacher
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages
@@ -178,6 +178,8 @@ def plan_memory(
         if device.type == "cuda":
             too_large = "decoded images do not fit beside the training"
         reason = "as --loader says" if config.loader == "workers" else too_large
+        if isinstance(config, KDConfig) and config.auto_augment:
+            reason = "--auto-augment changes each image anew"
         log.info("loader  workers: %s; %d processes (-j)", reason, found.workers)
     return plan
 
@@ -362,7 +364,8 @@ def decoded_bytes(samples: Samples, found: Findings, device: torch.device, limit
 def label_bytes(source: TrainingViews | HardViews, epoch: int) -> int:
     """Estimate the bytes that an epoch's labels take on the device, from the bytes per row in the first batch."""
     labels = source.read(epoch, 0)
-    tensors = [tensor for tensor in (*tensors_of(labels.logits), labels.augment) if tensor is not None]
+    uploaded = *tensors_of(labels.logits), labels.augment, labels.strips
+    tensors = [tensor for tensor in uploaded if tensor is not None]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return source.num_images * (size // source.rows(epoch, 0) + GEOMETRY_BYTES)
 

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,17 @@ import torch
 from utils.config import Findings, FKDConfig, KDConfig, RelabelConfig, TrainConfig
 from utils.data.identity import KnownImages, file_digest, identify, know_images, relative_names
 from utils.data.image_sets import open_images
-from utils.data.images import ImageSet, Member, Samples, file_status, image_bytes, load_image, read_image
+from utils.data.images import (
+    ImageSet,
+    Member,
+    Samples,
+    file_status,
+    first_images,
+    image_bytes,
+    image_size,
+    load_image,
+    read_image,
+)
 from utils.data.preview import ask_teacher
 from utils.data.replay import Normalise
 from utils.data.workers import ViewDataset
@@ -27,7 +38,7 @@ from utils.labels.packed_manifest import digest_of_names
 from utils.labels.store import LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels, values_of
-from utils.labels.views import CentredCrops, ViewPolicy, WholeImages
+from utils.labels.views import CellCrops, CentredCrops, ViewPolicy, WholeImages
 from utils.run.checkpoint import restore_rng, rng_state
 from utils.run.classes import (
     BY_NUMBER,
@@ -92,7 +103,10 @@ def begin(config: TrainConfig | RelabelConfig) -> tuple[World, Precision, Findin
 def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy:
     """Return the `ViewPolicy`: the distribution of crops, flips, cutmix and mixup that the flags set."""
     augment = config.augment if isinstance(config, KDConfig) else "rrc"
-    policies = {"dsa": WholeImages, "none": WholeImages, "imagenet-hard": CentredCrops}
+    whole: Callable[..., ViewPolicy] = WholeImages
+    if isinstance(config, KDConfig) and config.factor_crop > 1:
+        whole = partial(CellCrops, factor=config.factor_crop)
+    policies = {"dsa": whole, "none": whole, "imagenet-hard": CentredCrops}
     crops = config.crop_settings(augment)
     return policies.get(augment, ViewPolicy)(
         seed=config.fkd_seed,
@@ -109,7 +123,8 @@ def view_policy(config: KDConfig | RelabelConfig, found: Findings) -> ViewPolicy
 def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     """Open the training set and the validation set, and decode a few images of each to find damaged files.
 
-    With --classes, only the listed classes of both sets are kept, and numbered by their positions in the list.
+    With --classes, only the listed classes of both sets are kept, and numbered by their positions in the list. With
+    --val-ipc N, only the first N validation images of each class are kept.
 
     Returns:
         (training ImageSet, validation ImageSet).
@@ -122,9 +137,26 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     warn_of_folder_order(train.classes)
     if config.subset is not None:
         select_pair(config.subset, train, val, config.class_map)
+    val.samples = first_images(val.samples, config.val_ipc)
     check_images(train.samples)
     check_images(val.samples)
     return train, val
+
+
+def check_strips(strips: int, samples: Samples) -> None:
+    """Raise InputError if an image is too small to be cut into as many strips as --shuffle-patches says.
+
+    Args:
+        strips: value of --shuffle-patches.
+        samples: (image, class) of every training image.
+    """
+    for image, _ in samples if strips > 1 else []:
+        width, height = image_size(image)
+        if min(width, height) < strips:
+            raise InputError(
+                f"--shuffle-patches {strips} cuts each image into {strips} strips, but {image} has {width} x {height} "
+                "pixels; give a smaller number"
+            )
 
 
 def number_classes(
@@ -550,6 +582,8 @@ def report_labels(
     store = views.store
     batches = f"{count_batches(views)} batches of {store.batch_size}"
     mixing = "unmixed" if store.mix_type == "none" else store.mix_type
+    mixing += " with coloured cutouts" if store.has_cutouts else ""
+    mixing += ", weighted" if store.has_weights else ""
     log.info("labels  %s, %s, %d classes, %s (%s)", store.dialect, mixing, store.num_classes, batches, config.fkd_path)
     found = refuse_class_names(config, found, store, train.classes)
     targets = torch.tensor(train.targets)

@@ -23,7 +23,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.cuda_graph import CapturedStep, captures
 from utils.training.data_parallel import SyncBatchNorm, synchronise
-from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
+from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy, with_smoothed_logits
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer, forget_momentum, set_lr
@@ -131,7 +131,10 @@ class Student:
             renormalise=found.topk_mass == "renormalised",
             last=self.last_micro_batch,
             image_labels=found.image_labels,
+            scale_t2=config.loss_scale_t2,
         )
+        if config.logit_smoothing:
+            self.soft_loss = partial(with_smoothed_logits, self.soft_loss, config.logit_smoothing)
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
         # a CUDA graph has a fixed loss and a fixed batch size: soft labels and hard labels need a graph each
@@ -226,6 +229,8 @@ class Student:
             config.smoothing,
             [float(one) for one in config.milestones],
             config.gamma,
+            config.warmup_epochs,
+            config.warmup_factor,
         )
         set_lr(self.optimizer, self.lr)
         # `batch` is above 0 if a run is resumed within this epoch, at whose start the momentum was already reset
@@ -377,7 +382,7 @@ class Student:
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
-        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, picked on the validation set)", best["top1"], best["epoch"])
+        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, %s)", best["top1"], best["epoch"], best["note"])
         self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)

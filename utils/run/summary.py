@@ -89,7 +89,7 @@ def summarise(
     """Return the content of summary.json.
 
     Its entry `last` holds the last evaluation, which is the result to report. Its entry `best` holds the best
-    evaluation, with a note that it was picked on the validation set.
+    evaluation, with a note that it was picked on the validation set, and from which epoch on with --eval-from.
 
     Args:
         progress: `Progress` of the run.
@@ -104,7 +104,7 @@ def summarise(
     train_seconds = sum(row["train_seconds"] for row in progress.history)
     return {
         "last": evaluation_of(last) if last else None,
-        "best": evaluation_of(best) | {"note": "picked on the validation set"} if best else None,
+        "best": evaluation_of(best) | {"note": how_picked(arguments.get("eval_from"))} if best else None,
         "evaluated_weights": evaluated_weights(arguments.get("ema_decay"), arguments.get("ema_buffers")),
         "epochs_done": progress.epoch,
         "train_images_per_second": images["number"] * len(progress.history) / train_seconds if train_seconds else None,
@@ -116,6 +116,16 @@ def summarise(
         "versions": versions(arguments.get("device", "auto")),
         "git_commit": git_commit(),
     }
+
+
+def how_picked(eval_from: int | None) -> str:
+    """Describe in words from which evaluations the best one was picked.
+
+    Args:
+        eval_from: --eval-from; 0 or None if all evaluations count.
+    """
+    among = f", among the evaluations from epoch {eval_from} on" if eval_from else ""
+    return f"picked on the validation set{among}"
 
 
 def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:

@@ -14,6 +14,7 @@ from utils.data.images import Samples, Values
 from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
+from utils.labels.sre2l import WITHOUT_INDEX
 from utils.labels.store import LabelStore
 from utils.labels.views import index_of
 from utils.run.label_checks import likely_size, stated_normalised
@@ -23,7 +24,7 @@ from utils.run.teacher_inquiry import Inquiry, ReplaySettings, Verdict
 from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.precision import Precision, pick_device
-from utils.training.teachers import Ensemble
+from utils.training.teachers import Ensemble, open_committee
 
 ASK = "python -m utils.labels verify PATH --images DIR --arch TEACHER asks the teacher"
 
@@ -39,7 +40,7 @@ def run(config: VerifyConfig) -> bool:
             labels.
     """
     if not config.images:
-        if config.arch or config.checkpoint or config.preset:
+        if config.arch or config.checkpoint or config.preset or config.bssl or config.ensemble_weights:
             raise InputError("--images is missing; give the folder of images that the labels are about")
         return False
     if not (config.arch or config.preset):
@@ -47,15 +48,14 @@ def run(config: VerifyConfig) -> bool:
     store = open_labels(config.path, config.fkd_seed)
     stated = stated_settings(store)
     images = open_images(config.images, "--images", normalised=stated_normalised(store) or "auto")
-    names, files, weights, rule = config.teachers(None if config.preset else stated.get("ensemble"))
+    chosen = config.teachers(stated)
     refuse_contradictions(config, stated)
     found = resolve_views(config, Findings(), stated, config.path, likely_size(store))
-    found = inspect_pixels(found, [images], names, files)
+    found = inspect_pixels(found, [images], chosen.names, chosen.files)
     size, channels = found.input_size, found.channels
     precision = Precision(config.precision, pick_device(config.device))
-    teachers = Ensemble(
-        names, files, rule, precision, config.stem, weights=weights, input_size=size, in_channels=channels
-    )
+    teachers = open_committee(chosen, precision, size, channels)
+    teachers.refuse_small_batch(min(store.batch_size, store.num_images), size, "leave out --bssl, or give other labels")
     keep_stated_classes(teachers, stated.get("teacher_classes"), config.path, size)
     replay = ReplaySettings(size, found.mean, found.std, temperature=config.temperature)
     inquiry = Inquiry(store, images.samples, teachers, channels=channels, values=images.values)
@@ -112,7 +112,7 @@ def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
 
 def states_index(store: LabelStore) -> bool:
     """Return whether the labels store the image number of each row. If not, --fkd-seed determines the image order."""
-    return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
+    return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect not in WITHOUT_INDEX
 
 
 def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> Verdict:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.augment import ColouredCutout
 from utils.data.images import Pixels, Samples, Values, height_and_width, load_image
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.agreement import pick_evenly
@@ -66,8 +67,8 @@ class ReplaySettings:
         flip: when views are flipped: `after` the crop, `before` the crop, or `never`.
         swap_box: whether to exchange rows and columns of the cutmix box.
         antialias: whether crops are resized with antialiasing.
-        parts: mode of the teacher. 0: eval mode. 1: train mode, on the whole batch. 2: train mode, on halves of the
-            batch.
+        parts: number of parts of a batch that batch normalisation takes statistics of, each on its own; 0: running
+            statistics; None: as the `Ensemble`.
         classes: int64 [C], the teacher's class index for each class of the labels; None if the indices are equal.
         temperature: softmax temperature of the stored probabilities; unused if the labels hold logits.
         rule: how the logits of several teachers are combined; None: by the rule of the `Ensemble`.
@@ -81,7 +82,7 @@ class ReplaySettings:
     flip: str = "after"
     swap_box: bool = False
     antialias: bool = True
-    parts: int = 0
+    parts: int | None = None
     classes: torch.Tensor | None = None
     temperature: float = 20.0
     rule: str | None = None
@@ -202,7 +203,11 @@ class Inquiry:
 
     def by_batch(self, replay: ReplaySettings) -> bool:
         """Return whether the teacher's logits for one row depend on the other rows of the batch."""
-        return bool(replay.parts) or (replay.rule or self.teachers.rule) != "mean"
+        return bool(self.parts(replay)) or (replay.rule or self.teachers.rule) != "mean"
+
+    def parts(self, replay: ReplaySettings) -> int:
+        """Return how many parts of a batch batch normalisation takes statistics of; 0 for running statistics."""
+        return self.teachers.parts if replay.parts is None else replay.parts
 
     @cached_property
     def questions(self) -> list[Question]:
@@ -305,27 +310,35 @@ class Inquiry:
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
             partners = None if partners is None else torch.arange(len(shown)).roll(len(rows))
         views = torch.stack([self.view(labels, slot, int(numbers[slot]), replay) for slot in shown.tolist()])
-        images = self.mixed(views, partners, labels, replay)
+        images = self.mixed(views, partners, labels, replay, shown)
         answers = self.logits_of(images[: len(rows)] if alone else images, replay)
         return answers if alone else answers[rows]
 
     def mixed(
-        self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
+        self,
+        views: torch.Tensor,
+        partners: torch.Tensor | None,
+        labels: BatchLabels,
+        replay: ReplaySettings,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Normalise views, and mix each view with its partner; return float32 [B, C, S, S].
+        """Normalise views, draw their cutouts and mix each view with its partner; return float32 [B, C, S, S].
 
         Args:
             views: uint8 or float32 [B, S, S, C].
             partners: int64 [B], index of the mix partner of each view; None without mixing.
-            labels: labels of the batch, which state the mixing ratio and the cutmix box.
+            labels: labels of the batch, which state the mixing ratio, the cutmix box and the cutouts.
             replay: how views are replayed.
+            rows: int64 [B], the row of `labels` that each view belongs to.
         """
         box = labels.mix.box
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
         precision = self.teachers.precision
-        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format, self.values)
-        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box))
+        cut_out = ColouredCutout(replay.mean, replay.std, precision.device)
+        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format, self.values, cut_out)
+        cutouts = None if labels.augment is None else labels.augment[rows]
+        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box), cutouts)
 
     @torch.no_grad()
     def logits_of(self, images: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:
@@ -333,20 +346,10 @@ class Inquiry:
 
         The classes are in the order of the labels.
         """
-        teachers = copy.copy(self.in_train_mode if replay.parts else self.teachers)
-        teachers.rule = replay.rule or self.teachers.rule
-        size = len(images) // max(replay.parts, 1) or len(images)
-        # two halves of the batch if `replay.parts` is 2, as in BSSL; otherwise the whole batch and an empty second part
-        parts = images[:size], images[size:]
-        answers = torch.cat([teachers(part) for part in parts if len(part)]).float().cpu()
+        teachers = copy.copy(self.teachers)
+        teachers.rule, teachers.parts = replay.rule or self.teachers.rule, self.parts(replay)
+        answers = teachers(images).float().cpu()
         return answers if replay.classes is None else answers[:, replay.classes]
-
-    @cached_property
-    def in_train_mode(self) -> Ensemble:
-        """Return a copy of the teacher in train mode, where batch normalisation uses the statistics of the batch."""
-        twin = copy.copy(self.teachers)
-        twin.teachers = [copy.deepcopy(teacher).train() for teacher in self.teachers.teachers]
-        return twin
 
     def stored(self, question: Question, replay: ReplaySettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the stored logits of a question's rows, and a mask of the logits that can be compared.

@@ -148,6 +148,7 @@ class WandbTracker:
         """
         last, best = summary["last"], summary["best"]
         figures = {"top1": last["top1"], "top5": last["top5"], "best_top1": best["top1"], "best_epoch": best["epoch"]}
+        figures["best_note"] = best["note"]
         figures["train_images_per_second"] = summary["train_images_per_second"]
         facts = {name: printable_all(summary[name]) for name in ("labels", "images", "versions", "git_commit")}
 

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import LOSS_TYPES, TEMPERED_LOSSES
-from utils.labels.types import Answers, TopK
+from utils.labels.types import Answers, TopK, Weighted, unweighted
 from utils.system.errors import InputError
 from utils.system.machine import exact_dtype
 
-NEEDS_LOGITS = ("mse_gt", "mae_gt")
+NEEDS_LOGITS = ("mse_gt", "mae_gt", "gift", "cosine")
+HARD_TERM = ("mse_gt", "mae_gt", "gift")  # losses with a hard-label term, whose weight is --ce-weight
+GIFT_SMOOTHING = 0.1  # share of a hard label that `gift` spreads over the other classes
 
 # a number if the temperature is constant, or a 0-dim tensor that is overwritten in place whenever it changes
 Temperature = float | torch.Tensor
@@ -33,22 +35,24 @@ def build_loss(
     renormalise: bool = False,
     last: "LastMicroBatch | None" = None,
     image_labels: str = "classes",
+    scale_t2: bool = False,
 ) -> Callable[[torch.Tensor, Answers, torch.Tensor], torch.Tensor]:
     """Return the loss function `loss(outputs, soft_labels, targets) -> scalar`.
 
     Args:
         loss_type: one of LOSS_TYPES.
-        temperature: divisor T of the teacher's logits in kl and dist.
-        ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt.
+        temperature: divisor T of the teacher's logits in kl, dist and softce.
+        ce_weight: weight of the cross-entropy with targets in mse_gt and mae_gt, and of the smoothed targets in gift.
         keep_topk: k. For each sample, the loss keeps the k classes with the teacher's largest logits. None: all C.
         answers: kind of the soft labels: `logits` or `probabilities`. Probabilities are passed as natural logs. The
             logs are not divided by T, because a temperature was applied when the probabilities were made.
-        student_temperature: divisor of the student's logits in kl and dist; None: the same as `temperature`.
-        renormalise: whether kl and dist renormalise the probabilities of the kept classes to a sum of 1.
-        last: buffer into which kl and dist copy the student's logits and the teacher's probabilities of each
+        student_temperature: divisor of the student's logits in kl, dist and softce; None: the same as `temperature`.
+        renormalise: whether kl, dist and softce renormalise the probabilities of the kept classes to a sum of 1.
+        last: buffer into which kl, dist and softce copy the student's logits and the teacher's probabilities of each
             micro-batch; None: they are not copied.
         image_labels: see `Findings`. If `classes`, ce compares outputs with the targets; otherwise with the soft
             labels, which must then be probabilities.
+        scale_t2: whether kl and softce are multiplied by T², where T is the student's temperature.
 
     Raises:
         InputError: loss_type is unknown.
@@ -60,10 +64,13 @@ def build_loss(
     if loss_type in TEMPERED_LOSSES:
         student = temperature if student_temperature is None else student_temperature
         teacher = 1.0 if answers == "probabilities" else temperature
-        return SoftLoss({"kl": kl, "dist": dist}[loss_type], teacher, student, keep_topk, renormalise, last)
+        divergence = {"kl": kl, "dist": dist, "softce": softce}[loss_type]
+        return SoftLoss(divergence, teacher, student, keep_topk, renormalise, last, scale_t2)
     if loss_type in ("mse_gt", "mae_gt"):
         distance = {"mse_gt": F.mse_loss, "mae_gt": F.l1_loss}[loss_type]
         return partial(_regression, distance, ce_weight, keep_topk)
+    if loss_type in ("gift", "cosine"):
+        return partial(cosine_distance, ce_weight if loss_type == "gift" else 0.0, keep_topk)
     raise InputError(f"--loss-type {loss_type} is unknown; choose one of {', '.join(LOSS_TYPES)}")
 
 
@@ -84,7 +91,7 @@ def soft_cross_entropy(outputs: torch.Tensor, probabilities: Answers, _targets: 
 
 @dataclass(frozen=True)
 class SoftLoss:
-    """Loss function for soft labels: `divergence` is `kl` or `dist`.
+    """Loss function for soft labels: `divergence` is `kl`, `dist` or `softce`.
 
     The other fields are described as arguments of `build_loss`.
     """
@@ -95,12 +102,17 @@ class SoftLoss:
     keep_topk: int | None = None
     renormalise: bool = False
     last: "LastMicroBatch | None" = None
+    scale_t2: bool = False
 
     def __call__(self, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor) -> torch.Tensor:
-        probabilities = self.probabilities(soft_labels, outputs.shape[1])
+        probabilities = self.probabilities(unweighted(soft_labels), outputs.shape[1])
         if self.last is not None:
             self.last.record(outputs, probabilities)
-        return self.divergence(outputs, probabilities, self.student_temperature)
+        divergence = self.divergence
+        if isinstance(soft_labels, Weighted):  # the loss is kl: labels with weights are refused with other losses
+            divergence = partial(weighted_kl, soft_labels.weights)
+        loss = divergence(outputs, probabilities, self.student_temperature)
+        return loss * self.student_temperature**2 if self.scale_t2 else loss
 
     def probabilities(self, soft_labels: Answers, num_classes: int) -> torch.Tensor:
         """Return the soft labels as probabilities at the teacher's temperature: float32 [B, C]. Each row sums to 1."""
@@ -162,6 +174,29 @@ class LastMicroBatch:
         return torch.stack(sums)
 
 
+def with_smoothed_logits(
+    loss: Callable, share: float, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor
+) -> torch.Tensor:
+    """Return `loss(outputs, soft_labels, targets)` with smoothed soft labels, see `smooth_logits`."""
+    return loss(outputs, smooth_logits(soft_labels, share, outputs.shape[1]), targets)
+
+
+def smooth_logits(soft_labels: Answers, share: float, num_classes: int) -> Answers:
+    """Replace each logit z by (1 - s) z + s / C, as LPLD and LPQLD do for ImageNet-21K. Here s is `share`.
+
+    In kl and dist, only the factor 1 - s has an effect: it divides the teacher's temperature.
+    """
+    if isinstance(soft_labels, Weighted):
+        return Weighted(unweighted(smooth_logits(soft_labels.answers, share, num_classes)), soft_labels.weights)
+    if not isinstance(soft_labels, TopK):
+        return (1 - share) * soft_labels.float() + share / num_classes
+    rest = soft_labels.rest
+    if rest is not None:
+        mean, variance = rest.unbind(dim=1)
+        rest = torch.stack([(1 - share) * mean + share / num_classes, (1 - share) ** 2 * variance], dim=1)
+    return TopK((1 - share) * soft_labels.values.float() + share / num_classes, soft_labels.classes, rest)
+
+
 def as_logits(
     soft_labels: Answers, num_classes: int, temperature: float | torch.Tensor, renormalise: bool = False
 ) -> torch.Tensor:
@@ -170,6 +205,7 @@ def as_logits(
     `TopK` labels store only some classes. The logits of the other classes depend on `temperature` and `renormalise`,
     see `TopK.dense`.
     """
+    soft_labels = unweighted(soft_labels)
     if isinstance(soft_labels, TopK):
         return soft_labels.dense(num_classes, temperature, renormalise)
     return soft_labels.float()
@@ -187,11 +223,36 @@ def _regression(
     return loss + ce_weight * F.cross_entropy(outputs, targets) if ce_weight else loss
 
 
+def cosine_distance(
+    hard_weight: float, keep_topk: int | None, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor
+) -> torch.Tensor:
+    """Return 1 minus the mean cosine similarity of the rows of the outputs to those of a reference.
+
+    If hard_weight is 0, the reference is the teacher's logits t, as in the loss `cosine`. Otherwise it is t/‖t‖ +
+    hard_weight · h/‖h‖, as in the code of GIFT (Shang et al., ICLR 2025). In h, the class of the image's folder has 1 -
+    GIFT_SMOOTHING, and the other classes have equal shares of GIFT_SMOOTHING. A mixed view has the class of its own
+    image, not that of its partner. With k kept classes, the norm of h is that over all classes.
+
+    Args:
+        hard_weight: weight of the smoothed hard labels.
+        keep_topk: see `kept_logits`.
+        outputs, soft_labels, targets: see `build_loss`.
+    """
+    student, reference = kept_logits(outputs, soft_labels, keep_topk)
+    if hard_weight:
+        others = GIFT_SMOOTHING / max(outputs.shape[1] - 1, 1)
+        hard = torch.full_like(outputs, others).scatter(1, targets.unsqueeze(1), 1 - GIFT_SMOOTHING)
+        hard, _ = kept_logits(F.normalize(hard, dim=1), soft_labels, keep_topk)
+        reference = F.normalize(reference, dim=1) + hard_weight * hard
+    return 1 - F.cosine_similarity(student, reference, dim=1).mean()
+
+
 def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the student's and the teacher's logits for k classes per row: float32 [B, k] each.
 
     In each row, the k classes have the teacher's largest logits. If k is None, all stored classes are kept.
     """
+    soft_labels = unweighted(soft_labels)
     if isinstance(soft_labels, TopK):
         values, classes = soft_labels.values.float(), soft_labels.classes
         if k is not None and k < values.shape[1]:
@@ -220,9 +281,31 @@ def keep_top_probabilities(probabilities: torch.Tensor, k: int | None) -> torch.
 def kl(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
     """Return the batch mean of KL(probabilities || softmax(outputs/T)), where T is the student's temperature.
 
-    The loss is not multiplied by T². SRe2L's validation code omits this factor, too.
+    The loss is not multiplied by T². SRe2L's validation code omits this factor, too. --loss-scale-t2 adds it.
     """
     return F.kl_div(F.log_softmax(outputs / temperature, dim=1), probabilities, reduction="batchmean")
+
+
+def weighted_kl(
+    weights: torch.Tensor, outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature
+) -> torch.Tensor:
+    """Return the mean of w KL(probabilities || softmax(outputs/T)) over the rows (WMDD); see `kl`.
+
+    Args:
+        weights: float32 [B], the weight w of each row. Over the whole batch, their mean is 1.
+        outputs, probabilities: [B, C].
+        temperature: T, the student's temperature.
+    """
+    student = F.log_softmax(outputs / temperature, dim=1)
+    return (weights * F.kl_div(student, probabilities, reduction="none").sum(dim=1)).mean()
+
+
+def softce(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
+    """Return the batch mean of the cross-entropy of softmax(outputs/T) with probabilities, T as in `kl`.
+
+    This is `kl` plus the entropy of the probabilities, so it has the gradients of `kl`. GIFT's `softce` has T = 1.
+    """
+    return F.cross_entropy(outputs / temperature, probabilities)
 
 
 def dist(

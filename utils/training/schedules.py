@@ -17,19 +17,31 @@ def lr_factor(
     smoothing: float = 2.0,
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
+    warmup_epochs: int = 0,
+    warmup_factor: float = 0.01,
 ) -> float:
     """Return the factor by which the initial learning rate is multiplied in `epoch`.
 
-    With e = epoch, E = epochs, s = smoothing, the schedules are:
+    In the first N = warmup_epochs epochs, the factor rises linearly: w + (1 - w) epoch / N, where w is warmup_factor.
+    The schedule `step` counts its milestones from epoch 0; the other schedules start after the warm-up. PyTorch gives
+    the same rates with LinearLR, followed by another scheduler in SequentialLR; torchvision's references use this.
+
+    With e = epoch - N, E = epochs - N, s = smoothing, the schedules are:
 
     * linear: 1 - e/E.
     * linear-smoothed: 1 - e/(s E), with s >= 1; used by EDC's script in place of `smoothed`.
     * cos: 0.5 (1 + cos(pi e / E)).
     * smoothed: 0.5 (1 + cos(pi e / (s E))), from the EDC paper (Shao et al., 2024).
-    * prism: 0.5 (1 + cos(pi e / (2.5 E))) for e <= 5E/6, then 0.5 (1 + cos(pi/3)) (E - e) / E. PRISM uses this
-      smoothed cosine with a linear end.
-    * step: gamma^n, where n is the number of milestones m with m <= e.
+    * cos2: 0.5 (1 + cos(pi e / (s E))) for e <= 5E/6, then 0.5 (1 + cos(5 pi / (6 s))) (E - e) / E, with s >= 1; a
+      smoothed cosine with a linear end, used by EDC for CIFAR-100 and ImageNet-10.
+    * prism: cos2 with s = 2.5, used by PRISM.
+    * step: gamma^n, where n is the number of milestones m with m <= epoch.
     """
+    if epoch < warmup_epochs:
+        return warmup_factor + (1 - warmup_factor) * epoch / warmup_epochs
+    if schedule == "step":
+        return gamma ** sum(milestone <= epoch for milestone in milestones)
+    epoch, epochs = epoch - warmup_epochs, epochs - warmup_epochs
     if schedule == "linear":
         return 1 - epoch / epochs
     if schedule == "linear-smoothed":
@@ -38,12 +50,11 @@ def lr_factor(
         return half_cosine(epoch / epochs)
     if schedule == "smoothed":
         return half_cosine(epoch / (smoothing * epochs))
-    if schedule == "prism":
+    if schedule in ("cos2", "prism"):
+        stretch = 2.5 if schedule == "prism" else smoothing
         if epoch <= epochs * 5 / 6:
-            return half_cosine(epoch / (2.5 * epochs))
-        return half_cosine(1 / 3) * (epochs - epoch) / epochs
-    if schedule == "step":
-        return gamma ** sum(milestone <= epoch for milestone in milestones)
+            return half_cosine(epoch / (stretch * epochs))
+        return half_cosine(5 / (6 * stretch)) * (epochs - epoch) / epochs
     raise ValueError(f"unknown schedule {schedule!r}")
 
 
