@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import Findings, FKDConfig, TrainConfig
+from utils.data.augment import ColouredCutout
 from utils.data.batch import Batch
 from utils.data.preview import Preview
 from utils.data.replay import Normalise
@@ -85,13 +86,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = preflight.record_images(config, found, train_set.samples, val_set.samples)
     hard = hard_views(config, found, train_set.samples, num_classes)
     found = preflight.report_labels(config, found, train_set, val_set, views, names)
-    data = TrainingData(train_set.samples, val_set.samples, views, num_classes, names, images, hard)
+    # views of labels for ImageNet-21K have a coloured cutout
+    cut_out = ColouredCutout(found.mean, found.std, precision.device) if store.has_cutouts else None
+    data = TrainingData(train_set.samples, val_set.samples, views, num_classes, names, images, hard, augment=cut_out)
 
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
         dataset = ViewDataset(data.train, views, found.input_size, found.channels)
-        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise_for(found, precision))
+        normalise = normalise_for(found, precision, augment=cut_out)
+        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise)
         return
 
     described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}

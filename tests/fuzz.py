@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,8 @@ class Corpus:
         self.kinds = {
             "batch_0.tar": (self.make_labels, self.read_labels, archive),
             "edc/batch_0.tar": (self.make_edc_labels, self.read_labels, archive),
+            "wmdd/batch_0.tar": (self.make_weighted_labels, self.read_labels, archive),
+            "cutouts/batch_0.tar": (self.make_cutout_labels, self.read_labels, archive),
             "old_batch_0.tar": (self.make_old_labels, self.read_labels, [*generic, damage_pickle]),
             "checkpoint.pth.tar": (self.make_checkpoint, self.read_checkpoint, archive),
             "weights.pth": (self.make_weights, load_weights, archive),
@@ -213,6 +216,8 @@ class Corpus:
             "weights.safetensors": (self.make_safetensors, load_weights, [*generic, damage_header]),
             "packed/epoch_0000.safetensors": (self.make_packed, self.read_packed, [*generic, damage_header]),
             "packed_v2/epoch_0000.safetensors": (self.make_old_packed, self.read_packed, [*generic, damage_header]),
+            "held/epoch_0000.safetensors": (self.make_held, self.read_packed, [*generic, damage_header]),
+            "held/manifest.json": (self.make_held, self.read_packed, [*generic, damage_json, damage_json]),
             "packed/manifest.json": (self.make_packed, self.read_packed, [*generic, damage_json, damage_json]),
             "drawn/manifest.json": (self.make_drawn, self.read_packed, [damage_json]),
             "drawn/images.safetensors": (self.make_drawn, self.read_packed, [*generic, damage_header]),
@@ -269,13 +274,26 @@ class Corpus:
         """Write an 8-item file of EDC."""
         torch.save([*self.items(), torch.zeros(3, 2, 2, dtype=torch.int32)], path)
 
+    def cutouts(self):
+        """Return coloured cutouts of three rows: float32 [3, 7]."""
+        return torch.tensor([[0.5, 0.25, 0.5, 0.5, 0, 100, 255]] * 3)
+
+    def make_weighted_labels(self, path):
+        """Write a 7-item file of WMDD."""
+        torch.save([*self.items()[:6], torch.rand(3, dtype=torch.float64)], path)
+
+    def make_cutout_labels(self, path):
+        """Write a 6-item file of LPLD for ImageNet-21K."""
+        coords, _, *_, logits, _ = self.items()
+        torch.save([coords.half(), self.cutouts(), None, None, None, logits.half()], path)
+
     def make_old_labels(self, path):
         """Write the same file in the format of PyTorch before 1.6."""
         torch.save(self.items(), path, _use_new_zipfile_serialization=False)
 
     def read_labels(self, path):
         """Read a batch file like a label store."""
-        parse_items(load_archive(path), path)
+        parse_items(load_archive(path), path).weighted()
         digest_of_archive(path)
 
     def make_checkpoint(self, path):
@@ -309,18 +327,24 @@ class Corpus:
         stored = Path(__file__).parent / "data" / "packed_v2" / "top3_8"
         shutil.copytree(stored, path.parent, dirs_exist_ok=True)
 
+    def make_held(self, path):
+        """Write a packed store with weights and cutouts."""
+        self.write_packed(path.parent, Codec(16), has_weights=True, has_cutouts=True)
+
     def make_drawn(self, path):
         """Write the same store with views that are drawn again instead of stored."""
         self.write_packed(path.parent, Codec(16, None, "drawn"))
 
-    def write_packed(self, folder, codec):
-        """Write a packed store, unless it is there."""
+    def write_packed(self, folder, codec, **held):
+        """Write a packed store, unless it is there. `held`: entries of the manifest."""
         if not (folder / "manifest.json").exists():
             policy = ViewPolicy(42, 8, 0.1, 1.0, "cutmix", 0.8, 1.0)
-            manifest = make_manifest(codec, 3, 4, 3, 1, "cutmix", True, {"class_names": "0"}, policy)
+            manifest = make_manifest(codec, 3, 4, 3, 1, "cutmix", True, {"class_names": "0"}, policy, **held)
             sizes = torch.full((3, 2), 8) if codec.views == "drawn" else None
             digests = ImageDigests(*torch.zeros(2, 3, 8, dtype=torch.uint8))
-            PackedWriter(folder, manifest, sizes, image_digests=digests).write(0, [self.labels()])
+            PackedWriter(folder, manifest, sizes, image_digests=digests).write(
+                0, [replace(self.labels(), weights=torch.rand(3, dtype=torch.float64), augment=self.cutouts())]
+            )
 
     def read_packed(self, path):
         """Read a packed store like training: open, describe, read one batch of the first epoch and its views."""
@@ -328,7 +352,7 @@ class Corpus:
         store.provenance(), store.digest(), store.class_names, store.class_list
         if store.image_digests is not None:
             store.image_digests.digest()
-        labels = store.read(0, 0)
+        labels = store.read(0, 0).weighted()
         labels.view(len(labels) - 1, (8, 8))
 
     def make_cifar(self, path):

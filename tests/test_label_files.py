@@ -196,9 +196,7 @@ def test_labels_of_edc_are_read_as_prism_s(labels, tmp_path, capsys):
 
 OTHERS = {
     "FKD": [torch.rand(500, 4), torch.ones(500, dtype=torch.bool), torch.rand(500, 2, 5)],
-    "WMDD": [*usable()[:6], torch.full((3,), 0.1, dtype=torch.float64)],
-    "LPLD or LPQLD for ImageNet-21K": [usable()[0], torch.rand(3, 7), None, None, None, torch.zeros(3, 9)],
-    "LPLD or LPQLD with RandAugment": [*usable()[:2], torch.zeros(3, 2, 3), *usable()[2:6]],
+    "LPLD or LPQLD with RandAugment": [*usable()[:2], [[torch.zeros(3)] * 3] * 2, *usable()[2:6]],
     "FD2": [*usable()[:5], torch.zeros(2, 3, 4)],
 }
 
@@ -208,6 +206,12 @@ def test_labels_that_cannot_be_replayed_are_named(project):
     """The error names the project, the missing item and the remedy."""
     with pytest.raises(InputError, match=f"^FILE looks like a label file of {project}.*; use that project's own code"):
         parse_items(OTHERS[project], "FILE")
+
+
+def test_operations_of_randaugment_as_a_tensor_are_named():
+    """The item of RandAugment may also be one tensor [B, n, 3]."""
+    with pytest.raises(InputError, match="RandAugment"):
+        parse_items([*usable()[:2], torch.zeros(3, 2, 3), *usable()[2:6]], "FILE")
 
 
 def test_mix_type_is_in_the_data():

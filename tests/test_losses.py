@@ -6,9 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.labels.types import TopK
+from utils.labels.packed_codec import keep_largest
+from utils.labels.types import TopK, Weighted
 from utils.system.errors import InputError
-from utils.training.losses import NEEDS_LOGITS, as_logits, build_loss, keep_top_probabilities
+from utils.training.losses import (
+    NEEDS_LOGITS,
+    as_logits,
+    build_loss,
+    keep_top_probabilities,
+    smooth_logits,
+    with_smoothed_logits,
+)
 
 generator = torch.Generator().manual_seed(0)
 OUTPUTS, LOGITS = (3 * torch.randn(6, 7, generator=generator) for _ in range(2))
@@ -133,6 +141,35 @@ def test_sparse_labels_give_the_loss_of_dense_ones(name, keep_topk, rest):
     dense = labels.dense(7, 3.0, renormalise=False)
     loss = build_loss(name, 3.0, 0.1, 4 if keep_topk is None and name in NEEDS_LOGITS else keep_topk)
     torch.testing.assert_close(loss(OUTPUTS, labels, TARGETS), loss(OUTPUTS, dense, TARGETS), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_smoothed_logits(share):
+    """Logits z become (1 - s) z + s / C, in dense and in top-k labels; the latter are then softened by T / (1 - s)."""
+    smoothed = (1 - share) * LOGITS + share / 7
+    for name in ("kl", "dist", "mse_gt"):
+        loss = build_loss(name, 4.0)
+        expected = loss(OUTPUTS, smoothed, TARGETS)
+        torch.testing.assert_close(
+            with_smoothed_logits(loss, share, OUTPUTS, LOGITS.half(), TARGETS), expected, rtol=1e-3, atol=1e-4
+        )
+        torch.testing.assert_close(with_smoothed_logits(loss, share, OUTPUTS, LOGITS, TARGETS), expected)
+    values, classes = LOGITS.topk(3, dim=1)
+    top = TopK(values, classes, None)
+    warmer = build_loss("kl", 4.0 / (1 - share), student_temperature=4.0, renormalise=True)(OUTPUTS, top, TARGETS)
+    loss = build_loss("kl", 4.0, renormalise=True)
+    torch.testing.assert_close(with_smoothed_logits(loss, share, OUTPUTS, top, TARGETS), warmer)
+    weighted = with_smoothed_logits(loss, share, OUTPUTS, Weighted(top, torch.arange(6) * 0.4), TARGETS)
+    assert weighted > 0
+    assert weighted != warmer
+
+
+def test_smoothed_logits_keep_the_rest():
+    """Mean and variance of the logits that are not stored are those of smoothed logits."""
+    whole = smooth_logits(LOGITS, 0.2, 7)
+    top, smoothed = keep_largest(LOGITS, 3), keep_largest(whole, 3)
+    for found, expected in zip(smooth_logits(top, 0.2, 7), smoothed, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

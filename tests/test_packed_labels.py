@@ -28,7 +28,7 @@ from utils.system.errors import InputError
 from utils.training.losses import as_logits
 
 VERSION_2 = Path(__file__).parent / "data" / "packed_v2"
-TENSORS = ("coords", "flip", "logits", "index")
+TENSORS = ("coords", "flip", "logits", "index", "weights", "augment")
 
 
 def assert_same(a, b):

@@ -1,10 +1,12 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import re
 import subprocess
 
 import pytest
 import torch
 from helpers import LIGHT, ROOT, make_labels, run, save_teacher
+from label_folders import MAKERS
 
 import relabel_FKD
 import train_FKD_parallel
@@ -15,6 +17,9 @@ from utils.training.models import build_student
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
+IN_21K = {"batch_size": 32, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos", "adamw_lr": 0.002}
+IN_21K |= {"mix_type": "None", "logit_smoothing": 0.2, "mean": (0,), "std": (1,), "val_resize": "squash"}
+IN_21K |= {"reuse_labels": True, "input_size": 224}
 RECIPES = {  # what its authors' scripts say
     "sre2l": {"batch_size": 1024, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "cos"},
     "cda": {"batch_size": 128, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
@@ -48,6 +53,9 @@ RECIPES = {  # what its authors' scripts say
     | {"hard_epochs": 150, "hard_batch_size": 16, "label_smoothing": 0.8, "reuse_labels": True},
     **{f"lpqld_{times}": LPQLD for times in ("40x", "80x", "200x")},
     **dict.fromkeys(["cvdd", "fadrm"], BSSL),
+    "wmdd": {"batch_size": 100, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos"},
+    "lpld_21k": IN_21K | {"temperature_schedule": "constant", "student_temperature": "teacher", "num_classes": None},
+    "lpqld_21k": LPQLD | IN_21K | {"num_classes": 10_450},
 }
 DSA = {"epochs": 1001, "milestones": (502,), "gamma": 0.1, "augment": "dsa", "batch_size": 256}
 DSA |= {"dsa_mode": "single", "dsa_strategy": "color_crop_cutout_flip_scale_rotate"}
@@ -78,7 +86,7 @@ LIVE_RECIPES: dict = {  # recipes with live teachers
     | {"eval_from": 291, "eval_every": 1},
     "bps": RDED
     | {"batch_size": 128, "shuffle_patches": 1, "min_scale_crops": 0.2, "val_ipc": None, "epochs": 500}
-    | {"eval_from": 479, "eval_every": 1, "decay_all": True},
+    | {"eval_from": 479, "eval_every": 1, "decay_all": True, "loss_scale_t2": True},
 }
 SMALL = {"stem": "small", "teacher_stem": ("small",), "shuffle_patches": 1}
 CIFAR = SMALL | {"input_size": 32, "val_resize": 32, "min_scale_crops": 1}
@@ -205,6 +213,24 @@ def test_settings_that_need_other_flags(launch):
     assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
 
 
+def test_every_recipe_is_in_the_table():
+    """docs/recipes.md has each recipe once, and quotes no published figure that is not in the recipe's header."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"(\w+)\.sh", row[0])]
+    assert sorted(names) == sorted([*RECIPES, *PLAIN_RECIPES, *LIVE_RECIPES])
+    for row in rows:
+        for name in re.findall(r"(\w+)\.sh", row[0]):
+            header = (ROOT / f"scripts/recipes/{name}.sh").read_text().split("set -eu")[0]
+            published = header[header.index("# Published") : header.index("# Recipe:")]
+            figures = re.findall(r"\d\d\.\d", row[2])
+            assert set(figures) <= set(re.findall(r"\d\d\.\d", published)), name
+            assert row[2] == "none quoted" or re.search(r"\d\d", row[2]), name
+    tests = set(re.findall(r"`(tests/\w+\.py)`", page))
+    assert tests
+    assert all((ROOT / path).exists() for path in tests)
+
+
 def test_every_recipe_is_tested():
     assert {path.stem for path in (ROOT / "scripts" / "recipes").iterdir()} == set(RECIPES) | set(PLAIN_RECIPES) | set(
         LIVE_RECIPES
@@ -303,7 +329,12 @@ def test_dry_run_of_a_recipe(name, launch, tiny, tmp_path):
     if name == "lpld_tiny":
         folders[2] = make_labels(tmp_path / "labels", "none")
         flags += ["--warmup-epochs", 1]
-    if name.startswith("lpqld"):
+    if name == "wmdd" or name.endswith("_21k"):
+        MAKERS[name](tmp_path / "labels")
+        folders[2] = tmp_path / "labels"
+        flags += ["--num-classes", 3] if name == "lpqld_21k" else []
+        flags += ["--epochs", 2] if name == "wmdd" else []
+    elif name.startswith("lpqld"):
         folders = [reference / "images/train", reference / "images/val", reference / "lpqld_pq"]
         flags = ["--batch-size", 8]
     where = dict(zip(("TRAIN_DIR", "VAL_DIR", "FKD_PATH"), map(str, folders), strict=True))

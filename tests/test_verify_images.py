@@ -150,6 +150,15 @@ class Setting:
             view = nn.functional.interpolate(crop[None].float(), (size, size), mode="bilinear", antialias=antialias)[0]
             views.append(view.flip(2) if flipped and flip == "after" else view)
         views = torch.stack(views)
+        if labels.augment is not None:
+            for view, (row, column, height, width, *colour) in zip(views, labels.augment.tolist(), strict=True):
+                (top, left), (down, right) = (
+                    (round(n * size) for n in (row, column)),
+                    (int(n * size) // 2 for n in (height, width)),
+                )
+                view[:, max(top - down, 0) : top + down + 1, max(left - right, 0) : left + right + 1] = torch.tensor(
+                    colour
+                )[:, None, None]
         if labels.mix.box is not None:
             y1, x1, y2, x2 = labels.mix.box
             if swap:
@@ -248,6 +257,19 @@ def test_tar_labels_fit(mix, setting, tmp_path):
         for epoch, one in enumerate(batches):
             writer.write(epoch, one)
         fits(setting.verify(tmp_path / str(items)))
+
+
+def test_views_are_shown_with_their_cutouts(setting, tmp_path):
+    """The teacher of LPLD's labels for ImageNet-21K saw a coloured cutout in each view."""
+    rng, writer = np.random.default_rng(0), FlatWriter(tmp_path / "labels")
+    for epoch, batches in enumerate(setting.views(mix="none")):
+        for one in batches:
+            numbers = [rng.integers(SIDE, size=(len(one), 2)) / SIDE, np.full((len(one), 2), 0.5)]
+            cutouts = torch.from_numpy(np.concatenate([*numbers, rng.integers(256, size=(len(one), 3))], axis=1))
+            unflipped = replace(one, flip=torch.zeros(len(one), dtype=torch.bool), augment=cutouts.float())
+            writer.write(epoch, [setting.answered(unflipped, SIDE)])
+    writer.finish()
+    fits(setting.verify(tmp_path / "labels"))
 
 
 def test_the_size_of_tar_labels_follows_from_boxes(setting, tmp_path):

@@ -244,6 +244,15 @@ def dsa_parameter(text: str) -> str:
     return f"{name}={number(float, low, high)(value)}"
 
 
+def resized_side(text: str) -> int | str:
+    """Convert the text of --val-resize to a value: `squash`, or a number of pixels from 1 up.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is neither.
+    """
+    return text if text == "squash" else number(int, 1)(text)
+
+
 def student_temperature(text: str) -> str | float:
     """Convert the text of --student-temperature to a value: `teacher`, `calibrated` or a number above 0.
 
@@ -565,11 +574,12 @@ class DataFlags(Group):
         "position (default: by name)",
         FILE,
     )
-    val_resize: int | None = flag(
+    val_resize: int | str | None = flag(
         None,
         "shorter side of validation images in pixels, before the central --input-size x --input-size pixels are "
-        "cropped (default: 256/224 of --input-size from 128 px on, else --input-size)",
-        PIXELS,
+        "cropped; squash: both sides become --input-size, and nothing is cropped (LPLD and LPQLD for ImageNet-21K) "
+        "(default: 256/224 of --input-size from 128 px on, else --input-size)",
+        Kind(resized_side, "{PX,squash}"),
         RESULT,
     )
     val_ipc: int | None = flag(
@@ -832,6 +842,14 @@ class LossFlags(Group):
         0.1, "weight of the hard-label term of mse_gt, mae_gt and gift", Kind(NOT_NEGATIVE, "W"), RESULT
     )
     keep_topk: int | None = flag(None, "number of teacher classes kept per image (default: all)", COUNT, RESULT)
+    logit_smoothing: float = flag(
+        0.0,
+        "share S by which the teacher's logits z are smoothed before the loss: (1 - S) z + S / number of classes (LPLD "
+        "and LPQLD for ImageNet-21K)",
+        Kind(FRACTION, "S"),
+        RESULT,
+        earlier=0.0,
+    )
     topk_mass: str = flag(
         "auto",
         "probabilities of the K largest answers in kl, dist and softce: renormalised to a sum of 1, or kept as they "
@@ -1510,7 +1528,12 @@ class TrainConfig(
         return epochs
 
     def check_temperatures(self) -> None:
-        """Raise InputError if a temperature flag has no effect, or if --temperature is too low for the schedule."""
+        """Raise InputError if a flag for the teacher's logits has no effect, or --temperature is below its schedule."""
+        if self.loss_type == "ce" and self.logit_smoothing:
+            raise InputError(
+                f"--logit-smoothing {self.logit_smoothing} has no effect with --loss-type ce, which compares no "
+                "logits; leave it out"
+            )
         if self.loss_type not in TEMPERED_LOSSES:
             for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
                 if getattr(self, name) != usual:
@@ -1711,7 +1734,12 @@ class PackFlags(Group):
 class UnpackFlags(Group):
     """Flags for the file format and the precision that `python -m utils.labels unpack` writes."""
 
-    items: int | None = flag(None, "6: SRe2L's files, 7: PRISM's (default: as packed)", INTEGER, choices=(6, 7))
+    items: int | None = flag(
+        None,
+        "6: SRe2L's files, 7: PRISM's, or WMDD's if the labels hold weights (default: as packed)",
+        INTEGER,
+        choices=(6, 7),
+    )
     fp32: bool = flag(False, "write logits as float32 (default: as stored)")
 
 
@@ -1964,7 +1992,8 @@ class Findings:
         channels: C, number of channels of the model's input: 3 for RGB, 1 for grey.
         model_file: digest of the file of a student's model, if --model names a function in a file.
         train_values, val_values: pixel format of the images: `bytes`, `unit` or `normalised`, see `Values`.
-        val_resize: shorter side of validation images in pixels, before the centre is cropped.
+        val_resize: shorter side of validation images in pixels, before the centre is cropped; or `squash`, if both
+            sides are resized to `input_size`, without a crop.
         classes: description of how classes were numbered, and how validation folders were paired with training folders.
         kept_classes: description of the classes whose logits --classes keeps: their number, the number of classes of
             the labels or the live teacher, and a digest of the kept class numbers; None if all are kept in order.
@@ -2000,7 +2029,7 @@ class Findings:
     model_file: str | None = finding(None, RESULT)
     train_values: str = finding("bytes", RESULT, earlier="bytes")
     val_values: str = finding("bytes", RESULT, earlier="bytes")
-    val_resize: int = finding(256, RESULT)
+    val_resize: int | str = finding(256, RESULT)
     classes: str = finding("", NEUTRAL)
     kept_classes: str | None = finding(None, RESULT)
     mix_type: str | None = finding(None, RESULT)
@@ -2085,7 +2114,7 @@ def resolve_views(
     if not isinstance(config, TrainConfig):
         return replace(found, **values)
     resize = config.val_resize or default_val_resize(values["input_size"])
-    if resize < values["input_size"]:
+    if isinstance(resize, int) and resize < values["input_size"]:
         raise InputError(
             f"--val-resize {resize} is less than --input-size {values['input_size']}, so that validation images would "
             "have black edges; give at least as much"

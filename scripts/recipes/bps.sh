@@ -3,15 +3,13 @@
 #
 # Published: see the tables of the paper; none is quoted here.
 # Recipe: stage3_training.py and script/ of github.com/BeCarefulOfYournaoke/BPS (7d016db): 500 epochs of AdamW 1e-3 with
-# weight decay 0.01 on all parameters, the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 on cutmix views. The last 21 epochs
-# are evaluated and the best is reported; three runs (--seeds 0 1 2).
+# weight decay 0.01 on all parameters, the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 times T² on cutmix views. The
+# last 21 epochs are evaluated and the best is reported; three runs (--seeds 0 1 2).
 # * DATASET is imagenet1k, tiny, cifar10 or cifar100. With IPC it gives the smallest crop and the batch size:
 #   ImageNet-1K 0.2 (1 for ViT) and 128, 256, 512 at 10, 50, 100 images per class; the others from 0.1 to 1 and 16 to 128;
 #   0.2 and 128 for every other IPC.
 # * Validation images are resized to the input size, for ImageNet-1K to 256 px.
 # Data: the images that its authors released; teachers: those of CCFS for small images, torchvision's for ImageNet-1K.
-# Different here: its loss has a factor T² = 400, which is left out. The steps of AdamW do not depend on the scale of the
-# loss, except for the small number (1e-8) that is added to its denominator.
 # Not verified: any figure of the paper with this recipe.
 #
 # Settings as in train_live.sh, from the environment or as trailing flags:
@@ -60,5 +58,6 @@ BATCH_SIZE=${BATCH_SIZE:-$batch}
 INPUT_SIZE=${INPUT_SIZE:-$side}
 from=$((EPOCHS > 21 ? EPOCHS - 21 : 0))
 export OUTPUT_DIR IPC MODEL EPOCHS BATCH_SIZE INPUT_SIZE
+[ "${LOSS_TYPE:-kl}" != kl ] || set -- --loss-scale-t2 "$@"
 exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem "$teacher_stem" --decay-all \
     --min-scale-crops "$crop" --val-resize $((INPUT_SIZE + margin)) --eval-from "$from" --eval-every 1 "$@"

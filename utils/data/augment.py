@@ -304,6 +304,48 @@ def grey_image(images: torch.Tensor) -> torch.Tensor:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
+class ColouredCutout:
+    """The cutouts that LPLD and LPQLD draw into the views of ImageNet-21K: filled rectangles of one colour.
+
+    A rectangle covers the pixels from c - h // 2 to c + h // 2 on both axes, including both ends, where c is its
+    centre and h its side; it is clipped at the edges of the view. This is what PIL's `ImageDraw.rectangle` draws.
+
+    Labels store each centre and side as a share of the view's side. The product with the side is rounded to whole
+    pixels, as the teacher's view had them. The authors' training code truncates the products instead, so that 7 of 224
+    places are one pixel too small.
+
+    Args:
+        mean, std: C values each, the normalisation of the images.
+        device: device of the images.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> None:
+        self.mean, self.std = (torch.tensor(one, device=device)[:, None, None] for one in (mean, std))
+
+    def __call__(self, images: torch.Tensor, cutouts: torch.Tensor) -> torch.Tensor:
+        """Return normalised images with their rectangles.
+
+        Args:
+            images: float32 [B, C, S, S], normalised.
+            cutouts: float32 [B, 7] on the device of the images: row and column of the centre, height and width, as
+                shares of the view's side; red, green and blue from 0 to 255.
+
+        Returns:
+            float32 [B, C, S, S]; `images` is not modified.
+        """
+        size = images.shape[-1]
+        centre, sides = (cutouts[:, :4] * size).round().split(2, dim=1)  # [B, 2], along rows and columns
+        half = (sides / 2).floor()
+        pixels = torch.arange(size, device=images.device)
+        inside = (pixels >= (centre - half)[:, :, None]) & (pixels <= (centre + half)[:, :, None])  # [B, 2, S]
+        rows, columns = inside.unbind(dim=1)
+        colour = cutouts[:, 4:, None, None] / 255
+        if images.shape[1] == 1:
+            colour = grey_image(colour)
+        colour = (colour - self.mean) / self.std
+        return torch.where(rows[:, None, :, None] & columns[:, None, None, :], colour, images)
+
+
 def augmentation_of(config: TrainConfig, found: Findings, device: torch.device | str = "cpu") -> Augmentation | None:
     """Return the augmentation of --augment dsa or imagenet-hard; None for other values and for runs on stored labels.
 

@@ -20,9 +20,9 @@ class Batch:
 
     Attributes:
         images: float [B, 3, S, S], normalised.
-        soft_labels: in epochs with soft labels, the teacher's logits, float [B, C] or `TopK` (the k largest per row).
-            In epochs with hard labels, the smoothed class probabilities, float [B, C]. None until a teacher has
-            labelled the batch.
+        soft_labels: in epochs with soft labels, the teacher's logits, float [B, C] or `TopK` (the k largest per row);
+            or a `Weighted`, which holds either of them and the weight of each row in the loss. In epochs with hard
+            labels, the smoothed class probabilities, float [B, C]. None until a teacher has labelled the batch.
         targets: int64 [B], class of each image, from the folder that the image is in.
         parts: for each micro-batch, (number of rows on this rank, number on all ranks); None with only one process.
     """

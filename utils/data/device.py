@@ -97,7 +97,7 @@ class DeviceBatches:
         """Copy the logits of several batches to the device; return the logits of each batch, now on the device.
 
         For each kind of tensor, the tensors of all batches are concatenated and then copied at once. `TopK` has three
-        kinds: values, classes and rest.
+        kinds: values, classes and rest. `Weighted` has one kind more, the weights.
         """
         kinds = []
         # `tensors`: one tensor from each batch, all of the same kind, for example the values of `TopK`

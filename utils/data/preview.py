@@ -12,7 +12,7 @@ from utils.data.replay import Normalise, finish_views
 from utils.data.workers import Positions, ViewDataset
 from utils.labels.agreement import dominating
 from utils.labels.store import LabelStore
-from utils.labels.types import BatchLabels, TopK
+from utils.labels.types import BatchLabels, TopK, unweighted
 from utils.labels.views import index_of
 from utils.system.errors import printable
 from utils.system.files import atomic_file
@@ -108,6 +108,7 @@ class Preview:
         logits = answers if logits is None else logits
         self.images = normalise.visible(mixed).cpu()
         self.targets, self.partners = torch.tensor(classes).split(n)
+        logits = None if logits is None else unweighted(logits)
         if isinstance(logits, TopK):
             store = cast(LabelStore, dataset.source.store)  # `TopK` logits come only from a label store
             logits = logits.dense(store.num_classes, 1.0, renormalise=False)

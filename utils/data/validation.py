@@ -9,7 +9,7 @@ from torchvision.transforms import functional as TF
 
 from utils.config import default_val_resize
 from utils.data.identity import pixel_digest
-from utils.data.images import Samples, load_image
+from utils.data.images import Samples, height_and_width, load_image
 from utils.data.replay import Normalise, resize_floats
 from utils.data.workers import guarded, start_worker
 from utils.system.distributed import World
@@ -21,11 +21,13 @@ HOST = torch.device("cpu")
 class CentreCrops(Dataset):
     """Dataset of validation images, resized to `resize` pixels on the shorter side and cropped to the central S x S.
 
+    If `resize` is `squash`, both sides are resized to S pixels, and nothing is cropped.
+
     An item is (image [S, S, C], class, digest). The image is uint8, or float32 in a set of floating-point images. The
     digest is an int64 hash of the decoded pixels and the class, or 0 if the attribute `digesting` is False.
     """
 
-    def __init__(self, samples: Samples, input_size: int, resize: int, channels: int = 3):
+    def __init__(self, samples: Samples, input_size: int, resize: int | str, channels: int = 3):
         self.samples, self.input_size, self.resize, self.channels = samples, input_size, resize, channels
         self.digesting = True
 
@@ -39,14 +41,19 @@ class CentreCrops(Dataset):
         if self.digesting:
             number = hashlib.blake2b(target.to_bytes(4, "little") + pixel_digest(image), digest_size=8)
             digest = int.from_bytes(number.digest(), "little", signed=True)
+        size = self.resized(*height_and_width(image))
         if isinstance(image, torch.Tensor):
-            height, width = image.shape[1:]
-            shorter = min(height, width)  # gets length `resize`; the longer side is rounded down, as in torchvision
-            image = resize_floats(image, (self.resize * height // shorter, self.resize * width // shorter))
-            image = TF.center_crop(image, self.input_size)
+            image = TF.center_crop(resize_floats(image, size), self.input_size)
         else:
-            image = TF.pil_to_tensor(TF.center_crop(TF.resize(image, self.resize), self.input_size))
+            image = TF.pil_to_tensor(TF.center_crop(TF.resize(image, list(size)), self.input_size))
         return image.permute(1, 2, 0), target, digest
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size (height, width) in pixels to which an image is resized before its centre is cropped."""
+        if isinstance(self.resize, str):  # squash
+            return self.input_size, self.input_size
+        shorter = min(height, width)  # gets length `resize`; the longer side is rounded down, as in torchvision
+        return self.resize * height // shorter, self.resize * width // shorter
 
 
 class ValidationBatches:
@@ -67,7 +74,8 @@ class ValidationBatches:
         device: torch.device.
         batch_size: default: ROWS_ON_A_DEVICE on a GPU, 64 on the CPU.
         keep: device on which the decoded images are kept after the first pass. If None, every pass decodes the images.
-        resize: pixels of the shorter side before the centre is cropped (default: `default_val_resize`).
+        resize: pixels of the shorter side before the centre is cropped, or `squash`, see `CentreCrops` (default:
+            `default_val_resize`).
         channels: C, number of channels of an image: 3 for RGB, 1 for grey.
     """
 
@@ -80,7 +88,7 @@ class ValidationBatches:
         device: torch.device,
         batch_size: int | None = None,
         keep: torch.device | None = HOST,
-        resize: int | None = None,
+        resize: int | str | None = None,
         channels: int = 3,
     ):
         self.device, self.normalise = device, normalise

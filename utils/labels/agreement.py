@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from utils.labels.store import LabelStore
-from utils.labels.types import BatchLabels, TopK, best_classes
+from utils.labels.types import BatchLabels, TopK, best_classes, unweighted
 from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import listing
 
@@ -138,7 +138,7 @@ def views_of(samples: Sequence[BatchLabels], num_classes: int, input_size: int) 
         images.append(image)
         kept.append(dominant)
         answers.append(best_classes(labels.logits))
-        scores.append(dense(labels.logits, num_classes))
+        scores.append(dense(unweighted(labels.logits), num_classes))
     some = torch.cat(kept)
     if some.sum() < 0.1 * len(some):
         some = torch.ones_like(some)

@@ -50,8 +50,10 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
 
     Args:
         items: [coords, flip, mix_index, mix_lam, mix_bbox, logits], and up to two more. The 7th item holds the image
-            numbers [B], or the class ids [B, k] of top-k logits. Only labels of EDC have the 8th item
-            [B, 2, 2]. All its entries must be 0: any other value means that patches of an image were moved.
+            numbers int64 [B], the class ids [B, k] of top-k logits, or the weights float64 [B] of the rows (WMDD). Only
+            labels of EDC have the 8th item [B, 2, 2]. All its entries must be 0: any other value means that patches
+            of an image were moved. In labels of LPLD and LPQLD for ImageNet-21K, the 2nd item holds the coloured
+            cutouts [B, 7], and no view is flipped.
         source: the label file, for error messages.
         answers: the kind of the 6th item: `logits`, or `probabilities`, which are converted to natural logs.
 
@@ -63,13 +65,18 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
     refuse_other_projects(items, source)
     require(isinstance(items, list) and len(items) in (6, 7, 8), "it is not a list of 6 to 8 items")
     coords, flip, mix_index, mix_lam, mix_bbox, values, *rest = items
+    cutouts = None
+    if isinstance(flip, torch.Tensor) and flip.dim() == 2:
+        cutouts, flip = check_cutouts(require, flip), torch.zeros(len(flip), dtype=torch.bool)
     require_tensor(require, "flip", flip, [torch.bool], None)
     rows = len(flip)
     require(rows > 0, "it holds no rows")
     check_coords(require, coords, rows)
-    index = classes = None
+    index = classes = weights = None
     if rest and isinstance(rest[0], torch.Tensor) and rest[0].dim() == 2:
         classes = rest[0]
+    elif rest and isinstance(rest[0], torch.Tensor) and rest[0].is_floating_point():
+        weights = check_weights(require, rest[0], rows)
     elif rest and rest[0] is not None:
         index = rest[0]
         require_tensor(require, "index", index, [torch.int64], rows)
@@ -80,14 +87,20 @@ def parse_items(items: Any, source: object, answers: str = "logits") -> BatchLab
     check = {"logits": check_logits, "probabilities": check_probabilities}[answers]
     logits = with_classes(require, check(require, values, rows), classes)
     mix = check_mix(require, mix_index, mix_lam, mix_bbox, rows)
-    return BatchLabels(coords.float(), flip, mix, logits, index)
+    require(answers == "logits" or (weights is None and cutouts is None), "it holds weights or cutouts, unlike HALD's")
+    return BatchLabels(coords.float(), flip, mix, logits, index, weights, cutouts)
+
+
+def second_item(labels: BatchLabels) -> torch.Tensor:
+    """Return the 2nd item of a batch's file: the coloured cutouts float32 [B, 7] if there are any, else the flips."""
+    return labels.flip if labels.augment is None else labels.augment
 
 
 def small_items(labels: BatchLabels) -> list[Any]:
     """Return a batch's first five items, coords to mix_bbox, in the small dtypes in which LPLD stores them."""
     partner, lam, box = labels.mix
-    # clone `flip`: it may be a slice of a longer tensor, and torch.save would store that tensor completely
-    coords, flip = labels.coords.half(), labels.flip.clone()
+    # clone the 2nd item: it may be a slice of a longer tensor, and torch.save would store that tensor completely
+    coords, flip = labels.coords.half(), second_item(labels).clone()
     return [
         coords,
         flip,
@@ -102,15 +115,12 @@ def refuse_other_projects(items: Any, source: object) -> None:
     if not isinstance(items, list):
         return
     shapes = [tuple(item.shape) if isinstance(item, torch.Tensor) else () for item in items]
-    floats = [isinstance(item, torch.Tensor) and item.is_floating_point() for item in items]
     project = None
     if len(items) == 3 and shapes[0][1:] == (4,) and len(shapes[1]) == 1:
         project = "FKD (Shen and Xing, 2022), which is about the crops of one real image, not about a batch"
-    elif len(items) == 7 and len(shapes[6]) == 1 and floats[6]:
-        project = "WMDD, whose 7th item is a weight of each image, and there is no loss here that is weighted so"
-    elif len(items) in (6, 7) and shapes[1][1:] == (7,):
-        project = "LPLD or LPQLD for ImageNet-21K, whose 2nd item is a coloured cutout, which is not replayed here"
-    elif len(items) in (7, 8) and any(len(shape) == 3 and shape[2] == 3 for shape in shapes[2:4]):
+    elif len(items) in (7, 8) and (
+        isinstance(items[2], list | tuple) or any(len(shape) == 3 and shape[2] == 3 for shape in shapes[2:4])
+    ):
         project = "LPLD or LPQLD with RandAugment, whose operations are not replayed here"
     elif len(items) in (6, 7) and len(shapes[5]) == 3 and shapes[5][0] == 2:
         project = "FD2, whose teachers have two heads (item 6), and students here have one"
@@ -119,6 +129,37 @@ def refuse_other_projects(items: Any, source: object) -> None:
             f"{source} looks like a label file of {project}; use that project's own code, or label the images anew "
             "with relabel_FKD.py"
         )
+
+
+def check_weights(require: Require, weights: torch.Tensor, rows: int) -> torch.Tensor:
+    """Require that `weights` [rows] are sound weights of the rows of a batch; return them in float64."""
+    require_tensor(require, "weights", weights, [torch.float32, torch.float64], rows)
+    weights = weights.double()
+    require(weights_are_sound(weights, rows), "its weights are not numbers from 0 up with a positive sum")
+    return weights
+
+
+def weights_are_sound(weights: torch.Tensor, batch_size: int) -> bool:
+    """Return whether weights float64 [N] can be normalised in every batch: none is negative, and sums are above 0.
+
+    Args:
+        weights: weights of the rows of one or more batches.
+        batch_size: number of rows of a full batch.
+    """
+    sums = torch.stack([part.sum() for part in weights.split(batch_size)])
+    return bool((weights >= 0).all() and ((sums > 0) & sums.isfinite()).all())
+
+
+def check_cutouts(require: Require, cutouts: torch.Tensor) -> torch.Tensor:
+    """Require that `cutouts` [rows, 7] are coloured cutouts; return them in float32."""
+    require_tensor(require, "cutout", cutouts, FLOATS, None, 7)
+    require(cutouts_are_sound(cutouts), "a cutout is not four shares of the image and three values from 0 to 255")
+    return cutouts.float()
+
+
+def cutouts_are_sound(cutouts: torch.Tensor) -> bool:
+    """Return whether cutouts [N, 7] have a centre and sides between 0 and 1, and colours between 0 and 255."""
+    return bool(((cutouts >= 0) & (cutouts <= torch.tensor([1.0] * 4 + [255.0] * 3))).all())
 
 
 def check_patches(require: Require, status: Any, rows: int, source: object) -> None:

@@ -13,8 +13,8 @@ from utils.labels.hald import HaldWriter
 from utils.labels.lpqld import FlatWriter, highest_class
 from utils.labels.packed import PackedStore, PackedWriter
 from utils.labels.packed_codec import Codec
-from utils.labels.packed_manifest import make_manifest
-from utils.labels.sre2l import TarStore, TarWriter
+from utils.labels.packed_manifest import HELD, make_manifest
+from utils.labels.sre2l import WITHOUT_INDEX, TarStore, TarWriter
 from utils.labels.store import SAMPLED, LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels
@@ -89,10 +89,11 @@ def manifest_for(store: LabelStore, config: PackConfig) -> dict[str, Any]:
         "label_order": store.label_order,
         "num_classes_stated": not some or config.num_classes is not None,
         "batches": None if store.has_epochs else store.stored_batches(),
+        **{name: True for name in HELD if getattr(store, name)},
     }
     settings = {"packed_from": store.dialect, **store.settings}
     # True if --fkd-seed alone determines the order of images; image numbers are then not stored
-    drawn = isinstance(store, TarStore) and store.dialect == "sre2l" and store.image_list is None
+    drawn = isinstance(store, TarStore) and store.dialect in WITHOUT_INDEX and store.image_list is None
     return make_manifest(
         codec,
         num_images=store.num_images,
@@ -140,7 +141,7 @@ def unpack(config: UnpackConfig) -> None:
     """Convert a packed folder back to .tar files.
 
     Labels that were packed from LPLD, LPQLD or HALD get back their original format. All others get format `sre2l`
-    (without image numbers) or `prism` (with image numbers).
+    (without image numbers), `prism` (with image numbers) or `wmdd` (with weights).
     """
     store = open_labels(config.source, config.fkd_seed)
     if not isinstance(store, PackedStore):
@@ -154,7 +155,7 @@ def unpack(config: UnpackConfig) -> None:
             f"{config.source} keeps the {store.keep_topk} largest logits of an image, and .tar files of epochs hold "
             "those of all classes; train on it as it is"
         )
-    items = config.items or (7 if store.manifest["has_index"] else 6)
+    items = config.items or (7 if store.manifest["has_index"] or store.has_weights else 6)
     dtype = torch.float16 if store.codec.bits == 16 and not config.fp32 else torch.float32
     settings = {name: value for name, value in store.settings.items() if name != "packed_from"}
     writer = TarWriter(

@@ -2,7 +2,8 @@
 
 LPLD (Xiao and He, NeurIPS 2024) prunes labels: it stores fewer batches than training needs, and training uses each
 batch several times. LPQLD also drops all but the k largest logits of each row. The stored batches are not grouped into
-epochs; each epoch of training draws its batches from all of them. The JSON file lists the images of each batch.
+epochs; each epoch of training draws its batches from all of them. The JSON file lists the images of each batch. Labels
+for ImageNet-21K hold coloured cutouts in place of flips.
 """
 
 import json
@@ -40,7 +41,7 @@ def kind_of(answers: Answers) -> str:
 
 def highest_class(answers: Answers) -> int:
     """Return the highest class that has a logit: C - 1 if all logits are stored, else the highest id in the `TopK`."""
-    return int(answers.classes.max()) if isinstance(answers, TopK) else answers.shape[1] - 1
+    return int(answers.classes.max()) if isinstance(answers, TopK) else values_of(answers).shape[1] - 1
 
 
 class FlatStore(LabelStore):
@@ -77,7 +78,7 @@ class FlatStore(LabelStore):
         first = self._load(0)
         values = values_of(first.logits)
         self.dialect, self.mix_type, self.keep_topk = kind_of(first.logits), first.mix.type, values.shape[1]
-        self.logits_dtype = values.dtype
+        self.logits_dtype, self.has_cutouts = values.dtype, first.augment is not None
         self.num_classes = highest_class(first.logits) + 1
         self.num_classes_stated = self.dialect == "lpld"
         if self.num_classes < self.keep_topk:
@@ -115,7 +116,10 @@ class FlatStore(LabelStore):
 
     def _load(self, place: int) -> BatchLabels:
         path = self.file(*divmod(place, self.batches_per_epoch))
-        return parse_items(load_archive(path), path)
+        labels = parse_items(load_archive(path), path)
+        if labels.weights is not None:
+            raise InputError(f"{path} holds weights (7th item), which only epoch folders may; copy the labels again")
+        return labels
 
     def read(self, epoch: int, batch: int) -> BatchLabels:
         """Return one batch with its image numbers.
@@ -125,12 +129,12 @@ class FlatStore(LabelStore):
         """
         labels = self._load(self._place(epoch, batch))
         kind, width = kind_of(labels.logits), values_of(labels.logits).shape[1]
-        found = (len(labels), width, kind, labels.mix.type)
-        stated = (self.rows(epoch, batch), self.keep_topk, self.dialect, self.mix_type)
+        found = (len(labels), width, kind, labels.mix.type, labels.augment is not None)
+        stated = (self.rows(epoch, batch), self.keep_topk, self.dialect, self.mix_type, self.has_cutouts)
         if found != stated:
             raise InputError(
-                f"{self.file(epoch, batch)} disagrees with {INDICES} or the others: (rows, answers a row, dialect, "
-                f"mix type) is {found}, expected {stated}; the folder mixes two label sets, so copy it again"
+                f"{self.file(epoch, batch)} disagrees with {INDICES} or the others: (rows, answers a row, dialect, mix "
+                f"type, cutouts) is {found}, expected {stated}; the folder mixes two label sets, so copy it again"
             )
         if self.num_classes_stated and highest_class(labels.logits) >= self.num_classes:
             raise InputError(
@@ -180,7 +184,7 @@ class FlatWriter:
                 values, order = labels.logits.values.sort(dim=1, descending=True)
                 items += [values.half(), labels.logits.classes.gather(1, order).short()]
             else:
-                items.append(labels.logits.half().clone())
+                items.append(values_of(labels.logits).half().clone())
             save_archive(self.path / f"batch_{len(self.images)}.tar", items)
             self.images.append(index_of(labels).tolist())
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from utils.labels.batch_items import all_finite, parse_items
+from utils.labels.batch_items import all_finite, cutouts_are_sound, parse_items, second_item, weights_are_sound
 from utils.labels.digests import (
     IMAGES,
     NAMES,
@@ -44,6 +44,7 @@ from utils.labels.digests import (
 from utils.labels.packed_codec import Codec
 from utils.labels.packed_manifest import (
     EPOCH_FILE,
+    HELD,
     MANIFEST,
     batches_per_epoch,
     digest_of_draws,
@@ -134,6 +135,7 @@ class PackedStore(LabelStore):
         kind = kind_of(manifest)
         self.answers, self.label_order = kind["answers"], kind["label_order"]
         self.has_epochs, self.num_classes_stated = kind["batches"] is None, kind["num_classes_stated"]
+        self.has_weights, self.has_cutouts = (manifest.get(name, False) for name in HELD)
         self.batches_per_epoch, self.keep_topk = batches_per_epoch(manifest), shape_of(manifest).kept
         # the policy of random views holds further settings, for example input_size
         self.settings = {**manifest["settings"], **(manifest["policy"] or {})}
@@ -227,6 +229,8 @@ class PackedStore(LabelStore):
             "crop coords": within("coords", 0, 1 + 1e-4),
             "mix partners": within("mix_index", 0, last_slots(form)),
             "mix boxes": "mix_bbox" not in tensors or boxes_are_sound(tensors["mix_bbox"]),
+            "weights": "weights" not in tensors or weights_are_sound(tensors["weights"], form.batch_size),
+            "cutouts": "cutouts" not in tensors or cutouts_are_sound(tensors["cutouts"]),
         }
         wrong = [name for name, fine in sound.items() if not fine]
         if wrong:
@@ -253,7 +257,8 @@ class PackedStore(LabelStore):
         if self.mix_type != "none":
             box = tensors["mix_bbox"][batch] if self.mix_type == "cutmix" else None
             mix = Mix(tensors["mix_index"][rows], tensors["mix_lam"][batch], box)
-        return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index)
+        weights, cutouts = (tensors[name][rows] if name in tensors else None for name in ("weights", "cutouts"))
+        return BatchLabels(tensors["coords"][rows], tensors["flip"][rows], mix, logits, index, weights, cutouts)
 
     def check(self, epoch: int) -> None:
         """Read all batches of an epoch and check each with `parse_items`, as readers of other formats do.
@@ -265,7 +270,8 @@ class PackedStore(LabelStore):
             labels = self.read(epoch, batch)
             logits = values_of(labels.logits)
             logits = logits.exp() if self.answers == "probabilities" else logits
-            parse_items([labels.coords, labels.flip, *labels.mix, logits, labels.index], self.file(epoch))
+            last = labels.index if labels.weights is None else labels.weights
+            parse_items([labels.coords, second_item(labels), *labels.mix, logits, last], self.file(epoch))
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
         """Return a digest that identifies the labels: it covers the manifest and the digests of the epoch files.
@@ -415,6 +421,10 @@ class PackedWriter:
             if self.manifest["has_index"]:
                 tensors["index"] = torch.cat([index_of(labels) for labels in batches])
             tensors |= self._mixes(batches)
+            held = {"weights": [one.weights for one in batches], "cutouts": [one.augment for one in batches]}
+            for key, rows in held.items():
+                if self.manifest.get(f"has_{key}"):
+                    tensors[key] = torch.cat([row for row in rows if row is not None])
         name = epoch_name(epoch)
         self._save(name, shrink(tensors, shape_of(self.manifest, epoch)))
         if self.leads:

@@ -6,7 +6,7 @@ import torch
 
 from utils.labels.class_ids import code_bytes
 from utils.labels.packed_tensors import Tensors
-from utils.labels.types import Answers, TopK, values_of
+from utils.labels.types import Answers, TopK, unweighted, values_of
 from utils.system.errors import InputError
 
 HALF_MAX = torch.finfo(torch.float16).max
@@ -57,6 +57,7 @@ class Codec:
         Raises:
             InputError: a number is too large to be stored with `bits` bits.
         """
+        answers = unweighted(answers)
         if isinstance(answers, TopK):
             answers = keep_fewer(answers, self.keep_topk)
         elif self.keep_topk and self.keep_topk < answers.shape[1]:

@@ -35,6 +35,11 @@ KIND = {
     # False if the number of classes is unknown; num_classes is then only a lower bound
     "num_classes_stated": True,
 }
+# Entries that a manifest has only if they are true, so that the manifests of all other labels stay as they were.
+HELD = (
+    "has_weights",  # the files hold a weight of each row (WMDD)
+    "has_cutouts",  # the files hold a coloured cutout of each row (LPLD and LPQLD for ImageNet-21K)
+)
 
 
 MANIFEST = "manifest.json"
@@ -82,7 +87,7 @@ def make_manifest(
         settings: names of the teachers, and other settings with which the labels were made.
         policy: distribution of the views; None if unknown, as for labels of other projects.
         has_rest: for top-k labels, whether mean and variance of the dropped logits are stored.
-        kind: entries that replace the default values in KIND.
+        kind: entries that replace the default values in KIND, and entries of HELD.
     """
     drawn = codec.views == "drawn"
     return {
@@ -147,6 +152,7 @@ def shape_of(manifest: dict, epoch: int = 0) -> Shape:
         has_index=manifest["has_index"],
         has_rest=manifest.get("has_rest", True),
         version=manifest["version"],
+        **{name: manifest.get(name, False) for name in HELD},
     )
 
 
@@ -218,13 +224,15 @@ def teachers_in_words(teachers: Any) -> str:
 
 
 def kind_is_sound(manifest: dict) -> bool:
-    """Return whether a manifest has valid values for all entries in KIND."""
+    """Return whether a manifest has valid values for all entries in KIND and HELD."""
     kind = kind_of(manifest)
     batches, pooled = kind["batches"], kind["batches"] is not None
     return (
         kind["answers"] in ("logits", "probabilities")
         and kind["label_order"] in LABEL_ORDERS
         and isinstance(kind["num_classes_stated"], bool)
+        and all(type(manifest.get(name, False)) is bool for name in HELD)
+        and not (manifest["codec"]["views"] == "drawn" and any(manifest.get(name) for name in HELD))
         and (not pooled or (type(batches) is int and 0 < batches < 2**31 and manifest.get("has_index") is True))
         and (not pooled or manifest["epochs"] == -(-batches // batches_per_epoch(manifest)))
     )
@@ -262,7 +270,6 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         and isinstance(manifest.get("has_index"), bool)
         and isinstance(manifest.get("has_rest", True), bool)
         and (type(manifest.get("has_image_digests")) is bool) == (manifest["version"] >= 4)
-        and kind_is_sound(manifest)
         and isinstance(digests, dict)
         and all(EPOCH_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in digests.items())
         and isinstance(codec, dict)
@@ -270,6 +277,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         and codec["bits"] in (4, 8, 16, 32)
         and (codec["keep_topk"] is None or codec["keep_topk"] in range(1, manifest["num_classes"] + 1))
         and codec["views"] in ("stored", "drawn")
+        and kind_is_sound(manifest)
         and isinstance(manifest.get("settings"), dict)
         and classes_are_sound(manifest["settings"].get("classes"))
         and isinstance(manifest.get("policy", ...), dict if codec["views"] == "drawn" else dict | None)

@@ -12,6 +12,8 @@ Numbers are little-endian. Only `rest` may be rounded; all other conversions are
 | mix_index u8 or i32 [N] | the same; u8 if B <= 256 | views are stored and mixed |
 | mix_lam f64 [n] | the same | views are stored and mixed |
 | mix_bbox i32 [n, 4] | the same | views are stored and mixed by cutmix |
+| weights f64 [N] | the same | `Shape.has_weights`, views are stored |
+| cutouts f32 [N, 7] | the same | `Shape.has_cutouts`, views are stored |
 | logits f16 or f32 [N, k] | the same | 16 or 32 bits |
 | levels u8 [N, k] | 8 bits: the same; 4 bits: u8 [N, ceil(k / 2)], see `pack_nibbles` | 4 or 8 bits |
 | range f32 [2, C] | the same: low and step of each column; value = low + step * level | 4 or 8 bits, k = C |
@@ -59,6 +61,8 @@ class Shape(NamedTuple):
         has_index: whether the file holds image numbers.
         has_rest: for k < C, whether mean and variance of the dropped logits are stored.
         version: version of the packed format.
+        has_weights: whether the file holds a weight of each row (WMDD).
+        has_cutouts: whether the file holds a coloured cutout of each row (LPLD and LPQLD for ImageNet-21K).
     """
 
     rows: int
@@ -72,6 +76,8 @@ class Shape(NamedTuple):
     has_index: bool
     has_rest: bool
     version: int = 4
+    has_weights: bool = False
+    has_cutouts: bool = False
 
     @property
     def index_bytes(self) -> int:
@@ -111,7 +117,7 @@ def expected_answers(shape: Shape) -> Expected:
 
 
 def expected_views(shape: Shape) -> Expected:
-    """Return the entries of `expected_tensors` that hold crops, flips, image numbers and mixes."""
+    """Return the entries of `expected_tensors` that hold crops, flips, image numbers, mixes, weights and cutouts."""
     rows, old = shape.rows, shape.version == 2
     batches = -(-rows // shape.batch_size)
     expected: Expected = {"coords": (SINGLES if old else (torch.float16, torch.float32), (rows, 4))}
@@ -122,6 +128,10 @@ def expected_views(shape: Shape) -> Expected:
         expected |= {"mix_index": ((shape.mix_dtype,), (rows,)), "mix_lam": ((torch.float64,), (batches,))}
     if shape.mix_type == "cutmix":
         expected["mix_bbox"] = INTEGERS, (batches, 4)
+    if shape.has_weights:
+        expected["weights"] = (torch.float64,), (rows,)
+    if shape.has_cutouts:
+        expected["cutouts"] = SINGLES, (rows, 7)
     return expected
 
 

@@ -1,4 +1,4 @@
-"""Formats `sre2l`, `prism` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
+"""Formats `sre2l`, `prism`, `wmdd` and `edc`: one file `epoch_{e}/batch_{b}.tar` per batch, saved with `torch.save`.
 
 A batch is a list of items. `dialect_of` tells which format a batch has.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from utils.labels.batch_items import parse_items, read_json_indices
+from utils.labels.batch_items import parse_items, read_json_indices, second_item
 from utils.labels.digests import ImageDigests, read_image_digests, read_settings
 from utils.labels.packed_codec import refuse_beyond_half
 from utils.labels.store import LabelStore, empty_folder
-from utils.labels.types import BatchLabels, TopK, values_of
+from utils.labels.types import BatchLabels, values_of
 from utils.labels.views import ReferenceOrder, index_of
 from utils.system.errors import InputError
 from utils.system.files import digest_of
@@ -25,21 +25,24 @@ from utils.system.safe_load import load_archive, save_archive
 ORDER = "sampler_indices_epoch.json"  # LPLD's file {"EPOCH": [image, …]}: the order of the images in each epoch
 EPOCH_FOLDER = re.compile(r"epoch_(\d+)")
 BATCH_FILE = re.compile(r"batch_(\d+)\.tar")
+WITHOUT_INDEX = "sre2l", "wmdd"  # formats whose files do not state image numbers
 
 
 def dialect_of(items: list[Any]) -> str:
-    """Return the format of a batch: `sre2l`, `prism` or `edc`.
+    """Return the format of a batch: `sre2l`, `prism`, `wmdd` or `edc`.
 
-    6 items: `sre2l`. 7 items: `prism`, or `sre2l` if the 7th item is None. 8 items: `edc`. The items must have passed
-    `parse_items`.
+    6 items: `sre2l`. 7 items: `sre2l` if the 7th item is None, `wmdd` if it holds weights, else `prism`. 8 items:
+    `edc`. The items must have passed `parse_items`.
     """
     if len(items) == 8:
         return "edc"
-    return "sre2l" if len(items) == 6 or items[6] is None else "prism"
+    if len(items) == 6 or items[6] is None:
+        return "sre2l"
+    return "wmdd" if items[6].is_floating_point() else "prism"
 
 
 class TarStore(LabelStore):
-    """A label folder in the format of SRe2L, PRISM or EDC: files `epoch_{e}/batch_{b}.tar`.
+    """A label folder in the format of SRe2L, PRISM, WMDD or EDC: files `epoch_{e}/batch_{b}.tar`.
 
     Args:
         path: the folder given as --fkd-path.
@@ -69,12 +72,13 @@ class TarStore(LabelStore):
         last = first
         if self.batches_per_epoch > 1:
             last = parse_items(load_archive(self.file(0, max(batches))), self.file(0, max(batches)))
-        if isinstance(first.logits, TopK):
+        if not isinstance(first.logits, torch.Tensor):
             raise InputError(f"{self.file(0, 0)} holds class ids, which only a flat folder may; copy the labels again")
         self.dialect = dialect_of(items)
         self.batch_size, self.num_classes = first.logits.shape
         self.num_images = self.batch_size * max(batches) + len(last)
         self.mix_type = first.mix.type
+        self.has_weights, self.has_cutouts = first.weights is not None, first.augment is not None
         self.logits_dtype = first.logits.dtype
         self.keep_topk = self.num_classes
         self.image_digests = read_image_digests(self.path, self.num_images)
@@ -143,12 +147,13 @@ class TarStore(LabelStore):
         """
         items = load_archive(self.file(epoch, batch))
         labels = parse_items(items, self.file(epoch, batch))
-        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect)
-        found = (len(labels), values_of(labels.logits).shape[1], labels.mix.type, dialect_of(items))
+        cut = labels.augment is not None
+        stated = (self.rows(epoch, batch), self.num_classes, self.mix_type, self.dialect, self.has_cutouts)
+        found = (len(labels), values_of(labels.logits).shape[1], labels.mix.type, dialect_of(items), cut)
         if found != stated:
             raise InputError(
-                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect) "
-                f"is {found}, expected {stated}; the folder mixes two label sets, so make them again"
+                f"{self.file(epoch, batch)} disagrees with the rest of the labels: (rows, classes, mix type, dialect, "
+                f"cutouts) is {found}, expected {stated}; the folder mixes two label sets, so make them again"
             )
         if labels.index is None:
             start = batch * self.batch_size
@@ -185,7 +190,8 @@ class TarWriter:
     Args:
         path: the folder to write to; it is created if it does not exist.
         dtype: dtype of the stored logits, float16 or float32.
-        with_index: whether to store the image numbers as a 7th item.
+        with_index: whether to store a 7th item: the weights of the rows if the batches have any, else the image
+            numbers.
         leads: True for the process that creates and checks the folder; False for all other processes.
         image_digests: digests of the images, written to a file beside the labels; None if they are unknown.
         settings: settings with which the labels are made, written to the same file as the digests.
@@ -225,8 +231,12 @@ class TarWriter:
         folder.mkdir(exist_ok=True)
         for batch, labels in enumerate(batches):
             mix = labels.mix
-            items = [labels.coords, labels.flip, mix.partner, mix.lam, None if mix.box is None else list(mix.box)]
-            items += [values_of(labels.logits).to(self.dtype), labels.index]
+            box = None if mix.box is None else list(mix.box)
+            items = [labels.coords, second_item(labels), mix.partner, mix.lam, box]
+            items += [
+                values_of(labels.logits).to(self.dtype),
+                labels.index if labels.weights is None else labels.weights,
+            ]
             # a tensor may be a slice of a whole epoch's tensor; without clone, torch.save would store the whole epoch
             items = [item.clone() if isinstance(item, torch.Tensor) else item for item in items]
             save_archive(folder / f"batch_{batch}.tar", items if self.with_index else items[:6])

@@ -69,6 +69,8 @@ class LabelStore(ABC):
         keep_topk: number of logits stored per image; C if all are stored.
         logits_dtype: dtype of the stored logits.
         mix_type: `cutmix`, `mixup` or `none`.
+        has_weights: whether the labels hold a weight of each row for the loss (WMDD).
+        has_cutouts: whether a coloured cutout is drawn into each view (LPLD and LPQLD for ImageNet-21K).
         image_digests: digests of the images from which the labels were made; None if the folder has none.
         image_list: file in the folder that lists the images of each batch or epoch; None if there is no such file.
         settings: settings with which the labels were made; empty for labels of other projects.
@@ -92,6 +94,8 @@ class LabelStore(ABC):
     has_epochs: bool = True
     num_classes_stated: bool = True
     gap: str | None = None
+    has_weights: bool = False
+    has_cutouts: bool = False
     image_digests: ImageDigests | None = None
     image_list: Path | None = None
     class_list: list[str] | None = None
@@ -203,7 +207,8 @@ class LabelStore(ABC):
 
     def provenance(self) -> dict[str, Any]:
         """Return a description of these labels, to be written to summary.json."""
-        return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described}
+        held = {name: True for name in ("has_weights", "has_cutouts") if getattr(self, name)}
+        return {"path": str(self.path)} | {key: getattr(self, key) for key in self.described} | held
 
     def digest(self, epochs: Iterable[int] | None = None) -> str:
         """Return a digest that identifies the labels independently of the folder's path.

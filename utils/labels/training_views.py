@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from utils.labels.store import SAMPLED, SHUFFLED, STORED, LabelStore, ViewSource
-from utils.labels.types import each
+from utils.labels.types import BatchLabels, each
 from utils.labels.views import DrawnBatch, Views
 from utils.system.distributed import Parts, Share
 
@@ -137,10 +137,13 @@ class TrainingViews(Generic[Source]):
     def read(self, epoch: int, batch: int) -> Views:
         """Return one training batch.
 
-        If `share` is set, the batch is reduced to the rows of this rank and their mix partners, as `keep_rows`
+        Weights of the rows, if the labels have any, are normalised over the whole batch, see `BatchLabels.weighted`. If
+        `share` is set, the batch is then reduced to the rows of this rank and their mix partners, as `keep_rows`
         describes.
         """
         views = self.kept(self.store.read(*self.place(epoch, batch)))
+        if isinstance(views, BatchLabels):
+            views = views.weighted()
         return views if self.share is None else keep_rows(views, self.share.rows(len(views)))
 
     def file(self, epoch: int, batch: int) -> Path:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,37 +41,65 @@ class TopK(NamedTuple):
         return absent.scatter(1, self.classes, self.values.float())
 
 
+class Weighted(NamedTuple):
+    """A teacher's logits with the weight that the loss of each row gets (WMDD). Only training uses it.
+
+    Attributes:
+        answers: the logits, [B, C] or a `TopK`.
+        weights: float32 [B], not negative; their mean over the rows of the whole batch is 1.
+    """
+
+    answers: "torch.Tensor | TopK"
+    weights: torch.Tensor
+
+
 ALL = slice(None)
 Crop = tuple[int, int, int, int]  # top, left, height, width, in pixels of the image
 MixBox = tuple[int, int, int, int]  # y1, x1, y2, x2, in pixels of the view
-Answers = torch.Tensor | TopK  # the logits of a batch: all logits [B, C], or the k largest of each row
+# the logits of a batch: all logits [B, C], or the k largest of each row, or either of them with weights of the rows
+Answers = torch.Tensor | TopK | Weighted
 
 
 def each(answers: Answers | None, change: Callable[[torch.Tensor], torch.Tensor]) -> Answers | None:
-    """Apply `change` to the logits, or to every tensor of a `TopK`. Return None if `answers` is None."""
-    if isinstance(answers, TopK):
-        rest = None if answers.rest is None else change(answers.rest)
-        return TopK(change(answers.values), change(answers.classes), rest)
-    return None if answers is None else change(answers)
+    """Apply `change` to the logits, or to every tensor of a `TopK` or `Weighted`. Return None if `answers` is None."""
+    return answers_of([None if tensor is None else change(tensor) for tensor in tensors_of(answers)])
 
 
 def tensors_of(answers: Answers | None) -> tuple[torch.Tensor | None, ...]:
-    """Return a tuple: the three fields if `answers` is a `TopK`, else `answers` as the only entry."""
+    """Return the tensors of the labels of a batch as a tuple.
+
+    A tensor of logits is the only entry. A `TopK` gives its three fields. A `Weighted` gives the entries of its
+    `answers`, and then its weights.
+    """
+    if isinstance(answers, Weighted):
+        return *tensors_of(answers.answers), answers.weights
     return tuple(answers) if isinstance(answers, TopK) else (answers,)
 
 
-def answers_of(tensors: Sequence[Any]) -> Answers | None:
-    """Convert a tuple from `tensors_of` back: three entries become a `TopK`, a single entry is returned as it is."""
+def answers_of(tensors: Sequence[Any]) -> Any:
+    """Convert a tuple from `tensors_of` back.
+
+    A single entry is returned as it is, and three entries become a `TopK`. Two or four entries become a `Weighted`.
+    """
+    if len(tensors) in (2, 4):
+        return Weighted(answers_of(tensors[:-1]), tensors[-1])
     return tensors[0] if len(tensors) == 1 else TopK(*tensors)
+
+
+def unweighted(answers: Answers) -> torch.Tensor | TopK:
+    """Return the logits without the weights of the rows, if there are any."""
+    return answers.answers if isinstance(answers, Weighted) else answers
 
 
 def values_of(answers: Answers) -> torch.Tensor:
     """Return the logits: the tensor [B, C] itself, or the values [B, k] of a `TopK`."""
+    answers = unweighted(answers)
     return answers.values if isinstance(answers, TopK) else answers
 
 
 def best_classes(answers: Answers) -> torch.Tensor:
     """Return the class with the largest logit in each row: int64 [B]."""
+    answers = unweighted(answers)
     if isinstance(answers, TopK):
         return answers.classes.gather(1, answers.values.float().argmax(dim=1, keepdim=True))[:, 0]
     return answers.float().argmax(dim=1)
@@ -110,7 +138,8 @@ class BatchViews(ABC):
     """Base class of the two kinds of batches: `BatchLabels` with stored crops, `DrawnBatch` with random crops.
 
     Attributes:
-        augment: float32 [B, P], the random parameters of each row's augmentation; None without augmentation.
+        augment: float32 [B, P], the parameters of each row's augmentation; None without augmentation. For stored
+            labels, these are the coloured cutouts of LPLD and LPQLD for ImageNet-21K, P = 7, see `ColouredCutout`.
         strips: int64 [B, 2, F], the orders in which the F strips of each row's image are put together before the crop,
             across the width and then across the height: item k is the number of the strip that comes to place k.
             None if images are not cut into strips.
@@ -157,8 +186,10 @@ class BatchLabels(BatchViews):
         flip: bool [B], whether the view is flipped left to right after the crop.
         mix: how the views are mixed.
         logits: the teacher's logits before the softmax (or log probabilities), float16 or float32 [B, C], or a `TopK`.
+            In batches that `TrainingViews` reads from labels with weights, a `Weighted`.
         index: int64 [B], the position of each row's image in the sorted image folder. None if the label file does
             not state it; `LabelStore.read` then fills it in.
+        weights: float64 [B], the weight of each row's image as the label file states it (WMDD); None without weights.
     """
 
     coords: torch.Tensor
@@ -166,9 +197,21 @@ class BatchLabels(BatchViews):
     mix: Mix
     logits: Answers
     index: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    augment: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.flip)
+
+    def weighted(self) -> "BatchLabels":
+        """Return this batch with its weights, divided by their mean, beside the logits: the form that the loss needs.
+
+        Call this for the whole batch, before rows are selected. Without weights, the batch itself is returned.
+        """
+        if self.weights is None:
+            return self
+        shares = (self.weights / self.weights.mean()).float()
+        return replace(self, logits=Weighted(unweighted(self.logits), shares), weights=None)
 
     def crops(self, sizes: np.ndarray, rows: slice = ALL) -> np.ndarray:
         """Return the crops, in pixels, of some rows of the batch: int64 [R, 5]; see `BatchViews.crops`.

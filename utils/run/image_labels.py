@@ -90,6 +90,10 @@ def label_views(
         )
     if kind == "probabilities" and loss not in ("ce", *TEMPERED_LOSSES):
         raise InputError(f"--loss-type {loss} compares logits, but {where} are probabilities; use ce or kl")
+    if kind == "probabilities" and config.logit_smoothing:
+        raise InputError(
+            f"--logit-smoothing {config.logit_smoothing} changes logits, but {where} are probabilities; leave it out"
+        )
     if kind == "logits" and loss != "ce" and policy.mix_type != "none":
         raise InputError(
             f"--mix-type {policy.mix_type} mixes probabilities, but {where} are logits; use --loss-type ce, or leave "

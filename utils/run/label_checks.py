@@ -335,7 +335,7 @@ def unlikely_gap(images: int, store: LabelStore) -> bool:
 
 
 def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
-    """Raise InputError if --batch-size, --mix-type, --keep-topk or --loss-type contradicts the labels."""
+    """Raise InputError if --batch-size, --mix-type, --keep-topk or a flag of the loss contradicts the labels."""
     where = f"the labels in {config.fkd_path}"
     if config.batch_size != store.batch_size:
         raise InputError(
@@ -352,6 +352,15 @@ def check_label_flags(config: FKDConfig, store: LabelStore) -> None:
     if config.loss_type in NEEDS_LOGITS and store.answers == "probabilities":
         raise InputError(
             f"--loss-type {config.loss_type} compares logits, but {where} are probabilities; use --loss-type kl"
+        )
+    if config.logit_smoothing and store.answers == "probabilities":
+        raise InputError(
+            f"--logit-smoothing {config.logit_smoothing} changes logits, but {where} are probabilities; leave it out"
+        )
+    if store.has_weights and config.loss_type != "kl":
+        raise InputError(
+            f"{where} hold a weight of each image, by which only --loss-type kl multiplies (WMDD), and --loss-type is "
+            f"{config.loss_type}; use kl, or pack and unpack the labels with --items 6, which leaves the weights out"
         )
 
 

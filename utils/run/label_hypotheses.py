@@ -412,9 +412,11 @@ def logits_of_whole_images(inquiry: Inquiry, replay: ReplaySettings, numbers: to
         coords=torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
         flip=torch.zeros(1, dtype=torch.bool),
         mix=Mix(),
+        augment=None,
     )
     views = torch.stack([inquiry.view(whole, 0, number, replay) for number in numbers.tolist()])
-    return inquiry.logits_of(inquiry.mixed(views, None, whole, replay), replay)
+    rows = torch.zeros(len(numbers), dtype=torch.int64)
+    return inquiry.logits_of(inquiry.mixed(views, None, whole, replay, rows), replay)
 
 
 def closest(
@@ -435,10 +437,13 @@ def closest(
     labels = question.labels
     partners = None
     views = [inquiry.view(labels, row, own, replay) for own, _ in pairs]
+    rows = [row] * len(pairs)
     if labels.mix.partner is not None:
-        views += [inquiry.view(labels, int(labels.mix.partner[row]), partner, replay) for _, partner in pairs]
+        mixed_with = int(labels.mix.partner[row])
+        views += [inquiry.view(labels, mixed_with, partner, replay) for _, partner in pairs]
+        rows += [mixed_with] * len(pairs)
         partners = torch.arange(len(views)).roll(len(pairs))
-    images = inquiry.mixed(torch.stack(views), partners, labels, replay)
+    images = inquiry.mixed(torch.stack(views), partners, labels, replay, torch.tensor(rows))
     answers = inquiry.logits_of(images[: len(pairs)], replay)
     distances = row_size(inquiry.difference(replace(question, rows=torch.tensor([row])), answers, replay))
     best = int(distances.argmin())

@@ -582,6 +582,8 @@ def report_labels(
     store = views.store
     batches = f"{count_batches(views)} batches of {store.batch_size}"
     mixing = "unmixed" if store.mix_type == "none" else store.mix_type
+    mixing += " with coloured cutouts" if store.has_cutouts else ""
+    mixing += ", weighted" if store.has_weights else ""
     log.info("labels  %s, %s, %d classes, %s (%s)", store.dialect, mixing, store.num_classes, batches, config.fkd_path)
     found = refuse_class_names(config, found, store, train.classes)
     targets = torch.tensor(train.targets)

@@ -23,7 +23,7 @@ from utils.system.errors import InputError
 from utils.system.log import log
 from utils.training.cuda_graph import CapturedStep, captures
 from utils.training.data_parallel import SyncBatchNorm, synchronise
-from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy
+from utils.training.losses import LastMicroBatch, build_loss, soft_cross_entropy, with_smoothed_logits
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.models import build_student
 from utils.training.optimizer import AveragedModel, build_optimizer, forget_momentum, set_lr
@@ -133,6 +133,8 @@ class Student:
             image_labels=found.image_labels,
             scale_t2=config.loss_scale_t2,
         )
+        if config.logit_smoothing:
+            self.soft_loss = partial(with_smoothed_logits, self.soft_loss, config.logit_smoothing)
         self.joint_statistics = any(isinstance(part, SyncBatchNorm) for part in self.model.modules())
         self.phases = Phases.of(config)
         # a CUDA graph has a fixed loss and a fixed batch size: soft labels and hard labels need a graph each

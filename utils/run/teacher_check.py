@@ -14,6 +14,7 @@ from utils.data.images import Samples, Values
 from utils.labels.formats import open_labels
 from utils.labels.packed import PackedStore
 from utils.labels.packed_manifest import epoch_name
+from utils.labels.sre2l import WITHOUT_INDEX
 from utils.labels.store import LabelStore
 from utils.labels.views import index_of
 from utils.run.label_checks import likely_size, stated_normalised
@@ -111,7 +112,7 @@ def refuse_contradictions(config: VerifyConfig, stated: dict[str, Any]) -> None:
 
 def states_index(store: LabelStore) -> bool:
     """Return whether the labels store the image number of each row. If not, --fkd-seed determines the image order."""
-    return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect != "sre2l"
+    return store.manifest["has_index"] if isinstance(store, PackedStore) else store.dialect not in WITHOUT_INDEX
 
 
 def first_verdict(inquiry: Inquiry, replay: ReplaySettings, path: str | Path, folder: str) -> Verdict:

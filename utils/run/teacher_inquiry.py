@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from utils.config import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.augment import ColouredCutout
 from utils.data.images import Pixels, Samples, Values, height_and_width, load_image
 from utils.data.replay import Normalise, finish_views, replay_view
 from utils.labels.agreement import pick_evenly
@@ -309,27 +310,35 @@ class Inquiry:
             shown = rows if partners is None else torch.cat([rows, partners[rows]])
             partners = None if partners is None else torch.arange(len(shown)).roll(len(rows))
         views = torch.stack([self.view(labels, slot, int(numbers[slot]), replay) for slot in shown.tolist()])
-        images = self.mixed(views, partners, labels, replay)
+        images = self.mixed(views, partners, labels, replay, shown)
         answers = self.logits_of(images[: len(rows)] if alone else images, replay)
         return answers if alone else answers[rows]
 
     def mixed(
-        self, views: torch.Tensor, partners: torch.Tensor | None, labels: BatchLabels, replay: ReplaySettings
+        self,
+        views: torch.Tensor,
+        partners: torch.Tensor | None,
+        labels: BatchLabels,
+        replay: ReplaySettings,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Normalise views, and mix each view with its partner; return float32 [B, C, S, S].
+        """Normalise views, draw their cutouts and mix each view with its partner; return float32 [B, C, S, S].
 
         Args:
             views: uint8 or float32 [B, S, S, C].
             partners: int64 [B], index of the mix partner of each view; None without mixing.
-            labels: labels of the batch, which state the mixing ratio and the cutmix box.
+            labels: labels of the batch, which state the mixing ratio, the cutmix box and the cutouts.
             replay: how views are replayed.
+            rows: int64 [B], the row of `labels` that each view belongs to.
         """
         box = labels.mix.box
         if box is not None and replay.swap_box:
             box = box[1], box[0], box[3], box[2]
         precision = self.teachers.precision
-        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format, self.values)
-        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box))
+        cut_out = ColouredCutout(replay.mean, replay.std, precision.device)
+        normalise = Normalise(replay.mean, replay.std, precision.device, precision.memory_format, self.values, cut_out)
+        cutouts = None if labels.augment is None else labels.augment[rows]
+        return finish_views(views.to(precision.device), normalise, Mix(partners, labels.mix.lam, box), cutouts)
 
     @torch.no_grad()
     def logits_of(self, images: torch.Tensor, replay: ReplaySettings) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.config import LOSS_TYPES, TEMPERED_LOSSES
-from utils.labels.types import Answers, TopK
+from utils.labels.types import Answers, TopK, Weighted, unweighted
 from utils.system.errors import InputError
 from utils.system.machine import exact_dtype
 
@@ -105,10 +105,13 @@ class SoftLoss:
     scale_t2: bool = False
 
     def __call__(self, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor) -> torch.Tensor:
-        probabilities = self.probabilities(soft_labels, outputs.shape[1])
+        probabilities = self.probabilities(unweighted(soft_labels), outputs.shape[1])
         if self.last is not None:
             self.last.record(outputs, probabilities)
-        loss = self.divergence(outputs, probabilities, self.student_temperature)
+        divergence = self.divergence
+        if isinstance(soft_labels, Weighted):  # the loss is kl: labels with weights are refused with other losses
+            divergence = partial(weighted_kl, soft_labels.weights)
+        loss = divergence(outputs, probabilities, self.student_temperature)
         return loss * self.student_temperature**2 if self.scale_t2 else loss
 
     def probabilities(self, soft_labels: Answers, num_classes: int) -> torch.Tensor:
@@ -171,6 +174,29 @@ class LastMicroBatch:
         return torch.stack(sums)
 
 
+def with_smoothed_logits(
+    loss: Callable, share: float, outputs: torch.Tensor, soft_labels: Answers, targets: torch.Tensor
+) -> torch.Tensor:
+    """Return `loss(outputs, soft_labels, targets)` with smoothed soft labels, see `smooth_logits`."""
+    return loss(outputs, smooth_logits(soft_labels, share, outputs.shape[1]), targets)
+
+
+def smooth_logits(soft_labels: Answers, share: float, num_classes: int) -> Answers:
+    """Replace each logit z by (1 - s) z + s / C, as LPLD and LPQLD do for ImageNet-21K. Here s is `share`.
+
+    In kl and dist, only the factor 1 - s has an effect: it divides the teacher's temperature.
+    """
+    if isinstance(soft_labels, Weighted):
+        return Weighted(unweighted(smooth_logits(soft_labels.answers, share, num_classes)), soft_labels.weights)
+    if not isinstance(soft_labels, TopK):
+        return (1 - share) * soft_labels.float() + share / num_classes
+    rest = soft_labels.rest
+    if rest is not None:
+        mean, variance = rest.unbind(dim=1)
+        rest = torch.stack([(1 - share) * mean + share / num_classes, (1 - share) ** 2 * variance], dim=1)
+    return TopK((1 - share) * soft_labels.values.float() + share / num_classes, soft_labels.classes, rest)
+
+
 def as_logits(
     soft_labels: Answers, num_classes: int, temperature: float | torch.Tensor, renormalise: bool = False
 ) -> torch.Tensor:
@@ -179,6 +205,7 @@ def as_logits(
     `TopK` labels store only some classes. The logits of the other classes depend on `temperature` and `renormalise`,
     see `TopK.dense`.
     """
+    soft_labels = unweighted(soft_labels)
     if isinstance(soft_labels, TopK):
         return soft_labels.dense(num_classes, temperature, renormalise)
     return soft_labels.float()
@@ -225,6 +252,7 @@ def kept_logits(outputs: torch.Tensor, soft_labels: Answers, k: int | None) -> t
 
     In each row, the k classes have the teacher's largest logits. If k is None, all stored classes are kept.
     """
+    soft_labels = unweighted(soft_labels)
     if isinstance(soft_labels, TopK):
         values, classes = soft_labels.values.float(), soft_labels.classes
         if k is not None and k < values.shape[1]:
@@ -256,6 +284,20 @@ def kl(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperat
     The loss is not multiplied by T². SRe2L's validation code omits this factor, too. --loss-scale-t2 adds it.
     """
     return F.kl_div(F.log_softmax(outputs / temperature, dim=1), probabilities, reduction="batchmean")
+
+
+def weighted_kl(
+    weights: torch.Tensor, outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature
+) -> torch.Tensor:
+    """Return the mean of w KL(probabilities || softmax(outputs/T)) over the rows (WMDD); see `kl`.
+
+    Args:
+        weights: float32 [B], the weight w of each row. Over the whole batch, their mean is 1.
+        outputs, probabilities: [B, C].
+        temperature: T, the student's temperature.
+    """
+    student = F.log_softmax(outputs / temperature, dim=1)
+    return (weights * F.kl_div(student, probabilities, reduction="none").sum(dim=1)).mean()
 
 
 def softce(outputs: torch.Tensor, probabilities: torch.Tensor, temperature: Temperature) -> torch.Tensor:
