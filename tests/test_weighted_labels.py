@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import rank_jobs
 import torch
 from helpers import BATCH, CLASSES, CPU, SIDE, losses, run, tool
 from label_folders import make_wmdd
@@ -12,6 +13,7 @@ import train_FKD_parallel
 from utils.data.batch import Batch
 from utils.data.device import DeviceBatches
 from utils.data.folders import open_folder
+from utils.data.resident import ResidentBatches
 from utils.data.workers import ViewDataset
 from utils.labels.batch_items import parse_items
 from utils.labels.formats import open_labels
@@ -96,6 +98,21 @@ def test_weights_reach_a_captured_step(labels, tiny):
             assert isinstance(found, Weighted)
             assert torch.equal(found.weights, expected.weights)
             assert torch.equal(found.answers, expected.answers)
+
+
+def test_a_run_has_the_loss_computed_by_hand(labels, tiny, tmp_path, small_student):
+    """At a rate of almost zero, the training loss of an epoch is that of the initial student, weighted by hand."""
+    folder, _ = labels
+    done = tiny.train_run(tmp_path / "run", fkd_path=folder, epochs=1, temperature=4, adamw_lr=1e-12)
+    student = rank_jobs.small_student(None, CLASSES, 0, None)
+    dataset = ViewDataset(open_folder(tiny.train, "--train-dir").samples, open_labels(folder), SIDE)
+    batches = ResidentBatches(dataset, range(1), normalise_on(CPU), 0, CPU).epoch(0)
+    with torch.no_grad():
+        rows = [
+            len(batch) * by_hand(folder / f"epoch_0/batch_{number}.tar", student(batch.images), 4.0)
+            for number, batch in enumerate(batches)
+        ]
+    assert losses(done) == [pytest.approx(sum(rows).item() / 12, rel=1e-5)]
 
 
 def test_weights_change_the_run_unless_they_are_equal(labels, tiny, tmp_path, small_student):
