@@ -504,7 +504,16 @@ def test_augmentation_robustness_needs_runs_on_whole_images(tmp_path):
     assert "does not divide points by 100" in page
 
 
-@pytest.mark.parametrize("changed", [{"epochs": 4, "adamw_lr": 0.1}, {"mix_type": "cutmix"}, {"images": "random"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epochs": 4, "adamw_lr": 0.1},
+        {"mix_type": "cutmix"},
+        {"factor_crop": 2},
+        {"shuffle_patches": 3},
+        {"images": "random"},
+    ],
+)
 def test_other_runs_give_no_augmentation_robustness(changed, tmp_path):
     """Runs on whole images with another rate, with mixing, or without runs on random images, are no partners."""
     for images in ("distilled", "random"):

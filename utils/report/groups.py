@@ -163,8 +163,9 @@ class Group:
 
     @property
     def whole(self) -> bool:
-        """Return whether the students saw whole images: --augment none, and no mixing."""
-        return self.settings.get("augment") == "none" and "mix_type" not in self.settings
+        """Return whether the students saw whole images: --augment none, and no mixing, patches or RandAugment."""
+        plain = {"augment": "none", "mix_type": None, "auto_augment": None, "shuffle_patches": "1", "factor_crop": "1"}
+        return all(self.settings.get(name) == value for name, value in plain.items())
 
     @property
     def picked(self) -> tuple[str, ...]:
