@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -191,6 +192,9 @@ def test_groups_find_their_counterparts(tmp_path):
     for rate, start in ((0.002, 62), (0.005, 64)):
         make_runs(tmp_path, f"b/{rate}", [start, start + 2], adamw_lr=rate)
     assert [line.rpartition(": ")[2] for line in compare(tmp_path)] == ["0.001 | 0.002", "0.001 | 0.005"]
+    make_runs(tmp_path, "b/0.001", [60, 61.5], adamw_lr=0.001)
+    assert len(compare(tmp_path)) == 3
+    shutil.rmtree(tmp_path / "b" / "0.001")
     lines = compare(tmp_path, "--searched", "adamw_lr")
     assert "b - a: +4.50 points" in lines[0]
     assert lines[1].startswith("These settings were searched, and their values picked by top-1 on the validation set")
