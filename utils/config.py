@@ -1911,9 +1911,16 @@ class ReportFlags(Group):
     title = "report"
 
     runs: tuple[str, ...] = flag(
-        (), "--output-dir of a run, or a folder with many of them", Kind(str, "RUN"), names=("runs",), nargs="+"
+        (), "--output-dir of a run, or a folder with many of them", Kind(str, "RUN"), names=("runs",), nargs="*"
     )
-    output: str = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER, required=True)
+    compare: tuple[str, ...] | None = flag(
+        None,
+        "say in one sentence for each student whether the second folder of runs is better than the first; without RUN, "
+        "and --output is not needed",
+        FOLDER,
+        nargs=2,
+    )
+    output: str | None = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER)
     random: str = flag("random", "image set of random real images: its folder's name", NAME)
     full_data: tuple[str, ...] = flag(
         (),
@@ -1927,14 +1934,54 @@ class ReportFlags(Group):
         Kind(str, "SETTING"),
         nargs="+",
     )
+    searched: tuple[str, ...] = flag(
+        (),
+        "settings that were searched, adamw_lr for instance: of groups that differ only in these, the one with the "
+        "highest top-1 is reported, and the report says that it was picked on the validation set",
+        Kind(str, "SETTING"),
+        nargs="+",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
     """Settings of `python -m utils.report`, which compares finished runs."""
 
-    about = "Compare finished runs: one table, one figure."
+    about = "Compare finished runs: one table, one figure; or two folders of runs, in a sentence."
     groups = (ReportFlags, WandbFlags)
+
+    def resolved(self) -> "ReportConfig":
+        """Return the config; raise InputError if it lacks what to report on, or if a flag has no effect."""
+        for name, settings in (("ignore", self.ignore), ("searched", self.searched)):
+            if "images" in settings:
+                raise InputError(
+                    f"--{name} images would mix the results of image sets; leave it out, and compare the groups"
+                )
+        unknown = [name for name in self.searched if name not in every_setting()]
+        if unknown:
+            raise InputError(f"--searched {unknown[0]} is no setting of a run; args.json of a run lists them")
+        if self.compare is None:
+            if not self.runs or not self.output:
+                raise InputError(
+                    "give RUN and --output DIR for a report, or --compare A B for an answer in words; see --help"
+                )
+            return self
+        self.refuse_with_comparison()
+        return self
+
+    def refuse_with_comparison(self) -> None:
+        """Raise InputError if a flag is given that has no effect with --compare, or if both folders are the same."""
+        first, second = self.compare or ("", "")
+        if self.runs:
+            raise InputError(f"RUN {self.runs[0]} has no effect with --compare {first} {second}; leave it out")
+        for name in ("random", "full_data"):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {typed(value)} has no effect with --compare; leave it out"
+                )
+        if self.wandb_project and not self.output:
+            raise InputError("--wandb-project with --compare needs --output, the folder whose tables are logged")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@
 # * crops of 0.08 of the image and more, all validation images, 400 epochs on CIFAR, five repeats (--seeds 0 1 2 3 4);
 # * batches of 100 images from IPC=50 on, 50 from 10 on, else 15; twice that with 100 classes, not with 1000;
 # * evaluated is each epoch after number 290, and the best is reported: the last nine of 300, or 109 of 400.
-# With several teachers its code averages their logits, on unmixed views. With hard labels (ImageWoof) it trains for 2000,
+# With several teachers its code averages their logits, on unmixed views: name all in TEACHER and TEACHER_CHECKPOINT (on
+# small images their stems in TEACHER_STEM), with MIX_TYPE=None. With hard labels (ImageWoof) it trains for 2000,
 # 1500 or 1000 epochs at IPC=10, 50 or 100 on views mixed by mixup with alpha 1.
 # Data: D3HR's images; teachers as in rded.sh.
 # Different here: as in rded.sh.
