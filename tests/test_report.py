@@ -291,6 +291,16 @@ def test_the_best_of_late_evaluations_is_named(tmp_path):
     assert f"In these groups it is the best of the evaluations from an epoch on: {name}: epoch 0 or 249.\n" in page
 
 
+def test_few_validation_images_are_named(tmp_path):
+    """Also if all runs of the report are alike; a group with a run on all images has the same images in each run."""
+    for seed in range(2):
+        make_run(tmp_path, f"few{seed}", 50, seed, images="few", val_ipc=50, validation="50")
+        make_run(tmp_path, f"all{seed}", 50, seed, images="all", val_ipc=[None, 50][seed], validation="all")
+    _, page, _ = report_on(tmp_path)
+    said = page.split("These groups were validated on no more than the first images of each class: ")[1].split("\n")[0]
+    assert re.fullmatch(r"resnet18, SL, few[^;]*: 50\.", said)
+
+
 @pytest.mark.parametrize(("validation", "groups"), [("v", 1), (None, 2)])
 def test_the_validation_digest_replaces_the_number_of_its_images(validation, groups, tmp_path):
     """--val-ipc 50 and no such flag may validate on the same images."""

@@ -195,6 +195,12 @@ class Group:
         epochs = sorted({run.args.get("eval_from") or 0 for run in self.runs.values()})
         return " or ".join(map(str, epochs)) if any(epochs) else None
 
+    @property
+    def validated_on(self) -> str | None:
+        """Return the values of --val-ipc of the runs as text; None if a run validated on all images of each class."""
+        counts = {run.args.get("val_ipc") for run in self.runs.values()}
+        return None if None in counts else " or ".join(map(str, sorted(counts)))
+
     def hours(self) -> float | None:
         """Return the mean wall-clock time of a run in hours; None if a run did not record it.
 

@@ -75,6 +75,9 @@ def group_table(groups: list[Group]) -> Table:
     late = [f"{group.name}: epoch {group.evaluated_from}" for group in groups if group.evaluated_from]
     if late:
         note += f" In these groups it is the best of the evaluations from an epoch on: {'; '.join(late)}."
+    few = [f"{group.name}: {group.validated_on}" for group in groups if group.validated_on]
+    if few:
+        note += f" These groups were validated on no more than the first images of each class: {'; '.join(few)}."
     accepted = [f"{group.name}: {group.accepted}" for group in groups if group.accepted]
     if accepted:
         note += " LABELS ACCEPTED: the labels of these groups seem wrong, but --accept-labels let the runs go on. "
