@@ -31,8 +31,8 @@ def asks_teacher(config: KDConfig, soft_labels: bool) -> bool:
     for name in ("ensemble", "ensemble_weights"):
         if getattr(config, name) and not asked:
             raise InputError(
-                f"--{name.replace('_', '-')} has no effect, because --train-dir {config.train_dir} holds soft labels, so "
-                "that no teacher is asked; leave it out, or give --teacher-checkpoint"
+                f"--{name.replace('_', '-')} has no effect, because --train-dir {config.train_dir} holds soft labels, "
+                "so that no teacher is asked; leave it out, or give --teacher-checkpoint"
             )
     return asked
 
