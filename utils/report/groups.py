@@ -198,8 +198,8 @@ class Group:
     @property
     def validated_on(self) -> str | None:
         """Return the values of --val-ipc of the runs as text; None if a run validated on all images of each class."""
-        counts = {run.args.get("val_ipc") for run in self.runs.values()}
-        return None if None in counts else " or ".join(map(str, sorted(counts)))
+        counts = {run.args.get("val_ipc") or 0 for run in self.runs.values()}
+        return None if 0 in counts else " or ".join(map(str, sorted(counts)))
 
     def hours(self) -> float | None:
         """Return the mean wall-clock time of a run in hours; None if a run did not record it.
