@@ -250,7 +250,12 @@ def resized_side(text: str) -> int | str:
     Raises:
         argparse.ArgumentTypeError: the text is neither.
     """
-    return text if text == "squash" else number(int, 1)(text)
+    if text == "squash":
+        return text
+    try:
+        return number(int, 1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give a number of pixels, or squash") from None
 
 
 def student_temperature(text: str) -> str | float:
