@@ -214,9 +214,9 @@ def test_settings_of_the_environment_are_heard(launch):
 
     args = parsed("edc_cifar", DATASET="cifar100", LR="0.05", WEIGHT_DECAY="1e-3")
     assert (args.learning_rate, args.weight_decay) == (0.05, 1e-3)
-    args = parsed("d3hr", FACTOR="2", VAL_IPC="7")
+    args = parsed("d3hr", SHUFFLE_PATCHES="2", VAL_IPC="7")
     assert (args.shuffle_patches, args.val_ipc, args.min_scale_crops) == (2, 7, 0.08)
-    assert parsed("delt", FACTOR="2").shuffle_patches == 2
+    assert parsed("delt", SHUFFLE_PATCHES="2").shuffle_patches == 2
     committee = {"TEACHER": "resnet18 mobilenet_v2", "TEACHER_STEM": "small standard"}
     for name in ("rded", "bps"):
         assert parsed(name, DATASET="cifar10", **committee).teacher_stem == ("small", "standard")
@@ -240,7 +240,7 @@ def test_an_unknown_rate_is_said(name, settings):
 
 def test_settings_that_need_other_flags(launch):
     """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
-    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
+    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR_CROP="1")
     assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
     config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
     assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
@@ -395,13 +395,15 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
 
 
 def test_a_live_committee_on_cifar100(launch):
-    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image and more."""
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more; LR changes the rate."""
     words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
     args = KDConfig.parse(words[1:])
     assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)
     assert (args.sgd, args.learning_rate, args.momentum, args.weight_decay) == (True, 0.1, 0.875, 5e-4)
     assert (args.schedule, args.smoothing, args.min_scale_crops, args.ema_decay) == ("cos2", 2, 0.5, 0.99)
     assert (args.eval_every, args.eval_from, args.mix_type) == (100, 0, "cutmix")
+    words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", LR="0.2", **NEEDED["edc_cifar"])
+    assert KDConfig.parse(words[1:]).learning_rate == 0.2
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), DERIVED)

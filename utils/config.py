@@ -1177,7 +1177,7 @@ class LiveTeacherFlags(EnsembleFlags):
         nargs="+",
     )
     ipc: int | None = flag(
-        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC", "--ipc")
+        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--ipc", "--IPC")
     )
 
     def teachers(self) -> Committee:

@@ -3,11 +3,11 @@
 #
 # Published: see the tables of the paper; none is quoted here.
 # Recipe: stage3_training.py and script/ of github.com/BeCarefulOfYournaoke/BPS (7d016db): 500 epochs of AdamW 1e-3 with
-# weight decay 0.01 on all parameters, the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 times T² on cutmix views. The
-# last 21 epochs are evaluated and the best is reported; three runs (--seeds 0 1 2).
-# * DATASET is imagenet1k, tiny, cifar10 or cifar100. With IPC it gives the smallest crop and the batch size:
-#   ImageNet-1K 0.2 (1 for ViT) and 128, 256, 512 at 10, 50, 100 images per class; the others from 0.1 to 1 and 16 to 128;
-#   0.2 and 128 for every other IPC.
+# weight decay 0.01 on all parameters, the factor of the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 times T² on cutmix
+# views. The last 21 epochs are evaluated and the best is reported; three runs (--seeds 0 1 2).
+# * DATASET is imagenet1k, tiny, cifar10 or cifar100. DATASET and IPC determine the smallest crop and the batch size.
+#   For ImageNet-1K these are 0.2 (1 for ViT) and 128, 256, 512 at 10, 50, 100 images per class; the table below has
+#   those of the other sets. Any other IPC gets 0.2 and 128.
 # * Validation images are resized to the input size, for ImageNet-1K to 256 px.
 # Data: the images that its authors released; teachers: those of CCFS for small images, torchvision's for ImageNet-1K.
 # Not verified: any figure of the paper with this recipe.
