@@ -187,7 +187,7 @@ RATES = {
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
 GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
-GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
+GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None"}
 LIVE_RECIPES |= {
     "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
     "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
@@ -203,6 +203,14 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+@pytest.mark.parametrize("epochs", [300, 1000])
+@pytest.mark.parametrize("name", ["gift", "cim"])
+def test_gift_and_cim_evaluate_after_each_quarter(name, epochs, launch):
+    """Four evaluations, as in the authors' code: after epochs 75, 150, 225 and 300 of 300, counted from 1."""
+    config = KDConfig.parse(launch(f"scripts/recipes/{name}.sh", EPOCHS=str(epochs))[1:])
+    assert [1 + epoch for epoch in range(epochs) if config.evaluates(epoch)] == [epochs * n // 4 for n in range(1, 5)]
 
 
 def test_settings_that_need_other_flags(launch):
