@@ -17,7 +17,14 @@ from utils.training.models import build_student
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
-IN_21K = {"batch_size": 32, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos", "adamw_lr": 0.002}
+IN_21K = {
+    "label_order": "sampled",
+    "batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "loss_type": "kl",
+    "schedule": "cos",
+    "adamw_lr": 0.002,
+}
 IN_21K |= {"mix_type": "None", "logit_smoothing": 0.2, "mean": (0,), "std": (1,), "val_resize": "squash"}
 IN_21K |= {"reuse_labels": True, "input_size": 224}
 RECIPES = {  # what its authors' scripts say
