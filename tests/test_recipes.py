@@ -18,7 +18,14 @@ from utils.training.models import build_student
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
-IN_21K = {"batch_size": 32, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos", "adamw_lr": 0.002}
+IN_21K = {
+    "label_order": "sampled",
+    "batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "loss_type": "kl",
+    "schedule": "cos",
+    "adamw_lr": 0.002,
+}
 IN_21K |= {"mix_type": "None", "logit_smoothing": 0.2, "mean": (0,), "std": (1,), "val_resize": "squash"}
 IN_21K |= {"reuse_labels": True, "input_size": 224}
 RECIPES = {  # what its authors' scripts say
@@ -188,7 +195,7 @@ RATES = {
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
 GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
-GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
+GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None"}
 LIVE_RECIPES |= {
     "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
     "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
@@ -236,6 +243,14 @@ def test_an_unknown_rate_is_said(name, settings):
     known = (name, settings) == ("fadrm", "DATASET=woof")
     assert ("no rate is known for" in done.stderr) == (not known)
     assert known or "--adamw-lr 0.001 --smoothing 2" in done.stdout
+
+
+@pytest.mark.parametrize("epochs", [300, 1000])
+@pytest.mark.parametrize("name", ["gift", "cim"])
+def test_gift_and_cim_evaluate_after_each_quarter(name, epochs, launch):
+    """Four evaluations, as in the authors' code: after epochs 75, 150, 225 and 300 of 300, counted from 1."""
+    config = KDConfig.parse(launch(f"scripts/recipes/{name}.sh", EPOCHS=str(epochs))[1:])
+    assert [1 + epoch for epoch in range(epochs) if config.evaluates(epoch)] == [epochs * n // 4 for n in range(1, 5)]
 
 
 def test_settings_that_need_other_flags(launch):
@@ -395,7 +410,7 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
 
 
 def test_a_live_committee_on_cifar100(launch):
-    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more; LR changes the rate."""
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more."""
     words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
     args = KDConfig.parse(words[1:])
     assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)

@@ -227,7 +227,7 @@ def test_a_run_resumed_in_mid_epoch_sees_the_same_images(flags, tiny, tmp_path):
         ("--auto-augment rand-tother", "'tother' in"),
         ("--auto-augment rand-", "'' in 'rand-'"),
         ("--auto-augment rand-m6 --loader resident", "leave out --loader resident"),
-        ("--shuffle-patches 37", "--shuffle-patches 37 cuts each image into 37 strips, but"),
+        ("--shuffle-patches 37", "--shuffle-patches 37 cuts each image into 37 strips along each side, but"),
         ("--shuffle-patches 0", "0 must be at least 1"),
         ("--eval-from 2", "--eval-from 2 is not reached, since the last of --epochs 2 is 1; lower it"),
         ("--val-ipc 0", "0 must be at least 1"),
@@ -238,6 +238,14 @@ def test_what_cannot_be_is_refused(flags, message, tiny, tmp_path):
     assert result.code == 2
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_cells_are_at_least_a_pixel(tiny, tmp_path):
+    """More cells than pixels would lie outside the image."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN | {"min_scale_crops": None, "augment": "none", "factor_crop": 37})
+    result = run(train_KD_parallel, *flags)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "--factor-crop 37 cuts each image into 37 cells along each side, but" in result.err
 
 
 @pytest.mark.parametrize(

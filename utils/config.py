@@ -1540,6 +1540,8 @@ class TrainConfig(
 
     def check_temperatures(self) -> None:
         """Raise InputError if a flag for the teacher's logits has no effect, or --temperature is below its schedule."""
+        if self.logit_smoothing == 1:
+            raise InputError("--logit-smoothing 1 leaves nothing of the teacher's logits; give less than 1")
         if self.loss_type == "ce" and self.logit_smoothing:
             raise InputError(
                 f"--logit-smoothing {self.logit_smoothing} has no effect with --loss-type ce, which compares no "
