@@ -384,7 +384,34 @@ def test_an_unknown_data_set_is_refused(name):
         ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("DATASET=mnist is none of imagenet1k, ")
+    assert done.stderr.startswith("error: DATASET=mnist is none of imagenet1k, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("rded", "IPC=0"),
+        ("rded", "EPOCHS=ten"),
+        ("rded", "INPUT_SIZE=32px"),
+        ("cao2", "IPC=1.5"),
+        ("d3hr", "IPC=ten"),
+        ("d3hr", "EPOCHS=0"),
+        ("delt", "IPC=-1"),
+        ("bps", "EPOCHS=ten"),
+        ("bps", "IPC=0"),
+        ("edc_cifar", "EPOCHS=ten"),
+    ],
+)
+def test_a_setting_that_is_no_whole_number_is_refused(name, setting):
+    """One sentence names it, before the shell computes with it."""
+    environment = NEEDED.get(name, {}) | dict([setting.split("=")])
+    command = ["sh", str(ROOT / f"scripts/recipes/{name}.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    example = f"{setting.partition('=')[0]}=10"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {setting} is no whole number of at least 1; give one, such as {example}\n",
+    )
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

@@ -21,6 +21,7 @@ DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
 MODEL=${MODEL:-resnet18}
 EPOCHS=${EPOCHS:-500}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
 stem=small teacher_stem=small
 case "$DATASET $IPC" in
@@ -48,7 +49,7 @@ case $DATASET in
     tiny) side=64 margin=0 ;;
     cifar10 | cifar100) side=32 margin=0 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac

@@ -70,7 +70,7 @@ case $DATASET in
         set -- --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 "$@"
         ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, woof and nette" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, woof and nette" >&2
         exit 2
         ;;
 esac

@@ -35,6 +35,7 @@ MODEL=${MODEL:-resnet18}
 TEACHER=${TEACHER:-resnet18}
 EPOCHS=${EPOCHS:-300}
 MIX_TYPE=${MIX_TYPE:-cutmix}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
 factor=2 side=224 val_ipc=50
 case $DATASET in
@@ -45,7 +46,7 @@ case $DATASET in
     cifar10) classes=10 factor=1 side=32 val_ipc=1000 ;;
     cifar100) classes=100 factor=1 side=32 val_ipc=100 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
