@@ -361,7 +361,9 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
         return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"
     if name == "train_images":
         return value.rpartition(":")[2][:10]
-    return value[:10] if name == "git_commit" else value
+    if name == "git_commit":
+        return value[:10] + ("-dirty" if value.endswith("-dirty") else "")
+    return value
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
