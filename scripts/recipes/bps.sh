@@ -53,8 +53,8 @@ case $DATASET in
         exit 2
         ;;
 esac
-case $MODEL in resnet*) ;; *) stem=standard ;; esac
-case ${TEACHER:-resnet18} in resnet*) ;; *) teacher_stem=standard ;; esac
+case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) stem=standard ;; esac
+case ${TEACHER:-resnet18} in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) teacher_stem=standard ;; esac
 BATCH_SIZE=${BATCH_SIZE:-$batch}
 INPUT_SIZE=${INPUT_SIZE:-$side}
 from=$((EPOCHS > 21 ? EPOCHS - 21 : 0))

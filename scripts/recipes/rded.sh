@@ -17,6 +17,8 @@
 #   summary.json has as `best`; the headline is the last epoch.
 # Data: RDED's images; class folders 00000, 00001, … number the classes of its teachers in this order. Sets of other
 # makers may have another one: give --class-order. Teachers: the files of its Google Drive, for ImageNet-1K torchvision's.
+# Images of your own: the DATASET closest in size and classes, and INPUT_SIZE, FACTOR (1: images are no collages), VAL_IPC
+# (empty: all) and TEACHER_STEM (standard or small) where they differ from it.
 # Different here: RDED forwards each batch through the student once more, in train mode and without gradients, so that
 # the running statistics of batch norm move twice on it: with momentum 0.1, as once with 0.19. This second pass is left
 # out. RDED validates on the first VAL_IPC files of each class in the order of os.listdir, which differs between
@@ -78,8 +80,8 @@ case $MIX_TYPE in mixup) TEMPERATURE=${TEMPERATURE:-4} ;; esac
 # ResNets of small images have a 3x3 stem (resnet18_modified in RDED)
 stem=standard teacher_stem=standard
 if [ "$side" -le 64 ] && [ "$DATASET" != imagenet1k ]; then
-    case $MODEL in resnet*) stem=small ;; esac
-    case $TEACHER in resnet*) teacher_stem=small ;; esac
+    case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) stem=small ;; esac
+    case $TEACHER in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) teacher_stem=small ;; esac
 fi
 from=$((EPOCHS * 4 / 5 + 1))                    # the first epoch after 0.8 E …
 from=$((from + (19 - from % 10) % 10))          # … that is 9, 19, 29, …
