@@ -112,7 +112,9 @@ def check(settings: Settings) -> None:
         raise RunsError("NO_AUGMENT=yes has no effect on SL, whose views are stored; add HL or SL+KD to REGIMES")
     for rate in (*settings.search_rates.split(), *settings.rate.split()):
         if not re.fullmatch(r"\d*\.?\d+(e-?\d+)?", rate):
-            raise RunsError(f"{rate} in SEARCH_RATES or RATE is no learning rate; give numbers such as 0.001")
+            raise RunsError(
+                f"{rate} in SEARCH_RATES or RATE is no learning rate; give numbers such as 0.001, parted by spaces"
+            )
     image_sets = folders_of(settings.image_sets)
     if not image_sets:
         raise RunsError("IMAGE_SETS names no folder; give the distilled images")

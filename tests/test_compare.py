@@ -92,8 +92,8 @@ def test_the_better_folder_is_named(tmp_path):
     (line,) = compare(tmp_path)
     assert line == (
         f"resnet18, SL, distilled: no difference shown (b - a: +2.00 points, 95 % interval {2 - reach:+.2f} to "
-        f"{2 + reach:+.2f}; 3 pairs of seeds); with this spread, 10 seeds would show one of 1 point; they differ "
-        "(a | b) in adamw_lr: – | 0.002"
+        f"{2 + reach:+.2f}; 3 pairs of seeds); with this spread, 10 seeds would show a difference of 1 point; they "
+        "differ (a | b) in adamw_lr: – | 0.002"
     )
     make_runs(tmp_path, "b", [64], first_seed=3, adamw_lr=0.002)
     make_runs(tmp_path, "a", [62], first_seed=3)
@@ -115,7 +115,7 @@ def test_labels_of_other_lengths_are_named(tmp_path):
     make_runs(tmp_path, "b", [60, 61], labels="v2:9876543210", fkd_path="labels/short", facts={"epochs": 100})
     (line,) = compare(tmp_path)
     assert line.endswith("(a | b) in labels: long (012345) | short (987654); labels.epochs: 300 | 100")
-    assert "(b - a: +0.00 points, 95 % interval +0.00 to +0.00; 2 pairs of seeds)" in line
+    assert "no difference shown (b - a: +0.00 points), since all 2 pairs of seeds differ by exactly this, so" in line
     assert "seeds would show" not in line  # without a spread nothing can be said
 
 
@@ -131,7 +131,7 @@ def test_runs_of_other_seeds_are_not_paired(tmp_path):
     make_runs(tmp_path / "students", "b", [60.5, 61, 62], model="resnet50")
     (line,) = compare(tmp_path / "students")
     assert line.startswith("resnet18 | resnet50, SL, distilled: no difference shown")
-    assert "3 and 3 seeds, unpaired); with this spread, 14 seeds of each would show one of 1 point" in line
+    assert "3 and 3 seeds, unpaired); with this spread, 14 seeds of each would show a difference of 1 point" in line
     assert line.endswith("; no other recorded setting differs")
 
 
@@ -153,6 +153,23 @@ def test_a_single_run_has_no_interval(tmp_path):
         "resnet18, SL, distilled: no difference shown (b - a: +3.00 points), since a single run gives no interval: at "
         "least 2 seeds of each are needed, better 3 or more; no recorded setting differs"
     ]
+
+
+def test_equal_differences_show_nothing(tmp_path):
+    """Few seeds on a small validation set often differ alike; floating point gives them a spread of 1e-14 points."""
+    make_runs(tmp_path, "a", [60.1, 61.2, 62.3])
+    make_runs(tmp_path, "b", [61.2, 62.3, 63.4])
+    needed = "so that there is no spread for an interval: more seeds or validation images are needed"
+    assert compare(tmp_path) == [
+        f"resnet18, SL, distilled: no difference shown (b - a: +1.10 points), since all 3 pairs of seeds differ by "
+        f"exactly this, {needed}; no recorded setting differs"
+    ]
+    make_runs(tmp_path / "other", "a", [60, 60])
+    make_runs(tmp_path / "other", "b", [70, 70], first_seed=5)
+    line, _ = compare(tmp_path / "other", "--output", tmp_path / "out")
+    assert f"(b - a: +10.00 points), since the runs of each are exactly alike, {needed};" in line
+    (row,) = csv.DictReader((tmp_path / "out" / "compare.csv").open())
+    assert (row["p"], row["low"], row["better"]) == ("", "", "")
 
 
 def test_several_students_are_corrected_by_holm(tmp_path):
@@ -206,6 +223,15 @@ def test_groups_find_their_counterparts(tmp_path):
     assert lines[-1] == "Differences in these settings were overlooked: adamw_lr."
 
 
+def test_groups_of_one_student_are_told_apart(tmp_path):
+    """The sentences name what distinguishes the groups of a folder, also where the other folder has the same."""
+    for folder in ("a", "b"):
+        for views in ("none", "rrc"):
+            make_runs(tmp_path, f"{folder}/{views}", [60, 61.5 if folder == "a" else 61], augment=views)
+    starts = [line.partition(": ")[0] for line in compare(tmp_path)]
+    assert starts == ["resnet18, SL, distilled, augment=none", "resnet18, SL, distilled, augment=rrc"]
+
+
 def test_other_validation_sets_are_never_compared(tmp_path):
     """One sentence says so, with the folders of the images; groups on the same images are compared all the same."""
     make_runs(tmp_path, "a", [60, 61], validation="v:aaaa1111", val_dir="data/one")
@@ -226,7 +252,7 @@ def test_other_validation_sets_are_never_compared(tmp_path):
 def test_unfinished_runs_are_named(tmp_path):
     """They are no part of the comparison; a folder without finished runs cannot be compared."""
     make_runs(tmp_path, "a", [60, 61, 70])
-    make_runs(tmp_path, "b", [60, 61, 62])
+    make_runs(tmp_path, "b", [60, 61.5, 62])
     (tmp_path / "a" / "resnet18-seed2" / "summary.json").unlink()
     line, note = compare(tmp_path)
     assert "2 pairs of seeds, 1 runs without partner" in line

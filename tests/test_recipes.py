@@ -144,6 +144,9 @@ DERIVED = [
     ("d3hr", "DATASET=cifar10 IPC=1", {"batch_size": 10, "epochs": 400, "eval_from": 291}),
     ("d3hr", "DATASET=cifar100 IPC=1", {"batch_size": 30, "epochs": 400, "val_ipc": None}),
     ("d3hr", "DATASET=cifar100 IPC=50", {"batch_size": 200}),
+    ("rded", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet34", {"stem": "small", "teacher_stem": ("small",)}),
     ("bps", "IPC=50", {"batch_size": 256}),
     ("bps", "DATASET=tiny IPC=50", {"batch_size": 64, "min_scale_crops": 0.6, "input_size": 64, "val_resize": 64}),
     ("bps", "DATASET=cifar10", {"batch_size": 16, "min_scale_crops": 0.1, "val_resize": 32, "stem": "small"}),
@@ -434,7 +437,34 @@ def test_an_unknown_data_set_is_refused(name):
         ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("DATASET=mnist is none of imagenet1k, ")
+    assert done.stderr.startswith("error: DATASET=mnist is none of imagenet1k, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("rded", "IPC=0"),
+        ("rded", "EPOCHS=ten"),
+        ("rded", "INPUT_SIZE=32px"),
+        ("cao2", "IPC=1.5"),
+        ("d3hr", "IPC=ten"),
+        ("d3hr", "EPOCHS=0"),
+        ("delt", "IPC=-1"),
+        ("bps", "EPOCHS=ten"),
+        ("bps", "IPC=0"),
+        ("edc_cifar", "EPOCHS=ten"),
+    ],
+)
+def test_a_setting_that_is_no_whole_number_is_refused(name, setting):
+    """One sentence names it, before the shell computes with it."""
+    environment = NEEDED.get(name, {}) | dict([setting.split("=")])
+    command = ["sh", str(ROOT / f"scripts/recipes/{name}.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    example = f"{setting.partition('=')[0]}=10"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {setting} is no whole number of at least 1; give one, such as {example}\n",
+    )
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

@@ -1,6 +1,7 @@
 """The report averages only runs of one group, and its arithmetic and files are right."""
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -141,6 +142,22 @@ def test_runs_that_differ_are_never_averaged(changed, tmp_path):
     name = {"images": "distilled (", "commit": "git_commit="}.get(next(iter(changed)), f"{next(iter(changed))}=")
     assert all(name in f"{row['images']} {row['settings']}" for row in rows)
     assert name in page
+
+
+def test_a_commit_with_changes_is_shown_as_such(tmp_path):
+    """Cut to ten digits alone, the two commits would be the same text."""
+    make_run(tmp_path, "a", 60, seed=0, commit="c0ffee1234567890")
+    make_run(tmp_path, "b", 70, seed=1, commit="c0ffee1234567890-dirty")
+    _, page, _ = report_on(tmp_path)
+    assert "git_commit: c0ffee1234 \\| c0ffee1234-dirty" in page
+
+
+def test_whole_images_are_named_between_regimes(tmp_path):
+    """Hard labels on whole images and a teacher on crops differ in more than the regime."""
+    for number, (regime, augment) in enumerate(itertools.product(["HL", "SL+KD"], ["none", "rrc"])):
+        make_run(tmp_path, str(number), 60 + number, regime=regime, augment=augment)
+    rows = [row["also_differs"] for row in compared(tmp_path) if row["axis"] == "regime"]
+    assert sorted(rows) == ["", "", "augment: none | rrc", "augment: rrc | none"]
 
 
 SGD = {"sgd": True, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4}

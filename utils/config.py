@@ -2160,7 +2160,7 @@ def resolve_views(
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(
                 f"--{name.replace('_', '-')} {typed(asked)} contradicts the labels in {labels}, which were made with "
-                f"{typed(known)}; leave it out"
+                f"{typed(known)}; leave it out, or relabel with it"
             )
         value: Any = next(value for value in (asked, known, usual) if value is not None)
         if name != "input_size":

@@ -22,6 +22,7 @@ DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
 SHUFFLE_PATCHES=${SHUFFLE_PATCHES:-1}
 VAL_IPC=${VAL_IPC-}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=${EPOCHS:-300}"
 
 batch=15 epochs=300
 [ "$IPC" -lt 10 ] || batch=50
@@ -31,7 +32,7 @@ case $DATASET in
     cifar100) epochs=400 batch=$((batch * 2)) ;;
     imagenet1k | tiny) ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac

@@ -32,6 +32,7 @@ WEIGHT_DECAY=${WEIGHT_DECAY:-1e-4}
 SCHEDULE=${SCHEDULE:-step}
 FACTOR_CROP=${FACTOR_CROP:-2}
 EPOCHS=${EPOCHS:-300}
+sh "$(dirname "$0")/../whole_numbers.sh" "EPOCHS=$EPOCHS"
 quarter=$(((EPOCHS + 3) / 4))
 export OUTPUT_DIR EPOCHS LOSS_TYPE MIX_TYPE WEIGHT_DECAY SCHEDULE
 [ "$SCHEDULE" != step ] || set -- --milestones 2/3 5/6 --gamma 0.2 "$@"

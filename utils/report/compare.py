@@ -24,7 +24,8 @@ class Verdict(Pair):
 
     Attributes:
         difference: second minus first.
-        p: p-value, corrected by Holm's method for all comparisons of the command; None if the runs are too few.
+        p: p-value, corrected by Holm's method for all comparisons of the command; None if the runs are too few or have
+            no spread.
         number: number of comparisons that were corrected for.
     """
 
@@ -44,7 +45,7 @@ class Verdict(Pair):
         The points are 1, 0.5, 0.2, 0.1 and so on: the first that more seeds than those of these runs would show. None
         if the runs are too few or have no spread.
         """
-        if self.p is None or not self.difference.error:
+        if self.p is None:
             return None
         size = 1.0
         while True:
@@ -176,6 +177,10 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
     gain = f"{second} - {first}: {difference.mean:+.2f} points"
     if not difference.known:
         needed = "a single run gives no interval: at least 2 seeds of each are needed, better 3 or more"
+        if difference.alike:
+            pairs = f"all {difference.seeds[0]} pairs of seeds differ by exactly this"
+            needed = pairs if difference.paired else "the runs of each are exactly alike"
+            needed += ", so that there is no spread for an interval: more seeds or validation images are needed"
         return f"{subject(verdict)}: no difference shown ({gain}), since {needed}; {differ}"
     low, high = difference.interval
     if verdict.shown:
@@ -189,19 +194,23 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
     text += f" ({gain}, 95 % interval {low:+.2f} to {high:+.2f}; {seeds_text(verdict)})"
     if verdict.missing:
         seeds, size = verdict.missing
-        text += f"; with this spread, {seeds:,} seeds{'' if difference.paired else ' of each'} would show one of "
-        text += f"{size:g} {'point' if size == 1 else 'points'}"
+        text += f"; with this spread, {seeds:,} seeds{'' if difference.paired else ' of each'} would show a "
+        text += f"difference of {size:g} {'point' if size == 1 else 'points'}"
     return f"{subject(verdict)}: {text}; {differ}"
 
 
 def subject(verdict: Verdict) -> str:
-    """Return student, kind of labels and image set of a comparison; if they differ, with both values."""
+    """Return student, kind of labels and image set of a comparison; if they differ, with both values.
+
+    Settings follow that both groups share, but not all groups of their folders: without them, the sentences on several
+    groups of one student would begin alike.
+    """
     names: list[Callable[[Group], str]] = [lambda g: g.student, lambda g: g.regime, lambda g: g.folder.name]
     words = []
     for name in names:
         ours, theirs = name(verdict.ours), name(verdict.theirs)
         words.append(ours if ours == theirs else f"{ours} | {theirs}")
-    return ", ".join(words)
+    return ", ".join([*words, *(text for text in verdict.ours.apart if text in verdict.theirs.apart)])
 
 
 def seeds_text(verdict: Verdict) -> str:

@@ -367,7 +367,9 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
         return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"
     if name == "train_images":
         return value.rpartition(":")[2][:10]
-    return value[:10] if name == "git_commit" else value
+    if name == "git_commit":
+        return value[:10] + ("-dirty" if value.endswith("-dirty") else "")
+    return value
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
@@ -459,7 +461,9 @@ def comparisons(groups: list[Group]) -> list[Comparison]:
         if len(axes) > 1:
             continue
         axis = axes[0] if axes else "settings"
-        also = [d for d in differences(ours, theirs) if d.partition(": ")[0] not in implied[axis]]
+        whole = "augment" if "none" in (ours.settings.get("augment"), theirs.settings.get("augment")) else None
+        names = implied[axis] - {whole}  # no regime implies whole images
+        also = [d for d in differences(ours, theirs) if d.partition(": ")[0] not in names]
         found.append(Comparison(ours, theirs, also, axis, paired(ours.by_seed(), theirs.by_seed())))
     near = {id(pair) for pair in closest([c for c in found if c.axis in ("images", "student")], side_of)}
     return [c for c in found if c.axis not in ("images", "student") or id(c) in near]

@@ -13,7 +13,7 @@ COMPARISON_COLUMNS = "axis ours theirs n difference standard_error also_differs"
 FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se ars ars_se".split()
 # part of the note below the table of findings
 ROBUST = (
-    "ARS, augmentation-robust score with w = 0.5, from the IOR of these runs and of runs on whole images (--augment "
+    "ARS, augmentation-robust score with γ = 0.5, from the IOR of these runs and of runs on whole images (--augment "
     "none); DD-Ranking's own program prints other numbers, since it does not divide points by 100. "
 )
 

@@ -14,6 +14,7 @@ from utils.report.groups import Spread, spread
 
 LEVEL = 0.05  # probability of an interval that misses the true difference, and of a difference that is called by chance
 POWER = 0.8  # probability that a difference of the given size is shown
+ROUNDING = 1e-9  # points; a smaller standard error is one of floating point, not of the runs
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,13 @@ class Difference:
 
     @property
     def known(self) -> bool:
-        """Return whether there are enough runs for an interval: two pairs, or two runs in each group."""
-        return bool(self.deviations)
+        """Return whether the runs give an interval: two pairs, or two runs in each group, that are not all alike."""
+        return self.error > ROUNDING
+
+    @property
+    def alike(self) -> bool:
+        """Return whether there are enough runs, but without any spread, so that the interval would have no width."""
+        return bool(self.deviations) and not self.known
 
     @property
     def variances(self) -> list[float]:
