@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = replace(found, teachers=teacher.described)
     names, found = preflight.number_classes(config, found, train_set, val_set, num_classes)
     samples = first_images(train_set.samples, config.ipc)
-    preflight.check_strips(config.shuffle_patches, samples)
+    preflight.check_strips(config, samples)
     whiten = None
     if config.zca:
         real = open_images(config.zca, "--zca", "train")

@@ -1,5 +1,6 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import os
 import re
 import subprocess
 
@@ -17,7 +18,14 @@ from utils.training.models import build_student
 LPQLD = {"schedule": "cos", "batch_size": 128, "loss_type": "kl", "student_temperature": "calibrated"}
 LPQLD |= {"temperature_schedule": "step", "temperature_step_size": 30, "temperature_gamma": 0.7, "reuse_labels": True}
 BSSL = {"batch_size": 16, "gradient_accumulation_steps": 2, "loss_type": "kl", "schedule": "smoothed", "smoothing": 2}
-IN_21K = {"batch_size": 32, "gradient_accumulation_steps": 1, "loss_type": "kl", "schedule": "cos", "adamw_lr": 0.002}
+IN_21K = {
+    "label_order": "sampled",
+    "batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "loss_type": "kl",
+    "schedule": "cos",
+    "adamw_lr": 0.002,
+}
 IN_21K |= {"mix_type": "None", "logit_smoothing": 0.2, "mean": (0,), "std": (1,), "val_resize": "squash"}
 IN_21K |= {"reuse_labels": True, "input_size": 224}
 RECIPES = {  # what its authors' scripts say
@@ -136,6 +144,9 @@ DERIVED = [
     ("d3hr", "DATASET=cifar10 IPC=1", {"batch_size": 10, "epochs": 400, "eval_from": 291}),
     ("d3hr", "DATASET=cifar100 IPC=1", {"batch_size": 30, "epochs": 400, "val_ipc": None}),
     ("d3hr", "DATASET=cifar100 IPC=50", {"batch_size": 200}),
+    ("rded", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet34", {"stem": "small", "teacher_stem": ("small",)}),
     ("bps", "IPC=50", {"batch_size": 256}),
     ("bps", "DATASET=tiny IPC=50", {"batch_size": 64, "min_scale_crops": 0.6, "input_size": 64, "val_resize": 64}),
     ("bps", "DATASET=cifar10", {"batch_size": 16, "min_scale_crops": 0.1, "val_resize": 32, "stem": "small"}),
@@ -187,7 +198,7 @@ RATES = {
 LEARNED = {"LR": "0.02"}  # the rate that MTT and DATM distill with the images
 GIFT = {"epochs": 300, "batch_size": 100, "adamw_weight_decay": 1e-4, "decay_all": True, "schedule": "step"}
 GIFT |= {"milestones": (200, 250), "gamma": 0.2, "step_momentum": "kept", "augment": "dsa", "dsa_mode": "gift"}
-GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None", "eval_every": 75}
+GIFT |= {"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "factor_crop": 2, "mix_type": "None"}
 LIVE_RECIPES |= {
     "gift": GIFT | {"loss_type": "gift", "ce_weight": 0.1},
     "cim": GIFT | {"loss_type": "mse_gt", "ce_weight": 0},
@@ -203,6 +214,46 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     expected = common | RECIPES[name]
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.output_dir == f"save/{name}"
+
+
+def test_settings_of_the_environment_are_heard(launch):
+    """A recipe whose own value differs from that of the launcher takes the user's value for both."""
+
+    def parsed(name, **environment):
+        return KDConfig.parse(launch(f"scripts/recipes/{name}.sh", **NEEDED.get(name, {}), **environment)[1:])
+
+    args = parsed("edc_cifar", DATASET="cifar100", LR="0.05", WEIGHT_DECAY="1e-3")
+    assert (args.learning_rate, args.weight_decay) == (0.05, 1e-3)
+    args = parsed("d3hr", SHUFFLE_PATCHES="2", VAL_IPC="7")
+    assert (args.shuffle_patches, args.val_ipc, args.min_scale_crops) == (2, 7, 0.08)
+    assert parsed("delt", SHUFFLE_PATCHES="2").shuffle_patches == 2
+    committee = {"TEACHER": "resnet18 mobilenet_v2", "TEACHER_STEM": "small standard"}
+    for name in ("rded", "bps"):
+        assert parsed(name, DATASET="cifar10", **committee).teacher_stem == ("small", "standard")
+
+
+@pytest.mark.parametrize("settings", ["DATASET=woof", "IPC=5", "MODEL=vgg11", "DATASET=tiny IPC=2"])
+@pytest.mark.parametrize("name", ["cvdd", "fadrm"])
+def test_an_unknown_rate_is_said(name, settings):
+    """The sources have no rate for these; FADRM has one for ImageWoof. ETA alone does not answer for the rate."""
+    environment = dict(setting.split("=") for setting in settings.split()) | {
+        "PYTHON": "echo",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env=environment
+    )
+    known = (name, settings) == ("fadrm", "DATASET=woof")
+    assert ("no rate is known for" in done.stderr) == (not known)
+    assert known or "--adamw-lr 0.001 --smoothing 2" in done.stdout
+
+
+@pytest.mark.parametrize("epochs", [300, 1000])
+@pytest.mark.parametrize("name", ["gift", "cim"])
+def test_gift_and_cim_evaluate_after_each_quarter(name, epochs, launch):
+    """Four evaluations, as in the authors' code: after epochs 75, 150, 225 and 300 of 300, counted from 1."""
+    config = KDConfig.parse(launch(f"scripts/recipes/{name}.sh", EPOCHS=str(epochs))[1:])
+    assert [1 + epoch for epoch in range(epochs) if config.evaluates(epoch)] == [epochs * n // 4 for n in range(1, 5)]
 
 
 def test_settings_that_need_other_flags(launch):
@@ -386,7 +437,34 @@ def test_an_unknown_data_set_is_refused(name):
         ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("DATASET=mnist is none of imagenet1k, ")
+    assert done.stderr.startswith("error: DATASET=mnist is none of imagenet1k, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("rded", "IPC=0"),
+        ("rded", "EPOCHS=ten"),
+        ("rded", "INPUT_SIZE=32px"),
+        ("cao2", "IPC=1.5"),
+        ("d3hr", "IPC=ten"),
+        ("d3hr", "EPOCHS=0"),
+        ("delt", "IPC=-1"),
+        ("bps", "EPOCHS=ten"),
+        ("bps", "IPC=0"),
+        ("edc_cifar", "EPOCHS=ten"),
+    ],
+)
+def test_a_setting_that_is_no_whole_number_is_refused(name, setting):
+    """One sentence names it, before the shell computes with it."""
+    environment = NEEDED.get(name, {}) | dict([setting.split("=")])
+    command = ["sh", str(ROOT / f"scripts/recipes/{name}.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    example = f"{setting.partition('=')[0]}=10"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {setting} is no whole number of at least 1; give one, such as {example}\n",
+    )
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

@@ -14,7 +14,7 @@ import train_KD_parallel
 from utils.config import IMAGENET_STD, Findings, KDConfig
 from utils.data.device import DeviceBatches
 from utils.data.preview import Preview
-from utils.data.rand_augment import RandAugment
+from utils.data.rand_augment import RandAugment, posterize
 from utils.data.replay import replay_view, resize_views, shuffle_patches
 from utils.data.resident import ResidentBatches
 from utils.data.workers import ViewDataset, WorkerBatches
@@ -171,6 +171,18 @@ def test_rand_augment_is_that_of_timm_with_the_settings_of_delt():
         assert operation.kwargs["fillcolor"] == (124, 116, 104)
 
 
+def test_no_magnitude_ends_a_run():
+    """timm posterizes to 0 bits at some magnitudes, of which new versions of Pillow raise an error."""
+    image = coordinates(40, 50)
+    for text in ("rand-m0-n1-p1", "rand-m30-n1-p1-mmax30-inc1", "rand-m30-n1-p1-mmax30"):
+        change = RandAugment(text)
+        results = {operation.name: operation(image) for operation in change.transform.ops}
+        (name,) = (name for name in results if name.startswith("Posterize"))
+        assert np.array(results[name]).any() == (text == "rand-m30-n1-p1-mmax30")
+    assert np.array_equal(np.array(posterize(image, 3)), np.array(image) // 32 * 32)
+    assert np.array_equal(np.array(posterize(image, 9)), np.array(image))
+
+
 def test_grey_images_stay_grey():
     grey = coordinates(40, 50).getchannel(1)
     changed = [RandAugment("rand-m9-n3-p1")(grey, seed) for seed in range(10)]
@@ -215,7 +227,7 @@ def test_a_run_resumed_in_mid_epoch_sees_the_same_images(flags, tiny, tmp_path):
         ("--auto-augment rand-tother", "'tother' in"),
         ("--auto-augment rand-", "'' in 'rand-'"),
         ("--auto-augment rand-m6 --loader resident", "leave out --loader resident"),
-        ("--shuffle-patches 37", "--shuffle-patches 37 cuts each image into 37 strips, but"),
+        ("--shuffle-patches 37", "--shuffle-patches 37 cuts each image into 37 strips along each side, but"),
         ("--shuffle-patches 0", "0 must be at least 1"),
         ("--eval-from 2", "--eval-from 2 is not reached, since the last of --epochs 2 is 1; lower it"),
         ("--val-ipc 0", "0 must be at least 1"),
@@ -226,6 +238,14 @@ def test_what_cannot_be_is_refused(flags, message, tiny, tmp_path):
     assert result.code == 2
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_cells_are_at_least_a_pixel(tiny, tmp_path):
+    """More cells than pixels would lie outside the image."""
+    flags = tiny.flags(tmp_path / "run", **PLAIN | {"min_scale_crops": None, "augment": "none", "factor_crop": 37})
+    result = run(train_KD_parallel, *flags)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "--factor-crop 37 cuts each image into 37 cells along each side, but" in result.err
 
 
 @pytest.mark.parametrize(

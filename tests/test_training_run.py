@@ -12,7 +12,7 @@ import torch
 from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
-from utils.config import FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
+from utils.config import EARLIER, FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
 from utils.run.checkpoint import flag
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
@@ -117,6 +117,20 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     assert {k: v for k, v in resumed.summary["best"].items() if k != "loss"} == {
         k: v for k, v in whole_run.summary["best"].items() if k != "loss"
     }
+
+
+def test_a_run_of_an_earlier_release_is_resumed(whole_run, tiny, tmp_path):
+    """Its checkpoint lacks later settings, some of which this command does not have at all."""
+    shutil.copytree(whole_run.path, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    state = torch.load(path, weights_only=True)
+    assert state["arguments"]["shuffle_patches"] is None
+    for name in EARLIER:
+        state["arguments"].pop(name, None)
+    torch.save(state, path)
+    tiny.train_run(tmp_path / "run", model="resnet18", resume=True)
+    changed = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18", resume=True, warmup_epochs=1))
+    assert (changed.code, "--warmup-epochs was 0 and is 1" in changed.err) == (2, True)
 
 
 def test_a_warm_up_and_gift_resume_exactly(tiny, tmp_path):

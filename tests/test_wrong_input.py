@@ -103,6 +103,8 @@ CASES = {
     ),
     "T squared of no temperature": ({"loss_type": "gift", "loss_scale_t2": True}, ["--loss-scale-t2", "gift", "kl"]),
     "T squared of DIST": ({"loss_type": "dist", "loss_scale_t2": True}, ["--loss-scale-t2", "dist", "kl"]),
+    "nothing left of the logits": ({"loss_type": "kl", "logit_smoothing": 1}, ["--logit-smoothing 1", "less than 1"]),
+    "val-resize": ({"val_resize": "squish"}, ["--val-resize", "squish", "squash"]),
     "buffers of no average": ({"ema_buffers": "live"}, ["--ema-buffers live", "--ema-decay"]),
     "two schedules": ({"cos": True, "schedule": "linear"}, ["--cos", "--schedule linear"]),
     "resume and overwrite": ({"resume": True, "overwrite": True}, ["--resume", "--overwrite"]),

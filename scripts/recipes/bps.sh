@@ -21,6 +21,7 @@ DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
 MODEL=${MODEL:-resnet18}
 EPOCHS=${EPOCHS:-500}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
 stem=small teacher_stem=small
 case "$DATASET $IPC" in
@@ -48,16 +49,17 @@ case $DATASET in
     tiny) side=64 margin=0 ;;
     cifar10 | cifar100) side=32 margin=0 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
-case $MODEL in resnet*) ;; *) stem=standard ;; esac
-case ${TEACHER:-resnet18} in resnet*) ;; *) teacher_stem=standard ;; esac
+case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) stem=standard ;; esac
+case ${TEACHER:-resnet18} in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) teacher_stem=standard ;; esac
 BATCH_SIZE=${BATCH_SIZE:-$batch}
 INPUT_SIZE=${INPUT_SIZE:-$side}
 from=$((EPOCHS > 21 ? EPOCHS - 21 : 0))
 export OUTPUT_DIR IPC MODEL EPOCHS BATCH_SIZE INPUT_SIZE
 [ "${LOSS_TYPE:-kl}" != kl ] || set -- --loss-scale-t2 "$@"
-exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem "$teacher_stem" --decay-all \
+# shellcheck disable=SC2086  # one stem for all teachers, or one per teacher
+exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem ${TEACHER_STEM:-$teacher_stem} --decay-all \
     --min-scale-crops "$crop" --val-resize $((INPUT_SIZE + margin)) --eval-from "$from" --eval-every 1 "$@"

@@ -15,7 +15,8 @@
 #   IPC=10 TRAIN_DIR=… VAL_DIR=… sh scripts/recipes/delt.sh [flags]
 set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/delt}
-SHUFFLE_PATCHES=1
+SHUFFLE_PATCHES=${SHUFFLE_PATCHES:-1}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=${IPC:-10}"
 case "${DATASET:-imagenet1k} ${MODEL:-resnet18}" in
     "imagenet1k resnet101" | "imagenet100 resnet101")
         batch=10

@@ -33,6 +33,7 @@ set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/edc_cifar}
 MODEL=${MODEL:-resnet18}
 EPOCHS=${EPOCHS:-1000}
+sh "$(dirname "$0")/../whole_numbers.sh" "EPOCHS=$EPOCHS"
 INPUT_SIZE=${INPUT_SIZE:-32}
 MEAN=${MEAN:-0.5071 0.4867 0.4408}
 STD=${STD:-0.2675 0.2565 0.2761}
@@ -53,7 +54,7 @@ case $DATASET in
             --min-scale-crops 0.5 --eval-every 100 "$@"
         ;;
     *)
-        echo "DATASET=$DATASET is none of cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of cifar10, cifar100" >&2
         exit 2
         ;;
 esac

@@ -3,13 +3,15 @@
 #
 # Published top-1 at 10, 20 images per class: 21.3, 29.4 % (README of
 # github.com/he-y/soft-label-pruning-quantization-for-dataset-distillation).
-# Recipe: relabel_and_validate/ there (107c7a5, cfg/reproduce/LPQLD_in21k_[2k].yaml): 300 epochs, batch 32, AdamW 2e-3
-# with weight decay 0.01, cosine, KL at T = 20, the teacher's logits smoothed by 0.2 (--logit-smoothing), neither mixing
-# nor normalisation; batches are drawn from all that are stored. Validation images are squashed to 224 x 224 pixels.
-# Data: LPLD's images of the 10,450 classes, and its labels, whose 2nd item is a coloured cutout in each view.
+# Recipe: relabel_and_validate/ of github.com/he-y/soft-label-pruning-for-dataset-distillation (63eee18),
+# cfg/reproduce/LPLD_in21k_[2k].yaml and train_FKD_label_pruning_batch.py: 300 epochs, batch 32, AdamW 2e-3 with weight
+# decay 0.01, cosine, KL at T = 20, the teacher's logits smoothed by 0.2 (--logit-smoothing), neither mixing nor
+# normalisation; batches are drawn from all that are stored. Validation images are squashed to 224 x 224 pixels.
+# Data: LPLD's images of the 10,450 classes, and its 40 times pruned labels, either layout; their 2nd item is a coloured
+# cutout in each view.
 # Different here: the last epoch is the result. A cutout lies where the teacher saw it; in the authors' training
 # code, 7 of 224 places are one pixel further up or left.
-# Not verified: that these settings, which are those of LPQLD without its temperatures, gave the figures.
+# Not verified: that these settings gave the figures.
 #
 # Settings as in train.sh, from the environment or as trailing flags:
 #
@@ -23,4 +25,5 @@ TEMPERATURE=${TEMPERATURE:-20}
 MIX_TYPE=${MIX_TYPE:-None}
 export OUTPUT_DIR BATCH_SIZE ACCUMULATION LOSS_TYPE TEMPERATURE MIX_TYPE
 exec sh "$(dirname "$0")/../../train.sh" \
-    --reuse-labels --adamw-lr 0.002 --logit-smoothing 0.2 --mean 0 --std 1 --val-resize squash "$@"
+    --reuse-labels --label-order sampled \
+    --adamw-lr 0.002 --logit-smoothing 0.2 --mean 0 --std 1 --val-resize squash "$@"

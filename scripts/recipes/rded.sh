@@ -20,7 +20,8 @@
 #   has as `best`; the headline is the last epoch.
 # Data: RDED's images; its class folders 00000, 00001, … are in the order of its teachers' classes. For image sets of
 # other projects in another order, give --class-order. Teachers: the files of its Google Drive; for ImageNet-1K
-# torchvision's.
+# torchvision's. Images of your own: take the DATASET closest in size and number of classes, and set INPUT_SIZE,
+# SHUFFLE_PATCHES (1 if the images are no collages), VAL_IPC (empty: all) and TEACHER_STEM where they differ.
 # Different here: RDED forwards each batch through the student a second time, in train mode and without gradients, so
 # that batch norm updates its running statistics twice (with momentum 0.1, this equals one update with 0.19). This
 # second pass is left out. RDED validates on the first VAL_IPC files of each class in the order of os.listdir, which
@@ -39,6 +40,7 @@ MODEL=${MODEL:-resnet18}
 TEACHER=${TEACHER:-resnet18}
 EPOCHS=${EPOCHS:-300}
 MIX_TYPE=${MIX_TYPE:-cutmix}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
 patches=2 side=224 val_ipc=50
 case $DATASET in
@@ -49,7 +51,7 @@ case $DATASET in
     cifar10) classes=10 patches=1 side=32 val_ipc=1000 ;;
     cifar100) classes=100 patches=1 side=32 val_ipc=100 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
@@ -81,8 +83,8 @@ case $MIX_TYPE in mixup) TEMPERATURE=${TEMPERATURE:-4} ;; esac
 # ResNets of small images have a 3x3 stem (resnet18_modified in RDED)
 stem=standard teacher_stem=standard
 if [ "$side" -le 64 ] && [ "$DATASET" != imagenet1k ]; then
-    case $MODEL in resnet*) stem=small ;; esac
-    case $TEACHER in resnet*) teacher_stem=small ;; esac
+    case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) stem=small ;; esac
+    case $TEACHER in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) teacher_stem=small ;; esac
 fi
 from=$((EPOCHS * 4 / 5 + 1))                    # the first epoch after 0.8 E …
 from=$((from + (19 - from % 10) % 10))          # … that is 9, 19, 29, …

@@ -143,19 +143,21 @@ def check_folders(config: TrainConfig) -> tuple[ImageSet, ImageSet]:
     return train, val
 
 
-def check_strips(strips: int, samples: Samples) -> None:
-    """Raise InputError if an image is too small to be cut into as many strips as --shuffle-patches says.
+def check_strips(config: KDConfig, samples: Samples) -> None:
+    """Raise InputError if an image is too small to be cut as --shuffle-patches or --factor-crop says.
 
     Args:
-        strips: value of --shuffle-patches.
+        config: flags of the run.
         samples: (image, class) of every training image.
     """
-    for image, _ in samples if strips > 1 else []:
+    parts = max(config.shuffle_patches, config.factor_crop)
+    flag, noun = ("factor-crop", "cells") if config.factor_crop == parts else ("shuffle-patches", "strips")
+    for image, _ in samples if parts > 1 else []:
         width, height = image_size(image)
-        if min(width, height) < strips:
+        if min(width, height) < parts:
             raise InputError(
-                f"--shuffle-patches {strips} cuts each image into {strips} strips, but {image} has {width} x {height} "
-                "pixels; give a smaller number"
+                f"--{flag} {parts} cuts each image into {parts} {noun} along each side, but {image} has {width} x "
+                f"{height} pixels; give a smaller number"
             )
 
 
