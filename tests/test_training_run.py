@@ -12,7 +12,7 @@ import torch
 from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
-from utils.config import FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
+from utils.config import EARLIER, FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
 from utils.run.checkpoint import flag
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
@@ -117,6 +117,16 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     assert {k: v for k, v in resumed.summary["best"].items() if k != "loss"} == {
         k: v for k, v in whole_run.summary["best"].items() if k != "loss"
     }
+
+
+def test_a_checkpoint_without_newer_settings_is_resumed(tiny, tmp_path):
+    """Checkpoints of earlier releases lack them; some of them are flags of train_KD_parallel.py alone."""
+    tiny.train_run(tmp_path / "run", model=SMALL, epochs=1)
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    state = torch.load(path, weights_only=True)
+    state["arguments"] = {name: value for name, value in state["arguments"].items() if name not in EARLIER}
+    torch.save(state, path)
+    tiny.train_run(tmp_path / "run", model=SMALL, epochs=1, resume=True)
 
 
 def test_a_warm_up_and_gift_resume_exactly(tiny, tmp_path):
