@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-LAUNCHERS := train.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
+LAUNCHERS := train.sh scripts/whole_numbers.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
 	benchmarks/gpu.sh demo/run.sh demo/prepare.sh demo/evidence.sh .ci/run
 
 OLDEST := .venv-oldest

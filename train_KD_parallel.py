@@ -90,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = preflight.view_policy(config, found)
     # the augmentation is on the CPU, because data loading processes get a copy of `source`, and must not use the GPU
     source = DrawnViews(
-        *(policy, len(samples), config.batch_size, augmentation_of(config, found)),
+        policy,
+        len(samples),
+        config.batch_size,
+        augmentation_of(config, found),
         num_strips=config.shuffle_patches,
         change=rand_augment_of(config, found),
     )

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The launcher for training with live teachers, which answer during the training. Recipes such as rded.sh call it.
+# The launcher for training with live teachers, which answer each batch anew. Recipes such as rded.sh call it.
 #
 #   TEACHER_CHECKPOINT=teacher.pth TRAIN_DIR=… VAL_DIR=… sh train_live.sh     the settings below
 #   TEACHER="resnet18 mobilenet_v2" TEACHER_CHECKPOINT="a.pth b.pth" … sh train_live.sh     several teachers

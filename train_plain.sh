@@ -1,6 +1,6 @@
 #!/bin/sh
-# The launcher for training on the labels of the images themselves, without a teacher. The recipes dc.sh, dsa.sh, dm.sh,
-# mtt.sh, datm.sh and idc.sh call it.
+# The launcher for training on the labels of the images themselves, without a teacher. Recipes such as
+# dc.sh call it.
 #
 #   sh train_plain.sh                                      the settings below
 #   TRAIN_DIR=… VAL_DIR=… MODEL=resnet18 sh train_plain.sh settings from the environment

@@ -12,13 +12,19 @@ The script also trains on a baseline of random real images. It draws them from R
 many per class as the first image set has, and puts links to them into WORK/images/random. One teacher labels all image
 sets, with the same flags.
 
+With NO_AUGMENT=yes, HL and SL+KD are trained on whole images as well, which the augmentation-robust score needs. With
+SEARCH_RATES, all runs with hard labels or random images are trained once for each of these learning rates, and the
+report has the best rate of each set, as DD-Ranking does: that takes as many times longer.
+
 Repeat the command to resume: the script skips finished runs. It refuses to go on if WORK holds results of other
 settings or data. docs/evidence.md explains the report, which is written to WORK/report. GPUS, SIDE_BY_SIDE and the exit
 codes have the same meaning as in scripts/runs.py. The settings come from environment variables, which --help lists;
 flags of the command line are passed on to the training scripts.
 """
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +72,9 @@ class Settings:
     mix_type: str = setting("cutmix", "of SL and SL+KD; views with hard labels are not mixed")
     views: str = setting("", "flags that shape views: --min-scale-crops 0.25 --hflip 0 …")
     random_seed: str = setting("0")
+    no_augment: str = setting("no", "yes: HL and SL+KD also on whole images without augmentation, for ARS")
+    search_rates: str = setting("", "learning rates to try in HL and with random images: 0.001 0.005 0.01 0.05 0.1")
+    rate: str = setting("", "learning rate of the runs that try none; that of train_*_parallel.py unless given")
     class_map: str = setting("", "file with lines REAL_FOLDER<tab>IMAGE_SET_FOLDER, if their names differ")
     classes: str = setting("", "classes to use: a file with one folder name a line, or a name such as imagenette")
 
@@ -97,6 +106,15 @@ def check(settings: Settings) -> None:
     for regime in settings.regimes.split():
         if regime not in REGIMES:
             raise RunsError(f"REGIMES: {regime} is none of {', '.join(REGIMES)}")
+    if settings.no_augment not in ("no", "yes"):
+        raise RunsError(f"NO_AUGMENT {settings.no_augment} is neither yes nor no")
+    if settings.no_augment == "yes" and settings.regimes.split() == ["SL"]:
+        raise RunsError("NO_AUGMENT=yes has no effect on SL, whose views are stored; add HL or SL+KD to REGIMES")
+    for rate in (*settings.search_rates.split(), *settings.rate.split()):
+        if not re.fullmatch(r"\d*\.?\d+(e-?\d+)?", rate):
+            raise RunsError(
+                f"{rate} in SEARCH_RATES or RATE is no learning rate; give numbers such as 0.001, parted by spaces"
+            )
     image_sets = folders_of(settings.image_sets)
     if not image_sets:
         raise RunsError("IMAGE_SETS names no folder; give the distilled images")
@@ -155,8 +173,39 @@ def relabel(settings: Settings, images: str, python: str) -> list[str]:
     return [*command, "--no-progress", "--fkd-path", settings.labels_of(images)]
 
 
+def words_of(settings: Settings, regime: str, images: str, whole: bool) -> str:
+    """Return the training script of a regime and the flags that only this regime needs.
+
+    Args:
+        settings: settings of the script.
+        regime: HL, SL or SL+KD.
+        images: image folder; SL needs its labels.
+        whole: whether the students see whole images without augmentation; only HL and SL+KD can.
+    """
+    s = settings
+    views = "--augment none" if whole else s.views
+    if regime == "HL":
+        return f"train_KD_parallel.py --loss-type ce {views}"
+    soft = f"--loss-type {s.loss_type} --ce-weight {s.ce_weight} -T {s.temperature}"
+    if regime == "SL":
+        return f"train_FKD_parallel.py {soft} --fkd-path {quoted(s.labels_of(images))} --reuse-labels"
+    live = f"--teacher-model {s.teacher} --teacher-checkpoint {quoted(s.teacher_checkpoint)}"
+    live += "" if whole else f" --mix-type {s.mix_type}"
+    return f"train_KD_parallel.py {soft} {live} --fkd-seed 43 {views}"
+
+
+def teacher_of(settings: Settings, regime: str) -> str:
+    """Return the part of DATA=… that describes the labels of a regime, with a checksum of the teacher."""
+    s = settings
+    checkpoint = Path(s.teacher_checkpoint)
+    teacher = f"{s.teacher} {cksum(checkpoint.read_bytes()) if checkpoint.is_file() else ''}"
+    if regime == "SL":
+        return f", {s.label_epochs or s.epochs} epochs of labels, {s.mix_type}, {s.views}, of {teacher}"
+    return f", teacher {teacher}" if regime == "SL+KD" else ""
+
+
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
-    """Return the plan for scripts/runs.py, with one line per regime (HL, SL, SL+KD), image set and model.
+    """Return the plan for scripts/runs.py: one line per regime (HL, SL, SL+KD), image set, learning rate and model.
 
     Each line lists all seeds. Its command begins with DATA=…, which contains checksums of the run's data. If the data
     change, the command changes too, and scripts/runs.py refuses to mix new runs with finished ones. PYTHON and WORKERS
@@ -169,34 +218,23 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
         '-j "$WORKERS" --cos'
     )
     common += f" --classes {quoted(s.classes)}" if s.classes else ""
-    soft = f"--loss-type {s.loss_type} --ce-weight {s.ce_weight} -T {s.temperature}"
-    live = (
-        f"--teacher-model {s.teacher} --teacher-checkpoint {quoted(s.teacher_checkpoint)} --mix-type {s.mix_type} "
-        "--fkd-seed 43"
-    )
-    checkpoint = Path(s.teacher_checkpoint)
-    teacher = f"{s.teacher} {cksum(checkpoint.read_bytes()) if checkpoint.is_file() else ''}"
-    label_epochs = s.label_epochs or s.epochs
     states = {folder: state_of(folder) for folder in (*image_sets, s.val_dir)}
+    classes = f", classes {cksum(Path(s.classes).read_bytes())}" if os.path.isfile(s.classes) else ""
+    variants = [(regime, False) for regime in s.regimes.split()]
+    if s.no_augment == "yes":
+        variants += [(regime, True) for regime in s.regimes.split() if regime != "SL"]
     lines = []
-    for regime in s.regimes.split():
-        for images in image_sets:
-            data = f"images {states[images]}, validation {states[s.val_dir]}"
-            if os.path.isfile(s.classes):
-                data += f", classes {cksum(Path(s.classes).read_bytes())}"
-            if regime == "HL":
-                words = f"train_KD_parallel.py --loss-type ce {s.views}"
-            elif regime == "SL":
-                words = f"train_FKD_parallel.py {soft} --fkd-path {quoted(s.labels_of(images))} --reuse-labels"
-                data += f", {label_epochs} epochs of labels, {s.mix_type}, {s.views}, of {teacher}"
-            else:
-                words = f"train_KD_parallel.py {soft} {live} {s.views}"
-                data += f", teacher {teacher}"
-            for model in s.models.split():
-                name = f"{regime}/{last_name(images)}/{model_folder(model)}"
-                command = f'DATA={quoted(data)} "$PYTHON" {quoted(f"{ROOT}/")}{words}'
-                command += f" --train-dir {quoted(images)} --model {model} {common}"
-                lines.append(f"{name}\t{command}\t{s.seeds}\n")
+    for (regime, whole), images in itertools.product(variants, image_sets):
+        data = f"images {states[images]}, validation {states[s.val_dir]}{classes}{teacher_of(s, regime)}"
+        words = words_of(s, regime, images, whole)
+        searched = s.search_rates and (regime == "HL" or images == s.random_set)
+        for rate, model in itertools.product(s.search_rates.split() if searched else [s.rate], s.models.split()):
+            folders = [*(["no-augment"] if whole else []), *([f"lr{rate}"] if searched else []), model_folder(model)]
+            # both flags, because the flags of the command line choose the optimizer
+            rates = f" --adamw-lr {rate} --learning-rate {rate}" if rate else ""
+            command = f'DATA={quoted(data)} "$PYTHON" {quoted(f"{ROOT}/")}{words}'
+            command += f" --train-dir {quoted(images)} --model {model} {common}{rates}"
+            lines.append(f"{'/'.join([regime, last_name(images), *folders])}\t{command}\t{s.seeds}\n")
     return "".join(lines)
 
 
@@ -209,6 +247,8 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
     """
     settings = Settings.read(environment)
     check(settings)
+    if settings.search_rates and (given := {"--adamw-lr", "--learning-rate", "-lr"} & set(flags)):
+        raise RunsError(f"{min(given)} would replace all of SEARCH_RATES; give RATE, for the runs that search none")
     python = environment.get("PYTHON") or sys.executable
     modules = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     environment = {**environment, "PYTHON": python, "WORKERS": settings.workers, "PYTHONPATH": modules}
@@ -220,23 +260,27 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         shutil.rmtree(settings.random_set, ignore_errors=True)
 
     image_sets = [*folders_of(settings.image_sets), settings.random_set]
-    preparations = [draw_random_set(settings, python)]
-    if "SL" in settings.regimes.split():
-        preparations += [relabel(settings, images, python) for images in image_sets]
-    for command in preparations:
-        if code := processes.run(command, environment):
-            return code
-
+    if code := processes.run(draw_random_set(settings, python), environment):
+        return code
     plan = work / "plan.txt"
     plan.write_text(make_plan(settings, image_sets), errors="surrogateescape")
+    if "SL" in settings.regimes.split():
+        names = {name for line in runs.read_plan(str(plan)) for name in line.runs}
+        finished = sum((work / "runs" / name / "summary.json").is_file() for name in names)
+        print(f"soft labels of {len(image_sets)} image sets, then {len(names)} runs ({finished} finished)", flush=True)
+        for images in image_sets:
+            if code := processes.run(relabel(settings, images, python), environment):
+                return code
+
     try:
         code = runs.main(flags, {**environment, "PLAN": str(plan), "RUNS_DIR": f"{settings.work}/runs"}, processes)
     except RunsError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     report = [python, "-m", "utils.report", f"{settings.work}/runs", "--output", f"{settings.work}/report"]
-    full_data = ["--full-data", *settings.full_data.split()] if settings.full_data else []
-    return processes.run([*report, *full_data], environment) or code
+    report += ["--full-data", *settings.full_data.split()] if settings.full_data else []
+    report += ["--searched", "adamw_lr", "learning_rate"] if settings.search_rates else []
+    return processes.run(report, environment) or code
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ fills the GPU even if batches are small, and views are replayed once for all of 
 results as if it were trained alone. The runs share a log; the name of the log lists the seeds. If the seeds do not fit
 into memory together, they are trained one after the other.
 
+Before the first run starts, the script prints the number of runs and how many are finished. After each process it
+prints how long the rest will take, if a run takes as long as the mean of those that the script has trained so far.
+
 All settings come from environment variables. --help prints this text.
 
 Exit codes: 0 if all runs are finished; 2 if a setting or the plan cannot be used (the error is one sentence); 123 if
@@ -43,6 +46,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -296,12 +300,40 @@ class Runs:
         self.environment = environment
         self.processes = processes
         self.free_gpus: SimpleQueue[str] = SimpleQueue()
-        self.print_lock = threading.Lock()
+        self.lock = threading.Lock()  # for printing, and for the attributes below
+        self.number = 0  # runs in the plan
+        self.left: set[str] = set()  # runs that are neither finished nor failed
+        self.running: dict[str, tuple[float, int]] = {}  # first run of a process -> (start, number of runs)
+        self.seconds = 0.0  # duration of all processes that trained runs from the first to the last epoch
+        self.trained = 0  # number of these runs
+        self.gpus: Sequence[str] = ["0"]  # one process at a time for each of them
 
     def say(self, text: str) -> None:
         """Print one line; a lock prevents two threads from printing at the same time."""
-        with self.print_lock:
+        with self.lock:
             print(text, flush=True)
+
+    def announce(self, plan: Sequence[Line]) -> None:
+        """Print the number of runs in the plan, how many are finished and left, and the GPUs."""
+        names = {name for line in plan for name in line.runs}
+        self.left = {name for name in names if not self.is_finished(name)}
+        self.number = len(names)
+        finished = self.number - len(self.left)
+        self.say(f"runs: {finished} of {self.number} finished, {len(self.left)} left; GPUS: {' '.join(self.gpus)}")
+
+    def say_rest(self, names: Sequence[str]) -> None:
+        """Print how many runs are left after the runs `names`, and how long they will take; nothing if none is left."""
+        with self.lock:
+            self.left.difference_update(names)
+            if not self.left or not self.trained:
+                return
+            seconds = self.seconds / self.trained  # per run; a process with several runs is shared out among them
+            now = time.monotonic()
+            running = [max(0.0, runs * seconds - (now - start)) for start, runs in self.running.values()]
+            waiting = len(self.left) - sum(runs for _, runs in self.running.values())
+            rest = max([(sum(running) + waiting * seconds) / len(self.gpus), *running])
+            text = f"left: {len(self.left)} of {self.number} runs, about {duration(rest)}"
+            print(f"{text}, if they take as long as the {self.trained} so far", flush=True)
 
     def beside(self, name: str, suffix: str) -> Path:
         """Return the path RUNS_DIR/NAME.SUFFIX.
@@ -336,6 +368,8 @@ class Runs:
         Raises:
             Stopped: a signal stopped the runs.
         """
+        self.gpus = gpus
+        self.announce(plan)
         for gpu in gpus:
             self.free_gpus.put(gpu)
         with ThreadPoolExecutor(len(gpus)) as pool:
@@ -361,10 +395,13 @@ class Runs:
         gpu = self.free_gpus.get()  # never blocks: there are as many GPUs as threads
         try:
             if len(left) > 1:
-                return self.run_side_by_side(line, seeds, gpu)
-            return self.run_alone(left[0], line.command, seeds, gpu)
+                succeeded = self.run_side_by_side(line, seeds, gpu)
+            else:
+                succeeded = self.run_alone(left[0], line.command, seeds, gpu)
         finally:
             self.free_gpus.put(gpu)
+        self.say_rest(left)
+        return succeeded
 
     def run_alone(self, name: str, command: str, seed: list[str], gpu: str) -> bool:
         """Train one run in its own process; return whether it succeeded.
@@ -406,13 +443,33 @@ class Runs:
         flags = [*flags, "--no-progress", "--resume" if has_checkpoint else "--overwrite", *self.flags]
         environment = {**self.environment, "CUDA_VISIBLE_DEVICES": gpu, "OUTPUT_DIR": str(output)}
         shell = ["sh", "-uc", f'{self.TRAP}{command} "$@"', "sh", *flags]
-        return self.processes.run(shell, environment, log) == 0
+        start = time.monotonic()
+        with self.lock:
+            self.running[names[0]] = start, len(names)
+        try:
+            done = self.processes.run(shell, environment, log) == 0
+        finally:
+            with self.lock:
+                del self.running[names[0]]
+        if done and not has_checkpoint:  # a resumed run takes less time than a whole one
+            with self.lock:
+                self.seconds += time.monotonic() - start
+                self.trained += len(names)
+        return done
 
     def failure(self, name: str, log: Path) -> str:
         """Return the message that the run `name` failed, with the first error in its log file."""
         lines = log.read_text(errors="replace").splitlines()
         reason = next((f": {line}" for line in lines if line.startswith("error: ")), "")
         return f"FAILED: {name} ({log}{reason})"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text, in hours and minutes, in minutes, or in seconds: `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def positive(environment: Mapping[str, str], name: str, default: int) -> int:

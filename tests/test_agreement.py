@@ -76,7 +76,7 @@ def test_a_live_teacher_is_not_called_labels():
     assert live.fault == stored.fault.replace("labels'", "teacher's") != stored.fault
     found = verdict(chance, live=True)
     assert found.certain
-    assert found.fault.endswith("it was most likely trained on another class order, or these are not its weights")
+    assert found.fault.endswith("on another class order or --input-size, or these are not its weights")
     assert verdict(chance).fault.endswith("made for another class order, image order or --fkd_seed")
 
 

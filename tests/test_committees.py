@@ -38,6 +38,20 @@ def net(num_classes):
     )
 """
 
+OLD = """
+from torch import nn
+from torch.nn import functional as F
+
+class Norm(nn.BatchNorm2d):
+    def forward(self, images):
+        batch = self.training or not self.track_running_stats
+        return F.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, batch, self.momentum)
+
+def net(num_classes):
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Norm(8), nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, num_classes))
+"""
+
 
 @pytest.fixture(scope="module")
 def committee(tmp_path_factory):
@@ -130,6 +144,20 @@ def test_batches_of_a_gpu_keep_their_own_statistics(committee):
     ensemble.parts = 0
     running = Ensemble(*committee, "mean", FP32)
     torch.testing.assert_close(ensemble(batches[0]), running(batches[0]), rtol=0, atol=0)
+
+
+def test_running_statistics_are_used_without_bssl(tmp_path):
+    """Networks with lines of old versions of PyTorch take the batch's statistics if a layer does not track any."""
+    (tmp_path / "old.py").write_text(OLD)
+    own = f"{tmp_path / 'old.py'}:net"
+    model = load_function(own)(3)
+    model[1].running_mean += 5
+    torch.save(model.state_dict(), tmp_path / "old.pth")
+    images = torch.randn(4, 3, SIDE, SIDE)
+    ensemble = Ensemble([own], [tmp_path / "old.pth"], "mean", FP32)
+    torch.testing.assert_close(ensemble(images), model.eval()(images), rtol=0, atol=0)
+    halves = Ensemble([own], [tmp_path / "old.pth"], "mean", FP32, bssl=True)(images)
+    torch.testing.assert_close(halves, torch.cat([model.train()(images[:2]), model(images[2:])]), rtol=0, atol=0)
 
 
 def test_relabelling_with_batch_statistics_resumes(tiny, committee, tmp_path):
@@ -286,6 +314,8 @@ def test_settings_of_live_teachers(tiny, committee, tmp_path):
         (["--ensemble-weights", 1, 2, "--ensemble", "norm-mean"], "1.0 2.0 has no effect with --ensemble norm-mean"),
         (["--ensemble-weights", 1, 0], "0 must be above 0"),
         (["--teacher-model", CONVNET, "--teacher-checkpoint", "a.pth", "--ensemble-weights", 1], "with one teacher"),
+        (["--teacher-model", CONVNET, "--teacher-checkpoint", "a.pth", "--ensemble", "norm-mean"], "with one teacher"),
+        (["--ensemble-weights", "1e308", "1e308"], "--ensemble-weights 1e+308 1e+308: their sum is too large"),
         (["--loss-type", "ce", "--ensemble-weights", 1, 2], "--ensemble-weights has no effect with --loss-type ce"),
         (["--loss-type", "ce", "--ensemble", "mean"], "--ensemble has no effect with --loss-type ce"),
         (["--teacher-stem", "small", "small", "standard"], "3 --teacher-stem for 2 teachers; give one for all, or one"),

@@ -284,6 +284,64 @@ def test_labels_are_made_only_for_the_regime_that_reads_them(planned):
     assert planned.notes() == ["-m", *relabelled, *trained, "-m"]
 
 
+def test_the_number_of_runs_is_said_before_labels_are_made(planned):
+    """It comes before the first long command, and again before the first run; a second call counts finished runs."""
+    (planned.folder / "w" / "runs" / "HL" / "a" / "r18-seed1").mkdir(parents=True)
+    (planned.folder / "w" / "runs" / "HL" / "a" / "r18-seed1" / "summary.json").touch()
+    lines = planned(GPUS="0 1").stdout.splitlines()
+    assert lines[:2] == [
+        "soft labels of 2 image sets, then 12 runs (1 finished)",
+        "runs: 1 of 12 finished, 11 left; GPUS: 0 1",
+    ]
+    again = planned(GPUS="0", REGIMES="HL").stdout.splitlines()
+    assert again[0] == "runs: 1 of 4 finished, 3 left; GPUS: 0"
+
+
+RATES = ["0.001", "0.005", "0.01", "0.05", "0.1"]
+
+
+def plan_of(planned, **changed):
+    """Return {name: command} of the plan, and the words that the report was called with."""
+    planned(**changed)
+    lines = [line.split("\t") for line in (planned.folder / "w" / "plan.txt").read_text().splitlines()]
+    return {name: command for name, command, _ in lines}, (planned.folder / "notes").read_text().splitlines()[-1]
+
+
+def test_rates_are_searched_for_hard_labels_and_random_images(planned):
+    """Each rate has its own line and folder; the other runs keep one rate; the report is told."""
+    plan, report = plan_of(planned, SEARCH_RATES=" ".join(RATES), RATE="0.002")
+    searched = [f"{run}/lr{rate}/r18" for run in ("HL/a", "HL/random") for rate in RATES]
+    for regime in ("SL", "SL+KD"):
+        searched += [f"{regime}/a/r18", *(f"{regime}/random/lr{rate}/r18" for rate in RATES)]
+    assert list(plan) == searched
+    for name, command in plan.items():
+        rate = name.split("/")[2].removeprefix("lr") if "/lr" in name else "0.002"
+        assert command.endswith(f"--cos --adamw-lr {rate} --learning-rate {rate}")
+    assert report.endswith("--searched adamw_lr learning_rate")
+
+
+def test_whole_images_are_a_further_line(planned):
+    """HL and SL+KD have it, without the flags that shape views and without mixing; SL has stored views, and has not."""
+    usual, _ = plan_of(planned)
+    plan, report = plan_of(planned, NO_AUGMENT="yes")
+    further = {name: command for name, command in plan.items() if name not in usual}
+    assert {name: plan[name] for name in usual} == usual
+    assert list(further) == [f"{regime}/{one}/no-augment/r18" for regime in ("HL", "SL+KD") for one in ("a", "random")]
+    for command in further.values():
+        assert "--augment none" in command
+        assert not re.search("--hflip|--mix-type", command)
+    assert "--searched" not in report
+
+
+def test_a_rate_beside_the_search_is_refused(planned):
+    """It would replace the rate of every run, since trailing flags win."""
+    environment = {"PATH": os.environ["PATH"], "VAL_DIR": "v", "IMAGE_SETS": "a", "SEARCH_RATES": "0.1"}
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--adamw-lr", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=planned.folder, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --adamw-lr would replace all of SEARCH_RATES; give RATE")
+
+
 def test_a_draw_that_fails_ends_the_call(planned):
     """With its exit code; nothing is trained or reported."""
     assert planned(code=3).returncode == 3
@@ -301,8 +359,11 @@ def test_a_draw_that_fails_ends_the_call(planned):
             {"IMAGE_SETS": "a b/a"},
             "IMAGE_SETS: a and b/a have the same last name, by which labels and runs are named; ",
         ),
+        ({"NO_AUGMENT": "1"}, "NO_AUGMENT 1 is neither yes nor no"),
+        ({"NO_AUGMENT": "yes", "REGIMES": "SL"}, "NO_AUGMENT=yes has no effect on SL, whose views are stored"),
+        ({"SEARCH_RATES": "0.1,0.2"}, "0.1,0.2 in SEARCH_RATES or RATE is no learning rate; give numbers such as"),
     ],
-    ids=["regimes", "val-dir", "no-images", "same-name"],
+    ids=["regimes", "val-dir", "no-images", "same-name", "no-augment", "stored views", "rates"],
 )
 def test_settings_that_cannot_be_used(changed, message, planned):
     """One sentence, exit code 2, before anything is made."""
@@ -340,6 +401,27 @@ def test_the_whole_plan(tiny, real, tmp_path):
     page = (tmp_path / "w" / "report" / "report.md").read_text()
     assert f"drawn from {real} with seed 0" in page
     refuse_other_data(tiny, real, tmp_path, command, calls)
+
+
+def test_a_search_and_robustness_end_to_end(tiny, real, tmp_path):
+    """Two rates and whole images: the report has ARS, and the better rate of the random images beside the other."""
+    save_teacher(tmp_path / "teacher.pth")
+    settings = {
+        **{"IMAGE_SETS": str(tiny.train), "REAL_DIR": str(real), "VAL_DIR": str(tiny.val), "WORK": str(tmp_path / "w")},
+        **{"TEACHER": LIGHT, "TEACHER_CHECKPOINT": str(tmp_path / "teacher.pth"), "MODELS": LIGHT, "SEEDS": "1"},
+        **{"EPOCHS": "1", "BATCH_SIZE": "4", "ACCUMULATION": "1", "INPUT_SIZE": str(SIDE), "WORKERS": "0"},
+        **{"REGIMES": "SL+KD", "NO_AUGMENT": "yes", "SEARCH_RATES": "0.001 0.1", "GPUS": "0 0"},
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "evidence.py"), "--device", "cpu", "--precision", "fp32"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done: ") == 6
+    with open(tmp_path / "w" / "report" / "evidence.csv") as file:
+        rows = [("augment=none" in row["images"], bool(row["ars"])) for row in csv.DictReader(file)]
+    assert rows == [(True, False), (False, True)]
+    page = (tmp_path / "w" / "report" / "report.md").read_text()
+    assert "picked by top-1 on the validation set" in page
+    assert page.count("| picked |") == 2
 
 
 def refuse_other_data(tiny, real, root, command, calls):

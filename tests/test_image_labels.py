@@ -211,6 +211,12 @@ def test_who_asks_a_teacher():
     assert [asks("--loss-type ce", own) for own in (False, True)] == [False, False]
     assert asks("--loss-type kl --teacher-checkpoint t.pth", True)
     assert asks("--loss-type kl --teacher-weights DEFAULT", True)
+    committee = "--teacher-model a b --ensemble-weights 1 2"
+    assert asks(committee, False)
+    with pytest.raises(
+        InputError, match="--ensemble-weights has no effect, because --train-dir images holds soft labels"
+    ):
+        asks(committee, True)
 
 
 @pytest.mark.parametrize("mix_type", ["cutmix", "mixup"])

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from helpers import ROOT, wait_for
 
-from scripts.runs import Processes, Stopped
+from scripts.runs import Processes, Runs, Stopped, duration
 from utils.config import FKDConfig
 
 PRISM = ["train.sh", "train_FKD_10_r18.sh", "train_FKD_10_r50.sh", "train_FKD_10_r101.sh"]
@@ -287,7 +287,8 @@ def test_a_plan_of_commands_runs(tmp_path):
     assert ("done: HL/it's a/one" in done.stdout, "FAILED: SL/two" in done.stdout) == (True, True)
     assert (runs / "HL/it's a/one/summary.json").read_text() == "a b --no-progress --overwrite --seed 3\n"
     again = call("")
-    assert again.stdout == "finished before: HL/it's a/one\ndone: SL/two\n"
+    said = "runs: 1 of 2 finished, 1 left; GPUS: 0\nfinished before: HL/it's a/one\ndone: SL/two\n"
+    assert again.stdout == said
     assert (runs / "SL/two/summary.json").read_text() == "--no-progress --resume --seed 3\n"
 
 
@@ -325,7 +326,7 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     wait_for_files(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
     process.send_signal(getattr(signal, f"SIG{name}"))
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (code, "")
+    assert (process.returncode, out) == (code, "runs: 0 of 3 finished, 3 left; GPUS: 0 1\n")
     assert err == "stopped: the runs were asked to save their state; the same command goes on with them\n"
     for run_name in "ab":
         assert (tmp_path / "runs" / run_name / "checkpoint.pth.tar").read_text() == f"{arrives}\n"
@@ -377,7 +378,42 @@ def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
     wait_for_files(tmp_path / "runs/a/started")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err) == (0, "done: a\n", "")
+    said = "runs: 0 of 1 finished, 1 left; GPUS: 0\ndone: a\n"
+    assert (process.returncode, out, err) == (0, said, "")
+
+
+def test_the_rest_is_estimated(monkeypatch, capsys, tmp_path):
+    """Two runs took 1,200 s; a process has trained two of four runs for 400 s, and two GPUs share out what is left."""
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    runs = Runs(str(tmp_path), [], {}, Processes())
+    runs.number, runs.left, runs.gpus = 7, set("abcde"), ["0", "1"]
+    runs.say_rest(["e"])
+    assert capsys.readouterr().out == ""  # nothing is known yet
+    runs.trained, runs.seconds, runs.running = 2, 1200.0, {"a": (600.0, 2)}
+    runs.say_rest(["e"])  # 2 x 600 - 400 s in the process, 2 x 600 s that wait, by two
+    assert capsys.readouterr().out == "left: 4 of 7 runs, about 17 min, if they take as long as the 2 so far\n"
+    runs.say_rest(["c", "d"])  # the running process alone takes 800 s
+    assert capsys.readouterr().out == "left: 2 of 7 runs, about 13 min, if they take as long as the 2 so far\n"
+    runs.say_rest(["a", "b"])
+    assert capsys.readouterr().out == ""
+    assert [duration(seconds) for seconds in (12.4, 89, 3540, 3600 * 26.5)] == ["12 s", "89 s", "59 min", "26 h 30 min"]
+
+
+def test_a_resumed_run_is_no_measure(tmp_path):
+    """It takes less time than a whole one; failed runs do not count either."""
+    for name in ("resumed", "whole"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / "resumed" / "checkpoint.pth.tar").touch()
+    plan = [("resumed", "true"), ("failed", "false"), ("whole", "true"), ("last", "true")]
+    out, _ = start_runs(tmp_path, plan).communicate(timeout=120)
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
+        "done: resumed",
+        f"FAILED: failed ({tmp_path}/runs/failed.log)",
+        "done: whole",
+        "left: 1 of 4 runs",
+        "done: last",
+    ]
+    assert out.endswith("if they take as long as the 1 so far\ndone: last\n")
 
 
 def test_gpus_are_shared_as_they_are_named(tmp_path):
@@ -402,7 +438,8 @@ def test_the_exit_code_of_failed_runs(tmp_path):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (123, "")
     runs = tmp_path / "runs"
-    assert out == f"FAILED: a ({runs}/a.log)\nFAILED: b ({runs}/b.log: error: why)\ndone: c\n"
+    said = f"FAILED: a ({runs}/a.log)\nFAILED: b ({runs}/b.log: error: why)\ndone: c\n"
+    assert out == f"runs: 0 of 3 finished, 3 left; GPUS: 0\n{said}"
 
 
 def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
@@ -417,7 +454,12 @@ def test_patterns_of_folders_are_expanded(many_runs):
     for name in ("b", "a"):
         (many_runs.folder / "l" / name).mkdir(parents=True)
     done, _ = many_runs(GPUS="0", LABELS="l/*", MODELS="resnet18", SEEDS="0")
-    assert done.stdout == "done: a/resnet18-seed0\ndone: b/resnet18-seed0\n"
+    assert done.stdout.splitlines() == [
+        "runs: 0 of 2 finished, 2 left; GPUS: 0",
+        "done: a/resnet18-seed0",
+        "left: 1 of 2 runs, about 0 s, if they take as long as the 1 so far",
+        "done: b/resnet18-seed0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def reference_teacher(path):
 def test_losses_are_those_of_rded(launch, tmp_path):
     """The recipe trains, with the settings of the reference run."""
     settings = {"MODEL": "resnet18", "EPOCHS": "5", "BATCH_SIZE": "20", "MIX_TYPE": "None", "TEMPERATURE": "4"}
-    settings |= {"FACTOR": "1", "INPUT_SIZE": "64", "IPC": "4", "VAL_IPC": "4", "OUTPUT_DIR": str(tmp_path / "run")}
+    settings |= {"SHUFFLE_PATCHES": "1", "INPUT_SIZE": "64", "IPC": "4", "VAL_IPC": "4"}
+    settings |= {"OUTPUT_DIR": str(tmp_path / "run")}
     settings |= {"TRAIN_DIR": str(IMAGES / "train"), "VAL_DIR": str(IMAGES / "val")}
     settings |= {"TEACHER_CHECKPOINT": str(reference_teacher(tmp_path / "teacher.pth"))}
     words = launch("scripts/recipes/rded.sh", "--accept-labels", "--precision", "fp32", "--device", "cpu", **settings)

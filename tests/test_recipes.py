@@ -1,5 +1,6 @@
 """The recipes in scripts/recipes: the settings of their authors' scripts, and a dry run of each on small data."""
 
+import os
 import re
 import subprocess
 
@@ -143,6 +144,9 @@ DERIVED = [
     ("d3hr", "DATASET=cifar10 IPC=1", {"batch_size": 10, "epochs": 400, "eval_from": 291}),
     ("d3hr", "DATASET=cifar100 IPC=1", {"batch_size": 30, "epochs": 400, "val_ipc": None}),
     ("d3hr", "DATASET=cifar100 IPC=50", {"batch_size": 200}),
+    ("rded", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet10t TEACHER=resnet26d", {"stem": "standard", "teacher_stem": ("standard",)}),
+    ("bps", "DATASET=cifar10 MODEL=resnet34", {"stem": "small", "teacher_stem": ("small",)}),
     ("bps", "IPC=50", {"batch_size": 256}),
     ("bps", "DATASET=tiny IPC=50", {"batch_size": 64, "min_scale_crops": 0.6, "input_size": 64, "val_resize": 64}),
     ("bps", "DATASET=cifar10", {"batch_size": 16, "min_scale_crops": 0.1, "val_resize": 32, "stem": "small"}),
@@ -212,6 +216,38 @@ def test_a_recipe_has_its_authors_settings(name, launch):
     assert args.output_dir == f"save/{name}"
 
 
+def test_settings_of_the_environment_are_heard(launch):
+    """A recipe whose own value differs from that of the launcher takes the user's value for both."""
+
+    def parsed(name, **environment):
+        return KDConfig.parse(launch(f"scripts/recipes/{name}.sh", **NEEDED.get(name, {}), **environment)[1:])
+
+    args = parsed("edc_cifar", DATASET="cifar100", LR="0.05", WEIGHT_DECAY="1e-3")
+    assert (args.learning_rate, args.weight_decay) == (0.05, 1e-3)
+    args = parsed("d3hr", SHUFFLE_PATCHES="2", VAL_IPC="7")
+    assert (args.shuffle_patches, args.val_ipc, args.min_scale_crops) == (2, 7, 0.08)
+    assert parsed("delt", SHUFFLE_PATCHES="2").shuffle_patches == 2
+    committee = {"TEACHER": "resnet18 mobilenet_v2", "TEACHER_STEM": "small standard"}
+    for name in ("rded", "bps"):
+        assert parsed(name, DATASET="cifar10", **committee).teacher_stem == ("small", "standard")
+
+
+@pytest.mark.parametrize("settings", ["DATASET=woof", "IPC=5", "MODEL=vgg11", "DATASET=tiny IPC=2"])
+@pytest.mark.parametrize("name", ["cvdd", "fadrm"])
+def test_an_unknown_rate_is_said(name, settings):
+    """The sources have no rate for these; FADRM has one for ImageWoof. ETA alone does not answer for the rate."""
+    environment = dict(setting.split("=") for setting in settings.split()) | {
+        "PYTHON": "echo",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env=environment
+    )
+    known = (name, settings) == ("fadrm", "DATASET=woof")
+    assert ("no rate is known for" in done.stderr) == (not known)
+    assert known or "--adamw-lr 0.001 --smoothing 2" in done.stdout
+
+
 @pytest.mark.parametrize("epochs", [300, 1000])
 @pytest.mark.parametrize("name", ["gift", "cim"])
 def test_gift_and_cim_evaluate_after_each_quarter(name, epochs, launch):
@@ -222,7 +258,7 @@ def test_gift_and_cim_evaluate_after_each_quarter(name, epochs, launch):
 
 def test_settings_that_need_other_flags(launch):
     """A schedule without milestones, and a loss that has no T², can be asked for in the environment."""
-    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR="1")
+    words = launch("scripts/recipes/gift.sh", SCHEDULE="cos", FACTOR_CROP="1")
     assert (KDConfig.parse(words[1:]).schedule, KDConfig.parse(words[1:]).factor_crop) == ("cos", 1)
     config = FKDConfig.parse(launch("scripts/recipes/lpld_tiny.sh", LOSS_TYPE="mse_gt")[1:])
     assert (config.loss_type, config.loss_scale_t2, config.warmup_epochs) == ("mse_gt", False, 5)
@@ -377,13 +413,15 @@ def test_a_live_recipe_has_its_authors_settings(name, launch):
 
 
 def test_a_live_committee_on_cifar100(launch):
-    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image and more."""
+    """Batch 50, SGD 0.1 with momentum 0.875 and weight decay 5e-4, cos2, crops of half of the image or more."""
     words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", **NEEDED["edc_cifar"])
     args = KDConfig.parse(words[1:])
     assert (args.epochs, args.batch_size, args.loss_type, args.ce_weight) == (1000, 50, "mse_gt", 0.025)
     assert (args.sgd, args.learning_rate, args.momentum, args.weight_decay) == (True, 0.1, 0.875, 5e-4)
     assert (args.schedule, args.smoothing, args.min_scale_crops, args.ema_decay) == ("cos2", 2, 0.5, 0.99)
     assert (args.eval_every, args.eval_from, args.mix_type) == (100, 0, "cutmix")
+    words = launch("scripts/recipes/edc_cifar.sh", DATASET="cifar100", LR="0.2", **NEEDED["edc_cifar"])
+    assert KDConfig.parse(words[1:]).learning_rate == 0.2
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), DERIVED)
@@ -399,7 +437,34 @@ def test_an_unknown_data_set_is_refused(name):
         ["sh", str(ROOT / f"scripts/recipes/{name}.sh")], capture_output=True, text=True, env={"DATASET": "mnist"}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("DATASET=mnist is none of imagenet1k, ")
+    assert done.stderr.startswith("error: DATASET=mnist is none of imagenet1k, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("rded", "IPC=0"),
+        ("rded", "EPOCHS=ten"),
+        ("rded", "INPUT_SIZE=32px"),
+        ("cao2", "IPC=1.5"),
+        ("d3hr", "IPC=ten"),
+        ("d3hr", "EPOCHS=0"),
+        ("delt", "IPC=-1"),
+        ("bps", "EPOCHS=ten"),
+        ("bps", "IPC=0"),
+        ("edc_cifar", "EPOCHS=ten"),
+    ],
+)
+def test_a_setting_that_is_no_whole_number_is_refused(name, setting):
+    """One sentence names it, before the shell computes with it."""
+    environment = NEEDED.get(name, {}) | dict([setting.split("=")])
+    command = ["sh", str(ROOT / f"scripts/recipes/{name}.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    example = f"{setting.partition('=')[0]}=10"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {setting} is no whole number of at least 1; give one, such as {example}\n",
+    )
 
 
 @pytest.mark.parametrize("name", LIVE_RECIPES)

@@ -1,12 +1,14 @@
 """The report averages only runs of one group, and its arithmetic and files are right."""
 
 import csv
+import itertools
 import json
 import math
 import re
 import warnings
 
 import pytest
+from finished_runs import EPOCHS, make_run
 from helpers import run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from PIL import Image
 from utils.report import command
 from utils.report.evidence import parse_full_data
 from utils.report.groups import (
+    augmentation_robust_score,
     group_runs,
     hard_label_recovery,
     improvement_over_random,
@@ -27,51 +30,6 @@ from utils.report.tables import Table, csv_text, document, size, tex
 from utils.system.errors import InputError
 
 PERCENT = st.floats(0, 100)
-EPOCHS = 4
-LOSS = {"HL": "ce", "SL": "mse_gt", "SL+KD": "mse_gt"}
-DIALECT = {"HL": "hard labels", "SL": "packed", "SL+KD": "live teacher"}
-
-
-def make_run(
-    root,
-    name,
-    top1,
-    seed=0,
-    regime="SL",
-    images="distilled",
-    model="resnet18",
-    commit="c0ffee",
-    validation=None,
-    facts=None,
-    device_name=None,
-    **changed,
-):
-    """Write a run folder as training leaves it; `changed` are settings, `facts` describe its labels."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    args = {"model": model, "stem": "standard", "seed": seed, "epochs": EPOCHS, "loss_type": LOSS[regime]}
-    args |= {
-        "train_dir": f"data/{images}",
-        "train_images": "n",
-        "labels": images if regime == "SL" else None,
-        **changed,
-    }
-    last = {"epoch": EPOCHS - 1, "top1": top1, "top5": 99.0, "loss": 0.5}
-    summary = {
-        **{"last": last, "best": last | {"top1": top1 + 1, "note": "picked on the validation set"}},
-        **{"epochs_done": EPOCHS, "train_images_per_second": 100.0, "seconds": 7200.0, "args": args},
-        **{"labels": {"dialect": DIALECT[regime], "bytes": 5000}, "versions": {"torch": "2.15.0"}},
-        **{"images": {"bytes": 140000, "digest": images, "folder": args["train_dir"]}, "git_commit": commit},
-    }
-    if validation:
-        summary["validation"] = {"digest": validation}
-    summary["labels"] |= facts or {}
-    summary["versions"] |= {"device_name": device_name} if device_name else {}
-    rows = "".join(f"{e},{top1 if e == EPOCHS - 1 else 20 + e}\n" for e in range(0, EPOCHS))
-    (folder / "args.json").write_text(json.dumps(args))
-    (folder / "metrics.csv").write_text(f"epoch,val_top1\n{rows}")
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
 
 
 def report_on(root, *words):
@@ -184,6 +142,22 @@ def test_runs_that_differ_are_never_averaged(changed, tmp_path):
     name = {"images": "distilled (", "commit": "git_commit="}.get(next(iter(changed)), f"{next(iter(changed))}=")
     assert all(name in f"{row['images']} {row['settings']}" for row in rows)
     assert name in page
+
+
+def test_a_commit_with_changes_is_shown_as_such(tmp_path):
+    """Cut to ten digits alone, the two commits would be the same text."""
+    make_run(tmp_path, "a", 60, seed=0, commit="c0ffee1234567890")
+    make_run(tmp_path, "b", 70, seed=1, commit="c0ffee1234567890-dirty")
+    _, page, _ = report_on(tmp_path)
+    assert "git_commit: c0ffee1234 \\| c0ffee1234-dirty" in page
+
+
+def test_whole_images_are_named_between_regimes(tmp_path):
+    """Hard labels on whole images and a teacher on crops differ in more than the regime."""
+    for number, (regime, augment) in enumerate(itertools.product(["HL", "SL+KD"], ["none", "rrc"])):
+        make_run(tmp_path, str(number), 60 + number, regime=regime, augment=augment)
+    rows = [row["also_differs"] for row in compared(tmp_path) if row["axis"] == "regime"]
+    assert sorted(rows) == ["", "", "augment: none | rrc", "augment: rrc | none"]
 
 
 SGD = {"sgd": True, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -334,6 +308,16 @@ def test_the_best_of_late_evaluations_is_named(tmp_path):
     assert f"In these groups it is the best of the evaluations from an epoch on: {name}: epoch 0 or 249.\n" in page
 
 
+def test_few_validation_images_are_named(tmp_path):
+    """Also if all runs of the report are alike; a group with a run on all images has the same images in each run."""
+    for seed in range(2):
+        make_run(tmp_path, f"few{seed}", 50, seed, images="few", val_ipc=50, validation="50")
+        make_run(tmp_path, f"all{seed}", 50, seed, images="all", val_ipc=[None, 50][seed], validation="all")
+    _, page, _ = report_on(tmp_path)
+    said = page.split("These groups were validated on no more than the first images of each class: ")[1].split("\n")[0]
+    assert re.fullmatch(r"resnet18, SL, few[^;]*: 50\.", said)
+
+
 @pytest.mark.parametrize(("validation", "groups"), [("v", 1), (None, 2)])
 def test_the_validation_digest_replaces_the_number_of_its_images(validation, groups, tmp_path):
     """--val-ipc 50 and no such flag may validate on the same images."""
@@ -394,19 +378,34 @@ def test_versions_keep_runs_apart_unless_ignored(tmp_path):
     assert "overlooked: git_commit" in page
 
 
+def compared(root):
+    """Return the rows of comparisons.csv after a report on `root`."""
+    report_on(root)
+    with open(root / "report" / "comparisons.csv") as file:
+        return list(csv.DictReader(file))
+
+
 def test_comparisons_name_other_differences(tmp_path):
-    """Two image sets that were trained for different times are compared with a note."""
+    """Image sets that were trained with different rates are compared with a note, unless a pair has the same rate."""
     make_run(tmp_path, "a", 60, images="distilled", adamw_lr=0.001)
     make_run(tmp_path, "b", 50, images="random", adamw_lr=0.002)
-    report_on(tmp_path)
-    with open(tmp_path / "report" / "comparisons.csv") as file:
-        assert list(csv.DictReader(file)) == []  # two settings differ, so no pair is compared
+    (row,) = compared(tmp_path)
+    assert [row[name] for name in ("axis", "difference", "also_differs")] == ["images", "10", "adamw_lr: 0.001 | 0.002"]
     make_run(tmp_path, "c", 55, images="random", adamw_lr=0.001)
-    report_on(tmp_path)
-    with open(tmp_path / "report" / "comparisons.csv") as file:
-        rows = {row["axis"]: row for row in csv.DictReader(file)}
-    assert (rows["images"]["difference"], rows["images"]["also_differs"]) == ("5", "")
+    rows = {row["axis"]: row for row in compared(tmp_path)}
+    assert (len(compared(tmp_path)), rows["images"]["difference"], rows["images"]["also_differs"]) == (2, "5", "")
     assert rows["settings"]["also_differs"] == "adamw_lr: 0.001 | 0.002"
+
+
+def test_labels_of_other_lengths_are_compared(tmp_path):
+    """Image sets whose labels have other numbers of epochs, and students, are compared; the settings are named."""
+    for model in ("resnet18", "resnet50"):
+        make_run(tmp_path, f"a/{model}", 60, images="distilled", model=model, facts={"epochs": 300})
+        make_run(tmp_path, f"b/{model}", 50, images="other", model=model, facts={"epochs": 100}, epochs=EPOCHS)
+    rows = compared(tmp_path)
+    images = [(row["difference"], row["also_differs"]) for row in rows if row["axis"] == "images"]
+    assert images == [("10", "labels.epochs: 300 | 100")] * 2
+    assert [row["also_differs"] for row in rows if row["axis"] == "student"] == ["", ""]
 
 
 DAMAGE = {
@@ -489,6 +488,91 @@ def test_the_score_of_the_paper():
     assert label_robust_score(0, 0) == pytest.approx(100 * (1 - 1 / math.e) / (math.e - 1 / math.e))
     assert label_robust_score(4, 30) == pytest.approx(100 * (math.exp(-0.13) - math.exp(-1)) / (math.e - math.exp(-1)))
     assert label_robust_score(4, 30, weight=1) == pytest.approx(label_robust_score(8, 0))
+
+
+def test_the_score_of_augmentation():
+    """The score has the ends and the middle of the formula, and a value by hand: IOR 6 and -2 give beta 0.02."""
+    assert [augmentation_robust_score(*both) for both in ((100, 100), (-100, -100))] == pytest.approx([100, 0])
+    by_hand = 100 * (math.exp(0.02) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert augmentation_robust_score(6, -2) == pytest.approx(by_hand)
+    assert augmentation_robust_score(6, -2, weight=1) == pytest.approx(augmentation_robust_score(6, 6))
+
+
+WHOLE = {"augment": "none", "min_scale_crops": 1.0, "max_scale_crops": 1.0, "hflip": 0.0}
+MIXED = {"augment": "rrc", "min_scale_crops": 0.08, "max_scale_crops": 1.0, "hflip": 0.5, "mix_type": "cutmix"}
+
+
+def found_on(root, *words):
+    """Return the rows of evidence.csv and the page of a report on `root`."""
+    page = report_on(root, *words)[1]
+    with open(root / "report" / "evidence.csv") as file:
+        return list(csv.DictReader(file)), page
+
+
+def test_augmentation_robustness_needs_runs_on_whole_images(tmp_path):
+    """ARS is averaged over the seeds of all four groups; it is in the row of the augmented runs, with its own HLR."""
+    figures = {"distilled": ([60, 62], [40, 41, 90]), "random": ([50, 54], [42, 40, 10])}
+    for images, (mixed, _) in figures.items():
+        for seed, top1 in enumerate(mixed):
+            make_run(tmp_path, f"m/{images}{seed}", top1, seed, "HL", images, image_labels="mixed classes", **MIXED)
+    (row,), page = found_on(tmp_path, "--full-data", "90")
+    assert (row["ars"], row["hlr"], "ARS" in page) == ("", "29", False)
+    for images, (_, whole) in figures.items():
+        for seed, top1 in enumerate(whole):
+            make_run(tmp_path, f"w/{images}{seed}", top1, seed, "HL", images, image_labels="classes", **WHOLE)
+    rows, page = found_on(tmp_path, "--full-data", "90")
+    rows = {"augment=none" in row["images"]: row for row in rows}
+    scores = [augmentation_robust_score(10, -2), augmentation_robust_score(8, 1)]
+    assert [float(rows[False][name]) for name in ("ars", "ars_se", "hlr")] == pytest.approx(
+        [sum(scores) / 2, abs(scores[0] - scores[1]) / 2, 29], rel=1e-6
+    )
+    assert (rows[True]["ars"], float(rows[True]["hlr"])) == ("", 33)
+    assert "| ARS (%) |" in page
+    assert "does not divide points by 100" in page
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epochs": 4, "adamw_lr": 0.1},
+        {"mix_type": "cutmix"},
+        {"factor_crop": 2},
+        {"shuffle_patches": 3},
+        {"images": "random"},
+    ],
+)
+def test_other_runs_give_no_augmentation_robustness(changed, tmp_path):
+    """Runs on whole images with another rate, with mixing, or without runs on random images, are no partners."""
+    for images in ("distilled", "random"):
+        make_run(tmp_path, f"m/{images}", 60, 0, "HL", images, **MIXED)
+    for images in {changed.get("images", "distilled"), "random"}:
+        make_run(tmp_path, f"w/{images}", 50, 0, "HL", **{"images": images} | WHOLE | changed)
+    rows, page = found_on(tmp_path)
+    assert {row["ars"] for row in rows} == {""}
+    assert "ARS" not in page
+
+
+SEARCH = {"d": {0.001: [60, 62], 0.01: [70, 66], 0.1: [90]}, "random": {0.001: [50, 58], 0.01: [52, 52], 0.1: [10, 10]}}
+
+
+def test_a_search_reports_the_best_value(tmp_path):
+    """Each set has its best rate, of those with the most seeds; the others are in a table and in no average."""
+    for images, rates in SEARCH.items():
+        for rate, figures in rates.items():
+            for seed, top1 in enumerate(figures):
+                make_run(tmp_path, f"{images}/{rate}/{seed}", top1, seed, "HL", images, adamw_lr=rate)
+    _, page, rows = report_on(tmp_path, "--searched", "adamw_lr", "learning_rate")
+    assert [[row[name] for name in ("images", "settings", "n", "top1")] for row in rows] == [
+        ["d", "adamw_lr=0.01, the best of 3", "2", "68"],
+        ["random", "adamw_lr=0.001, the best of 3", "2", "54"],
+    ]
+    (found,), _ = found_on(tmp_path, "--searched", "adamw_lr")
+    assert (found["n"], found["ior"]) == ("2", "14")
+    tried = page[page.index("## Searched settings") :]
+    assert re.search(r"\| d \| adamw_lr=0.1 \| 1 \| 90.00 \| 91.00 \|  \|", tried)
+    assert re.search(r"\| d \| adamw_lr=0.01 \| 2 \| 68.00 ± 2.83 \| 69.00 ± 2.83 \| picked \|", tried)
+    assert "These settings were searched, and their values picked by top-1 on the validation set" in page
+    assert len(report_on(tmp_path)[2]) == 6
 
 
 @given(PERCENT, PERCENT, PERCENT, st.floats(0, 1))

@@ -14,7 +14,7 @@ import train_KD_parallel
 from utils.config import IMAGENET_STD, Findings, KDConfig
 from utils.data.device import DeviceBatches
 from utils.data.preview import Preview
-from utils.data.rand_augment import RandAugment
+from utils.data.rand_augment import RandAugment, posterize
 from utils.data.replay import replay_view, resize_views, shuffle_patches
 from utils.data.resident import ResidentBatches
 from utils.data.workers import ViewDataset, WorkerBatches
@@ -169,6 +169,18 @@ def test_rand_augment_is_that_of_timm_with_the_settings_of_delt():
         assert (operation.magnitude, operation.magnitude_std, operation.prob) == (6, 1.0, 0.5)
         assert operation.hparams["translate_const"] == 117
         assert operation.kwargs["fillcolor"] == (124, 116, 104)
+
+
+def test_no_magnitude_ends_a_run():
+    """timm posterizes to 0 bits at some magnitudes, of which new versions of Pillow raise an error."""
+    image = coordinates(40, 50)
+    for text in ("rand-m0-n1-p1", "rand-m30-n1-p1-mmax30-inc1", "rand-m30-n1-p1-mmax30"):
+        change = RandAugment(text)
+        results = {operation.name: operation(image) for operation in change.transform.ops}
+        (name,) = (name for name in results if name.startswith("Posterize"))
+        assert np.array(results[name]).any() == (text == "rand-m30-n1-p1-mmax30")
+    assert np.array_equal(np.array(posterize(image, 3)), np.array(image) // 32 * 32)
+    assert np.array_equal(np.array(posterize(image, 9)), np.array(image))
 
 
 def test_grey_images_stay_grey():

@@ -119,14 +119,18 @@ def test_resumed_is_the_same_as_uninterrupted(epoch, whole_run, tiny, tmp_path):
     }
 
 
-def test_a_checkpoint_without_newer_settings_is_resumed(tiny, tmp_path):
-    """Checkpoints of earlier releases lack them; some of them are flags of train_KD_parallel.py alone."""
-    tiny.train_run(tmp_path / "run", model=SMALL, epochs=1)
+def test_a_run_of_an_earlier_release_is_resumed(whole_run, tiny, tmp_path):
+    """Its checkpoint lacks later settings, some of which this command does not have at all."""
+    shutil.copytree(whole_run.path, tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.pth.tar"
     state = torch.load(path, weights_only=True)
-    state["arguments"] = {name: value for name, value in state["arguments"].items() if name not in EARLIER}
+    assert state["arguments"]["shuffle_patches"] is None
+    for name in EARLIER:
+        state["arguments"].pop(name, None)
     torch.save(state, path)
-    tiny.train_run(tmp_path / "run", model=SMALL, epochs=1, resume=True)
+    tiny.train_run(tmp_path / "run", model="resnet18", resume=True)
+    changed = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", model="resnet18", resume=True, warmup_epochs=1))
+    assert (changed.code, "--warmup-epochs was 0 and is 1" in changed.err) == (2, True)
 
 
 def test_a_warm_up_and_gift_resume_exactly(tiny, tmp_path):

@@ -255,7 +255,7 @@ def resized_side(text: str) -> int | str:
     try:
         return number(int, 1)(text)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or squash") from None
+        raise argparse.ArgumentTypeError(f"{error}; give a number of pixels, or squash") from None
 
 
 def student_temperature(text: str) -> str | float:
@@ -1134,6 +1134,10 @@ class EnsembleFlags(Group):
             raise InputError(
                 f"{len(given)} --ensemble-weights for {count} teachers; give one per teacher in the same order, or none"
             )
+        if not math.isfinite(sum(given)):
+            raise InputError(
+                f"--ensemble-weights {typed(given)}: their sum is too large for a number; give smaller ones"
+            )
         return shares_of(given)
 
 
@@ -1173,7 +1177,7 @@ class LiveTeacherFlags(EnsembleFlags):
         nargs="+",
     )
     ipc: int | None = flag(
-        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--IPC", "--ipc")
+        None, "use only the first N images of each class (default: all)", COUNT, ONE_RUN, names=("--ipc", "--IPC")
     )
 
     def teachers(self) -> Committee:
@@ -1186,6 +1190,8 @@ class LiveTeacherFlags(EnsembleFlags):
         files = files_of(names, self.teacher_checkpoint, "--teacher-checkpoint")
         weights = weights_of(names, files, self.teacher_weights, "--teacher-weights", "--teacher-checkpoint")
         stems = stems_of(names, self.teacher_stem, "--teacher-stem")
+        if rule == "norm-mean" and len(names) == 1:
+            raise InputError("--ensemble norm-mean has no effect with one teacher; leave it out")
         return Committee(names, files, weights, stems, rule, self.shares(len(names), rule))
 
 
@@ -1912,9 +1918,16 @@ class ReportFlags(Group):
     title = "report"
 
     runs: tuple[str, ...] = flag(
-        (), "--output-dir of a run, or a folder with many of them", Kind(str, "RUN"), names=("runs",), nargs="+"
+        (), "--output-dir of a run, or a folder with many of them", Kind(str, "RUN"), names=("runs",), nargs="*"
     )
-    output: str = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER, required=True)
+    compare: tuple[str, ...] | None = flag(
+        None,
+        "say in one sentence for each student whether the second folder of runs is better than the first; without RUN, "
+        "and --output is not needed",
+        FOLDER,
+        nargs=2,
+    )
+    output: str | None = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER)
     random: str = flag("random", "image set of random real images: its folder's name", NAME)
     full_data: tuple[str, ...] = flag(
         (),
@@ -1928,14 +1941,54 @@ class ReportFlags(Group):
         Kind(str, "SETTING"),
         nargs="+",
     )
+    searched: tuple[str, ...] = flag(
+        (),
+        "settings that were searched, adamw_lr for instance: of groups that differ only in these, the one with the "
+        "highest top-1 is reported, and the report says that it was picked on the validation set",
+        Kind(str, "SETTING"),
+        nargs="+",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
     """Settings of `python -m utils.report`, which compares finished runs."""
 
-    about = "Compare finished runs: one table, one figure."
+    about = "Compare finished runs: one table, one figure; or two folders of runs, in a sentence."
     groups = (ReportFlags, WandbFlags)
+
+    def resolved(self) -> "ReportConfig":
+        """Return the config; raise InputError if it lacks what to report on, or if a flag has no effect."""
+        for name, settings in (("ignore", self.ignore), ("searched", self.searched)):
+            if "images" in settings:
+                raise InputError(
+                    f"--{name} images would mix the results of image sets; leave it out, and compare the groups"
+                )
+        unknown = [name for name in self.searched if name not in every_setting()]
+        if unknown:
+            raise InputError(f"--searched {unknown[0]} is no setting of a run; args.json of a run lists them")
+        if self.compare is None:
+            if not self.runs or not self.output:
+                raise InputError(
+                    "give RUN and --output DIR for a report, or --compare A B for an answer in words; see --help"
+                )
+            return self
+        self.refuse_with_comparison()
+        return self
+
+    def refuse_with_comparison(self) -> None:
+        """Raise InputError if a flag is given that has no effect with --compare, or if both folders are the same."""
+        first, second = self.compare or ("", "")
+        if self.runs:
+            raise InputError(f"RUN {self.runs[0]} has no effect with --compare {first} {second}; leave it out")
+        for name in ("random", "full_data"):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {typed(value)} has no effect with --compare; leave it out"
+                )
+        if self.wandb_project and not self.output:
+            raise InputError("--wandb-project with --compare needs --output, the folder whose tables are logged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -2107,7 +2160,7 @@ def resolve_views(
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(
                 f"--{name.replace('_', '-')} {typed(asked)} contradicts the labels in {labels}, which were made with "
-                f"{typed(known)}; leave it out"
+                f"{typed(known)}; leave it out, or relabel with it"
             )
         value: Any = next(value for value in (asked, known, usual) if value is not None)
         if name != "input_size":

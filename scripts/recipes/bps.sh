@@ -3,11 +3,11 @@
 #
 # Published: see the tables of the paper; none is quoted here.
 # Recipe: stage3_training.py and script/ of github.com/BeCarefulOfYournaoke/BPS (7d016db): 500 epochs of AdamW 1e-3 with
-# weight decay 0.01 on all parameters, the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 times T² on cutmix views. The
-# last 21 epochs are evaluated and the best is reported; three runs (--seeds 0 1 2).
-# * DATASET is imagenet1k, tiny, cifar10 or cifar100. With IPC it gives the smallest crop and the batch size:
-#   ImageNet-1K 0.2 (1 for ViT) and 128, 256, 512 at 10, 50, 100 images per class; the others from 0.1 to 1 and 16 to 128;
-#   0.2 and 128 for every other IPC.
+# weight decay 0.01 on all parameters, the factor of the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 times T² on cutmix
+# views. The last 21 epochs are evaluated and the best is reported; three runs (--seeds 0 1 2).
+# * DATASET is imagenet1k, tiny, cifar10 or cifar100. DATASET and IPC determine the smallest crop and the batch size.
+#   For ImageNet-1K these are 0.2 (1 for ViT) and 128, 256, 512 at 10, 50, 100 images per class; the table below has
+#   those of the other sets. Any other IPC gets 0.2 and 128.
 # * Validation images are resized to the input size, for ImageNet-1K to 256 px.
 # Data: the images that its authors released; teachers: those of CCFS for small images, torchvision's for ImageNet-1K.
 # Not verified: any figure of the paper with this recipe.
@@ -21,6 +21,7 @@ DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
 MODEL=${MODEL:-resnet18}
 EPOCHS=${EPOCHS:-500}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
 stem=small teacher_stem=small
 case "$DATASET $IPC" in
@@ -48,16 +49,17 @@ case $DATASET in
     tiny) side=64 margin=0 ;;
     cifar10 | cifar100) side=32 margin=0 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
-case $MODEL in resnet*) ;; *) stem=standard ;; esac
-case ${TEACHER:-resnet18} in resnet*) ;; *) teacher_stem=standard ;; esac
+case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) stem=standard ;; esac
+case ${TEACHER:-resnet18} in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) ;; *) teacher_stem=standard ;; esac
 BATCH_SIZE=${BATCH_SIZE:-$batch}
 INPUT_SIZE=${INPUT_SIZE:-$side}
 from=$((EPOCHS > 21 ? EPOCHS - 21 : 0))
 export OUTPUT_DIR IPC MODEL EPOCHS BATCH_SIZE INPUT_SIZE
 [ "${LOSS_TYPE:-kl}" != kl ] || set -- --loss-scale-t2 "$@"
-exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem "$teacher_stem" --decay-all \
+# shellcheck disable=SC2086  # one stem for all teachers, or one per teacher
+exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem ${TEACHER_STEM:-$teacher_stem} --decay-all \
     --min-scale-crops "$crop" --val-resize $((INPUT_SIZE + margin)) --eval-from "$from" --eval-every 1 "$@"

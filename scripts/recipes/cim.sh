@@ -7,7 +7,8 @@
 # the rate times 0.2 at 2/3 and 5/6; four evaluations, whose best is reported, over three runs (--seeds 0 1 2).
 # * Other sets than ImageNet-1K: EPOCHS=1000. BATCH_SIZE as in gift.sh.
 # * Students: LR=2e-3 for efficientnet_b0, LR=1e-4 for vit_tiny_patch16_224 and swin_v2_t.
-# Data: CIM's data.pt, whose images consist of 2 x 2 small ones (FACTOR=2), and a teacher with the student's architecture.
+# Data: CIM's data.pt, whose images consist of 2 x 2 small ones (FACTOR_CROP=2), and a teacher with the student's
+# architecture.
 # Not verified: the figure with this recipe.
 #
 # Settings as in train_live.sh, from the environment or as trailing flags:

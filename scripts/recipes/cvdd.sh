@@ -16,6 +16,7 @@
 #   shufflenet_v2, mobilenet_v2 and densenet121: -a MODEL --checkpoint FILE for each, --bssl, and --ensemble-weights
 #   exp(figure / 10). The source has the figures 64 60.6 51.6 59.4 56.4 for CIFAR-100 (--ensemble-weights 602 428 174
 #   380 281) and 46.5 28.3 43.6 44.8 41.5 for Tiny-ImageNet (--ensemble-weights 104.6 16.9 78.3 88.2 63.4).
+#   Sizes below 224 px need --input-size too, CIFAR --mean and --std as in fadrm.sh: training compares them.
 # Different here: the teachers' dropout is off. The source leaves its teachers in train mode, so that MobileNetV2 of
 # torchvision (ImageNet-1K, Imagenette) drops a fifth of its features at random.
 # Not verified: any figure of the paper with this recipe; the labels of ImageNet-1K, for which a script of 17e90ce
@@ -44,14 +45,20 @@ case $DATASET-$MODEL in
     nette-resnet18) pairs="0.0005/2 0.0005/1 0.0005/2" ;;
     nette-resnet50) pairs="0.0005/2 0.001/1 0.0005/1" ;;
     nette-resnet101) pairs="0.0005/2 0.0005/2 0.001/2" ;;
-    *) pairs="0.001/2 0.001/2 0.001/2" ;;
+    *) pairs="" ;;
 esac
 case $IPC in
     1) pair=${pairs%% *} ;;
     10) pair=${pairs#* } pair=${pair% *} ;;
     50) pair=${pairs##* } ;;
-    *) pair=0.001/2 ;;
+    *) pair="" ;;
 esac
+case $DATASET-$pair${LR:-}${ETA:-} in           # fadrm.sh refuses other data sets
+    imagenet1k- | cifar10- | cifar100- | tiny- | nette- | woof-)
+        echo "no rate is known for $DATASET, $MODEL, IPC $IPC: LR=0.001 ETA=2" >&2
+        ;;
+esac
+pair=${pair:-0.001/2}
 LR=${LR:-${pair%/*}}
 ETA=${ETA:-${pair#*/}}
 export DATASET MODEL IPC OUTPUT_DIR EPOCHS LR ETA

@@ -3,10 +3,11 @@
 #
 # Published: see the tables of the paper; none is quoted here.
 # Recipe: validation/ of github.com/lin-zhao-resoLve/D3HR (8ba351d): as rded.sh, except for
-# * crops of 0.08 of the image and more, all validation images, 400 epochs on CIFAR, five repeats (--seeds 0 1 2 3 4);
-# * batches of 100 images from IPC=50 on, 50 from 10 on, else 15; twice that with 100 classes, not with 1000;
-# * evaluated is each epoch after number 290, and the best is reported: the last nine of 300, or 109 of 400.
-# With several teachers its code averages their logits, on unmixed views. With hard labels (ImageWoof) it trains for 2000,
+# * crops of 0.08 of the image or more, all validation images, 400 epochs on CIFAR, five repeats (--seeds 0 1 2 3 4);
+# * batches of 100 images from IPC=50 on, of 50 from IPC=10 on, else of 15; twice that with 100 classes, not with 1000;
+# * each epoch from 291 on is evaluated (the last nine of 300, or 109 of 400), and the best is reported.
+# With several teachers its code averages their logits, on unmixed views: name all in TEACHER and TEACHER_CHECKPOINT (on
+# small images their stems in TEACHER_STEM), with MIX_TYPE=None. With hard labels (ImageWoof) it trains for 2000,
 # 1500 or 1000 epochs at IPC=10, 50 or 100 on views mixed by mixup with alpha 1.
 # Data: D3HR's images; teachers as in rded.sh.
 # Different here: as in rded.sh.
@@ -19,7 +20,9 @@ set -eu
 OUTPUT_DIR=${OUTPUT_DIR:-save/d3hr}
 DATASET=${DATASET:-imagenet1k}
 IPC=${IPC:-10}
-FACTOR=1 VAL_IPC=
+SHUFFLE_PATCHES=${SHUFFLE_PATCHES:-1}
+VAL_IPC=${VAL_IPC-}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=${EPOCHS:-300}"
 
 batch=15 epochs=300
 [ "$IPC" -lt 10 ] || batch=50
@@ -29,7 +32,7 @@ case $DATASET in
     cifar100) epochs=400 batch=$((batch * 2)) ;;
     imagenet1k | tiny) ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
@@ -38,5 +41,5 @@ BATCH_SIZE=${BATCH_SIZE:-$batch}
 EPOCHS=${EPOCHS:-$epochs}
 from=291
 [ "$from" -lt "$EPOCHS" ] || from=$((EPOCHS - 1))
-export OUTPUT_DIR DATASET IPC FACTOR VAL_IPC BATCH_SIZE EPOCHS
+export OUTPUT_DIR DATASET IPC SHUFFLE_PATCHES VAL_IPC BATCH_SIZE EPOCHS
 exec sh "$(dirname "$0")/rded.sh" --min-scale-crops 0.08 --eval-from "$from" --eval-every 1 "$@"

@@ -15,7 +15,8 @@
 #
 # * --preset fadrm is the source's committee for ImageNet-1K, four teachers of equal weight, with BSSL (--bssl): batch
 #   normalisation uses the statistics of each half of a batch. FADRM has one teacher: -a resnet18 --bssl. For other
-#   data sets, give the teachers that were trained on them: -a MODEL --checkpoint FILE for each, and --bssl.
+#   data sets, give the teachers that were trained on them: -a MODEL --checkpoint FILE for each (and --stem small, if
+#   they have it), --bssl, --input-size, and for CIFAR the --mean and --std below, which training compares.
 # Different here: the teachers' dropout is off. The source leaves its teachers in train mode, so that MobileNetV2 of
 # torchvision (ImageNet-1K, Imagenette, ImageWoof) drops a fifth of its features at random.
 # Not verified: any figure of the paper with this recipe; two micro-batches on ImageNet-1K, where a later script of
@@ -70,7 +71,7 @@ case $DATASET in
         set -- --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 "$@"
         ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, woof and nette" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, cifar100, cifar10, tiny, woof, nette" >&2
         exit 2
         ;;
 esac

@@ -2,9 +2,9 @@
 # G-VBSM (Shao et al., CVPR 2024, arXiv 2311.17950), ConvNet-3 on CIFAR-100 at 10 images per class.
 #
 # Published: see the tables of the paper; no figure is quoted here.
-# Recipe: Branch_CIFAR_100/train/ of github.com/shaoshitong/G_VBSM_Dataset_Condensation (eb1d690): 1000 epochs, batch 64 at
-# once, SGD 0.1 with momentum 0.9 and weight decay 5e-4, cosine, MSE to the logits + 0.15 cross-entropy, cutmix, images
-# of 32 px; every tenth epoch and the last are evaluated.
+# Recipe: Branch_CIFAR_100/train/ of github.com/shaoshitong/G_VBSM_Dataset_Condensation (eb1d690): 1000 epochs, batch 64
+# at once, SGD 0.1 with momentum 0.9 and weight decay 5e-4, cosine, MSE to the logits + 0.15 cross-entropy, cutmix,
+# images of 32 px; every tenth epoch and the last are evaluated.
 # * MODEL=resnet18 and --stem small for ResNet-18, which the script names too.
 # Data: G-VBSM's images and its labels of 1000 epochs, which several teachers answer, in batches of 64 (7 items).
 # Not verified: any figure of the paper with this recipe.

@@ -5,8 +5,8 @@
 # Recipe: relabel_and_validate/ of github.com/he-y/soft-label-pruning-for-dataset-distillation (63eee18),
 # cfg/reproduce/LPLD_tiny_[4k].yaml, scripts/reproduce/main_table_tiny.sh and train_FKD_label_pruning_batch.py: 100
 # epochs, batch 64 at once, SGD 0.2 with momentum 0.9 and weight decay 1e-4, five epochs of linear warm-up from a
-# hundredth of the rate, then a cosine over the other 95; KL at T = 20 times T² = 400; unmixed views of 64 px; batches are
-# drawn from all that are stored. Every tenth epoch and the last are evaluated, on images of 64 px as they are.
+# hundredth of the rate, then a cosine over the other 95; KL at T = 20 times T² = 400; unmixed views of 64 px; batches
+# are drawn from all that are stored. Every tenth epoch and the last are evaluated, on images of 64 px as they are.
 # * Labels that were not pruned at all are visited in order: --label-order stored.
 # * The source trains in one process, and says that this matters.
 # Data: LPLD's images of Tiny-ImageNet and its labels, in epoch folders.

@@ -1,28 +1,33 @@
 #!/bin/sh
-# RDED (Sun et al., CVPR 2024, arXiv 2312.03526): images of four patches each, and a live teacher. CaO2, DELT and D3HR use
-# or change this evaluation: cao2.sh, delt.sh and d3hr.sh call this recipe.
+# RDED (Sun et al., CVPR 2024, arXiv 2312.03526): images of four patches each, and a live teacher. CaO2, DELT and D3HR
+# evaluate in the same way or change some settings; their recipes cao2.sh, delt.sh and d3hr.sh call this one.
 #
 # Published: 42 % top-1 (abstract), ResNet-18 on ImageNet-1K at 10 images per class.
 # Recipe: argument.py, validation/main.py and validation/utils.py of github.com/LINs-lab/RDED (3f6453d): 300 epochs of
-# AdamW with weight decay 0.01 on matrices, the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 on cutmix views (T = 4 with
-# MIX_TYPE=mixup) without a factor T². Patches are shuffled anew for each view; crops take half of the image and more.
-# * DATASET is imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10 or cifar100: it gives the size, the number
-#   of patches (FACTOR; 2 for ImageNet, else 1), the validation images of each class (VAL_IPC) and the batch size.
+# AdamW with weight decay 0.01 on matrices, the factor of the rate 0.5 (1 + cos(pi e / 2E)), KL at T = 20 on cutmix
+# views (T = 4 with MIX_TYPE=mixup) without a factor T². Patches are shuffled anew for each view; crops cover half of
+# the image or more.
+# * DATASET is imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10 or cifar100. It determines INPUT_SIZE,
+#   SHUFFLE_PATCHES (strips along each side: 2 for ImageNet and its subsets, else 1; "factor" in RDED), VAL_IPC
+#   (validation images of each class) and BATCH_SIZE.
 # * Batches of 10, 50, 100 images for IPC=1, 10, 50; twice that with 100 or 1000 classes; 100 for tiny; never more than
-#   there are images. RDED defines no other IPC: 2 to 9 count as 1 here, 11 to 29 as 10, and from 30 on as 50, as in DELT.
-# * The rate follows from MODEL: 5e-4 for vgg11, 2e-3 for efficientnet_b0, 2.5e-3 for mobilenet_v2, 1e-4 for alexnet,
-#   vit_b_16 and swin_v2_t, else 1e-3. ConvNets have batch norm: MODEL=convnet3_bn. cifar100 from convnet3_bn to
-#   convnet3_bn has batches of 25 and a rate of 2e-3.
-# * Evaluated are epochs 9, 19, … and the last, as far as they come after 0.8 E. RDED reports the best of them, which
-#   summary.json has as `best`; the headline is the last epoch.
-# Data: RDED's images; class folders 00000, 00001, … number the classes of its teachers in this order. Sets of other
-# makers may have another one: give --class-order. Teachers: the files of its Google Drive, for ImageNet-1K torchvision's.
-# Different here: RDED forwards each batch through the student once more, in train mode and without gradients, so that
-# the running statistics of batch norm move twice on it: with momentum 0.1, as once with 0.19. This second pass is left
-# out. RDED validates on the first VAL_IPC files of each class in the order of os.listdir, which differs between
-# machines; here they are the first in sorted order, and the same holds for the training images (IPC).
-# Not verified: any figure of the paper with this recipe. The losses are those of RDED's code where nothing is left to
-# chance (tests/test_parity_rded.py).
+#   there are images. RDED defines no other IPC; as in DELT, 2 to 9 count as 1 here, 11 to 29 as 10, and from 30 on as
+#   50.
+# * MODEL determines the rate: 5e-4 for vgg11, 2e-3 for efficientnet_b0, 2.5e-3 for mobilenet_v2, 1e-4 for alexnet,
+#   vit_b_16 and swin_v2_t, else 1e-3. ConvNets have batch norm: MODEL=convnet3_bn. With convnet3_bn as student and
+#   teacher, cifar100 has batches of 25 and a rate of 2e-3.
+# * Of epochs 9, 19, … and the last, those after 0.8 E are evaluated. RDED reports the best of them, which summary.json
+#   has as `best`; the headline is the last epoch.
+# Data: RDED's images; its class folders 00000, 00001, … are in the order of its teachers' classes. For image sets of
+# other projects in another order, give --class-order. Teachers: the files of its Google Drive; for ImageNet-1K
+# torchvision's. Images of your own: take the DATASET closest in size and number of classes, and set INPUT_SIZE,
+# SHUFFLE_PATCHES (1 if the images are no collages), VAL_IPC (empty: all) and TEACHER_STEM where they differ.
+# Different here: RDED forwards each batch through the student a second time, in train mode and without gradients, so
+# that batch norm updates its running statistics twice (with momentum 0.1, this equals one update with 0.19). This
+# second pass is left out. RDED validates on the first VAL_IPC files of each class in the order of os.listdir, which
+# differs between machines; here they are the first in sorted order. So are the first IPC training images.
+# Not verified: any figure of the paper with this recipe. Where nothing is drawn at random, the losses are those of
+# RDED's code (tests/test_parity_rded.py).
 #
 # Settings as in train_live.sh, from the environment or as trailing flags:
 #
@@ -35,17 +40,18 @@ MODEL=${MODEL:-resnet18}
 TEACHER=${TEACHER:-resnet18}
 EPOCHS=${EPOCHS:-300}
 MIX_TYPE=${MIX_TYPE:-cutmix}
+sh "$(dirname "$0")/../whole_numbers.sh" "IPC=$IPC" "EPOCHS=$EPOCHS" "INPUT_SIZE=${INPUT_SIZE:-224}"
 
-factor=2 side=224 val_ipc=50
+patches=2 side=224 val_ipc=50
 case $DATASET in
     imagenet1k) classes=1000 ;;
     imagenet100) classes=100 ;;
     imagenet10 | nette | woof) classes=10 ;;
-    tiny) classes=200 factor=1 side=64 ;;
-    cifar10) classes=10 factor=1 side=32 val_ipc=1000 ;;
-    cifar100) classes=100 factor=1 side=32 val_ipc=100 ;;
+    tiny) classes=200 patches=1 side=64 ;;
+    cifar10) classes=10 patches=1 side=32 val_ipc=1000 ;;
+    cifar100) classes=100 patches=1 side=32 val_ipc=100 ;;
     *)
-        echo "DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
+        echo "error: DATASET=$DATASET is none of imagenet1k, imagenet100, imagenet10, nette, woof, tiny, cifar10, cifar100" >&2
         exit 2
         ;;
 esac
@@ -53,7 +59,7 @@ case "$DATASET $MODEL $TEACHER" in
     imagenet1k*convnet*) side=64 ;;
     imagenet100*convnet[56]* | nette*convnet[56]* | woof*convnet[56]*) side=128 ;;
 esac
-FACTOR=${FACTOR:-$factor}
+SHUFFLE_PATCHES=${SHUFFLE_PATCHES:-$patches}
 INPUT_SIZE=${INPUT_SIZE:-$side}
 VAL_IPC=${VAL_IPC-$val_ipc}                     # empty: all
 
@@ -77,8 +83,8 @@ case $MIX_TYPE in mixup) TEMPERATURE=${TEMPERATURE:-4} ;; esac
 # ResNets of small images have a 3x3 stem (resnet18_modified in RDED)
 stem=standard teacher_stem=standard
 if [ "$side" -le 64 ] && [ "$DATASET" != imagenet1k ]; then
-    case $MODEL in resnet*) stem=small ;; esac
-    case $TEACHER in resnet*) teacher_stem=small ;; esac
+    case $MODEL in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) stem=small ;; esac
+    case $TEACHER in resnet18 | resnet34 | resnet50 | resnet101 | resnet152) teacher_stem=small ;; esac
 fi
 from=$((EPOCHS * 4 / 5 + 1))                    # the first epoch after 0.8 E …
 from=$((from + (19 - from % 10) % 10))          # … that is 9, 19, 29, …
@@ -88,5 +94,5 @@ export OUTPUT_DIR IPC MODEL TEACHER EPOCHS MIX_TYPE INPUT_SIZE BATCH_SIZE LR
 if [ -n "${TEMPERATURE:-}" ]; then export TEMPERATURE; fi
 # shellcheck disable=SC2017,SC2086  # RDED divides by 7 first; the number of validation images may be missing
 exec sh "$(dirname "$0")/../../train_live.sh" --stem "$stem" --teacher-stem ${TEACHER_STEM:-$teacher_stem} \
-    --shuffle-patches "$FACTOR" --min-scale-crops "$(awk "BEGIN { print 1 / $FACTOR }")" \
+    --shuffle-patches "$SHUFFLE_PATCHES" --min-scale-crops "$(awk "BEGIN { print 1 / $SHUFFLE_PATCHES }")" \
     --val-resize $((INPUT_SIZE / 7 * 8)) ${VAL_IPC:+--val-ipc $VAL_IPC} --eval-from "$from" --eval-every 10 "$@"

@@ -1,6 +1,7 @@
 """Apply RandAugment of timm to source images before they are cropped, as the evaluator of DELT does."""
 
 import random
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,9 +25,12 @@ class RandAugment:
     """
 
     def __init__(self, text: str) -> None:
-        from timm.data.auto_augment import rand_augment_transform
+        from timm.data import auto_augment
 
-        self.transform = rand_augment_transform(text, dict(DELT))
+        self.transform = auto_augment.rand_augment_transform(text, dict(DELT))
+        for operation in self.transform.ops:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = posterize
 
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
         """Return the changed image, of the same size and mode.
@@ -43,6 +47,15 @@ class RandAugment:
         finally:
             random.setstate(before)
             np.random.set_state(numpy_before)
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Return an image of mode RGB with only the `bits` highest bits of each value; without any, it is black.
+
+    timm draws 0 bits at times, for which earlier versions of Pillow returned a black image. Newer ones raise an error.
+    """
+    mask = -(1 << (8 - min(max(bits, 0), 8)))
+    return image.point([value & mask for value in range(256)] * 3)
 
 
 def rand_augment_of(config: KDConfig, found: Findings) -> RandAugment | None:

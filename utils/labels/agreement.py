@@ -244,7 +244,7 @@ def judge(
         fault += f" (it takes {listing(seen, 3)})" if seen else ""
         fault += "; name its classes in order with --class-order FILE"
     elif live:
-        fault += "; it was most likely trained on another class order, or these are not its weights"
+        fault += "; it was most likely trained on another class order or --input-size, or these are not its weights"
     else:
         fault += "; the labels were most likely made for another class order, image order or --fkd_seed"
     return replace(found, fault=fault, certain=lost)

@@ -271,7 +271,10 @@ class DrawnViews:
         mix = self.policy.draw_mix(epoch, batch, len(index))
         parameters = self.augmentation.draw(epoch, batch, len(index)) if self.augmentation else None
         return DrawnBatch(
-            *(self.policy, draws, index, mix),
+            self.policy,
+            draws,
+            index,
+            mix,
             augment=parameters,
             strips=self.draw_strips(epoch, batch, len(index)) if self.num_strips > 1 else None,
             change=self.change,

@@ -1,4 +1,4 @@
-"""Entry point of the command `python -m utils.report RUN… --output DIR`, which compares finished runs."""
+"""Entry point of `python -m utils.report RUN… --output DIR` and `python -m utils.report --compare A B`."""
 
 import sys
 

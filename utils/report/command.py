@@ -1,9 +1,11 @@
-"""The command `python -m utils.report`: reads finished runs and writes a report that compares them."""
+"""The command `python -m utils.report`: reads finished runs, and writes a report or compares two folders in words."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config import ReportConfig
+from utils.report.compare import COLUMNS as FOLDER_COLUMNS
+from utils.report.compare import compare_folders, comparison_of_folders, rows_of_folders, sentence
 from utils.report.evidence import find_baseline, find_evidence, parse_full_data
 from utils.report.figures import draw_figures
 from utils.report.groups import Group, comparisons, group_runs
@@ -18,12 +20,12 @@ from utils.report.report import (
     group_rows,
     group_table,
     left_out,
+    search_table,
     student_table,
 )
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
 from utils.run.wandb_log import NoTracker, RunMetadata, start_tracker
-from utils.system.errors import InputError
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
 
@@ -31,29 +33,69 @@ CONDITIONS = "device_name arithmetic torch torchvision python epochs batch_size 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command: read the runs, group and compare them, and write the report into the folder --output."""
+    """Run the command: write a report into the folder --output, or print the sentences of --compare."""
     config = ReportConfig.parse(argv)
     start_log()
+    if config.compare is None:
+        write_report(config)
+    else:
+        answer_in_words(config, *config.compare)
+
+
+def answer_in_words(config: ReportConfig, first: str, second: str) -> None:
+    """Compare two folders of runs; print a sentence for each comparison, and write compare.* if --output is given."""
+    answer = compare_folders(first, second, frozenset(config.ignore), frozenset(config.searched))
+    sentences = [sentence(verdict, first, second) for verdict in answer.verdicts]
+    notes = [*answer.left_out, *overlooked(config)]
+    for line in [*sentences, *notes]:
+        log.info("%s", line)
+    if config.output:
+        folder = Path(config.output)
+        make_folder(folder)
+        table = comparison_of_folders(answer)
+        listed = "\n".join(f"* {line}" for line in [*sentences, *notes])
+        write_text(folder / "compare.md", f"# {table.title}\n\n{listed}\n\n{table.markdown()}")
+        write_text(folder / "compare.tex", document([table]))
+        write_text(folder / "compare.csv", csv_text(FOLDER_COLUMNS, rows_of_folders(answer)))
+        publish(config, {table.title: (list(table.columns), [list(row) for row in table.rows])}, [])
+        log.info("table in %s", folder / "compare.md")
+
+
+def overlooked(config: ReportConfig) -> list[str]:
+    """Return sentences that name the settings of --ignore and --searched."""
+    sentences = []
+    if config.ignore:
+        sentences.append(f"Differences in these settings were overlooked: {', '.join(config.ignore)}.")
+    if config.searched:
+        sentences.append(
+            f"These settings were searched, and their values picked by top-1 on the validation set, which makes this "
+            f"top-1 too good by an unknown amount: {', '.join(config.searched)}."
+        )
+    return sentences
+
+
+def write_report(config: ReportConfig) -> None:
+    """Read the runs, group and compare them, and write the report into the folder --output."""
     full = parse_full_data(config.full_data)
-    if "images" in config.ignore:
-        raise InputError("--ignore images would average over image sets; leave it out, and compare the groups")
     found = find_runs(config.runs)
-    groups, repeated = group_runs(found.finished, frozenset(config.ignore), config.random)
+    groups, repeated = group_runs(
+        found.finished, frozenset(config.ignore), config.random, searched=frozenset(config.searched)
+    )
     baseline = find_baseline(groups, config.random)
     findings = find_evidence(groups, baseline, full)
     compared = comparisons(groups)
 
     shown = [group_table(groups)] if groups else []
     shown += [finding_table(findings)] if findings else []
-    shown += [table for table in [student_table(groups)] if table]
+    shown += [table for table in [student_table(groups), search_table(groups)] if table]
     axes = [axis for axis in ("images", "regime", "student", "settings") if any(c.axis == axis for c in compared)]
     pairs = [comparison_table(compared, axis) for axis in axes]
     rest = left_out(found, repeated)
 
-    folder = Path(config.output)
+    folder = Path(config.output or "")
     make_folder(folder)
     pictures = draw_figures(folder, groups) if groups else []
-    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, config.ignore))
+    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, overlooked(config)))
     write_text(folder / "report.tex", document([*shown, *pairs]))
     write_text(folder / "report.csv", csv_text(GROUP_COLUMNS, group_rows(groups)))
     write_text(folder / "evidence.csv", csv_text(FINDING_COLUMNS, finding_rows(findings)))
@@ -79,15 +121,14 @@ def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures
         tables: title -> (columns, rows).
         pictures: paths of the figures.
     """
-    metadata = RunMetadata(
-        Path(config.output).name, config.wandb_group or "reports", "report", tuple(config.wandb_tags or ())
-    )
+    folder = config.output or ""  # `ReportConfig.resolved` demands a folder if W&B is enabled
+    metadata = RunMetadata(Path(folder).name, config.wandb_group or "reports", "report", tuple(config.wandb_tags or ()))
     tracker = start_tracker(
         project=config.wandb_project,
         mode=config.wandb_mode,
         api_key=config.wandb_api_key,
-        folder=config.output,
-        config={"runs": list(config.runs)},
+        folder=folder,
+        config={"runs": list(config.compare or config.runs)},
         metadata=metadata,
     )
     if not isinstance(tracker, NoTracker):
@@ -95,14 +136,14 @@ def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures
         tracker.finish()
 
 
-def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored: Sequence[str]) -> str:
+def page(groups: list[Group], tables: list[Table], pictures: list[Path], notes: Sequence[str]) -> str:
     """Return the text of report.md: conditions that all runs share, then figures, then tables.
 
     Args:
         groups: groups of runs in the report.
         tables: tables to show, in this order.
         pictures: paths of the figures.
-        ignored: names of the settings that --ignore lists; the text mentions them.
+        notes: sentences on the flags of the report.
     """
     parts = ["# Report\n"]
     common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}
@@ -111,8 +152,7 @@ def page(groups: list[Group], tables: list[Table], pictures: list[Path], ignored
     ]
     if shared:
         parts.append(f"All runs: {', '.join(shared)}.\n")
-    if ignored:
-        parts.append(f"Differences in these settings were overlooked: {', '.join(ignored)}.\n")
+    parts += [f"{note}\n" for note in notes]
     if not groups:
         parts.append("No run is finished.\n")
     parts += [f"![{picture.stem}]({picture.name})\n" for picture in pictures]

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.config import AugmentFlags, ViewFlags, own_fields
 from utils.report.groups import (
     Group,
     Spread,
+    augmentation_robust_score,
     hard_label_recovery,
     improvement_over_random,
     is_called,
@@ -17,6 +19,9 @@ from utils.report.groups import (
 from utils.report.random_images import record_of
 from utils.system.errors import InputError, listing
 
+# settings in which runs with and without augmentation may differ; `image_labels` depends on whether images are mixed
+VIEW_SETTINGS = {item.name for group in (ViewFlags, AugmentFlags) for item in own_fields(group)} | {"image_labels"}
+VIEW_SETTINGS -= {"fkd_seed", "zca"}  # the order of the images, and their normalisation
 RANDOM = "random"  # default of --random, the name of the image set with random real images
 
 
@@ -32,6 +37,8 @@ class Finding:
             no seed has a recovery.
         score: `label_robust_score` in percent, over the seeds that have an improvement and a recovery; None if no seed
             has a score.
+        robustness: `augmentation_robust_score` in percent, over the seeds that both sets have with and without
+            augmentation; None if there are no such runs, or if these are the runs without augmentation.
     """
 
     group: Group
@@ -39,6 +46,7 @@ class Finding:
     improvement: Spread
     recovery: Spread | None
     score: Spread | None
+    robustness: Spread | None
 
 
 def parse_full_data(words: Sequence[str]) -> dict[str, float]:
@@ -104,7 +112,8 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
     """Compare each group of runs with the group on random real images that has the same student and settings.
 
     Hard-label recovery is computed from the group with hard labels that has the same student, images and validation
-    set. If there is no such group, or more than one, `recovery` is None.
+    set. If there is no such group, or more than one, `recovery` is None. Groups that show whole images count only for
+    other such groups, if there are groups with augmentation as well.
 
     Args:
         groups: all groups.
@@ -116,19 +125,17 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
     """
     found = []
     for group in groups:
-        rivals = [g for g in groups if g.images == baseline and same_but_images(g, group)]
-        if group.images == baseline or not rivals:
+        random = counterpart(group, groups, baseline)
+        if random is None:
             continue
-        random = rivals[0]
         same = group.student, group.images, group.validation
         hard = [g for g in groups if g.regime == "HL" and (g.student, g.images, g.validation) == same]
+        hard = [g for g in hard if g.whole == group.whole] or hard
         top1 = full.get(group.student, full.get(""))
         recovery: dict[int, float] = {}
         if top1 is not None and len(hard) == 1:
             recovery = {seed: hard_label_recovery(top1, figure) for seed, figure in hard[0].by_seed().items()}
-        ours = group.by_seed()
-        theirs = random.by_seed()
-        gains = {seed: improvement_over_random(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()}
+        gains = gains_over(group, random)
         scores = [label_robust_score(gains[seed], recovery[seed]) for seed in gains.keys() & recovery.keys()]
         if gains:
             finding = Finding(
@@ -137,9 +144,52 @@ def find_evidence(groups: list[Group], baseline: str | None, full: dict[str, flo
                 improvement=spread(list(gains.values())),
                 recovery=spread(list(recovery.values())) if recovery else None,
                 score=spread(scores) if scores else None,
+                robustness=robustness_of(group, gains, groups, baseline),
             )
             found.append(finding)
     return found
+
+
+def counterpart(group: Group, groups: list[Group], baseline: str | None) -> Group | None:
+    """Return the group on random images that equals `group` in all else; None if there is none or `group` is it."""
+    if group.images == baseline:
+        return None
+    return next((g for g in groups if g.images == baseline and same_but_images(g, group)), None)
+
+
+def gains_over(group: Group, random: Group) -> dict[int, float]:
+    """Return seed -> `improvement_over_random` in percentage points, for the seeds that both groups have."""
+    ours, theirs = group.by_seed(), random.by_seed()
+    return {seed: improvement_over_random(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
+
+
+def robustness_of(group: Group, gains: dict[int, float], groups: list[Group], baseline: str | None) -> Spread | None:
+    """Return the `augmentation_robust_score` over the seeds that all four groups have; None if a group is missing.
+
+    Args:
+        group: runs with augmentation on the image set; None is returned if they show whole images.
+        gains: `gains_over` of `group` and its counterpart.
+        groups: all groups, in which the runs on whole images are searched. These differ from `group` in nothing but the
+            settings of views.
+        baseline: name of the random image set.
+    """
+    if group.whole:
+        return None
+    for plain in (g for g in groups if g.whole and g.images == group.images and same_but_views(g, group)):
+        random = counterpart(plain, groups, baseline)
+        if random is not None:
+            whole = gains_over(plain, random)
+            scores = [augmentation_robust_score(gains[seed], whole[seed]) for seed in gains.keys() & whole.keys()]
+            return spread(scores) if scores else None
+    return None
+
+
+def same_but_views(one: Group, other: Group) -> bool:
+    """Return whether two groups agree in student, regime and all settings but those that shape views."""
+    if (one.student, one.regime) != (other.student, other.regime):
+        return False
+    names = one.settings.keys() | other.settings.keys()
+    return all(one.settings.get(name) == other.settings.get(name) for name in names if name not in VIEW_SETTINGS)
 
 
 def same_but_images(one: Group, other: Group) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ DASHES = dict(zip(REGIMES, (":", "--", "-"), strict=True))
 MARKERS = "osD^v"  # if there are more series than colours, series of the same colour have different markers
 INCH = 2.54  # cm
 WIDTH = 8 / INCH
+LETTERS = 48  # maximum length of a line in a legend
 AXIS = 0.8  # height in cm of the tick labels and the axis label below the lowest panel
 STYLE: Any = {
     "font.size": 7,
@@ -105,8 +108,7 @@ def draw_curves(groups: list[Group]) -> Figure:
 
     series = series_of(groups)
     regimes = [regime for regime in REGIMES if any(group.regime == regime for group in groups)]
-    lines = len(series) + len(regimes)
-    figure, panels, below = make_panels(groups, height=4.2, legend=0.4 * math.ceil(lines / 2) + 0.8)
+    figure, panels, below = make_panels(groups, height=4.2, legend=legend_height([*series, *regimes]))
     for group in groups:
         curves = [run.curve for run in group.runs.values()]
         epochs = sorted(set.intersection(*(set(curve) for curve in curves)))  # epochs that all runs evaluated
@@ -135,7 +137,7 @@ def draw_top1(groups: list[Group]) -> Figure:
     series = series_of(groups)
     regimes = [regime for regime in REGIMES if any(group.regime == regime for group in groups)]
     row = 0.5 + 0.22 * len(series)  # cm
-    figure, panels, below = make_panels(groups, row * len(regimes) + 1, legend=0.4 * math.ceil(len(series) / 2) + 0.8)
+    figure, panels, below = make_panels(groups, row * len(regimes) + 1, legend=legend_height(series))
     step = 0.4 / max(len(series) - 1, 1)
     for group in groups:
         panel = panels[group.student]
@@ -156,8 +158,19 @@ def draw_top1(groups: list[Group]) -> Figure:
     return figure
 
 
+def legend_columns(labels: Iterable[str]) -> int:
+    """Return the number of columns of a legend: two, or one if a label is long."""
+    return 2 if max(map(len, labels)) < 24 else 1
+
+
+def legend_height(labels: Collection[str]) -> float:
+    """Return the height in cm of a legend with these labels and a title; labels of LETTERS and more are wrapped."""
+    lines = sum(max(1, len(textwrap.wrap(label, LETTERS))) for label in labels)
+    return 0.4 * math.ceil(lines / legend_columns(labels)) + 0.8
+
+
 def add_legend(place: Axes, looks: dict[str, dict[str, Any]], title: str) -> None:
-    """Draw a legend with two columns, or with one column if a label is long.
+    """Draw a legend.
 
     Args:
         place: axes for the legend.
@@ -166,6 +179,6 @@ def add_legend(place: Axes, looks: dict[str, dict[str, Any]], title: str) -> Non
     """
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    columns = 2 if max(map(len, looks)) < 24 else 1
+    handles = [Line2D([], [], label=textwrap.fill(name, LETTERS), **look) for name, look in looks.items()]
+    columns = legend_columns(looks)
     place.legend(handles=handles, title=title, loc="center", ncol=columns, borderaxespad=0, title_fontsize=7)

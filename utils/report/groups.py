@@ -1,18 +1,18 @@
 """Sort finished runs into groups and compare the groups. Runs of one group differ only in the seed.
 
-Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`
-and `label_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300). docs/evidence.md states what
-each metric depends on, and which conclusions the metrics do not allow.
+Top-1 is in percent; differences are in percentage points. The metrics `improvement_over_random`, `hard_label_recovery`,
+`label_robust_score` and `augmentation_robust_score` are from DD-Ranking (Li et al., 2025, arXiv 2505.13300).
+docs/evidence.md states what each metric depends on, and which conclusions the metrics do not allow.
 """
 
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.config import OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.labels.digests import NEW
@@ -85,8 +85,26 @@ def label_robust_score(improvement: float, recovery: float, weight: float = 0.5)
         recovery: HLR in percentage points.
         weight: w, the weight of IOR.
     """
-    alpha = (weight * improvement - (1 - weight) * recovery) / 100
-    return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+    return score_of((weight * improvement - (1 - weight) * recovery) / 100)
+
+
+def augmentation_robust_score(augmented: float, whole: float, weight: float = 0.5) -> float:
+    """Return ARS, the augmentation-robust score, in percent: 100 (e^beta - 1/e) / (e - 1/e).
+
+    Here beta = (w IOR_augmented + (1 - w) IOR_whole) / 100. The code of DD-Ranking v0.2.0 leaves out the division by
+    100, so its scores are other numbers.
+
+    Args:
+        augmented: IOR in percentage points of students trained on augmented images.
+        whole: IOR in percentage points of students trained on whole images, without augmentation.
+        weight: w, the weight of the augmented images; DD-Ranking calls it gamma.
+    """
+    return score_of((weight * augmented + (1 - weight) * whole) / 100)
+
+
+def score_of(exponent: float) -> float:
+    """Return 100 (e^x - 1/e) / (e - 1/e), which is 0 for the exponent x = -1 and 100 for x = 1."""
+    return 100 * (math.exp(exponent) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
@@ -111,6 +129,8 @@ class Group:
         settings: setting -> value as text. All runs of the group have these values.
         apart: texts `name=value` for the settings that distinguish this group from others; see `settings_apart`.
         runs: seed -> run.
+        tried: all groups of a search, this one included, with the text `name=value` of what was searched; see
+            `best_of_search`. Empty if nothing was searched.
     """
 
     student: str
@@ -119,6 +139,7 @@ class Group:
     settings: dict[str, str]
     apart: tuple[str, ...]
     runs: dict[int, FinishedRun]
+    tried: "tuple[tuple[str, Group], ...]" = ()
 
     @property
     def name(self) -> str:
@@ -139,6 +160,17 @@ class Group:
     def accepted(self) -> str | None:
         """Return the faults of labels or teacher that --accept-labels tolerated, as text; None if there are none."""
         return self.settings.get("labels_accepted")
+
+    @property
+    def whole(self) -> bool:
+        """Return whether the students saw whole images: --augment none, and no mixing, patches or RandAugment."""
+        plain = {"augment": "none", "mix_type": None, "auto_augment": None, "shuffle_patches": "1", "factor_crop": "1"}
+        return all(self.settings.get(name) == value for name, value in plain.items())
+
+    @property
+    def picked(self) -> tuple[str, ...]:
+        """Return a text that states the value that a search picked, in a tuple; empty if nothing was searched."""
+        return tuple(f"{text}, the best of {len(self.tried)}" for text, group in self.tried if group.runs is self.runs)
 
     @property
     def series(self) -> str:
@@ -162,6 +194,12 @@ class Group:
         """Return the values of --eval-from of the runs as text; None if all evaluations of every run count."""
         epochs = sorted({run.args.get("eval_from") or 0 for run in self.runs.values()})
         return " or ".join(map(str, epochs)) if any(epochs) else None
+
+    @property
+    def validated_on(self) -> str | None:
+        """Return the values of --val-ipc of the runs as text; None if a run validated on all images of each class."""
+        counts = {run.args.get("val_ipc") or 0 for run in self.runs.values()}
+        return None if 0 in counts else " or ".join(map(str, sorted(counts)))
 
     def hours(self) -> float | None:
         """Return the mean wall-clock time of a run in hours; None if a run did not record it.
@@ -192,7 +230,10 @@ class Group:
 
 
 def group_runs(
-    runs: list[FinishedRun], ignore: frozenset[str] = frozenset(), baseline: str = "random"
+    runs: list[FinishedRun],
+    ignore: frozenset[str] = frozenset(),
+    baseline: str = "random",
+    searched: frozenset[str] = frozenset(),
 ) -> tuple[list[Group], list[FinishedRun]]:
     """Divide finished runs into groups whose runs differ only in the seed and in settings named in `ignore`.
 
@@ -200,6 +241,7 @@ def group_runs(
         runs: finished runs with any settings.
         ignore: names of settings that are not compared.
         baseline: name of an image set. Groups of this set come last among the groups with the same student and regime.
+        searched: names of settings whose best value is picked, by `best_of_search`.
 
     Returns:
         (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If
@@ -220,10 +262,33 @@ def group_runs(
         settings = dict(pairs)
         student = student_name(next(iter(seeds.values())))
         plain.append(Group(student, regime, names[settings["images"]], settings, (), seeds))
+    plain = best_of_search(plain, searched)
     groups = [dataclasses.replace(group, apart=settings_apart(group, plain)) for group in plain]
     students = list(dict.fromkeys(group.student for group in groups))
     groups.sort(key=lambda g: (students.index(g.student), REGIMES.index(g.regime), is_called(g, baseline), g.series))
     return groups, repeated
+
+
+def best_of_search(groups: list[Group], searched: frozenset[str]) -> list[Group]:
+    """Keep, of all groups that differ only in the settings `searched`, the group with the highest mean top-1.
+
+    A group with fewer runs than another one is not picked. The kept groups lose the settings `searched`, so that they
+    can be compared with groups for which the search picked another value.
+    """
+    rivals: dict[tuple, list[Group]] = {}
+    for group in groups:
+        rest = tuple(sorted((name, value) for name, value in group.settings.items() if name not in searched))
+        rivals.setdefault((group.regime, rest), []).append(group)
+    kept = []
+    for (_, rest), tried in rivals.items():
+        best = max(tried, key=lambda group: (len(group.runs), group.last().mean))
+        texts = [
+            " ".join(f"{name}={value}" for name, value in sorted(group.settings.items()) if name in searched)
+            for group in tried
+        ]
+        search = tuple(zip(texts, tried, strict=True)) if len(tried) > 1 else ()
+        kept.append(dataclasses.replace(best, settings=dict(rest), tried=search))
+    return kept
 
 
 def is_called(group: Group, name: str) -> bool:
@@ -290,9 +355,11 @@ def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
 def text_of(name: str, value: str, run: FinishedRun) -> str:
     """Return the value of the setting `name` as shown in tables.
 
-    Labels and validation sets are shown by the name of their folder and the start of their digest. The digest of
-    training images and the git commit are shortened. Other values are unchanged.
+    Labels and image sets are shown by the name of their folder and the start of their digest. The digest of the classes
+    of the training images and the git commit are shortened. Other values are unchanged.
     """
+    if name == "images" and value != run.args["train_dir"]:
+        return f"{PurePath(run.args['train_dir']).name} ({value.rpartition(':')[2][:6]})"
     if name == "labels":
         return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
     if name in VALIDATION:
@@ -300,14 +367,21 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
         return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"
     if name == "train_images":
         return value.rpartition(":")[2][:10]
-    return value[:10] if name == "git_commit" else value
+    if name == "git_commit":
+        return value[:10] + ("-dirty" if value.endswith("-dirty") else "")
+    return value
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
     """Return a text `name: our value | their value` for each setting in which two groups differ."""
-    names = sorted(ours.settings.keys() | theirs.settings.keys())
-    pairs = [(name, ours.settings.get(name, "–"), theirs.settings.get(name, "–")) for name in names]
-    return [f"{name}: {short(a)} | {short(b)}" for name, a, b in pairs if a != b]
+    found = []
+    for name in sorted(ours.settings.keys() | theirs.settings.keys()):
+        values = [group.settings.get(name) for group in (ours, theirs)]
+        if values[0] != values[1]:
+            runs = [next(iter(group.runs.values())) for group in (ours, theirs)]
+            texts = [text_of(name, value, run) if value else "–" for value, run in zip(values, runs, strict=True)]
+            found.append(f"{name}: {short(texts[0])} | {short(texts[1])}")
+    return found
 
 
 def short(value: str) -> str:
@@ -316,29 +390,62 @@ def short(value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Pair:
+    """Two groups that are compared.
+
+    Attributes:
+        ours, theirs: the two groups.
+        also: texts from `differences` for the settings in which the groups differ. Settings that the comparison is
+            about are left out. For example, the labels are left out if two image sets are compared.
+    """
+
+    ours: Group
+    theirs: Group
+    also: list[str]
+
+
+AnyPair = TypeVar("AnyPair", bound=Pair)
+
+
+def closest(pairs: list[AnyPair], side: Callable[[Group], object]) -> list[AnyPair]:
+    """Return the pairs whose groups differ in the fewest settings.
+
+    A pair is left out if one of its groups differs in fewer settings from another group of the same side.
+
+    Args:
+        pairs: any pairs of groups.
+        side: function group -> what all groups of one side have in common, for example the image set.
+    """
+    fewest: dict[tuple[int, object], int] = {}
+    for pair in pairs:
+        for key in ((id(pair.ours), side(pair.theirs)), (id(pair.theirs), side(pair.ours))):
+            fewest[key] = min(fewest.get(key, len(pair.also)), len(pair.also))
+    return [
+        pair
+        for pair in pairs
+        if len(pair.also) == fewest[id(pair.ours), side(pair.theirs)] == fewest[id(pair.theirs), side(pair.ours)]
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison(Pair):
     """Comparison of two groups that differ along one axis: in images, regime, student or settings.
 
     Attributes:
         axis: `images`, `regime`, `student` or `settings`.
-        ours, theirs: the two groups.
         difference: `Spread` of the difference of top-1, ours - theirs, over common seeds, in percentage points; None
             if there are no common seeds.
-        also: texts from `differences` for other settings in which the groups differ. Settings that belong to
-            the axis are left out. For example, the labels belong to the axis `images`.
     """
 
     axis: str
-    ours: Group
-    theirs: Group
     difference: Spread | None
-    also: list[str]
 
 
 def comparisons(groups: list[Group]) -> list[Comparison]:
     """Compare all pairs of groups that differ along exactly one axis and have the same validation set.
 
-    If the axis is images or student, the distinguishing settings `Group.apart` of both groups must be equal too.
+    If the axis is images or student, a group is compared with those groups of another image set, or of another student,
+    that differ from it in the fewest settings. Usually these are the groups with the same settings.
     """
     implied = {
         "images": {"images", "train_images", "labels"},
@@ -351,9 +458,17 @@ def comparisons(groups: list[Group]) -> list[Comparison]:
         if ours.validation != theirs.validation:
             continue  # top-1 on different validation sets cannot be compared
         axes = [axis for axis in ("images", "regime", "student") if getattr(ours, axis) != getattr(theirs, axis)]
-        if len(axes) > 1 or (axes != ["regime"] and axes and ours.apart != theirs.apart):
+        if len(axes) > 1:
             continue
         axis = axes[0] if axes else "settings"
-        also = [d for d in differences(ours, theirs) if d.partition(": ")[0] not in implied[axis]]
-        found.append(Comparison(axis, ours, theirs, paired(ours.by_seed(), theirs.by_seed()), also))
-    return found
+        whole = "augment" if "none" in (ours.settings.get("augment"), theirs.settings.get("augment")) else None
+        names = implied[axis] - {whole}  # no regime implies whole images
+        also = [d for d in differences(ours, theirs) if d.partition(": ")[0] not in names]
+        found.append(Comparison(ours, theirs, also, axis, paired(ours.by_seed(), theirs.by_seed())))
+    near = {id(pair) for pair in closest([c for c in found if c.axis in ("images", "student")], side_of)}
+    return [c for c in found if c.axis not in ("images", "student") or id(c) in near]
+
+
+def side_of(group: Group) -> tuple[str, str]:
+    """Return student and image set of a group."""
+    return group.student, group.images

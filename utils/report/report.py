@@ -10,7 +10,12 @@ GROUP_COLUMNS = (
     "images_per_second hours label_bytes image_bytes"
 ).split()
 COMPARISON_COLUMNS = "axis ours theirs n difference standard_error also_differs".split()
-FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se".split()
+FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se ars ars_se".split()
+# part of the note below the table of findings
+ROBUST = (
+    "ARS, augmentation-robust score with γ = 0.5, from the IOR of these runs and of runs on whole images (--augment "
+    "none); DD-Ranking's own program prints other numbers, since it does not divide points by 100. "
+)
 
 
 def group_rows(groups: list[Group]) -> list[dict]:
@@ -24,7 +29,7 @@ def group_rows(groups: list[Group]) -> list[dict]:
             "student": group.student,
             "regime": group.regime,
             "images": group.images,
-            "settings": "; ".join(group.apart),
+            "settings": "; ".join([*group.apart, *group.picked]),
             "n": top1.n,
             "seeds": " ".join(map(str, sorted(group.runs))),
             "top1": top1.mean,
@@ -51,7 +56,7 @@ def group_table(groups: list[Group]) -> Table:
         cells = [
             group.student,
             group.regime,
-            group.series,
+            ", ".join([group.series, *group.picked]),
             str(group.last().n),
             with_deviation(group.last("top1")),
             with_deviation(group.last("top5")),
@@ -70,6 +75,9 @@ def group_table(groups: list[Group]) -> Table:
     late = [f"{group.name}: epoch {group.evaluated_from}" for group in groups if group.evaluated_from]
     if late:
         note += f" In these groups it is the best of the evaluations from an epoch on: {'; '.join(late)}."
+    few = [f"{group.name}: {group.validated_on}" for group in groups if group.validated_on]
+    if few:
+        note += f" These groups were validated on no more than the first images of each class: {'; '.join(few)}."
     accepted = [f"{group.name}: {group.accepted}" for group in groups if group.accepted]
     if accepted:
         note += " LABELS ACCEPTED: the labels of these groups seem wrong, but --accept-labels let the runs go on. "
@@ -78,8 +86,12 @@ def group_table(groups: list[Group]) -> Table:
 
 
 def finding_table(findings: list[Finding]) -> Table:
-    """Return the table that compares image sets with one set of random images; `findings` must not be empty."""
+    """Return the table that compares image sets with one set of random images; `findings` must not be empty.
+
+    It has a column for the augmentation-robust score only if a finding has one.
+    """
     rows = []
+    robust = any(found.robustness for found in findings)
     for found in findings:
         group = found.group
         cells = [
@@ -92,6 +104,7 @@ def finding_table(findings: list[Finding]) -> Table:
             with_error(found.improvement, sign=True),
             with_error(found.recovery),
             with_error(found.score),
+            *([with_error(found.robustness)] if robust else []),
         ]
         rows.append(cells)
     columns = [
@@ -104,12 +117,13 @@ def finding_table(findings: list[Finding]) -> Table:
         "IOR",
         "HLR",
         "LRS (%)",
+        *(["ARS (%)"] if robust else []),
     ]
     note = (
         "IOR, improvement over random: paired over n common seeds, percentage points ± standard error. HLR, hard-label "
         "recovery: top-1 on all real images minus top-1 on these, both with hard labels. LRS, label-robust score with "
-        "w = 0.5. docs/evidence.md says which conclusions these figures do not allow. Random images: "
-        f"{origin_of(findings[0].random)}."
+        f"w = 0.5. {ROBUST if robust else ''}docs/evidence.md says which conclusions these figures do not allow. "
+        f"Random images: {origin_of(findings[0].random)}."
     )
     return Table("Is it the images or the labels?", columns, rows, note, left=3)
 
@@ -117,8 +131,8 @@ def finding_table(findings: list[Finding]) -> Table:
 def finding_rows(findings: list[Finding]) -> list[dict]:
     """Return the rows of evidence.csv, one per comparison of an image set with random images.
 
-    The columns IOR (improvement over random) and HLR (hard-label recovery) are in percentage points. The column LRS
-    (label-robust score) is in percent.
+    The columns IOR (improvement over random) and HLR (hard-label recovery) are in percentage points. The columns LRS
+    (label-robust score) and ARS (augmentation-robust score) are in percent.
     """
     rows = []
     for found in findings:
@@ -135,6 +149,8 @@ def finding_rows(findings: list[Finding]) -> list[dict]:
             row |= {"hlr": found.recovery.mean, "hlr_se": found.recovery.error}
         if found.score is not None:
             row |= {"lrs": found.score.mean, "lrs_se": found.score.error}
+        if found.robustness is not None:
+            row |= {"ars": found.robustness.mean, "ars_se": found.robustness.error}
         rows.append(row)
     return rows
 
@@ -150,6 +166,22 @@ def student_table(groups: list[Group]) -> Table | None:
     rows = [[*line, *(cells.get(student, NONE) for student in students)] for line, cells in lines.items()]
     note = "Top-1 of the last epoch (%), mean ± standard deviation over seeds."
     return Table("Cross-architecture", ["regime", "images", *students], rows, note, left=2)
+
+
+def search_table(groups: list[Group]) -> Table | None:
+    """Return a table of all values that were tried in a search; None if nothing was searched."""
+    rows = []
+    for group in groups:
+        for text, one in group.tried:
+            mark = "picked" if one.runs is group.runs else ""
+            figures = with_deviation(one.last()), with_deviation(one.best())
+            rows.append([group.student, group.regime, group.series, text, str(one.last().n), *figures, mark])
+    columns = ["student", "regime", "images", "value", "n", "top-1 (%)", "best top-1 (%)", ""]
+    note = (
+        "Top-1 of the last epoch, mean ± standard deviation over n seeds. Of the values with the most seeds, the one "
+        "with the highest mean was picked: on the validation set, so that its top-1 is too good by an unknown amount."
+    )
+    return Table("Searched settings", columns, rows, note, left=4, remark=True) if rows else None
 
 
 def comparison_table(found: list[Comparison], axis: str) -> Table:

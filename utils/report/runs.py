@@ -53,14 +53,18 @@ class FoundRuns:
     damaged: list[tuple[Path, str]]
 
 
-def find_runs(paths: Sequence[str]) -> FoundRuns:
+def find_runs(paths: Sequence[str], flag: str = "RUN") -> FoundRuns:
     """Read all runs in the folders `paths` and their subfolders. Runs that cannot be read are listed as damaged.
+
+    Args:
+        paths: folders.
+        flag: the flag that names the folders, for error messages.
 
     Raises:
         InputError: a path is not a folder, or neither the folder nor its subfolders contain a run.
     """
     found = FoundRuns([], [], [])
-    for folder in sorted({folder for path in paths for folder in run_folders(path)}):
+    for folder in sorted({folder for path in paths for folder in run_folders(path, flag)}):
         try:
             read_run(folder, found)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -69,17 +73,19 @@ def find_runs(paths: Sequence[str]) -> FoundRuns:
     return found
 
 
-def run_folders(path: str) -> list[Path]:
+def run_folders(path: str, flag: str) -> list[Path]:
     """Return all folders of runs: `path` itself and its subfolders, if they contain a file of MARKS.
 
     Raises:
         InputError: `path` is not a folder, or there is no run.
     """
     if not os.path.isdir(path):
-        raise InputError(f"RUN {path} is not a folder; give the --output-dir of a run, or a folder of such folders")
+        raise InputError(f"{flag} {path} is not a folder; give the --output-dir of a run, or a folder of such folders")
     folders = [Path(folder) for folder, _, names in os.walk(path) if set(MARKS) & set(names)]
     if not folders:
-        raise InputError(f"RUN {path} holds no run (no {' or '.join(MARKS)}); give the --output-dir of one, or several")
+        raise InputError(
+            f"{flag} {path} holds no run (no {' or '.join(MARKS)}); give the --output-dir of one, or several"
+        )
     return folders
 
 

@@ -195,9 +195,9 @@ def load_checkpoint(
     if not isinstance(state, dict) or not needed <= state.keys() or not isinstance(state["arguments"], dict):
         raise InputError(f"{path} was not written by this program; resume from its own checkpoint.pth.tar")
     stored, folder = state["arguments"], arguments.get("train_dir")
-    # only of the settings that this script has: train_FKD_parallel.py, for example, has no --factor-crop
-    missing = {name: value for name, value in EARLIER.items() if name in arguments}
-    stored = missing | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
+    # the command of the run may lack a setting: then neither the earlier nor the resumed run has it
+    always = {name: value for name, value in EARLIER.items() if name in arguments}
+    stored = always | {"val_resize": round((stored.get("input_size") or 0) * 256 / 224)} | stored
     evaluated = state["progress"].get("validation") if isinstance(state["progress"], dict) else None
     earlier = earlier or {}
     # earlier releases stored digests without a prefix such as `v2:`; compare these with digests computed in the old way

@@ -22,9 +22,19 @@ def asks_teacher(config: KDConfig, soft_labels: bool) -> bool:
     Args:
         config: flags of the run.
         soft_labels: whether soft labels are stored with the images.
+
+    Raises:
+        InputError: a flag says how to combine the answers of teachers, of which none is loaded.
     """
     named = bool(config.teacher_checkpoint or config.teacher_weights)
-    return named or (config.loss_type != "ce" and not soft_labels)
+    asked = named or (config.loss_type != "ce" and not soft_labels)
+    for name in ("ensemble", "ensemble_weights"):
+        if getattr(config, name) and not asked:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect, because --train-dir {config.train_dir} holds soft labels, "
+                "so that no teacher is asked; leave it out, or give --teacher-checkpoint"
+            )
+    return asked
 
 
 def label_views(

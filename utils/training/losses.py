@@ -184,7 +184,7 @@ def with_smoothed_logits(
 def smooth_logits(soft_labels: Answers, share: float, num_classes: int) -> Answers:
     """Replace each logit z by (1 - s) z + s / C, as LPLD and LPQLD do for ImageNet-21K. Here s is `share`.
 
-    In kl and dist, only the factor 1 - s has an effect: it divides the teacher's temperature.
+    In kl, dist and softce, only the factor 1 - s has an effect: it divides the teacher's temperature.
     """
     if isinstance(soft_labels, Weighted):
         return Weighted(unweighted(smooth_logits(soft_labels.answers, share, num_classes)), soft_labels.weights)

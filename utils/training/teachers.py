@@ -113,12 +113,9 @@ class Ensemble:
                 {"arch": plain_name(name), "weights": digest_of(file) if file else pretrained_name(name, asked, flag)}
                 | ({"model_file": code} if code else {})
             )
-        self.norms = [
-            layer for teacher in self.teachers for layer in teacher.modules() if isinstance(layer, _BatchNorm)
-        ]
-        for layer in self.norms:
-            # with statistics of the batch, the layer does not update its running statistics
-            layer.track_running_stats = False
+        layers = [layer for teacher in self.teachers for layer in teacher.modules()]
+        # each layer of batch normalisation, and whether it has running statistics
+        self.norms = [(layer, layer.track_running_stats) for layer in layers if isinstance(layer, _BatchNorm)]
         if bssl and not self.norms:
             raise InputError(
                 f"batch-specific soft labels (--bssl) need batch normalisation, and {flag} {' + '.join(names)} has "
@@ -257,8 +254,9 @@ class Ensemble:
             passes = [part for batch in batches for part in parts_of(batch, self.parts)]
         else:
             passes = [joined(batches)]
-        for layer in self.norms:
-            layer.training = bool(self.parts)
+        for layer, tracks in self.norms:
+            # with statistics of the batch, the layer does not update its running statistics
+            layer.training, layer.track_running_stats = bool(self.parts), tracks and not self.parts
         with self.precision.autocast():
             answers = [joined([teacher(images) for images in passes]) for teacher in self.teachers]
         if len({answer.shape[1] for answer in answers}) > 1:

@@ -1,0 +1,271 @@
+"""Compare two folders of runs: say for each student in a sentence which folder is better, if the runs show it.
+
+python -m utils.report --compare save/a save/b
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from utils.report.groups import Group, Pair, closest, differences, group_runs
+from utils.report.runs import FoundRuns, find_runs
+from utils.report.significance import LEVEL, Difference, compare_seeds, holm, seeds_needed
+from utils.report.tables import NONE, Table, with_deviation
+from utils.system.errors import InputError, listing
+
+COLUMNS = (
+    "student regime images first second n_first n_second paired top1_first top1_second difference low high p p_holm "
+    "better seeds_needed points differ_in"
+).split()
+
+
+@dataclass(frozen=True)
+class Verdict(Pair):
+    """Comparison of a group of the first folder, `ours`, with a group of the second folder, `theirs`.
+
+    Attributes:
+        difference: second minus first.
+        p: p-value, corrected by Holm's method for all comparisons of the command; None if the runs are too few or have
+            no spread.
+        number: number of comparisons that were corrected for.
+    """
+
+    difference: Difference
+    p: float | None
+    number: int
+
+    @property
+    def shown(self) -> bool:
+        """Return whether the groups are shown to differ."""
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def missing(self) -> tuple[int, float] | None:
+        """Return (number of seeds, points): so many seeds would show a difference of so many percentage points.
+
+        The points are 1, 0.5, 0.2, 0.1 and so on: the first that more seeds than those of these runs would show. None
+        if the runs are too few or have no spread.
+        """
+        if self.p is None:
+            return None
+        size = 1.0
+        while True:
+            for points in (size, size / 2, size / 5):
+                seeds = seeds_needed(self.difference, points)
+                if seeds > max(self.difference.seeds):
+                    return seeds, points
+            size /= 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Result of a comparison of two folders.
+
+    Attributes:
+        first, second: the folders, as typed.
+        verdicts: comparisons of groups.
+        left_out: sentences on runs that are part of no comparison.
+    """
+
+    first: str
+    second: str
+    verdicts: list[Verdict]
+    left_out: list[str]
+
+
+def compare_folders(
+    first: str, second: str, ignore: frozenset[str] = frozenset(), searched: frozenset[str] = frozenset()
+) -> Answer:
+    """Compare the runs in two folders.
+
+    Runs are averaged over seeds in groups, as in a report. If one folder has only one group for a student, it is
+    compared with all groups of this student in the other folder; otherwise each group is compared with the group that
+    differs in the fewest settings. If the folders have no student in common, different students are compared.
+
+    Args:
+        first, second: folders of runs.
+        ignore: names of settings that are not compared.
+        searched: names of settings whose best value is picked.
+
+    Raises:
+        InputError: a folder has no finished run, both have a run in common, or the validation sets differ.
+    """
+    found = [find_runs([folder], flag="--compare") for folder in (first, second)]
+    both = {run.path.resolve() for run in found[0].finished} & {run.path.resolve() for run in found[1].finished}
+    if both:
+        raise InputError(f"--compare {first} {second}: both hold the run {min(both)}; give folders without common runs")
+    left_out = []
+    sides = []
+    for folder, runs in zip((first, second), found, strict=True):
+        refuse_empty(folder, runs)
+        groups, repeated = group_runs(runs.finished, ignore, searched=searched)
+        sides.append(groups)
+        counts = {"unfinished": len(runs.unfinished), "damaged": len(runs.damaged), "repeated": len(repeated)}
+        left_out += [f"{folder}: {count} {kind} left out" for kind, count in counts.items() if count]
+    pairs = pairs_of(*sides)
+    if not pairs:
+        validations = [listing(dict.fromkeys(map(validation_of, side))) for side in sides]
+        raise InputError(
+            f"--compare: {first} was validated on {validations[0]}, {second} on {validations[1]}, and top-1 on "
+            "different images cannot be compared; validate both on the same images"
+        )
+    for folder, other, groups in ((first, second, sides[0]), (second, first, sides[1])):
+        compared = {id(group) for pair in pairs for group in (pair.ours, pair.theirs)}
+        left_out += [
+            f"{group.name} in {folder} has no counterpart in {other}" for group in groups if id(group) not in compared
+        ]
+    return Answer(first, second, decide(pairs), left_out)
+
+
+def refuse_empty(folder: str, runs: FoundRuns) -> None:
+    """Raise InputError if a folder has no finished run."""
+    if not runs.finished:
+        raise InputError(
+            f"--compare {folder} holds no finished run ({len(runs.unfinished)} unfinished, {len(runs.damaged)} "
+            "damaged); let a run finish, or give another folder"
+        )
+
+
+def validation_of(group: Group) -> str:
+    """Return the folder of a group's validation images and the start of their digest, as text."""
+    digest = next((value.rpartition(":")[2][:6] for value in group.validation if value), "unknown")
+    return f"{next(iter(group.runs.values())).args.get('val_dir')} ({digest})"
+
+
+def pairs_of(first: list[Group], second: list[Group]) -> list[Pair]:
+    """Return the pairs of groups that `compare_folders` compares; all have the same validation set."""
+    common = {group.student for group in first} & {group.student for group in second}
+    students: list[set[str]] = [{student} for student in sorted(common)]
+    pairs = []
+    for some in students or [{group.student for group in (*first, *second)}]:
+        ours, theirs = ([group for group in side if group.student in some] for side in (first, second))
+        made = [Pair(a, b, settings_that_differ(a, b)) for a in ours for b in theirs if a.validation == b.validation]
+        pairs += made if min(len(ours), len(theirs)) == 1 else closest(made, side=lambda group: "other folder")
+    return pairs
+
+
+def settings_that_differ(ours: Group, theirs: Group) -> list[str]:
+    """Return `differences` of two groups, without those that follow from other images or are in the student's name."""
+    implied = {"model", "stem", *(["train_images"] if ours.settings["images"] != theirs.settings["images"] else [])}
+    return [text for text in differences(ours, theirs) if text.partition(": ")[0] not in implied]
+
+
+def decide(pairs: Sequence[Pair]) -> list[Verdict]:
+    """Compute the difference of each pair, and correct the p-values for the number of pairs."""
+    found = [
+        compare_seeds(pair.ours.by_seed(), pair.theirs.by_seed(), may_pair=pair.ours.student == pair.theirs.student)
+        for pair in pairs
+    ]
+    corrected = iter(holm([difference.p for difference in found if difference.known]))
+    number = sum(difference.known for difference in found)
+    return [
+        Verdict(pair.ours, pair.theirs, pair.also, difference, next(corrected) if difference.known else None, number)
+        for pair, difference in zip(pairs, found, strict=True)
+    ]
+
+
+def sentence(verdict: Verdict, first: str, second: str) -> str:
+    """Return the sentence that says which folder is better, and in which settings the runs differ.
+
+    Args:
+        verdict: the comparison.
+        first, second: the folders, as shown in the sentence.
+    """
+    difference = verdict.difference
+    differ = f"no {'other ' if '|' in subject(verdict) else ''}recorded setting differs"
+    if verdict.also:
+        differ = f"they differ ({first} | {second}) in {'; '.join(verdict.also)}"
+    gain = f"{second} - {first}: {difference.mean:+.2f} points"
+    if not difference.known:
+        needed = "a single run gives no interval: at least 2 seeds of each are needed, better 3 or more"
+        if difference.alike:
+            pairs = f"all {difference.seeds[0]} pairs of seeds differ by exactly this"
+            needed = pairs if difference.paired else "the runs of each are exactly alike"
+            needed += ", so that there is no spread for an interval: more seeds or validation images are needed"
+        return f"{subject(verdict)}: no difference shown ({gain}), since {needed}; {differ}"
+    low, high = difference.interval
+    if verdict.shown:
+        better, other = (second, first) if difference.mean > 0 else (first, second)
+        low, high = (low, high) if difference.mean > 0 else (-high, -low)
+        text = f"{better} is better than {other} by {abs(difference.mean):.2f} points"
+        return f"{subject(verdict)}: {text} (95 % interval {low:.2f} to {high:.2f}; {seeds_text(verdict)}); {differ}"
+    text = "no difference shown"
+    if difference.p < LEVEL:
+        text += f" after Holm's correction for {verdict.number} comparisons"
+    text += f" ({gain}, 95 % interval {low:+.2f} to {high:+.2f}; {seeds_text(verdict)})"
+    if verdict.missing:
+        seeds, size = verdict.missing
+        text += f"; with this spread, {seeds:,} seeds{'' if difference.paired else ' of each'} would show a "
+        text += f"difference of {size:g} {'point' if size == 1 else 'points'}"
+    return f"{subject(verdict)}: {text}; {differ}"
+
+
+def subject(verdict: Verdict) -> str:
+    """Return student, kind of labels and image set of a comparison; if they differ, with both values.
+
+    Settings follow that both groups share, but not all groups of their folders: without them, the sentences on several
+    groups of one student would begin alike.
+    """
+    names: list[Callable[[Group], str]] = [lambda g: g.student, lambda g: g.regime, lambda g: g.folder.name]
+    words = []
+    for name in names:
+        ours, theirs = name(verdict.ours), name(verdict.theirs)
+        words.append(ours if ours == theirs else f"{ours} | {theirs}")
+    return ", ".join([*words, *(text for text in verdict.ours.apart if text in verdict.theirs.apart)])
+
+
+def seeds_text(verdict: Verdict) -> str:
+    """Return a phrase with the number of runs of a comparison, and whether they were paired."""
+    difference = verdict.difference
+    if not difference.paired:
+        return f"{difference.seeds[0]} and {difference.seeds[1]} seeds, unpaired"
+    alone = len(verdict.ours.runs) + len(verdict.theirs.runs) - sum(difference.seeds)
+    return f"{difference.seeds[0]} pairs of seeds" + (f", {alone} runs without partner left out" if alone else "")
+
+
+def comparison_of_folders(answer: Answer) -> Table:
+    """Return the table of all comparisons, one per row."""
+    rows = []
+    for verdict in answer.verdicts:
+        difference = verdict.difference
+        low, high = difference.interval if difference.known else (None, None)
+        cells = [
+            subject(verdict),
+            with_deviation(verdict.ours.last()),
+            with_deviation(verdict.theirs.last()),
+            f"{difference.mean:+.2f}",
+            NONE if low is None else f"{low:+.2f} to {high:+.2f}",
+            NONE if verdict.p is None else f"{verdict.p:.3f}",
+            seeds_text(verdict),
+            "; ".join(verdict.also) or NONE,
+        ]
+        rows.append(cells)
+    columns = ["student", f"{answer.first} (%)", f"{answer.second} (%)", "second - first", "95 % interval", "p (Holm)"]
+    note = (
+        "Top-1 of the last epoch, mean ± standard deviation over all seeds; the difference in percentage points. "
+        "Intervals hold for one comparison; the p-values are corrected for the number of rows by Holm's method, and "
+        "below 0.05 a difference counts as shown. docs/evidence.md explains the tests."
+    )
+    title = f"{answer.first} and {answer.second}"
+    return Table(title, [*columns, "seeds", "differ in"], rows, note, remark=True)
+
+
+def rows_of_folders(answer: Answer) -> list[dict]:
+    """Return the rows of compare.csv, one per comparison. Differences are in percentage points, second minus first."""
+    rows = []
+    for verdict in answer.verdicts:
+        difference = verdict.difference
+        seeds, points = verdict.missing or (None, None)
+        low, high = difference.interval if difference.known else (None, None)
+        higher = answer.second if difference.mean > 0 else answer.first
+        row = {
+            **{"student": verdict.ours.student, "regime": verdict.ours.regime, "images": verdict.ours.folder.name},
+            **{"first": answer.first, "second": answer.second, "paired": difference.paired},
+            **{"n_first": difference.seeds[0], "n_second": difference.seeds[1]},
+            **{"top1_first": verdict.ours.last().mean, "top1_second": verdict.theirs.last().mean},
+            **{"difference": difference.mean, "low": low, "high": high},
+            **{"p": difference.p if difference.known else None, "p_holm": verdict.p},
+            **{"better": higher if verdict.shown else "", "seeds_needed": seeds, "points": points},
+            "differ_in": "; ".join(verdict.also),
+        }
+        rows.append(row)
+    return rows
