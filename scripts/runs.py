@@ -359,7 +359,8 @@ class Runs:
                 if noted.read_text(errors="surrogateescape").rstrip("\n") != self.described(line.command).rstrip("\n"):
                     raise RunsError(
                         f"{self.folder}/{name} is finished, but was made with other settings or data ({name}.command "
-                        "beside it has them); use those, give another RUNS_DIR, or delete that folder to run it anew"
+                        "beside it has them); use those, give another RUNS_DIR (evidence.py: WORK), or delete that "
+                        "folder to run it anew"
                     )
 
     def run(self, plan: Sequence[Line], gpus: Sequence[str]) -> bool:
