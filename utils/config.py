@@ -1096,7 +1096,7 @@ class EnsembleFlags(Group):
 
     ensemble: str | None = flag(
         None,
-        "how answers are combined (default: mean, or the preset's rule)",
+        "how answers are combined (default: mean, or with --preset its rule)",
         meaning=RESULT,
         choices=ENSEMBLE_RULES,
     )
