@@ -194,16 +194,6 @@ def words_of(settings: Settings, regime: str, images: str, whole: bool) -> str:
     return f"train_KD_parallel.py {soft} {live} --fkd-seed 43 {views}"
 
 
-def teacher_of(settings: Settings, regime: str) -> str:
-    """Return the part of DATA=… that describes the labels of a regime, with a checksum of the teacher."""
-    s = settings
-    checkpoint = Path(s.teacher_checkpoint)
-    teacher = f"{s.teacher} {cksum(checkpoint.read_bytes()) if checkpoint.is_file() else ''}"
-    if regime == "SL":
-        return f", {s.label_epochs or s.epochs} epochs of labels, {s.mix_type}, {s.views}, of {teacher}"
-    return f", teacher {teacher}" if regime == "SL+KD" else ""
-
-
 def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
     """Return the plan for scripts/runs.py: one line per regime (HL, SL, SL+KD), image set, learning rate and model.
 
@@ -219,13 +209,20 @@ def make_plan(settings: Settings, image_sets: Sequence[str]) -> str:
     )
     common += f" --classes {quoted(s.classes)}" if s.classes else ""
     states = {folder: state_of(folder) for folder in (*image_sets, s.val_dir)}
+    checkpoint = Path(s.teacher_checkpoint)
+    teacher = f"{s.teacher} {cksum(checkpoint.read_bytes()) if checkpoint.is_file() else ''}"
+    labels = {  # the part of DATA=… on the labels of each regime
+        "HL": "",
+        "SL": f", {s.label_epochs or s.epochs} epochs of labels, {s.mix_type}, {s.views}, of {teacher}",
+        "SL+KD": f", teacher {teacher}",
+    }
     classes = f", classes {cksum(Path(s.classes).read_bytes())}" if os.path.isfile(s.classes) else ""
     variants = [(regime, False) for regime in s.regimes.split()]
     if s.no_augment == "yes":
         variants += [(regime, True) for regime in s.regimes.split() if regime != "SL"]
     lines = []
     for (regime, whole), images in itertools.product(variants, image_sets):
-        data = f"images {states[images]}, validation {states[s.val_dir]}{classes}{teacher_of(s, regime)}"
+        data = f"images {states[images]}, validation {states[s.val_dir]}{classes}{labels[regime]}"
         words = words_of(s, regime, images, whole)
         searched = s.search_rates and (regime == "HL" or images == s.random_set)
         for rate, model in itertools.product(s.search_rates.split() if searched else [s.rate], s.models.split()):

@@ -173,9 +173,17 @@ def search_table(groups: list[Group]) -> Table | None:
     rows = []
     for group in groups:
         for text, one in group.tried:
-            mark = "picked" if one.runs is group.runs else ""
-            figures = with_deviation(one.last()), with_deviation(one.best())
-            rows.append([group.student, group.regime, group.series, text, str(one.last().n), *figures, mark])
+            cells = [
+                group.student,
+                group.regime,
+                group.series,
+                text,
+                str(one.last().n),
+                with_deviation(one.last()),
+                with_deviation(one.best()),
+                "picked" if one.runs is group.runs else "",
+            ]
+            rows.append(cells)
     columns = ["student", "regime", "images", "value", "n", "top-1 (%)", "best top-1 (%)", ""]
     note = (
         "Top-1 of the last epoch, mean ± standard deviation over n seeds. Of the values with the most seeds, the one "

@@ -27,6 +27,8 @@ class Difference:
         seeds: numbers of runs of the two groups that were used; equal if `paired`.
         deviations: sample standard deviations that give the error: of the differences if `paired`, else of the top-1 of
             both groups. Empty if the runs are too few.
+
+    `freedom`, `interval` and `p` exist only if `known` is True.
     """
 
     mean: float
@@ -58,7 +60,7 @@ class Difference:
     def freedom(self) -> float:
         """Return the degrees of freedom by Welch and Satterthwaite, which are n - 1 for pairs."""
         shares = [variance / (n - 1) * variance for variance, n in zip(self.variances, self.seeds, strict=False)]
-        return sum(self.variances) ** 2 / sum(shares) if sum(shares) else sum(n - 1 for n in self.seeds)
+        return sum(self.variances) ** 2 / sum(shares)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -73,8 +75,6 @@ class Difference:
         """Return the probability of a difference at least as large, if the two groups do not differ in truth."""
         from scipy.special import stdtr
 
-        if not self.error:
-            return float(self.mean == 0)
         return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
 
 
@@ -120,14 +120,14 @@ def holm(values: Sequence[float]) -> list[float]:
 def seeds_needed(found: Difference, size: float) -> int:
     """Return the smallest number of seeds with which a difference of `size` points is shown with probability POWER.
 
-    The standard deviations of `found` are taken for the true ones. The test is that of `found`, for a single comparison
-    at LEVEL: for pairs, n is the number of pairs, otherwise the number of runs in each group.
+    The standard deviations of `found`, which must be `known`, are taken for the true ones. The test is that of `found`,
+    for a single comparison at LEVEL: for pairs, n is the number of pairs, otherwise the number of runs in each group.
     """
     variance = sum(deviation**2 for deviation in found.deviations)
     fourth = sum(deviation**4 for deviation in found.deviations)
     # degrees of freedom per n - 1, by Welch and Satterthwaite with n runs in each group; 1 for pairs
-    ratio = variance**2 / fourth if fourth else 1.0
-    return smallest(lambda n: power_of(size * math.sqrt(n / variance) if variance else math.inf, ratio * (n - 1)))
+    ratio = variance**2 / fourth
+    return smallest(lambda n: power_of(size * math.sqrt(n / variance), ratio * (n - 1)))
 
 
 def power_of(shift: float, freedom: float) -> float:

@@ -255,8 +255,9 @@ class Ensemble:
         else:
             passes = [joined(batches)]
         for layer, tracks in self.norms:
-            # with statistics of the batch, the layer does not update its running statistics
-            layer.training, layer.track_running_stats = bool(self.parts), tracks and not self.parts
+            if layer.training != bool(self.parts):  # only `verify` asks the same teachers in both ways
+                # with statistics of the batch, the layer does not update its running statistics
+                layer.training, layer.track_running_stats = bool(self.parts), tracks and not self.parts
         with self.precision.autocast():
             answers = [joined([teacher(images) for images in passes]) for teacher in self.teachers]
         if len({answer.shape[1] for answer in answers}) > 1:
