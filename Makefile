@@ -34,10 +34,10 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo/run.sh
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" sh demo/run.sh
 
 evidence: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo/evidence.sh
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" sh demo/evidence.sh
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PARALLEL)
