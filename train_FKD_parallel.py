@@ -95,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.dry_run:
         dataset = ViewDataset(data.train, views, found.input_size, found.channels)
         normalise = normalise_for(found, precision, augment=cut_out)
-        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise)
+        apart = f", without {config.hard_epochs} hard epochs" if config.hard_epochs else ""
+        labels = Path(config.fkd_path or "").name + apart
+        draw_views(config, names, world, dataset, soft_epochs(config), normalise, labels)
         return
 
     described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}
@@ -128,21 +130,23 @@ def draw_views(
     names: list[str],
     world: World,
     dataset: ViewDataset,
-    epoch: int,
+    epochs: range,
     normalise: Normalise,
-    answers: torch.Tensor | None = None,
+    labels: str,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Finish a dry run: write a picture of the first augmented images that students would train on.
+    """Finish a dry run: write a picture of augmented images that students would train on.
 
     Args:
         config: settings; the picture is written to --output-dir.
         names: name of each class.
         world: processes of the run; only rank 0 writes.
-        dataset, epoch, normalise, answers: see `Preview`.
+        dataset, epochs, normalise, teacher: see `Preview`.
+        labels: name of the labels, for the title of the picture.
     """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
-        Preview(dataset, epoch, normalise, answers).draw(path, names)
+        Preview(dataset, epochs, normalise, teacher).draw(path, names, Path(config.train_dir).name, labels)
     log.info("dry run: everything is in place, nothing was trained; look at %s", path)
 
 
