@@ -9,9 +9,11 @@ appends flags that make it small and `Supply` makes the files that the command n
 
 import atexit
 import contextlib
+import importlib
 import io
 import json
 import os
+import pkgutil
 import re
 import runpy
 import shutil
@@ -28,6 +30,7 @@ from PIL import Image
 from rank_jobs import small_student, use_small_student
 
 import relabel_FKD
+import utils
 from utils.run.subsets import SUBSETS
 from utils.system.process import run_script
 from utils.training import teachers
@@ -64,6 +67,15 @@ def serve(path):
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 answer(connection)
             connection.close()
+
+
+def preload():
+    """Import all modules of this project and the libraries that it imports late, so that no command has to."""
+    for name in ("torchvision", "timm", "matplotlib.pyplot", "torch.distributed.run"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(utils.__path__, "utils."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def answer(connection):
@@ -315,6 +327,7 @@ class Supply:
             self.images(path)
         self.images(setting("VAL_DIR") or "data/val", per_class=2)
         if program == "evidence.py":
+            os.environ |= {"SEEDS": "0 1", "MODELS": (setting("MODELS") or "resnet18").split()[0]}
             self.images(setting("REAL_DIR") or "data/train", per_class=3 * PER_CLASS)
             self.teacher(setting("TEACHER_CHECKPOINT") or "teacher.pth")
         elif plan := setting("PLAN"):
@@ -338,4 +351,5 @@ if __name__ == "__main__":
     use_small_student(setattr)
     teachers.build_teacher = small_teacher
     torch.set_num_threads(1)
+    preload()
     serve(sys.argv[1])
