@@ -3,10 +3,10 @@
     MODELS="resnet18 resnet50" SEEDS="0 1 2" LABELS="data/labels_a data/labels_b" GPUS="0 1 2 3" \\
         TRAIN_DIR=… VAL_DIR=… python scripts/runs.py [flags of train_FKD_parallel.py]
 
-This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label folders,
-or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of train.sh. The
-results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label folder's path
-(default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and a file with
+This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label
+folders, or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of
+train.sh. The results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label
+folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and a file with
 the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
@@ -152,8 +152,8 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
         image_folders *= len(label_folders)
     if len(image_folders) != len(label_folders):
         raise RunsError(
-            f"TRAIN_DIR has {len(image_folders)} folders and LABELS {len(label_folders)}; give one image folder for all "
-            "labels, or one for each"
+            f"TRAIN_DIR has {len(image_folders)} folders and LABELS {len(label_folders)}; give one image folder for "
+            "all labels, or one for each"
         )
     seeds = tuple((environment.get("SEEDS") or "0").split())
     lines = []

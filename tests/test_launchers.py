@@ -480,7 +480,7 @@ def test_patterns_of_folders_are_expanded(many_runs):
         ({"SIDE_BY_SIDE": "0"}, "SIDE_BY_SIDE 0 is not a number from 1 on"),
         ({"SIDE_BY_SIDE": "many"}, "SIDE_BY_SIDE many is not a number from 1 on"),
         ({"NPROC": "-1"}, "NPROC -1 is not a number from 1 on"),
-        ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one for"),
+        ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one"),
         ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
         ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),
     ],
