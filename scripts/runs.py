@@ -6,8 +6,8 @@
 This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label
 folders, or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of
 train.sh. The results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label
-folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and
-a file with the suffix .command has its command.
+folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output,
+and a file with the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
 runs and to repeat failed ones. The script skips finished runs. It exits with an error if a finished run was made by
