@@ -24,10 +24,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from utils.config import Findings, FKDConfig, TrainConfig
+from utils.system.process import StopSignals, check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(FKDConfig.parse)
+
 import torch
 import torch.nn.functional as F
 
-from utils.config import Findings, FKDConfig, TrainConfig
 from utils.data.augment import ColouredCutout
 from utils.data.batch import Batch
 from utils.data.preview import Preview
@@ -54,7 +59,6 @@ from utils.system.distributed import World
 from utils.system.errors import InputError, Interrupted
 from utils.system.files import folder_bytes
 from utils.system.log import log
-from utils.system.process import StopSignals, run_script
 from utils.training.data_parallel import all_rows, gather_micro_batch, sum_gradients
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.precision import Precision

@@ -24,8 +24,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from train_FKD_parallel import build_students, describe, draw_views, report, session, train
 from utils.config import OWN_SOFT_LABELS, Findings, KDConfig, resolve_views
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(KDConfig.parse)
+
+from train_FKD_parallel import build_students, describe, draw_views, report, session, train
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
 from utils.data.images import first_images
@@ -48,7 +53,6 @@ from utils.run.loading import (
 from utils.system.distributed import World
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.process import run_script
 from utils.training.teachers import Ensemble, open_committee
 
 

@@ -449,6 +449,17 @@ def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
     assert (many_runs.folder / "runs" / "a" / "resnet18-seed1.command").read_text() == command
 
 
+def test_each_label_set_may_have_its_own_images(many_runs):
+    """Image folders and label folders are paired in order; a folder with a blank in its name is one folder."""
+    settings = {"GPUS": "0", "MODELS": "resnet18", "SEEDS": "0"}
+    (many_runs.folder / "own images").mkdir()
+    for images, expected in (("x y", ["'x'", "'y'"]), ("own images", ["'own images'"] * 2)):
+        done, _ = many_runs(**settings, TRAIN_DIR=images, RUNS_DIR=images)
+        assert done.returncode == 0
+        commands = [(many_runs.folder / images / name / "resnet18-seed0.command").read_text() for name in "ab"]
+        assert [command.split(" MODEL=")[0] for command in commands] == [f"TRAIN_DIR={folder}" for folder in expected]
+
+
 def test_patterns_of_folders_are_expanded(many_runs):
     """As the shell did it."""
     for name in ("b", "a"):
@@ -469,6 +480,7 @@ def test_patterns_of_folders_are_expanded(many_runs):
         ({"SIDE_BY_SIDE": "0"}, "SIDE_BY_SIDE 0 is not a number from 1 on"),
         ({"SIDE_BY_SIDE": "many"}, "SIDE_BY_SIDE many is not a number from 1 on"),
         ({"NPROC": "-1"}, "NPROC -1 is not a number from 1 on"),
+        ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one"),
         ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
         ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),
     ],

@@ -16,7 +16,7 @@ from utils.report.groups import (
     label_robust_score,
     spread,
 )
-from utils.report.random_images import record_of
+from utils.report.runs import record_of
 from utils.system.errors import InputError, listing
 
 # settings in which runs with and without augmentation may differ; `image_labels` depends on whether images are mixed

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from utils.config import OWN_SOFT_LABELS, REGIME_SETTINGS
-from utils.labels.digests import NEW
+from utils.config import NEW_LABEL_DIGEST, OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
 from utils.system.files import digest_of_text
@@ -361,7 +360,7 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
     if name == "images" and value != run.args["train_dir"]:
         return f"{PurePath(run.args['train_dir']).name} ({value.rpartition(':')[2][:6]})"
     if name == "labels":
-        return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
+        return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW_LABEL_DIGEST)[:6]})"
     if name in VALIDATION:
         digest = value.rpartition(":")[2][:6]
         return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"
