@@ -339,8 +339,8 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
     world.barrier()
     epoch, batches = min(student.position for student in training)
     raise Interrupted(
-        f"{signal.Signals(signal_number).name} in epoch {epoch} after {batches} batches; the state is saved, and the "
-        "same command with --resume continues",
+        f"{signal.Signals(signal_number).name} in epoch {epoch + 1} after {batches} batches; the state is saved, and "
+        "the same command with --resume continues",
         128 + signal_number,
     )
 
@@ -362,7 +362,7 @@ def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str,
 
 
 def report(students: Sequence[Student], world: World, described: dict[str, dict]) -> None:
-    """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
+    """Write summary.json and the curves of every student that has not failed; log its last and best top-1.
 
     Args:
         students: students whose training has finished or failed.

@@ -26,6 +26,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
 GREY = "0.45"  # colour of secondary lines and text, still legible on white
+CHANCE: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 1}
 # the numbers of colours, markers and line styles have no common divisor, so that they combine in all ways
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "<", ">"
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.")
@@ -215,20 +216,22 @@ def limit_percent(axes: Axes, which: str = "y") -> None:
     put(max(low, 0), min(high, 100))
 
 
-def add_chance(axes: Axes, classes: int, which: str = "y") -> None:
-    """Draw a thin grey line at the top-1 of a random guess, 100 / classes percent, with the word `chance`.
+def add_chance(axes: Axes, classes: int, which: str = "y", named: bool = True) -> None:
+    """Draw a dotted line at the top-1 of a random guess, 100 / classes percent.
 
     Args:
         axes: axes whose y-axis (or x-axis) shows top-1 in percent.
         classes: number of classes among which a student chooses.
         which: axis that shows top-1, `x` or `y`.
+        named: whether to write `chance` beside the line; False if a legend names it.
     """
     chance = 100 / classes
-    line: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 1}
-    text: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": SMALL, "annotation_clip": False}
+    place: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": SMALL, "annotation_clip": False}
     if which == "y":
-        axes.axhline(chance, **line)
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 2), ha="right", **text)
+        axes.axhline(chance, **CHANCE)
+        place |= {"xy": (1, chance), "xycoords": ("axes fraction", "data"), "xytext": (-2, 2), "ha": "right"}
     else:
-        axes.axvline(chance, **line)
-        axes.annotate("chance", (chance, 1), xycoords=("data", "axes fraction"), xytext=(2, -2), va="top", **text)
+        axes.axvline(chance, **CHANCE)
+        place |= {"xy": (chance, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -2), "va": "top"}
+    if named:
+        axes.annotate("chance", **place)
