@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from utils.config import NEW_LABEL_DIGEST, OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.report.runs import FinishedRun
-from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, values_of
+from utils.report.settings import LABEL_FACTS, VALIDATION, values_of
 from utils.report.words import (
     apart_in_words,
     changes_in_words,
@@ -356,7 +356,8 @@ def folder_names(runs: list[FinishedRun]) -> dict[str, dict[str, str]]:
         for name in paths:
             folder = run.args.get({"images": "train_dir", "labels": "fkd_path"}.get(name, "val_dir"))
             if name in values:
-                paths[name].setdefault(values[name], PurePath(folder or str(values[name]).removeprefix(NEW)[:10]))
+                digest = str(values[name]).removeprefix(NEW_LABEL_DIGEST)[:10]
+                paths[name].setdefault(values[name], PurePath(folder or digest))
     return {name: short_paths(known) for name, known in paths.items()}
 
 
