@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-LAUNCHERS := train.sh scripts/whole_numbers.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
+LAUNCHERS := train.sh scripts/launcher.sh scripts/whole_numbers.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
 	benchmarks/gpu.sh demo/run.sh demo/prepare.sh demo/evidence.sh .ci/run
 
 OLDEST := .venv-oldest
@@ -34,10 +34,10 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	PATH="$$(cd "$(BIN)" && pwd):$$PATH" sh demo/run.sh
+	PYTHON="$(abspath $(BIN))/python" sh demo/run.sh
 
 evidence: $(READY)
-	PATH="$$(cd "$(BIN)" && pwd):$$PATH" sh demo/evidence.sh
+	PYTHON="$(abspath $(BIN))/python" sh demo/evidence.sh
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PARALLEL)
@@ -60,7 +60,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck $(LAUNCHERS)
+	$(BIN)/shellcheck -x $(LAUNCHERS)
 
 # Like all other targets, docs takes VENV=FOLDER for another environment and PYTHON=python3.11 for the Python that makes
 # it. NO_MKDOCS_2_WARNING hides a notice of the theme about later versions, which pyproject.toml excludes.

@@ -3,8 +3,10 @@
 # `make evidence` runs it inside .venv; called again, it goes on with what is left.
 set -eu
 cd "$(dirname "$0")/.."
+here=$PWD
+# shellcheck source=scripts/launcher.sh
+. scripts/launcher.sh
 work=demo/work-evidence
-PYTHON=${PYTHON:-python3}
 export PYTHON
 
 [ -d "$work/data/distilled" ] || {

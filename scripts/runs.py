@@ -3,10 +3,11 @@
     MODELS="resnet18 resnet50" SEEDS="0 1 2" LABELS="data/labels_a data/labels_b" GPUS="0 1 2 3" \\
         TRAIN_DIR=… VAL_DIR=… python scripts/runs.py [flags of train_FKD_parallel.py]
 
-This form trains every model with every seed on every label folder. All other settings are those of train.sh. The
-results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label folder's path
-(default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and a file with
-the suffix .command has its command.
+This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label
+folders, or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of
+train.sh. The results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label
+folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output,
+and a file with the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
 runs and to repeat failed ones. The script skips finished runs. It exits with an error if a finished run was made by
@@ -140,12 +141,25 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
     """Return the plan that is used if PLAN is not set.
 
     It has one line for each label folder in LABELS and each model in MODELS. The line runs train.sh with all SEEDS.
+
+    Raises:
+        RunsError: TRAIN_DIR has several folders, but not as many as LABELS.
     """
-    given = "".join(f"{name}={quoted(environment[name])} " for name in SETTINGS if environment.get(name))
-    labels_of_train_sh = environment.get("FKD_PATH") or "data/labels"
+    label_folders = folders_of(environment.get("LABELS") or environment.get("FKD_PATH") or "data/labels")
+    images = environment.get("TRAIN_DIR", "")
+    image_folders = [images] if os.path.isdir(images) or not images else folders_of(images)
+    if len(image_folders) == 1:
+        image_folders *= len(label_folders)
+    if len(image_folders) != len(label_folders):
+        raise RunsError(
+            f"TRAIN_DIR has {len(image_folders)} folders and LABELS {len(label_folders)}; give one image folder for "
+            "all labels, or one for each"
+        )
     seeds = tuple((environment.get("SEEDS") or "0").split())
     lines = []
-    for labels in folders_of(environment.get("LABELS") or labels_of_train_sh):
+    for images, labels in zip(image_folders, label_folders, strict=True):
+        settings = {**environment, "TRAIN_DIR": images}
+        given = "".join(f"{name}={quoted(settings[name])} " for name in SETTINGS if settings.get(name))
         for model in (environment.get("MODELS") or "resnet18").split():
             command = f"{given}MODEL={quoted(model)} FKD_PATH={quoted(labels)} sh {quoted(f'{ROOT}/train.sh')}"
             lines.append(Line(f"{last_name(labels)}/{model_folder(model)}", command, seeds))
