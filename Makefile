@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 COVERAGE := --cov=utils --cov=patches --cov-report=term:skip-covered --cov-fail-under=90
 
-.PHONY: help setup demo evidence test coverage test-oldest fuzz lint clean
+.PHONY: help setup demo evidence test coverage test-oldest fuzz lint docs clean
 
 help:
 	@echo "make demo   train on real embedded data, end to end"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-oldest   run them on the oldest supported PyTorch, torchvision and numpy"
 	@echo "make fuzz   20,000 damaged files: each is read right or refused in one sentence"
 	@echo "make lint   ruff, mypy and shellcheck"
+	@echo "make docs   the pages of docs/ as a site, in build/site: no network, dead links and anchors are errors"
 	@echo "make setup  only install into $(VENV): the project itself, in place, and what it needs"
 	@echo "make clean  remove $(VENV) and what the demo wrote"
 
@@ -60,6 +61,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck -x $(LAUNCHERS)
+
+# Like all other targets, docs takes VENV=FOLDER for another environment and PYTHON=python3.11 for the Python that makes
+# it. NO_MKDOCS_2_WARNING hides a notice of the theme about later versions, which pyproject.toml excludes.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open build/site/index.html in a browser"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info demo/work demo/work-evidence .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

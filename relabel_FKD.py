@@ -23,9 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config import Findings, RelabelConfig, alone, resolve_views
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(RelabelConfig.parse)
+
 import torch
 
-from utils.config import Findings, RelabelConfig, alone, resolve_views
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages, know_images
 from utils.data.image_sets import open_images
@@ -43,7 +48,6 @@ from utils.run.classes import select_classes
 from utils.run.loading import batch_class, inspect_pixels, normalise_for, plan_images
 from utils.run.teacher_check import check_started
 from utils.system.log import log, progress_bar
-from utils.system.process import run_script
 from utils.training.teachers import Ensemble, open_committee
 
 
@@ -84,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # encode a few logits as a trial: this raises an error if the label format cannot represent them
     codec.encode(answers)
     if config.dry_run:
-        Preview(dataset, 0, normalise, answers).draw(Path(f"{config.fkd_path}-views.png"), classes)
+        preview = Preview(dataset, range(config.epochs), normalise, teachers)
+        preview.draw(Path(f"{config.fkd_path}-views.png"), classes, Path(config.data).name, f"teacher {teachers}")
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 

@@ -270,7 +270,7 @@ class ManyRuns:
         stub.chmod(0o755)
         self.settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "RUNS_DIR": str(folder / "runs")}
         self.settings |= {"MODELS": "resnet18 resnet50", "SEEDS": "0 1", "LABELS": "l/a l/b", "NOTES": str(self.notes)}
-        for name in ("l/a", "l/b", "data/distilled", "data/val", "it's a", "it's b", "other/a"):
+        for name in ("l/a", "l/b", "data/distilled", "data/val", "it's a", "it's b", "other/a", "x", "y"):
             (folder / name).mkdir(parents=True)
 
     def __call__(self, fails="nothing", flags=("--epochs", "5"), **environment):
@@ -550,6 +550,17 @@ def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
     assert (many_runs.folder / "runs" / "a" / "resnet18-seed1.command").read_text() == command
 
 
+def test_each_label_set_may_have_its_own_images(many_runs):
+    """Image folders and label folders are paired in order; a folder with a blank in its name is one folder."""
+    settings = {"GPUS": "0", "MODELS": "resnet18", "SEEDS": "0"}
+    (many_runs.folder / "own images").mkdir()
+    for images, expected in (("x y", ["'x'", "'y'"]), ("own images", ["'own images'"] * 2)):
+        done, _ = many_runs(**settings, TRAIN_DIR=images, RUNS_DIR=images)
+        assert done.returncode == 0
+        commands = [(many_runs.folder / images / name / "resnet18-seed0.command").read_text() for name in "ab"]
+        assert [command.split(" MODEL=")[0] for command in commands] == [f"TRAIN_DIR={folder}" for folder in expected]
+
+
 def test_patterns_of_folders_are_expanded(many_runs):
     """As the shell did it."""
     for name in ("b", "a"):
@@ -574,7 +585,8 @@ def test_patterns_of_folders_are_expanded(many_runs):
         ({"LABELS": ""}, "FKD_PATH data/labels does not exist (FKD_PATH is not set); set FKD_PATH to what exists"),
         ({"TRAIN_DIR": "nowhere"}, "TRAIN_DIR nowhere does not exist; set TRAIN_DIR to what exists"),
         ({"MODELS": " "}, "the plan has no run; give MODELS, SEEDS and LABELS, or lines in PLAN"),
-        ({"RUNS_DIR": "/dev/null/runs"}, "/dev/null/runs/"),
+        ({"RUNS_DIR": "/dev/null/runs"}, "RUNS_DIR /dev/null/runs cannot be made: Not a directory"),
+        ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one"),
         ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
         ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),
     ],

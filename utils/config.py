@@ -30,6 +30,7 @@ VERSION = "2026.11.dev0"  # version of the program: year and month of the releas
 
 LOSS_TYPES = ("kl", "dist", "softce", "mse_gt", "mae_gt", "gift", "cosine", "ce")
 TEMPERED_LOSSES = ("kl", "dist", "softce")  # losses that divide logits by a temperature
+HARD_TERM_LOSSES = ("mse_gt", "mae_gt", "gift")  # losses with a hard-label term, whose weight is --ce-weight
 T2_LOSSES = ("kl", "softce")  # losses that --loss-scale-t2 multiplies by T²; dist has this factor in any case
 OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
@@ -37,6 +38,8 @@ OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_label
 JOINT_LOSSES = ("dist",)
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "cos2", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
+# Prefix of digests that cover all label files. Earlier releases used no prefix and covered only the first file.
+NEW_LABEL_DIGEST = "v2:"
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
@@ -387,6 +390,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **options: Any):
         super().__init__(description=description, allow_abbrev=False, **options)
+        self.add_argument("--version", action="version", version=f"validator of dataset distillation {VERSION}")
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
@@ -444,7 +448,6 @@ class CommandConfig:
             InputError: a flag is unknown, a value is invalid, or flags contradict each other.
         """
         parser = Parser(cls.about)
-        parser.add_argument("--version", action="version", version=f"validator of dataset distillation {VERSION}")
         cls.fill(parser)
         return cls(**given(vars(parser.parse_args(argv)))).resolved()
 

@@ -2,7 +2,12 @@
 
 import sys
 
+from utils.config import ReportConfig
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below
+    check_command_line(ReportConfig.parse, needed={"tqdm": "tqdm", "scipy": "scipy"})
+
 from utils.report.command import main
-from utils.system.process import run_script
 
 sys.exit(run_script(main))

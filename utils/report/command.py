@@ -7,7 +7,7 @@ from utils.config import ReportConfig
 from utils.report.compare import COLUMNS as FOLDER_COLUMNS
 from utils.report.compare import compare_folders, comparison_of_folders, rows_of_folders, sentence
 from utils.report.evidence import find_baseline, find_evidence, parse_full_data
-from utils.report.figures import draw_figures
+from utils.report.figures import Effect, draw_figures
 from utils.report.groups import Group, comparisons, group_runs
 from utils.report.report import (
     COMPARISON_COLUMNS,
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 def answer_in_words(config: ReportConfig, first: str, second: str) -> None:
     """Compare two folders of runs; print a sentence for each comparison, and write compare.* if --output is given."""
     answer = compare_folders(first, second, frozenset(config.ignore), frozenset(config.searched))
-    sentences = [sentence(verdict, first, second) for verdict in answer.verdicts]
+    sentences = [sentence(verdict, *answer.names) for verdict in answer.verdicts]
     notes = [*answer.left_out, *overlooked(config)]
     for line in [*sentences, *notes]:
         log.info("%s", line)
@@ -94,7 +94,8 @@ def write_report(config: ReportConfig) -> None:
 
     folder = Path(config.output or "")
     make_folder(folder)
-    pictures = draw_figures(folder, groups) if groups else []
+    effects = [Effect(found.group.name, found.difference) for found in findings]
+    pictures = draw_figures(folder, groups, effects, baseline or "") if groups else []
     write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, overlooked(config)))
     write_text(folder / "report.tex", document([*shown, *pairs]))
     write_text(folder / "report.csv", csv_text(GROUP_COLUMNS, group_rows(groups)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.report.groups import Spread
+from utils.report.significance import Difference
 
 NONE = "–"  # text of a table cell without a value
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
@@ -21,6 +22,8 @@ SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "→": r"$\to$",
     "²": r"\textsuperscript{2}",
     "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
 }
 
 
@@ -114,6 +117,14 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
         return NONE
     mean = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
     return mean if value.error is None else f"{mean} ± {value.error:.2f}"
+
+
+def interval_text(difference: Difference) -> str:
+    """Return a 95 % interval as text for a table cell: `-0.48 to +4.48`; a dash if the runs give none."""
+    if not difference.known:
+        return NONE
+    low, high = difference.interval
+    return f"{low:+.2f} to {high:+.2f}"
 
 
 def size(count: float | None) -> str:

@@ -1,0 +1,84 @@
+"""The command line of every program: --help, --version and wrong flags, before PyTorch is imported and without it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+SLOW = {"torch", "torchvision", "timm", "numpy", "scipy", "matplotlib", "wandb", "PIL"}
+TRAINING = ["--train-dir", "images", "--val-dir", "images"]
+# program -> flags that its parser accepts
+PROGRAMS = {
+    "train_FKD_parallel.py": [*TRAINING, "--fkd-path", "labels"],
+    "train_KD_parallel.py": TRAINING,
+    "relabel_FKD.py": ["--data", "images", "--fkd-path", "labels"],
+    "-m utils.labels": ["info", "labels"],
+    "-m utils.images": ["info", "images"],
+    "-m utils.report": ["runs", "--output", "report"],
+    "-m utils.report.random_images": ["images", "--per-class", "1", "--output", "drawn"],
+}
+
+
+def call(program, *words, options=(), **environment):
+    """Run a program as a command line does, from the top folder."""
+    command = [sys.executable, *options, *program.split(), *words]
+    settings = {name: value for name, value in os.environ.items() if name not in ("RANK", "COLUMNS")} | environment
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, timeout=120)
+
+
+def imported(errors):
+    """Return the top-level packages in the lines that `python -X importtime` prints."""
+    return {name.strip().split(".")[0] for name in re.findall(r"^import time:.*\|(.*)$", errors, flags=re.M)}
+
+
+def without_times(errors):
+    """Return the standard error of `python -X importtime` without the lines about imports."""
+    return "".join(line for line in errors.splitlines(keepends=True) if not line.startswith("import time:"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("flag", ["--help", "--version", "--wrong-flag"])
+def test_answers_come_before_slow_imports(program, flag):
+    """PyTorch, torchvision, scipy and matplotlib take seconds to import."""
+    words = [*(PROGRAMS[program] if flag == "--wrong-flag" else []), flag]
+    done = call(program, *words, options=["-X", "importtime"])
+    assert "argparse" in imported(done.stderr)
+    assert not imported(done.stderr) & SLOW
+    said = without_times(done.stderr)
+    if flag == "--wrong-flag":
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: unrecognized arguments: --wrong-flag.*see --help\n", said), said
+    else:
+        assert (done.returncode, said) == (0, "")
+        assert done.stdout.startswith("usage: " if flag == "--help" else "validator of dataset distillation 20")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_missing_package_is_named(program):
+    """Without an environment's packages (-S), one sentence names the Python that lacks them, and the remedy."""
+    done = call(program, *PROGRAMS[program], options=["-S"])
+    assert done.returncode == 2
+    lacks = "tqdm, scipy" if program == "-m utils.report" else "PyTorch, torchvision, numpy, safetensors, tqdm"
+    pattern = (
+        rf"error: {lacks} are not installed in the Python that runs this script, {re.escape(sys.executable)}; .*\n"
+    )
+    assert re.fullmatch(pattern, done.stderr), done.stderr
+    assert ". .venv/bin/activate" in done.stderr
+    assert "pip install -r requirements.txt" in done.stderr
+
+
+def test_only_one_of_several_processes_refuses_a_wrong_flag():
+    """torchrun starts the others with another RANK."""
+    assert call("train_FKD_parallel.py", "--wrong-flag", RANK="0").stderr.startswith("error: unrecognized")
+    other = call("train_FKD_parallel.py", "--wrong-flag", RANK="1")
+    assert (other.returncode, other.stderr) == (2, "")
+
+
+def test_a_report_needs_no_pytorch():
+    """Runs are compared without the packages that trained them, and sooner."""
+    code = "import sys, utils.report.command; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not set(done.stdout.split()) & SLOW
