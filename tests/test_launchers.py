@@ -208,16 +208,16 @@ def test_a_python_that_does_not_exist(tmp_path):
         (
             [],
             {},
-            "--train-dir data/distilled does not exist; .* takes --train-dir from TRAIN_DIR, which is not set",
+            "--train-dir data/distilled does not .*; --train-dir comes from the variable TRAIN_DIR, which is not set",
         ),
         (
             [],
             {"TRAIN_DIR": "nowhere"},
-            "--train-dir nowhere does not exist; .*; the launcher takes --train-dir from TRAIN_DIR",
+            "--train-dir nowhere does not exist; .*; --train-dir comes from the variable TRAIN_DIR",
         ),
         (["--train-dir", "nowhere"], {}, "--train-dir nowhere does not exist; [^;]*"),
-        ([], {"EPOCHS": "abc"}, "argument --epochs: 'abc' is not .*; the launcher takes --epochs from EPOCHS"),
-        ([], {"WORKERS": "abc"}, "argument -j/--workers: .*; the launcher takes --workers from WORKERS"),
+        ([], {"EPOCHS": "abc"}, "argument --epochs: 'abc' is not .*; --epochs comes from the variable EPOCHS"),
+        ([], {"WORKERS": "abc"}, "argument -j/--workers: .*; --workers comes from the variable WORKERS"),
     ],
     ids=["not set", "wrong", "a flag", "number", "two spellings"],
 )
@@ -270,6 +270,8 @@ class ManyRuns:
         stub.chmod(0o755)
         self.settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "RUNS_DIR": str(folder / "runs")}
         self.settings |= {"MODELS": "resnet18 resnet50", "SEEDS": "0 1", "LABELS": "l/a l/b", "NOTES": str(self.notes)}
+        for name in ("l/a", "l/b", "data/distilled", "data/val", "it's a", "it's b", "other/a", "x", "y"):
+            (folder / name).mkdir(parents=True)
 
     def __call__(self, fails="nothing", flags=("--epochs", "5"), **environment):
         self.notes.write_text("")
@@ -562,7 +564,7 @@ def test_each_label_set_may_have_its_own_images(many_runs):
 def test_patterns_of_folders_are_expanded(many_runs):
     """As the shell did it."""
     for name in ("b", "a"):
-        (many_runs.folder / "l" / name).mkdir(parents=True)
+        (many_runs.folder / "l" / name).mkdir(exist_ok=True)
     done, _ = many_runs(GPUS="0", LABELS="l/*", MODELS="resnet18", SEEDS="0")
     assert done.stdout.splitlines() == [
         "runs: 0 of 2 finished, 2 left; GPUS: 0",
@@ -579,6 +581,11 @@ def test_patterns_of_folders_are_expanded(many_runs):
         ({"SIDE_BY_SIDE": "0"}, "SIDE_BY_SIDE 0 is not a number from 1 on"),
         ({"SIDE_BY_SIDE": "many"}, "SIDE_BY_SIDE many is not a number from 1 on"),
         ({"NPROC": "-1"}, "NPROC -1 is not a number from 1 on"),
+        ({"LABELS": "l/a l/c"}, "LABELS l/c does not exist; set LABELS to what exists"),
+        ({"LABELS": ""}, "FKD_PATH data/labels does not exist (FKD_PATH is not set); set FKD_PATH to what exists"),
+        ({"TRAIN_DIR": "nowhere"}, "TRAIN_DIR nowhere does not exist; set TRAIN_DIR to what exists"),
+        ({"MODELS": " "}, "the plan has no run; give MODELS, SEEDS and LABELS, or lines in PLAN"),
+        ({"RUNS_DIR": "/dev/null/runs"}, "RUNS_DIR /dev/null/runs cannot be made: Not a directory"),
         ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one"),
         ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
         ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),

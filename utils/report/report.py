@@ -70,7 +70,9 @@ def group_table(groups: list[Group]) -> Table:
             size(group.mean("images", "bytes")),
         ]
         rows.append(cells)
-    columns = "student,labels,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,label files,image files".split(",")
+    columns = "student,labels,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,label files,image files".split(
+        ","
+    )
     note = (
         "Figures of the last epoch, mean ± standard deviation over n seeds. Label files of a live teacher: its weights. "
         "Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."

@@ -123,16 +123,16 @@ def explain_system_error(error: Exception) -> str | None:
 def with_variables(sentence: str) -> str:
     """Return an error message that also names the variables which set its flags, if a launcher started this process.
 
-    scripts/launcher.sh lists its settings in the environment variable LAUNCHER_FLAGS, as `--flag=VARIABLE`. Flags that
-    the user typed after the launcher's name are left out, because they replace the launcher's.
+    scripts/launcher.sh and scripts/evidence.py list their settings in the environment variable LAUNCHER_FLAGS, as
+    `--flag=VARIABLE`. Flags that the user typed after a launcher's name are left out: they replace the launcher's.
     """
     clauses = []
     for pair in reversed(os.environ.get("LAUNCHER_FLAGS", "").split()):
         flag, _, variable = pair.partition("=")
-        if re.search(rf"(?<![\w-]){flag}(?![\w-])", sentence) and sys.argv.count(flag) == 1:
+        if re.search(rf"(?<![\w-]){flag}(?![\w-])", sentence) and sys.argv.count(flag) < 2:
             unset = "" if os.environ.get(variable) else ", which is not set"
-            clauses.append(f"{flag} from {variable}{unset}")
-    return f"{sentence}; the launcher takes {' and '.join(clauses)}" if clauses else sentence
+            clauses.append(f"{flag} comes from the variable {variable}{unset}")
+    return "; ".join([sentence, *clauses])
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
