@@ -235,7 +235,9 @@ def too_few(verdict: Verdict, first: str, second: str) -> str:
 def what_differs(verdict: Verdict, first: str, second: str) -> str:
     """Return a sentence, without its full stop, on the settings in which the runs of two folders differ."""
     # `subject` names both image sets
-    words = changes_in_words([name for name in verdict.also if name != "images"], verdict.ours.values, verdict.theirs.values)
+    words = changes_in_words(
+        [name for name in verdict.also if name != "images"], verdict.ours.values, verdict.theirs.values
+    )
     if not words:
         return f"No {'other ' if AGAINST in subject(verdict) else ''}recorded setting differs"
     more = f"; and {len(words) - LONG} more" if len(words) > LONG else ""

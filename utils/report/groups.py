@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from utils.config import OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.labels.digests import NEW
 from utils.report.runs import FinishedRun
-from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, values_of
+from utils.report.settings import LABEL_FACTS, VALIDATION, values_of
 from utils.report.words import (
     apart_in_words,
     changes_in_words,
