@@ -347,7 +347,7 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
 
 def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
     """Return the description of the labels for summary.json: origin, digest, and size on disk in bytes."""
-    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
+    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path)}
 
 
 def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str, dict]:

@@ -2,11 +2,24 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from helpers import ROOT
+
+from utils.config import (
+    IMAGE_COMMANDS,
+    LABEL_COMMANDS,
+    FKDConfig,
+    KDConfig,
+    RandomImagesConfig,
+    RelabelConfig,
+    ReportConfig,
+    own_fields,
+)
+from utils.system.errors import InputError
 
 SLOW = {"torch", "torchvision", "timm", "numpy", "scipy", "matplotlib", "wandb", "PIL"}
 TRAINING = ["--train-dir", "images", "--val-dir", "images"]
@@ -20,6 +33,9 @@ PROGRAMS = {
     "-m utils.report": ["runs", "--output", "report"],
     "-m utils.report.random_images": ["images", "--per-class", "1", "--output", "drawn"],
 }
+
+CONFIGS = [FKDConfig, KDConfig, RelabelConfig, *LABEL_COMMANDS.values(), *IMAGE_COMMANDS.values(), ReportConfig]
+CONFIGS.append(RandomImagesConfig)
 
 
 def call(program, *words, options=(), **environment):
@@ -82,3 +98,43 @@ def test_a_report_needs_no_pytorch():
     code = "import sys, utils.report.command; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not set(done.stdout.split()) & SLOW
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("columns", [80, 60, 120])
+def test_help_follows_the_terminal(config, columns, monkeypatch):
+    """No line is longer than the terminal is wide, except an example; no flag or file name is broken at a hyphen."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    before, examples, after = config.parser().format_help().partition("\nexamples:\n")
+    assert max(map(len, before.splitlines())) <= max(columns, 80)
+    assert max(map(len, (examples + after).splitlines())) <= 80
+    assert not re.search(r"\w-$", before, flags=re.M)
+    assert "default: None" not in before
+    assert not re.search(r"\(default[^)]*\)\s*\((default|required)", before)
+    for group in config.groups:
+        assert f"\n{group.title}:\n" in before
+    usage = " ".join(before.partition("\n\n")[0].split())
+    for item in (item for group in config.groups for item in own_fields(group)):
+        flag = item.metadata["flag"]
+        spelling = flag.spellings(item.name)[0]
+        assert (f" {spelling} " in usage) == (flag.required and spelling.startswith("-"))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_examples_of_help_parse(config):
+    """Each program has an example, and its flags are right."""
+    commands = [line for line in config.examples.replace("\\\n", " ").splitlines() if line and line[0] != "#"]
+    assert commands
+    for command in commands:
+        assert command.startswith(f"{config.program} ")
+        config.parse(shlex.split(command)[len(config.program.split()) :])
+
+
+@pytest.mark.parametrize("config", [FKDConfig, KDConfig, RelabelConfig, RandomImagesConfig])
+def test_a_required_flag_is_missed(config):
+    """The sentence names the flag and says what to give; a mistyped flag is named first."""
+    words = ["images"] if config is RandomImagesConfig else []
+    with pytest.raises(InputError, match=r"^--[a-z-]+ is missing; give .* see --help$"):
+        config.parse(words)
+    with pytest.raises(InputError, match="did you mean --version"):
+        config.parse([*words, "--vesion"])

@@ -252,12 +252,13 @@ def choose_views(dataset: ViewDataset, epochs: range, most: int) -> dict[tuple[i
         for epoch in pick_evenly(epochs, most // several)
         for batch in pick_evenly(range(source.batches_per_epoch), several)
     ]
-    rows: dict[tuple[int, int], list[int]] = {}
-    for number in range(SHOWN):
-        place = chosen[number * len(chosen) // SHOWN]
-        row = number * source.rows(*place) // SHOWN
-        if row not in rows.setdefault(place, []):
-            rows[place].append(row)
+    rows = {}
+    for number, place in enumerate(chosen):
+        count = source.rows(*place)
+        wanted = min(count, SHOWN // len(chosen) + (number < SHOWN % len(chosen)))
+        # other rows in each batch, so that batches in the order of the image folder show several classes
+        shift = number * count // len(chosen)
+        rows[place] = sorted((shift + one * count // wanted) % count for one in range(wanted))
     return rows
 
 

@@ -6,9 +6,11 @@ another panel whose top-1 is 40 points lower.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,15 @@ AT_SIDE: dict[str, Any] = {
 TITLE = 5.0  # cm; longer titles of panels are wrapped
 
 
+CAPTIONS = {
+    "top1": "Top-1 after the last epoch: mean and standard deviation over seeds, and each seed as a small point. Each "
+    "panel has its own axis.",
+    "curves": "Validation top-1 over epochs: mean over seeds, with a band of plus and minus a standard deviation.",
+    "differences": "Differences of top-1 in percentage points, with 95 % confidence intervals. A filled square: the "
+    "interval does not include 0.",
+}
+
+
 @dataclass(frozen=True)
 class Effect:
     """A row of a forest plot: a difference of top-1 in percentage points, and its name."""
@@ -59,11 +70,19 @@ def draw_figures(folder: Path, groups: list[Group], effects: Sequence[Effect] = 
         effects: differences between image sets and the set `versus`.
         versus: name of the set of random images.
     """
-    with plotting.style():
+    with drawing():
         pictures = {"top1": draw_top1(groups), "curves": draw_curves(groups)}
         if effects:
             pictures["differences"] = draw_forest(effects, versus, "image set")
-    return [save(figure, folder / name) for name, figure in pictures.items()]
+        return [save(figure, folder / name) for name, figure in pictures.items()]
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Apply the style of the project's figures, and draw letters that the font lacks as boxes without a warning."""
+    with warnings.catch_warnings(), plotting.style():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -235,7 +254,9 @@ def draw_forest(effects: Sequence[Effect], versus: str, better: str) -> Figure:
     width = plotting.PAGE
     names = [wrap(effect.name, 6.0, SMALL) for effect in effects]
     heights = [LINE * (name.count("\n") + 1) + 0.25 for name in names]
+    paired = all(effect.difference.paired for effect in effects)
     notes = ["bars: 95 % confidence interval of one comparison (Student's t)", "hollow: the interval includes 0"]
+    notes.append("n: pairs of runs with the same seed" if paired else "n: seeds, or pairs of runs with the same seed")
     limit = reach_of(effects)
     if any(max(map(abs, ends_of(effect))) > limit for effect in effects):
         notes.append("arrows: the interval goes on")
@@ -243,7 +264,7 @@ def draw_forest(effects: Sequence[Effect], versus: str, better: str) -> Figure:
         notes.append("no bar: too few seeds for an interval")
     note = wrap("; ".join(notes), width - 1, SMALL)
     bottom = LINE * (note.count("\n") + 1) + 0.2
-    figure = plotting.new_figure(width, sum(heights) + 1.6 + bottom)
+    figure = plotting.new_figure(width, sum(heights) + 1.3 + bottom)
     panel, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": [sum(heights), bottom]})
     below.axis("off")
     places = [sum(heights[:row]) + heights[row] / 2 for row in range(len(effects))]

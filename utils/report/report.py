@@ -1,9 +1,13 @@
 """Make the tables and CSV rows of a report from groups of runs and from comparisons of these groups."""
 
+from collections.abc import Sequence
+
 from utils.report.evidence import Finding, origin_of
 from utils.report.groups import Comparison, Group
 from utils.report.runs import FinishedRun, FoundRuns
 from utils.report.tables import NONE, Table, interval_text, size, with_deviation, with_error
+from utils.report.words import rank_of, split, value_words, words_of
+from utils.system.errors import listing
 
 GROUP_COLUMNS = (
     "name student regime images settings n seeds top1 top1_sd top5 top5_sd best_top1 best_top1_sd "
@@ -231,6 +235,80 @@ def comparison_rows(found: list[Comparison]) -> list[dict]:
         }
         rows.append(row)
     return rows
+
+
+def finding_sentences(findings: list[Finding]) -> list[str]:
+    """Return a sentence for each comparison of an image set with random images: which one is better, if shown."""
+    sentences = []
+    for found in findings:
+        difference, random = found.difference, found.random.images
+        gain = f"{found.group.name}: {difference.mean:+.2f} points against {random}"
+        pairs = f"{difference.seeds[0]} pairs of seeds"
+        if difference.alike:
+            text = f"{gain}, in each of {pairs}, so that there is no interval"
+        elif not difference.known:
+            text = (
+                f"{gain}, but one pair of seeds gives no interval, so that it may be chance; run 2 more seeds of both"
+            )
+        else:
+            low, high = difference.interval
+            shown = low * high > 0
+            verdict = (
+                f"{'better' if difference.mean > 0 else 'worse'} than {random}" if shown else "no difference shown"
+            )
+            text = f"{gain}: {verdict} (95 % interval {low:+.2f} to {high:+.2f}; {pairs})"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def parts_of_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the settings of groups, split into parts: part -> value in each group in words, in the order of WORDS."""
+    known = [
+        {part: text for name in group.settings for part, text in split(name, group.values[name]).items()}
+        for group in groups
+    ]
+    parts = sorted(set().union(*known), key=rank_of)
+    return {part: [value_words(part, values.get(part, "")) for values in known] for part in parts}
+
+
+def shared_table(groups: Sequence[Group]) -> Table:
+    """Return a table of the settings that all groups share."""
+    parts = parts_of_groups(groups)
+    rows = [[words_of(part).noun, values[0], part] for part, values in parts.items() if len(set(values)) == 1]
+    return Table("Settings that all runs share", ["setting", "value", "name in summary.json"], rows, left=3)
+
+
+def differing_table(groups: Sequence[Group]) -> Table | None:
+    """Return a table of the settings in which groups differ, a row for each group; None if there are none."""
+    parts = {part: values for part, values in parts_of_groups(groups).items() if len(set(values)) > 1}
+    rows = [[group.name, *(values[place] for values in parts.values())] for place, group in enumerate(groups)]
+    columns = ["runs", *(words_of(part).noun for part in parts)]
+    return Table("Settings that differ", columns, rows, left=len(columns)) if parts else None
+
+
+def provenance_table(groups: Sequence[Group]) -> Table:
+    """Return a table of what the runs of each group were made of: code, versions, data, labels, and their folders."""
+    rows = []
+    for group in groups:
+        run = next(iter(group.runs.values()))
+        versions = run.summary.get("versions", {})
+        images, validation = (run.summary.get(name, {}) for name in ("images", "validation"))
+        labels = run.args.get("fkd_path") or run.summary["labels"].get("dialect")
+        cells = [
+            group.name,
+            " ".join(map(str, sorted(group.runs))),
+            str(run.summary.get("git_commit") or NONE),
+            ", ".join(f"{name} {value}" for name, value in versions.items()) or NONE,
+            f"{run.args.get('train_dir')} ({images.get('digest') or 'no digest'})",
+            f"{labels} ({run.args.get('labels') or 'no digest'})",
+            f"{run.args.get('val_dir') or NONE} ({validation.get('digest') or 'no digest'})",
+            group.accepted or "as checked",
+            listing(sorted(str(one.path) for one in group.runs.values()), 10),
+        ]
+        rows.append(cells)
+    columns = ["runs", "seeds", "commit", "versions", "images (digest)", "labels (digest)"]
+    columns += ["validation images (digest)", "check of the labels", "folders"]
+    return Table("Where the figures come from", columns, rows, left=len(columns))
 
 
 def left_out(found: FoundRuns, repeated: list[FinishedRun]) -> list[Table]:

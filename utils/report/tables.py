@@ -47,6 +47,10 @@ class Table:
     left: int = 1
     remark: bool = False
 
+    def is_number(self, column: int) -> bool:
+        """Return whether a column is right-aligned, so that its cells begin with numbers."""
+        return column >= self.left and not (self.remark and column == len(self.columns) - 1)
+
     def markdown(self) -> str:
         """Return the table in Markdown, with the title as a heading above and the note below."""
         marks = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)

@@ -67,8 +67,8 @@ def draw_curves(path: Path, history: Sequence[dict], summary: dict[str, Any], cl
         draw(top1, history, "val_top1", 1, VALIDATION | {"clip_on": False})
         draw(val_loss, history, "val_loss", 1, VALIDATION)
         unit = power_of_ten(max((row["lr"] for row in history), default=0.0))
-        times = "" if unit == 0 else f", × 10{str(unit).translate(RAISED)}"
-        lr.set_title(f"Learning rate (first step of an epoch{times})")
+        times = "" if unit == 0 else f"10{str(unit).translate(RAISED)} "
+        lr.set_title(f"Learning rate ({times}per step)")
         draw(lr, history, "lr", 10.0**unit, {"color": BLUE})
         add_chance(top1, classes, named=False)
         add_legend(figure.add_subplot(parts[0, :]), mark_results(top1, summary), classes)
@@ -182,7 +182,7 @@ def add_legend(place: Axes, marks: dict[str, dict[str, Any]], classes: int) -> N
     """
     from matplotlib.lines import Line2D
 
-    looks = {"training views": TRAINING, "validation images": VALIDATION} | marks
+    looks = {"training": TRAINING, "validation": VALIDATION} | marks
     looks[f"chance {100 / classes:.3g}%"] = CHANCE
     handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     place.axis("off")

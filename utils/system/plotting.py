@@ -58,6 +58,7 @@ STYLE: dict[str, Any] = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "pdf.fonttype": 42,  # journals refuse the Type 3 fonts that matplotlib embeds by default
+    "text.hinting": "none",  # hinted letters are wider at some sizes, so that `text_width` would be wrong
     "svg.hashsalt": "figure",  # a random salt would give every SVG file other bytes
 }
 # what matplotlib would write into a file beside the drawing: its version, and the time
