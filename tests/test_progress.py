@@ -1,4 +1,4 @@
-"""A run shows its progress in one line and leaves a picture of its curves."""
+"""A run shows its progress: in one line of a terminal, elsewhere in a line each minute."""
 
 import contextlib
 import io
@@ -7,13 +7,11 @@ from functools import partial
 
 import pytest
 from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS, relabel_flags, run, save_teacher
-from PIL import Image
 
 import relabel_FKD
 import train_FKD_parallel
 from utils.labels import command
 from utils.run import progress_line
-from utils.run.summary import draw_curves, title_of
 from utils.system import log
 from utils.system.log import ProgressBar
 from utils.system.process import run_script
@@ -83,17 +81,3 @@ def test_lines_where_there_is_no_terminal(tiny, tmp_path, every_step):
 def test_lines_are_rare(tiny, tmp_path):
     """A run of less than a minute has none."""
     assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1)).err == ""
-
-
-def test_the_curves(tmp_path):
-    """Curves have gaps at epochs without evaluation, and work for one epoch; the title names the training."""
-    row = {"lr": 0.1, "train_loss": 2.0, "train_top1": 10.0, "val_loss": None, "val_top1": None}
-    history = [row | {"epoch": epoch} for epoch in range(3)]
-    history[2] |= {"val_loss": 1.0, "val_top1": 30.0}
-    args = {"model": "resnet18", "seed": 3, "train_dir": "data/new_$set"}
-    title = title_of(args, {"path": "data/labels_b", "dialect": "packed"})
-    assert title == "resnet18, seed 3, images new_$set, labels labels_b"
-    assert title_of(args, {"dialect": "hard labels"}).endswith("labels hard labels")
-    for rows in (history, history[2:]):
-        draw_curves(tmp_path / "curves.png", rows, title, "kl")
-        assert Image.open(tmp_path / "curves.png").width == int(16 / 2.54 * 150)
