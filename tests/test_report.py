@@ -1,11 +1,13 @@
 """The report averages only runs of one group, and its arithmetic and files are right."""
 
+import contextlib
 import csv
 import itertools
 import json
 import math
 import re
 import warnings
+from unittest import mock
 
 import pytest
 from finished_runs import EPOCHS, make_run
@@ -33,9 +35,15 @@ from utils.system.plotting import PAGE
 PERCENT = st.floats(0, 100)
 
 
-def report_on(root, *words):
-    """Report on everything below `root`; return (result of the command, report.md, rows of report.csv)."""
-    with warnings.catch_warnings():
+def report_on(root, *words, draw=False):
+    """Report on everything below `root`; return (result of the command, report.md, rows of report.csv).
+
+    Figures take longer than all else, so they are drawn only with `draw`.
+    """
+    with contextlib.ExitStack() as stack:
+        if not draw:
+            stack.enter_context(mock.patch.object(command, "draw_figures", return_value=[]))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("error", UserWarning)  # matplotlib warns if something exceeds its figure
         result = run(command, root, "--output", root / "report", *words)
     assert result.code == 0, result.err
@@ -54,7 +62,7 @@ def plan(tmp_path_factory):
                 name = f"{regime}/{model}-{seed}"
                 make_run(root, f"d/{name}", start + 6 - seed, seed, regime, "distilled", model)
                 make_run(root, f"r/{name}", start + 2 * seed, seed, regime, "random", model)
-    return root, *report_on(root, "--full-data", "resnet18=90")
+    return root, *report_on(root, "--full-data", "resnet18=90", draw=True)
 
 
 def test_groups_mean_deviation_n(plan):

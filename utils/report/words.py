@@ -149,7 +149,7 @@ WORDS: dict[str, Words] = {
     "schedule": Words("learning-rate schedule", "schedule {}"),
     "cos": Words("cosine schedule", values=ON_OFF),
     "smoothing": Words("smoothing of the schedule", "schedule smoothing {}"),
-    "milestones": Words("milestones", values={"[]": "none"}),
+    "milestones": Words("milestones"),
     "gamma": Words("factor at milestones"),
     "step_momentum": Words("momentum at milestones", "momentum {} at milestones"),
     "warmup_epochs": Words("warm-up epochs", "warm-up of {} epochs"),
@@ -204,11 +204,11 @@ def split(name: str, value: Any) -> dict[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text without brackets or braces; "" for None. Digests are cut to their first seven digits."""
+    """Return a value as text without brackets or braces; "" for None and for empty lists. Digests are cut to their first seven digits."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return " ".join(map(text_of, value)) if value else "[]"
+        return " ".join(map(text_of, value))
     text = str(value)
     if digest := DIGEST.fullmatch(text):
         return digest[1][:7] + (" with changes" if digest[2] else "")
