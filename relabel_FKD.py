@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # encode a few logits as a trial: this raises an error if the label format cannot represent them
     codec.encode(answers)
     if config.dry_run:
-        Preview(dataset, 0, normalise, answers).draw(Path(f"{config.fkd_path}-views.png"), classes)
+        preview = Preview(dataset, range(config.epochs), normalise, teachers)
+        preview.draw(Path(f"{config.fkd_path}-views.png"), classes, Path(config.data).name, f"teacher {teachers}")
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 

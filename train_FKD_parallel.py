@@ -100,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.dry_run:
         dataset = ViewDataset(data.train, views, found.input_size, found.channels)
         normalise = normalise_for(found, precision, augment=cut_out)
-        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise)
+        apart = f", without {config.hard_epochs} hard epochs" if config.hard_epochs else ""
+        labels = Path(config.fkd_path or "").name + apart
+        draw_views(config, names, world, dataset, soft_epochs(config), normalise, labels)
         return
 
     described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}
@@ -133,21 +135,23 @@ def draw_views(
     names: list[str],
     world: World,
     dataset: ViewDataset,
-    epoch: int,
+    epochs: range,
     normalise: Normalise,
-    answers: torch.Tensor | None = None,
+    labels: str,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Finish a dry run: write a picture of the first augmented images that students would train on.
+    """Finish a dry run: write a picture of augmented images that students would train on.
 
     Args:
         config: settings; the picture is written to --output-dir.
         names: name of each class.
         world: processes of the run; only rank 0 writes.
-        dataset, epoch, normalise, answers: see `Preview`.
+        dataset, epochs, normalise, teacher: see `Preview`.
+        labels: name of the labels, for the title of the picture.
     """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
-        Preview(dataset, epoch, normalise, answers).draw(path, names)
+        Preview(dataset, epochs, normalise, teacher).draw(path, names, Path(config.train_dir).name, labels)
     log.info("dry run: everything is in place, nothing was trained; look at %s", path)
 
 
@@ -336,8 +340,8 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
     world.barrier()
     epoch, batches = min(student.position for student in training)
     raise Interrupted(
-        f"{signal.Signals(signal_number).name} in epoch {epoch} after {batches} batches; the state is saved, and the "
-        "same command with --resume continues",
+        f"{signal.Signals(signal_number).name} in epoch {epoch + 1} after {batches} batches; the state is saved, and "
+        "the same command with --resume continues",
         128 + signal_number,
     )
 
@@ -359,7 +363,7 @@ def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str,
 
 
 def report(students: Sequence[Student], world: World, described: dict[str, dict]) -> None:
-    """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
+    """Write summary.json and the curves of every student that has not failed; log its last and best top-1.
 
     Args:
         students: students whose training has finished or failed.

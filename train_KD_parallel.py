@@ -117,9 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
     augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
-    answers = None
     if teacher:
-        answers, found = preflight.report_live_agreement(
+        _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
         )
     data = TrainingData(
@@ -137,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
-        draw_views(config, names, world, dataset, config.start_epoch, normalise, answers)
+        epochs = range(config.start_epoch, config.epochs)
+        labels = f"teacher {teacher}" if teacher else plain
+        draw_views(config, names, world, dataset, epochs, normalise, labels, teacher)
         return
 
     described = describe(config, data, labels_of(config, found, policy)) if world.is_main else {}

@@ -2380,6 +2380,8 @@ def resolve_views(
     values: dict[str, Any] = {}
     for name, usual in (("input_size", side or 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         asked, known = getattr(config, name), stated.get(name)
+        if name != "input_size" and known is not None and asked is not None:
+            asked *= len(known) // len(asked) or 1  # one number stands for three equal ones
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(
                 f"--{name.replace('_', '-')} {typed(asked)} contradicts the labels in {labels}, which were made with "

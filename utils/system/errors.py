@@ -5,6 +5,8 @@ Some functions make text printable on every terminal.
 
 import errno
 import os
+import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -116,6 +118,21 @@ def explain_system_error(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"the path {error.filename} is longer than the file system allows; give a shorter one"
     return None
+
+
+def with_variables(sentence: str) -> str:
+    """Return an error message that also names the variables which set its flags, if a launcher started this process.
+
+    scripts/launcher.sh and scripts/evidence.py list their settings in the environment variable LAUNCHER_FLAGS, as
+    `--flag=VARIABLE`. Flags that the user typed after a launcher's name are left out: they replace the launcher's.
+    """
+    clauses = []
+    for pair in reversed(os.environ.get("LAUNCHER_FLAGS", "").split()):
+        flag, _, variable = pair.partition("=")
+        if re.search(rf"(?<![\w-]){flag}(?![\w-])", sentence) and sys.argv.count(flag) < 2:
+            unset = "" if os.environ.get(variable) else ", which is not set"
+            clauses.append(f"{flag} comes from the variable {variable}{unset}")
+    return "; ".join([sentence, *clauses])
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
 
-from utils.system.errors import InputError, Interrupted, explain_system_error, listing, one_line
+from utils.system.errors import InputError, Interrupted, explain_system_error, listing, one_line, with_variables
 
 Item = TypeVar("Item")
 
@@ -254,7 +254,7 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         # otherwise Python would send SIGTERM to the workers at exit, and wait WORKER_GRACE seconds until they end
         end_workers()
     if may_report_error():
-        print(one_line(text), file=sys.stderr, flush=True)
+        print(one_line(with_variables(text)), file=sys.stderr, flush=True)
     restore_handlers(handlers)  # after a failure, `StopSignals` leaves SIGTERM and SIGUSR1 ignored
     return code
 
