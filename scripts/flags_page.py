@@ -75,7 +75,8 @@ def row(flag: Flag, name: str, default: object) -> str:
     elif flag.choices:
         value = ", ".join(f"`{one}`" for one in flag.choices)
     else:
-        value = "" if positional else f"`{flag.kind.metavar or name.upper()}`"
+        words = (flag.kind.metavar or name.upper()).strip("{}").replace(",", "`, `").replace("|", "` or `")
+        value = "" if positional else f"`{words}`"
     several = flag.nargs in ("+", "*") or flag.repeats
     if several and not positional:
         value += " (several)" if flag.nargs == "+" else " (repeat the flag)"
@@ -83,11 +84,7 @@ def row(flag: Flag, name: str, default: object) -> str:
         value = typed([value] * flag.nargs)
     if flag.required or (positional and flag.nargs != "*"):
         usual = "**required**"
-    return (
-        "| "
-        + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in (shown, value, usual, meaning))
-        + " |\n"
-    )
+    return "| " + " | ".join(text.replace("<", "&lt;") for text in (shown, value, usual, meaning)) + " |\n"
 
 
 def anchor(title: str) -> str:
