@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Write FKD soft labels: compute and store teachers' logits for every view that students will train on.
 
 A view is an augmented image: a random crop that is resized, may be flipped, and may be mixed with the view of another

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Train a student from scratch on distilled images and stored FKD soft labels; report its top-1.
 
 Smoke test on the demo's data (`make demo` writes it):
