@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -138,3 +139,46 @@ def test_a_required_flag_is_missed(config):
         config.parse(words)
     with pytest.raises(InputError, match="did you mean --version"):
         config.parse([*words, "--vesion"])
+
+
+def test_the_page_of_flags_is_current():
+    """docs/flags.md has a row for every flag, and each heading once, since links name headings."""
+    text = (ROOT / "docs" / "flags.md").read_text()
+    made = runpy.run_path(str(ROOT / "scripts" / "flags_page.py"))["page"](text)
+    assert text == made, "docs/flags.md is not current; `make flags` (python scripts/flags_page.py) renews it"
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    assert len(set(headings)) == len(headings) > 30
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors
+    rows = set(re.findall(r"^\| `(-[^`]*)`", text, flags=re.M))
+    assert {"--train-dir", "-T", "--teacher-model", "--bits", "--items", "--images", "--part", "--like"} <= rows
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("python train_FKD_parallel.py --temperature-s", {"--temperature-schedule", "--temperature-step-size"}),
+        ("python train_KD_parallel.py --augment ", {"rrc", "dsa", "none", "imagenet-hard"}),
+        ("python relabel_FKD.py --prese", {"--preset"}),
+        ("python -m utils.labels ", {"info", "pack", "unpack", "verify", "-h", "--help", "--version"}),
+        ("python -m utils.labels pack a b --bits ", {"32", "16", "8", "4"}),
+        ("python -m utils.images convert --pa", {"--part"}),
+        ("python -m utils.report --ign", {"--ignore"}),
+        ("python -m utils.report.random_images --per", {"--per-class"}),
+    ],
+)
+def test_a_shell_completes_flags(line, words, tmp_path):
+    """The answer comes before the slow imports, and the program does nothing else."""
+    options = line.split()[1:]
+    program = " ".join(options[:2]) if options[0] == "-m" else options[0]
+    script = program if options[0] != "-m" else options[1].replace(".", "/")
+    file = next(
+        path for path in (ROOT / script, ROOT / f"{script}.py", ROOT / script / "__main__.py") if path.is_file()
+    )
+    assert "PYTHON_ARGCOMPLETE_OK" in file.read_text()[:1024]  # the completion of a shell looks for this word
+    asked = {"_ARGCOMPLETE": str(len(program.split()) + 1), "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line}
+    asked |= {"COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words")}
+    done = call(program, options=["-X", "importtime"], **asked)
+    assert {word.strip() for word in (tmp_path / "words").read_text().split("\n")} == words
+    assert done.stdout == ""
+    assert not imported(done.stderr) & SLOW

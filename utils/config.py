@@ -15,6 +15,7 @@ import argparse
 import difflib
 import itertools
 import math
+import os
 import re
 import textwrap
 import time
@@ -448,11 +449,26 @@ class Parser(argparse.ArgumentParser):
             "--version", action="version", version=version, help="show the version of the program and exit"
         )
 
+    def values(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """Parse a command line; return a dict of field name -> value. A list becomes a tuple: a config is immutable.
+
+        If a shell asks for a completion of its command line, print the possible words and end the process.
+        """
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        parsed = vars(self.parse_args(argv))
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
+
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         # the message repeats unknown arguments; one of them may be a secret W&B key that followed a mistyped flag
         message = re.sub(r"\b\w{40,}\b", "<key>", message)
+        start, found, words = message.partition("unrecognized arguments: ")
+        if found:  # a pattern such as data/* may have become a thousand words
+            message = start + found + listing(words.split())
         raise InputError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see --help")
 
 
@@ -507,7 +523,7 @@ class CommandConfig:
         Raises:
             InputError: a flag is unknown, a value is invalid, or flags contradict each other.
         """
-        return cls.from_values(given(vars(cls.parser().parse_args(argv))))
+        return cls.from_values(cls.parser().values(argv))
 
     @classmethod
     def parser(cls) -> Parser:
@@ -553,11 +569,6 @@ class CommandConfig:
 
 
 SECRET = {"wandb_api_key"}
-
-
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parsed values of all flags. Replace each list by a tuple, because a config must be immutable."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def own_fields(group: type) -> list[DataclassField]:
@@ -1151,7 +1162,7 @@ class DeviceFlags(Group):
 class WandbFlags(Group):
     """Flags for logging to Weights & Biases: project, key, mode, group and tags."""
 
-    title = "Weights & Biases"
+    title = "logging to W&B"
 
     wandb_project: str | None = flag(None, "name of the project; W&B is off without it", NAME)
     wandb_api_key: str | None = flag(None, "key; safer in the environment, as WANDB_API_KEY", Kind(str, "KEY"))
@@ -2034,7 +2045,7 @@ def parse_command(
     )  # type: ignore[call-overload]  # any function that returns a parser serves as its class
     for name, kind in commands.items():
         places.add_parser(name, help=kind.about, kind=kind)
-    values = given(vars(parser.parse_args(argv)))
+    values = parser.values(argv)
     return commands[values.pop("command")].from_values(values)
 
 
