@@ -1,4 +1,4 @@
-"""What `make docs` does beyond mkdocs: navigation from docs/README.md, and links to files outside docs/.
+"""Extend mkdocs for `make docs`: navigation from docs/README.md, and links to files outside docs/.
 
 The pages are written for a Git host, where a page may link to any file of the repository, as ../README.md or
 ../scripts/recipes/dc.sh. The site has a copy of each such file: Markdown and images as they are, other files as a page
