@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
+from utils.config import EARLIER, HARD_TERM_LOSSES, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
-from utils.training.losses import HARD_TERM
 
 # entries of `labels` in summary.json that tell how the labels were made
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()
@@ -34,7 +33,12 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return the settings that affect a run's result, except the seed: name -> value as text.
+    """Return the settings that affect a run's result, except the seed: name -> value as text."""
+    return {name: str(value) for name, value in values_of(run).items()}
+
+
+def values_of(run: FinishedRun) -> dict[str, Any]:
+    """Return the settings that affect a run's result, except the seed: name -> value, which is never None.
 
     If an old run lacks a setting, the value is the one that old releases always used.
     """
@@ -67,7 +71,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     if isinstance(labels.get("settings"), dict):
         made = labels["settings"].items()
         settings["labels.settings"] = {name: value for name, value in made if name not in NAMES_OF_CLASSES}
-    return {name: str(value) for name, value in settings.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def image_digest(run: FinishedRun) -> str:
@@ -147,7 +151,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
         # --fkd-seed has no effect: packed labels with a policy store the image numbers or the seed of the image order
         yield "fkd_seed"
-    if loss not in HARD_TERM:
+    if loss not in HARD_TERM_LOSSES:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"
