@@ -1,4 +1,4 @@
-"""A run shows its progress in one line and leaves a picture of its curves."""
+"""A run shows its progress in one line."""
 
 import contextlib
 import io
@@ -7,11 +7,9 @@ from functools import partial
 
 import pytest
 from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS
-from PIL import Image
 from tqdm import tqdm
 
 import train_FKD_parallel
-from utils.run.summary import draw_curves, title_of
 from utils.system.process import run_script
 
 BATCHES = -(-CLASSES * PER_CLASS // BATCH)
@@ -56,17 +54,3 @@ def test_one_line_for_the_whole_run(tiny, tmp_path, every_step):
 def test_no_progress(tiny, tmp_path, every_step):
     """With --no-progress only the log is printed, also on a terminal."""
     assert "\r" not in shown(tiny.flags(tmp_path / "run", epochs=1, no_progress=True))
-
-
-def test_the_curves(tmp_path):
-    """Curves have gaps at epochs without evaluation, and work for one epoch; the title names the training."""
-    row = {"lr": 0.1, "train_loss": 2.0, "train_top1": 10.0, "val_loss": None, "val_top1": None}
-    history = [row | {"epoch": epoch} for epoch in range(3)]
-    history[2] |= {"val_loss": 1.0, "val_top1": 30.0}
-    args = {"model": "resnet18", "seed": 3, "train_dir": "data/new_$set"}
-    title = title_of(args, {"path": "data/labels_b", "dialect": "packed"})
-    assert title == "resnet18, seed 3, images new_$set, labels labels_b"
-    assert title_of(args, {"dialect": "hard labels"}).endswith("labels hard labels")
-    for rows in (history, history[2:]):
-        draw_curves(tmp_path / "curves.png", rows, title, "kl")
-        assert Image.open(tmp_path / "curves.png").width == int(16 / 2.54 * 150)
