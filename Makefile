@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 COVERAGE := --cov=utils --cov=patches --cov-report=term:skip-covered --cov-fail-under=90
 
-.PHONY: help setup demo evidence test coverage test-oldest fuzz lint docs clean
+.PHONY: help setup demo evidence test coverage test-oldest fuzz flags lint docs clean
 
 help:
 	@echo "make demo   train on real embedded data, end to end"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage   run the tests, and fail if they reach less than 90 % of the code (a third slower)"
 	@echo "make test-oldest   run them on the oldest supported PyTorch, torchvision and numpy"
 	@echo "make fuzz   20,000 damaged files: each is read right or refused in one sentence"
+	@echo "make flags  renew docs/flags.md, the page of all flags"
 	@echo "make lint   ruff, mypy and shellcheck"
 	@echo "make docs   the pages of docs/ as a site, in build/site: no network, dead links and anchors are errors"
 	@echo "make setup  only install into $(VENV): the project itself, in place, and what it needs"
@@ -55,6 +56,9 @@ $(OLDEST)/.ready: requirements.txt requirements-oldest.txt pyproject.toml
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz.py 20000
+
+flags: $(READY)
+	$(BIN)/python scripts/flags_page.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

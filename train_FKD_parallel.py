@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Train a student from scratch on distilled images and stored FKD soft labels; report its top-1.
 
 Smoke test on the demo's data (`make demo` writes it):
@@ -56,7 +57,7 @@ from utils.run.progress_line import ProgressLine
 from utils.run.student import Student
 from utils.run.summary import describe_images
 from utils.system.distributed import World
-from utils.system.errors import InputError, Interrupted
+from utils.system.errors import InputError, Interrupted, listing
 from utils.system.files import folder_bytes
 from utils.system.log import log
 from utils.training.data_parallel import all_rows, gather_micro_batch, sum_gradients
@@ -347,7 +348,7 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
 
 def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
     """Return the description of the labels for summary.json: origin, digest, and size on disk in bytes."""
-    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
+    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path)}
 
 
 def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str, dict]:
@@ -381,7 +382,7 @@ def report(students: Sequence[Student], world: World, described: dict[str, dict]
         for error in failed.values():
             raise error
     if failed:
-        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        reasons = listing([f"{name}: {error}" for name, error in failed.items()], separator="; ")
         raise InputError(f"{len(failed)} of {len(students)} students failed ({reasons})")
 
 

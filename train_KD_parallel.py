@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Train a student on distilled images with a live teacher instead of stored soft labels (naive KD).
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --teacher-model resnet18 \

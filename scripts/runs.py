@@ -6,8 +6,8 @@
 This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label
 folders, or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of
 train.sh. The results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label
-folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and
-a file with the suffix .command has its command.
+folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output,
+and a file with the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
 runs and to repeat failed ones. The script skips finished runs. It exits with an error if a finished run was made by
@@ -63,6 +63,7 @@ SETTINGS = (
     "TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE".split()
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
+LISTS = ("TRAIN_DIR", "LABELS", "IMAGE_SETS")  # settings that may name several folders
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
 # Longest single wait for a process or thread, in seconds. Longer waits are made of several short ones: if a signal
 # arrives just before a wait, Python handles the signal only when the wait is over.
@@ -172,6 +173,16 @@ def model_folder(model: str) -> str:
     if not (colon and path.endswith(".py")):
         return model
     return ".".join(re.sub(r"\W", "_", part) for part in (Path(path).stem, function))
+
+
+def refuse_missing(environment: Mapping[str, str], folders: Mapping[str, str]) -> None:
+    """Raise RunsError if a file or folder of a setting does not exist; `folders` has the default of each setting."""
+    for name, default in folders.items():
+        value = environment.get(name) or default
+        for path in folders_of(value) if name in LISTS and not os.path.exists(value) else [value]:
+            if not os.path.exists(path):
+                unset = "" if environment.get(name) else f" ({name} is not set)"
+                raise RunsError(f"{name} {path} does not exist{unset}; set {name} to what exists")
 
 
 def refuse_equal_names(plan: Sequence[Line]) -> None:
@@ -511,8 +522,18 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         most = 1  # a run with several processes cannot train several seeds side by side
     plan = read_plan(environment["PLAN"]) if environment.get("PLAN") else default_plan(environment)
     runs = Runs(environment.get("RUNS_DIR") or "save/runs", flags, environment, processes)
+    names = [name for line in plan for name in line.runs]
+    if not names:
+        raise RunsError("the plan has no run; give MODELS, SEEDS and LABELS, or lines in PLAN")
     refuse_equal_names(plan)
     runs.refuse_other_commands(plan)
+    if not environment.get("PLAN") and not all(map(runs.is_finished, names)):
+        labels = {"LABELS" if environment.get("LABELS") else "FKD_PATH": "data/labels"}
+        refuse_missing(environment, {"TRAIN_DIR": "data/distilled", "VAL_DIR": "data/val", **labels})
+    try:
+        runs.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunsError(f"RUNS_DIR {runs.folder} cannot be made: {error.strerror}; give another folder") from None
     return 0 if runs.run(share_out(plan, len(gpus), most), gpus) else SOME_FAILED
 
 
@@ -534,6 +555,9 @@ def run_script(main: Main, description: str) -> int:
             return main(flags, os.environ, processes)
     except RunsError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder of the results cannot be written, or the disk is full
+        print(f"error: {error.filename}: {error.strerror}; give another folder, or make room", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r'(\]\(|\b(?:src|href)=")(?!\w+:|[#/])([^\s)"#]+)')
 COPIED = {".md", ".png", ".svg", ".jpg"}  # all other files become a page with their text
 # an entry of docs/README.md: `* [Title](page.md)`
-ENTRY = re.compile(r"\* \[([^]]+)\]\(([\w-]+\.md)\)")
+ENTRY = re.compile(r"\* \[([^]]+)\]\(([^)#]+)\)")
 
 
 # place in the site -> path in the repository, of all pages that are Markdown in the repository
@@ -49,7 +49,8 @@ def on_config(config: Any) -> Any:
         if line.startswith("## "):
             groups.append({line.removeprefix("## "): []})
         elif entry and groups:
-            next(iter(groups[-1].values())).append({entry[1]: entry[2]})
+            path = os.path.normpath(f"docs/{entry[2]}")
+            next(iter(groups[-1].values())).append({entry[1]: place_in_site(path)})
     config["nav"] = [{"Contents": "README.md"}, *groups]
     return config
 
@@ -72,7 +73,7 @@ def on_files(files: Any, config: Any) -> Any:
             else:
                 text = f"# {path}\n\n````{'sh' if path.endswith('.sh') else 'text'}\n{text_of(path)}\n````\n"
                 file = File.generated(config, place, content=text)
-            file.inclusion = InclusionLevel.NOT_IN_NAV
+            file.inclusion = InclusionLevel.NOT_IN_NAV  # may be left out of the navigation
             files.append(file)
             if path.endswith(".md"):
                 ORIGINS[place] = path

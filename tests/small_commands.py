@@ -40,6 +40,8 @@ PER_CLASS, BATCH, EPOCHS, SIDE = 4, 6, 2, 32
 SMALL = f"--input-size {SIDE} --device cpu --precision fp32 -j 0 --no-progress".split()
 TRAINING = ("train_FKD_parallel.py", "train_KD_parallel.py")
 CIFAR_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+# data of the reader: a word in capitals, a path below data/, and names that everyone has
+OURS = re.compile(r"\b[A-Z]{2,}|^data/|^teacher\.pth$|^cifar-10")
 CLASSES = ("class_0", "class_1", "class_2")
 
 # The program `python` of a sandbox. {executable} is a real Python, which needs 15 ms for this.
@@ -88,7 +90,8 @@ def answer(connection):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment | {"PYTHON_EXEC": sys.executable})  # with PYTHON_EXEC torchrun starts its processes
@@ -113,7 +116,10 @@ def execute(words):
     kind, words = (words[0], words[1:]) if words[0] in ("-m", "-c") else ("script", words)
     program, words = words[0], words[1:]
     words = shrink(Path(program).name if kind == "script" else program, words)
-    sys.argv, sys.orig_argv = [program, *words], [sys.executable, *([] if kind == "script" else [kind]), program, *words]
+    sys.argv, sys.orig_argv = (
+        [program, *words],
+        [sys.executable, *([] if kind == "script" else [kind]), program, *words],
+    )
     sys.path[0] = os.path.dirname(os.path.realpath(program)) if kind == "script" else os.getcwd()
     try:
         if kind == "-m":
@@ -131,7 +137,7 @@ def execute(words):
 
 def shrink(program, words):
     """Return the words of a command with small settings; make the files that it needs."""
-    if {"--help", "-h", "--version"} & set(words):
+    if {"--help", "-h", "--version"} & set(words) or "RANK" in os.environ:  # torchrun's words are small already
         return words
     flags, supply = Flags(words), Supply(Flags(words))
     if program in TRAINING:
@@ -141,7 +147,7 @@ def shrink(program, words):
         small |= {"--temperature-step-size": 1, "--warmup-epochs": 1, "--num-classes": len(supply.names)}
         words += [str(word) for name, value in small.items() if flags.get(name) for word in (name, value)]
     elif program == "relabel_FKD.py":
-        words = supply.of_relabelling(words) + [*SMALL, "--epochs", str(EPOCHS), "-b", str(BATCH)]
+        words = [*supply.of_relabelling(words), *SMALL, "--epochs", str(EPOCHS), "-b", str(BATCH)]
     elif program == "utils.labels" and words[1:]:
         words = supply.of_label_command(words)
     elif program == "utils.images" and words[1:]:
@@ -154,6 +160,8 @@ def shrink(program, words):
         supply.of_many_runs(program)
     elif program == "torch.distributed.run" and "--nproc_per_node" in words:
         words[words.index("--nproc_per_node") + 1] = "2"
+        script = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        words = words[: script + 1] + shrink(Path(words[script]).name, words[script + 1 :])
     return words
 
 
@@ -179,9 +187,11 @@ class Flags:
 class Supply:
     """Makes the files that a command needs and that do not exist.
 
-    With the environment variable COMMANDS_STRICT, only files whose path has a word in capitals or begins with data/ are
-    made; an earlier command of the page must have made the others.
+    With the environment variable COMMANDS_STRICT, only data of the reader are made (see OURS); an earlier command of
+    the page must have made the others. What was made here is made anew for a command that needs it otherwise.
     """
+
+    NOTES = Path(".supplied.json")  # path -> what was asked for
 
     def __init__(self, flags):
         self.flags = flags
@@ -197,14 +207,26 @@ class Supply:
         else:
             self.names = CLASSES
 
-    def lacks(self, path):
-        """Return whether a file must be made here."""
-        ours = re.search(r"\b[A-Z]{2,}", path) or path.startswith("data/")
-        return not os.path.lexists(path) and bool(ours or "COMMANDS_STRICT" not in os.environ)
+    def lacks(self, path, *needs):
+        """Return whether a file must be made now, because there is none, or one that was made here for other needs."""
+        noted = json.loads(self.NOTES.read_text()) if self.NOTES.exists() else {}
+        if noted.get(path, needs) != list(needs):
+            self.discard(path)
+        if os.path.lexists(path) or ("COMMANDS_STRICT" in os.environ and not OURS.search(path)):
+            return False
+        self.NOTES.write_text(json.dumps(noted | {path: needs}))
+        return True
+
+    def discard(self, path):
+        """Delete a file or folder that was made here."""
+        noted = json.loads(self.NOTES.read_text()) if self.NOTES.exists() else {}
+        if noted.pop(path, None) is not None:
+            shutil.rmtree(path) if os.path.isdir(path) else Path(path).unlink(missing_ok=True)
+            self.NOTES.write_text(json.dumps(noted))
 
     def images(self, path, per_class=PER_CLASS):
         """Make class folders of noise."""
-        if self.lacks(path):
+        if self.lacks(path, *self.names):
             for number, name in enumerate(self.names):
                 folder = Path(path, name)
                 folder.mkdir(parents=True)
@@ -214,29 +236,30 @@ class Supply:
 
     def teacher(self, path):
         """Make the weights of a teacher."""
-        if self.lacks(path):
+        if self.lacks(path, len(self.names)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             torch.save(small_student("", len(self.names), 0, "").state_dict(), path)
 
-    def labels(self, path, images, packed=False):
-        """Make labels of the folder `images`."""
-        if self.lacks(path):
-            checkpoint = Path("TEACHER-of-labels.pth")
-            checkpoint.unlink(missing_ok=True)
-            self.teacher(str(checkpoint))
-            mix = self.flags.get("--mix-type") or ["cutmix"]
-            words = ["--data", images, "--fkd-path", path, "-a", "resnet18", "--checkpoint", str(checkpoint)]
-            words += [*SMALL, "--mix-type", mix[0], "-b", str(BATCH), "--epochs", str(EPOCHS)]
+    def labels(self, path, images, stored="packed"):
+        """Make labels of the folder `images`, with the mix type and normalisation of the command."""
+        mix = [word for word in self.flags.get("--mix-type") if word != "None"] or ["cutmix"]
+        asked = {"--mean": self.flags.get("--mean"), "--std": self.flags.get("--std"), "--mix-type": mix}
+        words = [word for flag, values in asked.items() if values for word in (flag, *values)]
+        if self.lacks(path, *self.names, *words, stored):
+            checkpoint = "TEACHER-of-labels.pth"
+            self.teacher(checkpoint)
+            words += ["--data", images, "--fkd-path", path, "-a", "resnet18", "--checkpoint", checkpoint, *SMALL]
+            words += ["--format", stored, "-b", str(BATCH), "--epochs", str(EPOCHS)]
             out = io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-                code = run_script(relabel_FKD.main, words + (["--bits", "8"] if packed else []))
-            checkpoint.unlink()
+                code = run_script(relabel_FKD.main, words)
+            self.discard(checkpoint)
             assert code == 0, out.getvalue()
 
     def list_of_classes(self, name):
         """Make the file that a flag such as --classes names."""
         for path in self.flags.get(name):
-            if path not in SUBSETS and self.lacks(path):
+            if path not in SUBSETS and self.lacks(path, *self.names):
                 lines = [f"{name}\t{name}" for name in self.names] if name == "--class-map" else self.names
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_text("\n".join(lines) + "\n")
@@ -254,14 +277,14 @@ class Supply:
 
     def of_training(self, program, words):
         """Make images, labels and teachers of a training; return its words."""
-        words = self.defaults(words, train_dir="data/distilled", val_dir="data/val")
+        words = self.defaults(words, train_dir="DISTILLED", val_dir="VAL")
         for name in ("--classes", "--class-order", "--class-map"):
             self.list_of_classes(name)
         train = self.path(words, "--train-dir")
         self.images(train)
         self.images(self.path(words, "--val-dir"), per_class=2)
         if program == TRAINING[0]:
-            words = self.defaults(words, fkd_path="data/labels")
+            words = self.defaults(words, fkd_path="LABELS")
             self.labels(self.path(words, "--fkd-path"), train)
         elif self.flags.get("--loss-type") != ["ce"]:
             words = self.with_teachers(words, "--teacher-model", "--teacher-checkpoint")
@@ -274,43 +297,47 @@ class Supply:
         models = self.flags.get(*names.split("/")) or ["resnet18"]
         preset = bool(self.flags.get("--preset"))
         given = [path for path in self.flags.get(files) if path]
-        paths = given or ["data/teacher.pth"] * len(models)
+        paths = given or ["TEACHER.pth"] * len(models)
         for path in paths:
             self.teacher(path)
         return words if given or preset else [*words, files, *paths]
 
     def of_relabelling(self, words):
         """Make images and teachers of relabel_FKD.py; return its words."""
-        words = self.defaults(words, data="data/distilled", fkd_path="data/labels")
+        words = self.defaults(words, data="DISTILLED", fkd_path="NEW-LABELS")
         for name in ("--classes", "--class-order"):
             self.list_of_classes(name)
         self.images(self.path(words, "--data"))
         target = self.path(words, "--fkd-path")
-        if "COMMANDS_STRICT" not in os.environ and "RANK" not in os.environ:
+        self.discard(target)
+        if "COMMANDS_STRICT" not in os.environ:
             shutil.rmtree(target, ignore_errors=True)
         return self.with_teachers(words, "-a/--arch/--teacher-model", "--checkpoint")
 
     def of_label_command(self, words):
         """Make the labels of `python -m utils.labels`, and the images and teacher of `verify`."""
-        images = (self.flags.get("--images") or ["data/distilled"])[0]
+        images = (self.flags.get("--images") or ["DISTILLED"])[0]
         self.names = Supply(Flags(["--data", images])).names
         self.images(images)
-        self.labels(words[1], images, packed=words[0] == "unpack")
+        self.labels(words[1], images, "tar" if words[0] == "pack" else "packed")
         return self.with_teachers(words, "--arch", "--checkpoint") if self.flags.get("--images") else words
 
     def of_random_images(self, words):
         """Make the real images, and the set that is imitated."""
-        words = words if self.flags.positional else ["data/train", *words]
+        words = words if self.flags.positional else ["REAL", *words]
         self.images(words[0], per_class=3 * PER_CLASS)
         for path in self.flags.get("--like"):
             self.images(path)
         for name in ("--classes", "--class-map"):
             self.list_of_classes(name)
         if not {"--like", "--per-class"} & set(words):
-            words = [*words, "--like", "data/distilled"]
-            self.images("data/distilled")
-        words = words if "--output" in words else [*words, "--output", "data/random"]
-        return [str(PER_CLASS) if before == "--per-class" else word for before, word in zip(["", *words], words)]
+            words = [*words, "--like", "DISTILLED"]
+            self.images("DISTILLED")
+        words = words if "--output" in words else [*words, "--output", "RANDOM"]
+        return [
+            str(PER_CLASS) if before == "--per-class" else word
+            for before, word in zip(["", *words], words, strict=False)
+        ]
 
     def of_report(self, words):
         """Make finished runs."""
@@ -338,7 +365,7 @@ class Supply:
                 self.labels(path, setting("TRAIN_DIR") or "data/distilled")
 
 
-def small_teacher(_name, checkpoint=None, _stem="", num_classes=len(CLASSES), **_):
+def small_teacher(_name, checkpoint=None, _stem="", _num_classes=None, **_):
     """Return the small network with the weights of `checkpoint`, or untrained in place of pretrained weights."""
     state = torch.load(checkpoint, weights_only=True) if checkpoint else None
     model = small_student("", len(state["8.bias"]) if state else len(CLASSES), 0, "")

@@ -203,4 +203,7 @@ def test_site_is_strict_and_loads_nothing(tmp_path):
     pages = list((tmp_path / "build" / "site").rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
+        paragraphs = re.findall(r"<p>(.*?)</p>", page.read_text(), re.S)
+        unread = [text for text in paragraphs if re.search(r"^(\*|-|\d+\.|\|) ", text, re.M)]
+        assert unread == [], f"{page.name}: lists and tables need an empty line before them"
         assert re.findall(r'(?:<link|<script|<img|<iframe)[^>]*(?:src|href)="?(?:\w+:)?//', page.read_text()) == []

@@ -75,7 +75,7 @@ def is_loop(line):
 
 
 def expanded(line, abbreviations):
-    """Return a command as a shell can run it: without `[optional flags]` and `…`, and with abbreviations written out."""
+    """Return a command as a shell can run it: without `[--optional]` and `…`, with abbreviations written out."""
     for word, command in abbreviations.items():
         line = re.sub(rf"^{word}\b", command.replace("\\", ""), line)
     line = re.sub(r"\[(?:-|flags)[^\]]*\]", "", line)
@@ -160,7 +160,8 @@ def demo(server, tmp_path_factory):
         f"python -m utils.report.random_images {work}/train --per-class 4 --output {work}/distilled",
         f"python relabel_FKD.py --data {work}/distilled -a resnet18 --checkpoint {work}/teacher.pth --use-fp16 "
         f"--mix-type cutmix --fkd-path {work}/labels",
-        f"TRAIN_DIR={work}/distilled VAL_DIR={work}/val FKD_PATH={work}/labels OUTPUT_DIR={work}/student_fkd sh train.sh",
+        f"TRAIN_DIR={work}/distilled VAL_DIR={work}/val FKD_PATH={work}/labels OUTPUT_DIR={work}/student_fkd "
+        "sh train.sh",
         f"python train_KD_parallel.py --loss-type ce --train-dir {work}/distilled --val-dir {work}/val "
         f"--output-dir {work}/student_hard",
     ):

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """`python -m utils.images`: describe an image set of any layout, or convert it to folders of image files.
 
     python -m utils.images info SET

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """`python -m utils.labels`."""
 
 import sys

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Entry point of `python -m utils.report RUN… --output DIR` and `python -m utils.report --compare A B`."""
 
 import sys

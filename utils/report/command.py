@@ -1,13 +1,14 @@
 """The command `python -m utils.report`: reads finished runs, and writes a report or compares two folders in words."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils.config import ReportConfig
 from utils.report.compare import COLUMNS as FOLDER_COLUMNS
-from utils.report.compare import compare_folders, comparison_of_folders, rows_of_folders, sentence
+from utils.report.compare import Answer, compare_folders, comparison_of_folders, rows_of_folders, sentence, subject
 from utils.report.evidence import find_baseline, find_evidence, parse_full_data
-from utils.report.figures import draw_figures
+from utils.report.figures import CAPTIONS, Effect, draw_figures, draw_forest, drawing, save
 from utils.report.groups import Group, comparisons, group_runs
 from utils.report.report import (
     COMPARISON_COLUMNS,
@@ -15,16 +16,22 @@ from utils.report.report import (
     GROUP_COLUMNS,
     comparison_rows,
     comparison_table,
+    differing_table,
     finding_rows,
+    finding_sentences,
     finding_table,
     group_rows,
     group_table,
     left_out,
+    provenance_table,
     search_table,
+    shared_table,
     student_table,
 )
 from utils.report.runs import find_runs
 from utils.report.tables import Table, csv_text, document
+from utils.report.web_page import Picture, web_page
+from utils.report.words import value_words, words_of
 from utils.run.wandb_log import NoTracker, RunMetadata, start_tracker
 from utils.system.files import make_folder, write_text
 from utils.system.log import log, start_log
@@ -45,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 def answer_in_words(config: ReportConfig, first: str, second: str) -> None:
     """Compare two folders of runs; print a sentence for each comparison, and write compare.* if --output is given."""
     answer = compare_folders(first, second, frozenset(config.ignore), frozenset(config.searched))
-    sentences = [sentence(verdict, first, second) for verdict in answer.verdicts]
+    sentences = [sentence(verdict, *answer.names) for verdict in answer.verdicts]
     notes = [*answer.left_out, *overlooked(config)]
     for line in [*sentences, *notes]:
         log.info("%s", line)
@@ -57,8 +64,47 @@ def answer_in_words(config: ReportConfig, first: str, second: str) -> None:
         write_text(folder / "compare.md", f"# {table.title}\n\n{listed}\n\n{table.markdown()}")
         write_text(folder / "compare.tex", document([table]))
         write_text(folder / "compare.csv", csv_text(FOLDER_COLUMNS, rows_of_folders(answer)))
-        publish(config, {table.title: (list(table.columns), [list(row) for row in table.rows])}, [])
-        log.info("table in %s", folder / "compare.md")
+        with drawing():
+            effects = [Effect(subject(verdict), verdict.difference) for verdict in answer.verdicts]
+            picture = save(draw_forest(effects, answer.names[0], answer.names[1]), folder / "differences")
+        write_text(folder / "compare.html", comparison_page(answer, table, sentences, notes, [picture]))
+        publish(config, {table.title: (list(table.columns), [list(row) for row in table.rows])}, [picture])
+        log.info("tables and figure in %s", folder / "compare.html")
+
+
+def comparison_page(answer: Answer, table: Table, sentences: list[str], notes: list[str], pictures: list[Path]) -> str:
+    """Return the text of compare.html."""
+    sides = [[pair.ours for pair in answer.verdicts], [pair.theirs for pair in answer.verdicts]]
+    groups = [
+        replace(group, words=(*group.words, f"in {name}"))
+        for name, side in zip(answer.names, sides, strict=True)
+        for group in {id(group): group for group in side}.values()
+    ]
+    first, second = answer.names
+    summary = [f"{first} is {answer.first}; {second} is {answer.second}.", "Top-1 of the last epoch is compared."]
+    return web_page(
+        f"Is {second} better than {first}?",
+        summary,
+        [*notes, *accepted_labels(groups)],
+        sentences,
+        [Picture(path.with_suffix(".svg"), CAPTIONS[path.stem]) for path in pictures],
+        [table, *background(groups)],
+    )
+
+
+def accepted_labels(groups: list[Group]) -> list[str]:
+    """Return a warning for each group whose labels seemed wrong and were accepted all the same."""
+    return [
+        f"{group.name}: the labels seem wrong, but --accept-labels let the runs go on: {group.accepted}"
+        for group in groups
+        if group.accepted
+    ]
+
+
+def background(groups: list[Group]) -> list[Table]:
+    """Return the tables of settings and of the origin of the runs, for the web pages."""
+    differing = differing_table(groups)
+    return [*([differing] if differing else []), shared_table(groups), provenance_table(groups)]
 
 
 def overlooked(config: ReportConfig) -> list[str]:
@@ -94,23 +140,32 @@ def write_report(config: ReportConfig) -> None:
 
     folder = Path(config.output or "")
     make_folder(folder)
-    pictures = draw_figures(folder, groups) if groups else []
-    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, overlooked(config)))
+    effects = [Effect(found.group.name, found.difference) for found in findings]
+    pictures = draw_figures(folder, groups, effects, baseline or "") if groups else []
+    answers = finding_sentences(findings)
+    notes = overlooked(config)
+    counts = (
+        f"{len(found.finished)} finished runs in {len(groups)} groups, {len(found.unfinished)} unfinished, "
+        f"{len(found.damaged)} damaged, {len(repeated)} repeated"
+    )
+    write_text(folder / "report.md", page(groups, [*shown, *pairs, *rest], pictures, notes, answers))
+    web = web_page(
+        "Report",
+        [f"{counts}.", *(["No run is finished."] if not groups else []), *shared_sentence(groups)],
+        [*notes, *accepted_labels(groups)],
+        answers,
+        [Picture(path.with_suffix(".svg"), CAPTIONS[path.stem]) for path in pictures],
+        [*shown, *pairs, *rest, *(background(groups) if groups else [])],
+    )
+    write_text(folder / "report.html", web)
     write_text(folder / "report.tex", document([*shown, *pairs]))
     write_text(folder / "report.csv", csv_text(GROUP_COLUMNS, group_rows(groups)))
     write_text(folder / "evidence.csv", csv_text(FINDING_COLUMNS, finding_rows(findings)))
     write_text(folder / "comparisons.csv", csv_text(COMPARISON_COLUMNS, comparison_rows(compared)))
     tables = {table.title: (list(table.columns), [list(row) for row in table.rows]) for table in [*shown, *pairs]}
     publish(config, tables, pictures)
-    log.info(
-        "%d finished runs in %d groups, %d unfinished, %d damaged, %d repeated",
-        len(found.finished),
-        len(groups),
-        len(found.unfinished),
-        len(found.damaged),
-        len(repeated),
-    )
-    log.info("report in %s", folder / "report.md")
+    log.info("%s", counts)
+    log.info("report in %s and report.md", folder / "report.html")
 
 
 def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures: list[Path]) -> None:
@@ -136,24 +191,37 @@ def publish(config: ReportConfig, tables: dict[str, tuple[list, list]], pictures
         tracker.finish()
 
 
-def page(groups: list[Group], tables: list[Table], pictures: list[Path], notes: Sequence[str]) -> str:
-    """Return the text of report.md: conditions that all runs share, then figures, then tables.
+def page(
+    groups: list[Group],
+    tables: list[Table],
+    pictures: list[Path],
+    notes: Sequence[str],
+    answers: Sequence[str],
+) -> str:
+    """Return the text of report.md: conditions that all runs share, then answers, then figures, then tables.
 
     Args:
         groups: groups of runs in the report.
         tables: tables to show, in this order.
         pictures: paths of the figures.
         notes: sentences on the flags of the report.
+        answers: sentences that state what the runs show.
     """
-    parts = ["# Report\n"]
-    common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}
-    shared = [
-        f"{name} {next(iter(values))}" for name, values in common.items() if len(values) == 1 and None not in values
-    ]
-    if shared:
-        parts.append(f"All runs: {', '.join(shared)}.\n")
-    parts += [f"{note}\n" for note in notes]
+    parts = ["# Report\n", *(f"{text}\n" for text in [*shared_sentence(groups), *notes])]
     if not groups:
         parts.append("No run is finished.\n")
+    if answers:
+        parts.append("".join(f"* {text}\n" for text in answers))
     parts += [f"![{picture.stem}]({picture.name})\n" for picture in pictures]
     return "\n".join([*parts, *(table.markdown() for table in tables)])
+
+
+def shared_sentence(groups: list[Group]) -> list[str]:
+    """Return a sentence on the conditions that all runs share, in a list."""
+    common = {name: {group.settings.get(name) for group in groups} for name in CONDITIONS}
+    shared = [
+        f"{words_of(name).noun} {value_words(name, next(iter(values)) or '')}"
+        for name, values in common.items()
+        if len(values) == 1 and None not in values
+    ]
+    return [f"All runs: {', '.join(shared)}."] if shared else []

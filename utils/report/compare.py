@@ -3,18 +3,24 @@
 python -m utils.report --compare save/a save/b
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from utils.report.groups import Group, Pair, closest, differences, group_runs
 from utils.report.runs import FoundRuns, find_runs
 from utils.report.significance import LEVEL, Difference, compare_seeds, holm, seeds_needed
-from utils.report.tables import NONE, Table, with_deviation
+from utils.report.tables import NONE, Table, interval_text, with_deviation
+from utils.report.words import changes_in_words, short_paths
 from utils.system.errors import InputError, listing
 
+ENOUGH = 3  # seeds of each folder, of which an interval is not yet as wide as with two
+AGAINST = " against "  # between two values
+LONG = 5  # settings that a sentence names; of more, it states the number
 COLUMNS = (
-    "student regime images first second n_first n_second paired top1_first top1_second difference low high p p_holm "
-    "better seeds_needed points differ_in"
+    "name student regime images first second n_first n_second paired top1_first top1_second difference low high p "
+    "p_holm better seeds_needed points differ_in"
 ).split()
 
 
@@ -62,12 +68,14 @@ class Answer:
 
     Attributes:
         first, second: the folders, as typed.
+        names: short names of both, which tables and sentences use.
         verdicts: comparisons of groups.
         left_out: sentences on runs that are part of no comparison.
     """
 
     first: str
     second: str
+    names: tuple[str, str]
     verdicts: list[Verdict]
     left_out: list[str]
 
@@ -93,14 +101,21 @@ def compare_folders(
     both = {run.path.resolve() for run in found[0].finished} & {run.path.resolve() for run in found[1].finished}
     if both:
         raise InputError(f"--compare {first} {second}: both hold the run {min(both)}; give folders without common runs")
-    left_out = []
-    sides = []
     for folder, runs in zip((first, second), found, strict=True):
         refuse_empty(folder, runs)
-        groups, repeated = group_runs(runs.finished, ignore, searched=searched)
+    short = short_paths({folder: PurePath(os.path.abspath(folder)) for folder in (first, second)})
+    names = (short[first], short[second])
+    left_out = []
+    sides = []
+    for name, runs, other in zip(names, found, reversed(found), strict=True):
+        groups, repeated = group_runs(runs.finished, ignore, searched=searched, beside=other.finished)
         sides.append(groups)
         counts = {"unfinished": len(runs.unfinished), "damaged": len(runs.damaged), "repeated": len(repeated)}
-        left_out += [f"{folder}: {count} {kind} left out" for kind, count in counts.items() if count]
+        left_out += [
+            f"{name}: {count} {kind} {'run' if count == 1 else 'runs'} left out"
+            for kind, count in counts.items()
+            if count
+        ]
     pairs = pairs_of(*sides)
     if not pairs:
         validations = [listing(dict.fromkeys(map(validation_of, side))) for side in sides]
@@ -108,12 +123,12 @@ def compare_folders(
             f"--compare: {first} was validated on {validations[0]}, {second} on {validations[1]}, and top-1 on "
             "different images cannot be compared; validate both on the same images"
         )
-    for folder, other, groups in ((first, second, sides[0]), (second, first, sides[1])):
+    for folder, other, groups in ((names[0], names[1], sides[0]), (names[1], names[0], sides[1])):
         compared = {id(group) for pair in pairs for group in (pair.ours, pair.theirs)}
         left_out += [
             f"{group.name} in {folder} has no counterpart in {other}" for group in groups if id(group) not in compared
         ]
-    return Answer(first, second, decide(pairs), left_out)
+    return Answer(first, second, names, decide(pairs), left_out)
 
 
 def refuse_empty(folder: str, runs: FoundRuns) -> None:
@@ -146,7 +161,7 @@ def pairs_of(first: list[Group], second: list[Group]) -> list[Pair]:
 def settings_that_differ(ours: Group, theirs: Group) -> list[str]:
     """Return `differences` of two groups, without those that follow from other images or are in the student's name."""
     implied = {"model", "stem", *(["train_images"] if ours.settings["images"] != theirs.settings["images"] else [])}
-    return [text for text in differences(ours, theirs) if text.partition(": ")[0] not in implied]
+    return [name for name in differences(ours, theirs) if name not in implied]
 
 
 def decide(pairs: Sequence[Pair]) -> list[Verdict]:
@@ -164,39 +179,69 @@ def decide(pairs: Sequence[Pair]) -> list[Verdict]:
 
 
 def sentence(verdict: Verdict, first: str, second: str) -> str:
-    """Return the sentence that says which folder is better, and in which settings the runs differ.
+    """Return the sentences that say which folder is better, if the runs show it, and in which settings they differ.
 
     Args:
         verdict: the comparison.
         first, second: the folders, as shown in the sentence.
     """
+    return f"{subject(verdict)}: {outcome(verdict, first, second)}. {what_differs(verdict, first, second)}."
+
+
+def outcome(verdict: Verdict, first: str, second: str) -> str:
+    """Return the part of `sentence` on the difference: which folder is better, by how much, and how sure it is."""
     difference = verdict.difference
-    differ = f"no {'other ' if '|' in subject(verdict) else ''}recorded setting differs"
-    if verdict.also:
-        differ = f"they differ ({first} | {second}) in {'; '.join(verdict.also)}"
-    gain = f"{second} - {first}: {difference.mean:+.2f} points"
+    side = "above" if difference.mean > 0 else "below"
+    gain = f"{second} is {abs(difference.mean):.2f} points {side} {first}"
+    if f"{difference.mean:.2f}" in ("0.00", "-0.00"):
+        gain = f"{first} and {second} have the same top-1"
+    if difference.alike:
+        pairs = f"all {difference.seeds[0]} pairs of seeds differ by exactly this"
+        why = pairs if difference.paired else "the runs of each are exactly alike"
+        return f"no difference shown: {gain}, but {why}, so that there is no interval; run more seeds"
     if not difference.known:
-        needed = "a single run gives no interval: at least 2 seeds of each are needed, better 3 or more"
-        if difference.alike:
-            pairs = f"all {difference.seeds[0]} pairs of seeds differ by exactly this"
-            needed = pairs if difference.paired else "the runs of each are exactly alike"
-            needed += ", so that there is no spread for an interval: more seeds or validation images are needed"
-        return f"{subject(verdict)}: no difference shown ({gain}), since {needed}; {differ}"
+        return f"no answer yet: {gain}, but {too_few(verdict, first, second)}"
     low, high = difference.interval
     if verdict.shown:
         better, other = (second, first) if difference.mean > 0 else (first, second)
         low, high = (low, high) if difference.mean > 0 else (-high, -low)
         text = f"{better} is better than {other} by {abs(difference.mean):.2f} points"
-        return f"{subject(verdict)}: {text} (95 % interval {low:.2f} to {high:.2f}; {seeds_text(verdict)}); {differ}"
+        return f"{text} (95 % interval {low:.2f} to {high:.2f}; {seeds_text(verdict)})"
     text = "no difference shown"
     if difference.p < LEVEL:
         text += f" after Holm's correction for {verdict.number} comparisons"
-    text += f" ({gain}, 95 % interval {low:+.2f} to {high:+.2f}; {seeds_text(verdict)})"
+    text += f": {gain} (95 % interval {low:+.2f} to {high:+.2f}; {seeds_text(verdict)})"
     if verdict.missing:
         seeds, size = verdict.missing
-        text += f"; with this spread, {seeds:,} seeds{'' if difference.paired else ' of each'} would show a "
+        text += f". With this spread, {seeds:,} seeds{'' if difference.paired else ' of each'} would show a "
         text += f"difference of {size:g} {'point' if size == 1 else 'points'}"
-    return f"{subject(verdict)}: {text}; {differ}"
+    return text
+
+
+def too_few(verdict: Verdict, first: str, second: str) -> str:
+    """Return a phrase that says that a single run gives no interval, and which seeds to run."""
+    counts = {first: len(verdict.ours.runs), second: len(verdict.theirs.runs)}
+    lacking = {name: ENOUGH - count for name, count in counts.items() if count < ENOUGH}
+    single = [name for name, count in counts.items() if count == 1]
+    text = "one seed each gives" if len(single) == 2 else f"one seed of {single[0]} gives"
+    text += " no interval, so that it may be chance; run "
+    if len(lacking) == 2 and len(single) == 2:
+        used = verdict.ours.runs.keys() | verdict.theirs.runs.keys()
+        free = [seed for seed in range(len(used) + ENOUGH - 1) if seed not in used][: ENOUGH - 1]
+        return f"{text}{ENOUGH - 1} more seeds of each (such as --seed {' '.join(map(str, free))})"
+    return text + " and ".join(f"{n} more {'seed' if n == 1 else 'seeds'} of {name}" for name, n in lacking.items())
+
+
+def what_differs(verdict: Verdict, first: str, second: str) -> str:
+    """Return a sentence, without its full stop, on the settings in which the runs of two folders differ."""
+    # `subject` names both image sets
+    words = changes_in_words(
+        [name for name in verdict.also if name != "images"], verdict.ours.values, verdict.theirs.values
+    )
+    if not words:
+        return f"No {'other ' if AGAINST in subject(verdict) else ''}recorded setting differs"
+    more = f"; and {len(words) - LONG} more" if len(words) > LONG else ""
+    return f"What differs, {first} against {second}: {'; '.join(words[:LONG])}{more}"
 
 
 def subject(verdict: Verdict) -> str:
@@ -205,21 +250,23 @@ def subject(verdict: Verdict) -> str:
     Settings follow that both groups share, but not all groups of their folders: without them, the sentences on several
     groups of one student would begin alike.
     """
-    names: list[Callable[[Group], str]] = [lambda g: g.student, lambda g: g.regime, lambda g: g.folder.name]
+    names: list[Callable[[Group], str]] = [lambda g: g.student, lambda g: g.regime_words, lambda g: g.images]
     words = []
     for name in names:
         ours, theirs = name(verdict.ours), name(verdict.theirs)
-        words.append(ours if ours == theirs else f"{ours} | {theirs}")
-    return ", ".join([*words, *(text for text in verdict.ours.apart if text in verdict.theirs.apart)])
+        words.append(ours if ours == theirs else f"{ours}{AGAINST}{theirs}")
+    return ", ".join([*words, *(text for text in verdict.ours.words if text in verdict.theirs.words)])
 
 
 def seeds_text(verdict: Verdict) -> str:
     """Return a phrase with the number of runs of a comparison, and whether they were paired."""
     difference = verdict.difference
     if not difference.paired:
-        return f"{difference.seeds[0]} and {difference.seeds[1]} seeds, unpaired"
+        one, other = difference.seeds
+        return f"{one} and {other} {'seed' if other == 1 else 'seeds'}, unpaired"
     alone = len(verdict.ours.runs) + len(verdict.theirs.runs) - sum(difference.seeds)
-    return f"{difference.seeds[0]} pairs of seeds" + (f", {alone} runs without partner left out" if alone else "")
+    text = f"{difference.seeds[0]} {'pair' if difference.seeds[0] == 1 else 'pairs'} of seeds"
+    return text + (f", {alone} {'run' if alone == 1 else 'runs'} without partner left out" if alone else "")
 
 
 def comparison_of_folders(answer: Answer) -> Table:
@@ -227,26 +274,33 @@ def comparison_of_folders(answer: Answer) -> Table:
     rows = []
     for verdict in answer.verdicts:
         difference = verdict.difference
-        low, high = difference.interval if difference.known else (None, None)
         cells = [
             subject(verdict),
             with_deviation(verdict.ours.last()),
             with_deviation(verdict.theirs.last()),
             f"{difference.mean:+.2f}",
-            NONE if low is None else f"{low:+.2f} to {high:+.2f}",
-            NONE if verdict.p is None else f"{verdict.p:.3f}",
+            interval_text(difference),
+            p_text(verdict.p),
             seeds_text(verdict),
-            "; ".join(verdict.also) or NONE,
+            "; ".join(verdict.also_words) or NONE,
         ]
         rows.append(cells)
-    columns = ["student", f"{answer.first} (%)", f"{answer.second} (%)", "second - first", "95 % interval", "p (Holm)"]
+    first, second = answer.names
+    columns = ["runs", f"{first} (%)", f"{second} (%)", f"{second} - {first}", "95 % interval", "p (Holm)"]
     note = (
         "Top-1 of the last epoch, mean ± standard deviation over all seeds; the difference in percentage points. "
         "Intervals hold for one comparison; the p-values are corrected for the number of rows by Holm's method, and "
         "below 0.05 a difference counts as shown. docs/evidence.md explains the tests."
     )
-    title = f"{answer.first} and {answer.second}"
-    return Table(title, [*columns, "seeds", "differ in"], rows, note, remark=True)
+    title = f"{first} and {second}"
+    return Table(title, [*columns, "seeds", f"what differs ({first} against {second})"], rows, note, remark=True)
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value as text for a table cell."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def rows_of_folders(answer: Answer) -> list[dict]:
@@ -258,6 +312,7 @@ def rows_of_folders(answer: Answer) -> list[dict]:
         low, high = difference.interval if difference.known else (None, None)
         higher = answer.second if difference.mean > 0 else answer.first
         row = {
+            "name": subject(verdict),
             **{"student": verdict.ours.student, "regime": verdict.ours.regime, "images": verdict.ours.folder.name},
             **{"first": answer.first, "second": answer.second, "paired": difference.paired},
             **{"n_first": difference.seeds[0], "n_second": difference.seeds[1]},
@@ -265,7 +320,7 @@ def rows_of_folders(answer: Answer) -> list[dict]:
             **{"difference": difference.mean, "low": low, "high": high},
             **{"p": difference.p if difference.known else None, "p_holm": verdict.p},
             **{"better": higher if verdict.shown else "", "seeds_needed": seeds, "points": points},
-            "differ_in": "; ".join(verdict.also),
+            "differ_in": "; ".join(verdict.also_texts),
         }
         rows.append(row)
     return rows

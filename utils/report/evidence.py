@@ -17,6 +17,7 @@ from utils.report.groups import (
     spread,
 )
 from utils.report.runs import record_of
+from utils.report.significance import Difference, deviations_of
 from utils.system.errors import InputError, listing
 
 # settings in which runs with and without augmentation may differ; `image_labels` depends on whether images are mixed
@@ -47,6 +48,12 @@ class Finding:
     recovery: Spread | None
     score: Spread | None
     robustness: Spread | None
+
+    @property
+    def difference(self) -> Difference:
+        """Return `improvement` as a `Difference`, which gives its confidence interval."""
+        n = self.improvement.n
+        return Difference(self.improvement.mean, True, (n, n), deviations_of(self.improvement))
 
 
 def parse_full_data(words: Sequence[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,7 +17,16 @@ from typing import Any, TypeVar
 
 from utils.config import NEW_LABEL_DIGEST, OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.report.runs import FinishedRun
-from utils.report.settings import LABEL_FACTS, VALIDATION, image_digest, settings_of
+from utils.report.settings import LABEL_FACTS, VALIDATION, values_of
+from utils.report.words import (
+    apart_in_words,
+    changes_in_words,
+    phrase,
+    rank_of,
+    short_paths,
+    text_of,
+    without_followers,
+)
 from utils.system.files import digest_of_text
 
 
@@ -106,7 +116,7 @@ def score_of(exponent: float) -> float:
     return 100 * (math.exp(exponent) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-REGIMES = "HL", "SL", "SL+KD"  # hard labels, stored soft labels, live teacher
+REGIMES = {"HL": "hard labels", "SL": "soft labels", "SL+KD": "live teacher"}  # kind of labels -> words for it
 STUDENT = "model", "stem"  # settings that the column `student` of the tables shows
 # settings that are compared between all groups; other settings are compared only between groups of one regime
 EVERYWHERE = *VALIDATION, "labels_accepted"
@@ -124,9 +134,11 @@ class Group:
     """Runs that differ only in the seed.
 
     Attributes:
-        student, regime, images: names of the student, the kind of labels and the image set, as shown in tables.
+        student, regime, images: student, kind of labels (see REGIMES) and image set, as shown in tables.
         settings: setting -> value as text. All runs of the group have these values.
+        values: setting -> value, for `utils.report.words`. Digests of data are replaced by names of their folders.
         apart: texts `name=value` for the settings that distinguish this group from others; see `settings_apart`.
+        words: the same in words: `crops ≥ 0.5`. Groups of equal student, regime and images have different words.
         runs: seed -> run.
         tried: all groups of a search, this one included, with the text `name=value` of what was searched; see
             `best_of_search`. Empty if nothing was searched.
@@ -136,14 +148,21 @@ class Group:
     regime: str
     images: str
     settings: dict[str, str]
-    apart: tuple[str, ...]
+    values: dict[str, Any]
     runs: dict[int, FinishedRun]
+    apart: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     tried: "tuple[tuple[str, Group], ...]" = ()
 
     @property
     def name(self) -> str:
         """Return a unique name of the group, made of student, regime, images and distinguishing settings."""
-        return ", ".join([self.student, self.regime, self.images, *self.apart])
+        return ", ".join([self.student, self.regime_words, self.series])
+
+    @property
+    def regime_words(self) -> str:
+        """Return the kind of labels in words."""
+        return REGIMES[self.regime]
 
     @property
     def folder(self) -> PurePath:
@@ -172,9 +191,28 @@ class Group:
         return tuple(f"{text}, the best of {len(self.tried)}" for text, group in self.tried if group.runs is self.runs)
 
     @property
+    def picked_words(self) -> tuple[str, ...]:
+        """Return `picked` in words."""
+        best = [group for _, group in self.tried if group.runs is self.runs]
+        return tuple(f"{self.searched_words(group)} (the best of {len(self.tried)})" for group in best)
+
+    def searched_words(self, group: "Group") -> str:
+        """Return the values of the searched settings of `group`, one of `tried`, in words."""
+        names = sorted(group.settings.keys() - self.settings.keys())
+        return ", ".join(without_followers({name: phrase(name, text_of(group.values[name])) for name in names}))
+
+    @property
     def series(self) -> str:
-        """Return images and distinguishing settings as text; groups with the same text share a colour in figures."""
-        return ", ".join([self.images, *self.apart])
+        """Return images and distinguishing settings in words; groups with the same text share a colour in figures."""
+        return ", ".join([self.images, *self.words])
+
+    @property
+    def chance(self) -> float | None:
+        """Return the top-1 in percent of a random guess among the classes; None if their number is unknown."""
+        run = next(iter(self.runs.values()))
+        known = (run.summary.get("validation", {}).get("classes"), self.settings.get("labels.num_classes"))
+        number = next((int(count) for count in known if count), 0)
+        return 100 / number if number > 0 else None
 
     def by_seed(self, figure: str = "top1") -> dict[int, float]:
         """Return a dict from seed to accuracy in percent after the last epoch; `figure` is top1 or top5."""
@@ -233,6 +271,7 @@ def group_runs(
     ignore: frozenset[str] = frozenset(),
     baseline: str = "random",
     searched: frozenset[str] = frozenset(),
+    beside: Sequence[FinishedRun] = (),
 ) -> tuple[list[Group], list[FinishedRun]]:
     """Divide finished runs into groups whose runs differ only in the seed and in settings named in `ignore`.
 
@@ -241,30 +280,39 @@ def group_runs(
         ignore: names of settings that are not compared.
         baseline: name of an image set. Groups of this set come last among the groups with the same student and regime.
         searched: names of settings whose best value is picked, by `best_of_search`.
+        beside: further runs, which are not grouped, but whose data must not have the same names.
 
     Returns:
         (groups, repeated runs). Groups are ordered by student (in the order of `runs`), then regime, then images. If
         several runs of a group have the same seed, the group gets the first run, and the others are repeated runs.
     """
     found: dict[tuple, dict[int, FinishedRun]] = {}  # (regime, (setting, value), …) -> seed -> run
+    values: dict[tuple, dict[str, Any]] = {}  # the same keys -> setting -> value
     repeated = []
     for run in runs:
-        settings = {name: value for name, value in settings_of(run).items() if name not in ignore}
-        seeds = found.setdefault((regime_of(run), *sorted(settings.items())), {})
+        known = {name: value for name, value in values_of(run).items() if name not in ignore}
+        key = (regime_of(run), *sorted((name, str(value)) for name, value in known.items()))
+        seeds = found.setdefault(key, {})
+        values.setdefault(key, known)
         if run.seed in seeds:
             repeated.append(run)
         else:
             seeds[run.seed] = run
-    names = image_names(runs)
+    names = folder_names([*runs, *beside])
     plain = []
     for (regime, *pairs), seeds in found.items():
         settings = dict(pairs)
+        shown = {
+            name: names[name].get(value, value) if name in names else value
+            for name, value in values[(regime, *pairs)].items()
+        }
         student = student_name(next(iter(seeds.values())))
-        plain.append(Group(student, regime, names[settings["images"]], settings, (), seeds))
-    plain = best_of_search(plain, searched)
-    groups = [dataclasses.replace(group, apart=settings_apart(group, plain)) for group in plain]
+        plain.append(Group(student, regime, shown["images"], settings, shown, seeds))
+    groups = best_of_search(plain, searched)
+    groups = name_groups(groups)
     students = list(dict.fromkeys(group.student for group in groups))
-    groups.sort(key=lambda g: (students.index(g.student), REGIMES.index(g.regime), is_called(g, baseline), g.series))
+    order = list(REGIMES)
+    groups.sort(key=lambda g: (students.index(g.student), order.index(g.regime), is_called(g, baseline), g.series))
     return groups, repeated
 
 
@@ -296,23 +344,21 @@ def is_called(group: Group, name: str) -> bool:
     return group.images == name or (bool(parts) and group.folder.parts[-len(parts) :] == parts)
 
 
-def image_names(runs: list[FinishedRun]) -> dict[str, str]:
-    """Choose a short unique name for each image set of `runs`; return a dict from image digest to name.
+def folder_names(runs: list[FinishedRun]) -> dict[str, dict[str, str]]:
+    """Choose a short unique name for each image set, label set and validation set of `runs`, from its folder's path.
 
-    A name is made of the last components of the folder's path, as few as possible. If full paths are not unique, the
-    start of the digest is added.
+    Returns:
+        setting (`images`, `labels` and those in VALIDATION) -> its value, mostly a digest -> name.
     """
-    folders: dict[str, PurePath] = {}
+    paths: dict[str, dict[str, PurePath]] = {name: {} for name in ("images", "labels", *VALIDATION)}
     for run in runs:
-        folders.setdefault(image_digest(run), PurePath(run.args["train_dir"]))
-    for depth in itertools.count(1):
-        names = {digest: "/".join(folder.parts[-depth:]) for digest, folder in folders.items()}
-        if len(set(names.values())) == len(names):
-            return names
-        # full paths are not unique if a folder had different images in different runs
-        if depth > max(len(folder.parts) for folder in folders.values()):
-            return {digest: f"{name} ({digest[:8]})" for digest, name in names.items()}
-    raise AssertionError("unreachable: the loop above ends by itself")
+        values = values_of(run)
+        for name in paths:
+            folder = run.args.get({"images": "train_dir", "labels": "fkd_path"}.get(name, "val_dir"))
+            if name in values:
+                digest = str(values[name]).removeprefix(NEW_LABEL_DIGEST)[:10]
+                paths[name].setdefault(values[name], PurePath(folder or digest))
+    return {name: short_paths(known) for name, known in paths.items()}
 
 
 def student_name(run: FinishedRun) -> str:
@@ -320,42 +366,79 @@ def student_name(run: FinishedRun) -> str:
     return run.args["model"] + (" (small stem)" if run.args.get("stem") == "small" else "")
 
 
-def settings_apart(group: Group, groups: list[Group]) -> tuple[str, ...]:
-    """Return texts `name=value` for the settings that distinguish `group` from the other `groups`.
+def settings_apart(group: Group, groups: list[Group]) -> dict[str, list[Group]]:
+    """Return the settings that distinguish `group` from other `groups`: setting -> the groups it is compared with.
 
     Each setting is compared between `group` and the other groups of the same regime. There are two exceptions. Settings
     in EVERYWHERE are compared between all groups. The settings `labels` and `train_images` are compared only between
-    groups that have the same regime and the same images. The text `labels accepted` is added if --accept-labels
-    tolerated a fault of the labels or the teacher.
+    groups that have the same regime and the same images. `labels_accepted` is named if --accept-labels tolerated a
+    fault of the labels or the teacher, also if all groups have it.
     """
-    run = next(iter(group.runs.values()))
-    everyone = [other.settings for other in groups]
-    same_regime = [other.settings for other in groups if other.regime == group.regime]
-    same_images = [settings for settings in same_regime if settings["images"] == group.settings["images"]]
-    apart = []
-    for name in sorted(set().union(*everyone)):
+    same_regime = [other for other in groups if other.regime == group.regime]
+    same_images = [other for other in same_regime if other.settings["images"] == group.settings["images"]]
+    apart = {}
+    for name in sorted(set().union(*(other.settings for other in groups)) - {*STUDENT, "images"}):
         value = group.settings.get(name)
         if name in EVERYWHERE:
-            rivals = everyone
+            rivals = groups
         elif name in ("labels", "train_images"):  # these depend on the images
             rivals = same_images
         else:
             rivals = same_regime
-        differs = {other.get(name) for other in rivals} != {value}
-        if name == "labels_accepted":
-            several = len({other.get(name) for other in rivals} - {None}) > 1
-            number = f" ({digest_of_text(value)[:6]})" if value and several else ""
-            apart += [f"labels accepted{number}"] if value else []
-        elif differs and name not in (*STUDENT, "images"):
-            apart.append(f"{name}={text_of(name, value or '–', run)}")
-    return tuple(apart)
+        differs = {other.settings.get(name) for other in rivals} != {value}
+        if value if name == "labels_accepted" else differs:
+            apart[name] = rivals
+    return apart
 
 
-def text_of(name: str, value: str, run: FinishedRun) -> str:
-    """Return the value of the setting `name` as shown in tables.
+def name_groups(groups: list[Group]) -> list[Group]:
+    """Fill in `apart` and `words` of groups, so that groups of equal student, regime and images have different words.
 
-    Labels and image sets are shown by the name of their folder and the start of their digest. The digest of the classes
-    of the training images and the git commit are shortened. Other values are unchanged.
+    Settings that follow from others are left out of `words`, unless the words would be the same without them. If they
+    are the same even so, for instance since long values are cut, the groups are numbered.
+    """
+    named = []
+    whole = []
+    for group in groups:
+        texts, parts = texts_apart(group, groups)
+        named.append(dataclasses.replace(group, apart=texts, words=tuple(without_followers(parts))))
+        whole.append(tuple(parts[part] for part in sorted(parts, key=rank_of)))
+    for place in alike(named):
+        named[place] = dataclasses.replace(named[place], words=whole[place])
+    for number, place in enumerate(alike(named), 1):
+        named[place] = dataclasses.replace(named[place], words=(*named[place].words, f"number {number}"))
+    return named
+
+
+def alike(groups: list[Group]) -> list[int]:
+    """Return the places of the groups whose name another group has as well."""
+    count = Counter(group.name for group in groups)
+    return [place for place, group in enumerate(groups) if count[group.name] > 1]
+
+
+def texts_apart(group: Group, groups: list[Group]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return texts `name=value` and phrases, part -> phrase, for what distinguishes `group` from the other `groups`."""
+    run = next(iter(group.runs.values()))
+    texts: list[str] = []
+    parts: dict[str, str] = {}
+    for name, rivals in settings_apart(group, groups).items():
+        value = group.settings.get(name)
+        if name == "labels_accepted" and value:
+            several = len({other.settings.get(name) for other in rivals} - {None}) > 1
+            number = f" ({digest_of_text(value)[:6]})" if several else ""
+            texts.append(f"labels accepted{number}")
+            parts[name] = texts[-1]
+        else:
+            texts.append(f"{name}={machine_text(name, value or '–', run)}")
+            parts |= apart_in_words(name, group.values.get(name), [other.values.get(name) for other in rivals])
+    return tuple(texts), parts
+
+
+def machine_text(name: str, value: str, run: FinishedRun) -> str:
+    """Return the value of the setting `name` as written to CSV files.
+
+    Labels and image sets are written as the name of their folder and the start of their digest. The digest of the
+    classes of the training images and the git commit are shortened. Other values are unchanged.
     """
     if name == "images" and value != run.args["train_dir"]:
         return f"{PurePath(run.args['train_dir']).name} ({value.rpartition(':')[2][:6]})"
@@ -372,15 +455,9 @@ def text_of(name: str, value: str, run: FinishedRun) -> str:
 
 
 def differences(ours: Group, theirs: Group) -> list[str]:
-    """Return a text `name: our value | their value` for each setting in which two groups differ."""
-    found = []
-    for name in sorted(ours.settings.keys() | theirs.settings.keys()):
-        values = [group.settings.get(name) for group in (ours, theirs)]
-        if values[0] != values[1]:
-            runs = [next(iter(group.runs.values())) for group in (ours, theirs)]
-            texts = [text_of(name, value, run) if value else "–" for value, run in zip(values, runs, strict=True)]
-            found.append(f"{name}: {short(texts[0])} | {short(texts[1])}")
-    return found
+    """Return the names of the settings in which two groups differ."""
+    names = sorted(ours.settings.keys() | theirs.settings.keys())
+    return [name for name in names if ours.settings.get(name) != theirs.settings.get(name)]
 
 
 def short(value: str) -> str:
@@ -394,13 +471,30 @@ class Pair:
 
     Attributes:
         ours, theirs: the two groups.
-        also: texts from `differences` for the settings in which the groups differ. Settings that the comparison is
-            about are left out. For example, the labels are left out if two image sets are compared.
+        also: names of the settings in which the groups differ. Settings that the comparison is about are left out. For
+            example, the labels are left out if two image sets are compared.
     """
 
     ours: Group
     theirs: Group
     also: list[str]
+
+    @property
+    def also_texts(self) -> list[str]:
+        """Return a text `name: our value | their value` for each setting in `also`, for CSV files."""
+        found = []
+        for name in self.also:
+            texts = []
+            for group in (self.ours, self.theirs):
+                value, run = group.settings.get(name), next(iter(group.runs.values()))
+                texts.append(short(machine_text(name, value, run) if value else "–"))
+            found.append(f"{name}: {texts[0]} | {texts[1]}")
+        return found
+
+    @property
+    def also_words(self) -> list[str]:
+        """Return a phrase `smallest crop 0.08 against 0.5` for each setting in `also`, or for each part of it."""
+        return changes_in_words(self.also, self.ours.values, self.theirs.values)
 
 
 AnyPair = TypeVar("AnyPair", bound=Pair)
@@ -462,7 +556,7 @@ def comparisons(groups: list[Group]) -> list[Comparison]:
         axis = axes[0] if axes else "settings"
         whole = "augment" if "none" in (ours.settings.get("augment"), theirs.settings.get("augment")) else None
         names = implied[axis] - {whole}  # no regime implies whole images
-        also = [d for d in differences(ours, theirs) if d.partition(": ")[0] not in names]
+        also = [name for name in differences(ours, theirs) if name not in names]
         found.append(Comparison(ours, theirs, also, axis, paired(ours.by_seed(), theirs.by_seed())))
     near = {id(pair) for pair in closest([c for c in found if c.axis in ("images", "student")], side_of)}
     return [c for c in found if c.axis not in ("images", "student") or id(c) in near]

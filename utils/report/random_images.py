@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Draw a random subset of real images, as a baseline for a distilled set.
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM

@@ -1,16 +1,22 @@
 """Make the tables and CSV rows of a report from groups of runs and from comparisons of these groups."""
 
+from collections.abc import Sequence
+
 from utils.report.evidence import Finding, origin_of
 from utils.report.groups import Comparison, Group
 from utils.report.runs import FinishedRun, FoundRuns
-from utils.report.tables import NONE, Table, size, with_deviation, with_error
+from utils.report.tables import NONE, Table, interval_text, size, with_deviation, with_error
+from utils.report.words import rank_of, split, value_words, words_of
+from utils.system.errors import listing
 
 GROUP_COLUMNS = (
-    "student regime images settings n seeds top1 top1_sd top5 top5_sd best_top1 best_top1_sd "
+    "name student regime images settings n seeds top1 top1_sd top5 top5_sd best_top1 best_top1_sd "
     "images_per_second hours label_bytes image_bytes"
 ).split()
 COMPARISON_COLUMNS = "axis ours theirs n difference standard_error also_differs".split()
-FINDING_COLUMNS = "student regime images n ior ior_se hlr hlr_se lrs lrs_se ars ars_se".split()
+FINDING_COLUMNS = "name student regime images n ior ior_se ior_low ior_high hlr hlr_se lrs lrs_se ars ars_se".split()
+# axis of comparisons -> its name in titles
+AXES = {"images": "images", "regime": "labels", "student": "student", "settings": "settings"}
 # part of the note below the table of findings
 ROBUST = (
     "ARS, augmentation-robust score with γ = 0.5, from the IOR of these runs and of runs on whole images (--augment "
@@ -26,6 +32,7 @@ def group_rows(groups: list[Group]) -> list[dict]:
         top5 = group.last("top5")
         best = group.best()
         row = {
+            "name": group.name,
             "student": group.student,
             "regime": group.regime,
             "images": group.images,
@@ -55,8 +62,8 @@ def group_table(groups: list[Group]) -> Table:
         hours = group.hours()
         cells = [
             group.student,
-            group.regime,
-            ", ".join([group.series, *group.picked]),
+            group.regime_words,
+            ", ".join([group.series, *group.picked_words]),
             str(group.last().n),
             with_deviation(group.last("top1")),
             with_deviation(group.last("top5")),
@@ -67,10 +74,12 @@ def group_table(groups: list[Group]) -> Table:
             size(group.mean("images", "bytes")),
         ]
         rows.append(cells)
-    columns = "student,regime,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,labels,image files".split(",")
+    columns = "student,labels,images,n,top-1 (%),top-5 (%),best top-1 (%),images/s,hours,label files,image files".split(
+        ","
+    )
     note = (
-        "Figures of the last epoch, mean ± standard deviation over n seeds. Labels of SL+KD: the teacher's weights. "
-        "Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."
+        "Figures of the last epoch, mean ± standard deviation over n seeds. Label files of a live teacher: its "
+        "weights. Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."
     )
     late = [f"{group.name}: epoch {group.evaluated_from}" for group in groups if group.evaluated_from]
     if late:
@@ -96,12 +105,13 @@ def finding_table(findings: list[Finding]) -> Table:
         group = found.group
         cells = [
             group.student,
-            group.regime,
+            group.regime_words,
             group.series,
             str(found.improvement.n),
             with_deviation(group.last()),
             with_deviation(found.random.last()),
             with_error(found.improvement, sign=True),
+            interval_text(found.difference),
             with_error(found.recovery),
             with_error(found.score),
             *([with_error(found.robustness)] if robust else []),
@@ -109,18 +119,20 @@ def finding_table(findings: list[Finding]) -> Table:
         rows.append(cells)
     columns = [
         "student",
-        "regime",
+        "labels",
         "images",
         "n",
         "top-1 (%)",
         f"top-1, {findings[0].random.images} (%)",
         "IOR",
+        "95 % interval",
         "HLR",
         "LRS (%)",
         *(["ARS (%)"] if robust else []),
     ]
     note = (
-        "IOR, improvement over random: paired over n common seeds, percentage points ± standard error. HLR, hard-label "
+        "IOR, improvement over random: paired over n common seeds, percentage points ± standard error, "
+        "and its 95 % interval by Student's t, which holds for one comparison. HLR, hard-label "
         "recovery: top-1 on all real images minus top-1 on these, both with hard labels. LRS, label-robust score with "
         f"w = 0.5. {ROBUST if robust else ''}docs/evidence.md says which conclusions these figures do not allow. "
         f"Random images: {origin_of(findings[0].random)}."
@@ -137,13 +149,17 @@ def finding_rows(findings: list[Finding]) -> list[dict]:
     rows = []
     for found in findings:
         group = found.group
+        low, high = found.difference.interval if found.difference.known else (None, None)
         row = {
+            "name": group.name,
             "student": group.student,
             "regime": group.regime,
-            "images": group.series,
+            "images": "; ".join([group.images, *group.apart]),
             "n": found.improvement.n,
             "ior": found.improvement.mean,
             "ior_se": found.improvement.error,
+            "ior_low": low,
+            "ior_high": high,
         }
         if found.recovery is not None:
             row |= {"hlr": found.recovery.mean, "hlr_se": found.recovery.error}
@@ -162,29 +178,29 @@ def student_table(groups: list[Group]) -> Table | None:
         return None
     lines: dict[tuple, dict[str, str]] = {}
     for group in groups:
-        lines.setdefault((group.regime, group.series), {})[group.student] = with_deviation(group.last())
+        lines.setdefault((group.regime_words, group.series), {})[group.student] = with_deviation(group.last())
     rows = [[*line, *(cells.get(student, NONE) for student in students)] for line, cells in lines.items()]
     note = "Top-1 of the last epoch (%), mean ± standard deviation over seeds."
-    return Table("Cross-architecture", ["regime", "images", *students], rows, note, left=2)
+    return Table("Cross-architecture", ["labels", "images", *students], rows, note, left=2)
 
 
 def search_table(groups: list[Group]) -> Table | None:
     """Return a table of all values that were tried in a search; None if nothing was searched."""
     rows = []
     for group in groups:
-        for text, one in group.tried:
+        for _, one in group.tried:
             cells = [
                 group.student,
-                group.regime,
+                group.regime_words,
                 group.series,
-                text,
+                group.searched_words(one),
                 str(one.last().n),
                 with_deviation(one.last()),
                 with_deviation(one.best()),
                 "picked" if one.runs is group.runs else "",
             ]
             rows.append(cells)
-    columns = ["student", "regime", "images", "value", "n", "top-1 (%)", "best top-1 (%)", ""]
+    columns = ["student", "labels", "images", "value", "n", "top-1 (%)", "best top-1 (%)", ""]
     note = (
         "Top-1 of the last epoch, mean ± standard deviation over n seeds. Of the values with the most seeds, the one "
         "with the highest mean was picked: on the validation set, so that its top-1 is too good by an unknown amount."
@@ -198,9 +214,9 @@ def comparison_table(found: list[Comparison], axis: str) -> Table:
     for comparison in (c for c in found if c.axis == axis):
         difference = comparison.difference
         cells = [comparison.ours.name, comparison.theirs.name, with_error(difference, sign=True)]
-        rows.append([*cells, str(difference.n) if difference else "0", "; ".join(comparison.also) or NONE])
+        rows.append([*cells, str(difference.n) if difference else "0", "; ".join(comparison.also_words) or NONE])
     note = "Top-1 of the first minus the second, percentage points, mean ± standard error over n common seeds."
-    title = f"Paired comparisons: {axis}"
+    title = f"Paired comparisons: {AXES[axis]}"
     return Table(title, ["first", "second", "difference", "n", "also differ in"], rows, note, left=2, remark=True)
 
 
@@ -216,10 +232,84 @@ def comparison_rows(found: list[Comparison]) -> list[dict]:
             "n": difference.n if difference else 0,
             "difference": difference.mean if difference else None,
             "standard_error": difference.error if difference else None,
-            "also_differs": "; ".join(comparison.also),
+            "also_differs": "; ".join(comparison.also_texts),
         }
         rows.append(row)
     return rows
+
+
+def finding_sentences(findings: list[Finding]) -> list[str]:
+    """Return a sentence for each comparison of an image set with random images: which one is better, if shown."""
+    sentences = []
+    for found in findings:
+        difference, random = found.difference, found.random.images
+        gain = f"{found.group.name}: {difference.mean:+.2f} points against {random}"
+        pairs = f"{difference.seeds[0]} pairs of seeds"
+        if difference.alike:
+            text = f"{gain}, in each of {pairs}, so that there is no interval"
+        elif not difference.known:
+            text = (
+                f"{gain}, but one pair of seeds gives no interval, so that it may be chance; run 2 more seeds of both"
+            )
+        else:
+            low, high = difference.interval
+            shown = low * high > 0
+            verdict = (
+                f"{'better' if difference.mean > 0 else 'worse'} than {random}" if shown else "no difference shown"
+            )
+            text = f"{gain}: {verdict} (95 % interval {low:+.2f} to {high:+.2f}; {pairs})"
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def parts_of_groups(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the settings of groups, split into parts: part -> value in each group in words, in the order of WORDS."""
+    known = [
+        {part: text for name in group.settings for part, text in split(name, group.values[name]).items()}
+        for group in groups
+    ]
+    parts = sorted(set().union(*known), key=rank_of)
+    return {part: [value_words(part, values.get(part, "")) for values in known] for part in parts}
+
+
+def shared_table(groups: Sequence[Group]) -> Table:
+    """Return a table of the settings that all groups share."""
+    parts = parts_of_groups(groups)
+    rows = [[words_of(part).noun, values[0], part] for part, values in parts.items() if len(set(values)) == 1]
+    return Table("Settings that all runs share", ["setting", "value", "name in summary.json"], rows, left=3)
+
+
+def differing_table(groups: Sequence[Group]) -> Table | None:
+    """Return a table of the settings in which groups differ, a row for each group; None if there are none."""
+    parts = {part: values for part, values in parts_of_groups(groups).items() if len(set(values)) > 1}
+    rows = [[group.name, *(values[place] for values in parts.values())] for place, group in enumerate(groups)]
+    columns = ["runs", *(words_of(part).noun for part in parts)]
+    return Table("Settings that differ", columns, rows, left=len(columns)) if parts else None
+
+
+def provenance_table(groups: Sequence[Group]) -> Table:
+    """Return a table of what the runs of each group were made of: code, versions, data, labels, and their folders."""
+    rows = []
+    for group in groups:
+        run = next(iter(group.runs.values()))
+        versions = run.summary.get("versions", {})
+        images, validation = (run.summary.get(name, {}) for name in ("images", "validation"))
+        labels = run.args.get("fkd_path") or run.summary["labels"].get("dialect")
+        cells = [
+            group.name,
+            " ".join(map(str, sorted(group.runs))),
+            str(run.summary.get("git_commit") or NONE),
+            ", ".join(f"{name} {value}" for name, value in versions.items()) or NONE,
+            f"{run.args.get('train_dir')} ({images.get('digest') or 'no digest'})",
+            f"{labels} ({run.args.get('labels') or 'no digest'})",
+            f"{run.args.get('val_dir') or NONE} ({validation.get('digest') or 'no digest'})",
+            group.accepted or "as checked",
+            listing(sorted(str(one.path) for one in group.runs.values()), 10),
+        ]
+        rows.append(cells)
+    columns = ["runs", "seeds", "commit", "versions", "images (digest)", "labels (digest)"]
+    columns += ["validation images (digest)", "check of the labels", "folders"]
+    return Table("Where the figures come from", columns, rows, left=len(columns))
 
 
 def left_out(found: FoundRuns, repeated: list[FinishedRun]) -> list[Table]:

@@ -33,7 +33,12 @@ CPU = re.compile(r"x86_64|amd64|i\d86|i386|arm.*|aarch64|ppc64.*|riscv.*|s390x|.
 
 
 def settings_of(run: FinishedRun) -> dict[str, str]:
-    """Return the settings that affect a run's result, except the seed: name -> value as text.
+    """Return the settings that affect a run's result, except the seed: name -> value as text."""
+    return {name: str(value) for name, value in values_of(run).items()}
+
+
+def values_of(run: FinishedRun) -> dict[str, Any]:
+    """Return the settings that affect a run's result, except the seed: name -> value, which is never None.
 
     If an old run lacks a setting, the value is the one that old releases always used.
     """
@@ -66,7 +71,7 @@ def settings_of(run: FinishedRun) -> dict[str, str]:
     if isinstance(labels.get("settings"), dict):
         made = labels["settings"].items()
         settings["labels.settings"] = {name: value for name, value in made if name not in NAMES_OF_CLASSES}
-    return {name: str(value) for name, value in settings.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def image_digest(run: FinishedRun) -> str:

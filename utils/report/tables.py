@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.report.groups import Spread
+from utils.report.significance import Difference
 
 NONE = "–"  # text of a table cell without a value
 SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
@@ -21,6 +22,8 @@ SPECIAL = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "→": r"$\to$",
     "²": r"\textsuperscript{2}",
     "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
 }
 
 
@@ -43,6 +46,10 @@ class Table:
     note: str = ""
     left: int = 1
     remark: bool = False
+
+    def is_number(self, column: int) -> bool:
+        """Return whether a column is right-aligned, so that its cells begin with numbers."""
+        return column >= self.left and not (self.remark and column == len(self.columns) - 1)
 
     def markdown(self) -> str:
         """Return the table in Markdown, with the title as a heading above and the note below."""
@@ -114,6 +121,14 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
         return NONE
     mean = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
     return mean if value.error is None else f"{mean} ± {value.error:.2f}"
+
+
+def interval_text(difference: Difference) -> str:
+    """Return a 95 % interval as text for a table cell: `-0.48 to +4.48`; a dash if the runs give none."""
+    if not difference.known:
+        return NONE
+    low, high = difference.interval
+    return f"{low:+.2f} to {high:+.2f}"
 
 
 def size(count: float | None) -> str:
