@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-LAUNCHERS := train.sh scripts/whole_numbers.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
+LAUNCHERS := train.sh scripts/launcher.sh scripts/whole_numbers.sh train_plain.sh train_live.sh train_FKD_10_r18.sh train_FKD_10_r50.sh train_FKD_10_r101.sh $(wildcard scripts/recipes/*.sh) \
 	benchmarks/gpu.sh demo/run.sh demo/prepare.sh demo/evidence.sh .ci/run
 
 OLDEST := .venv-oldest
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 COVERAGE := --cov=utils --cov=patches --cov-report=term:skip-covered --cov-fail-under=90
 
-.PHONY: help setup demo evidence test coverage test-oldest fuzz lint clean
+.PHONY: help setup demo evidence test coverage test-oldest fuzz flags lint docs clean
 
 help:
 	@echo "make demo   train on real embedded data, end to end"
@@ -19,7 +19,9 @@ help:
 	@echo "make coverage   run the tests, and fail if they reach less than 90 % of the code (a third slower)"
 	@echo "make test-oldest   run them on the oldest supported PyTorch, torchvision and numpy"
 	@echo "make fuzz   20,000 damaged files: each is read right or refused in one sentence"
+	@echo "make flags  renew docs/flags.md, the page of all flags"
 	@echo "make lint   ruff, mypy and shellcheck"
+	@echo "make docs   the pages of docs/ as a site, in build/site: no network, dead links and anchors are errors"
 	@echo "make setup  only install into $(VENV): the project itself, in place, and what it needs"
 	@echo "make clean  remove $(VENV) and what the demo wrote"
 
@@ -33,10 +35,10 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo/run.sh
+	PYTHON="$(abspath $(BIN))/python" sh demo/run.sh
 
 evidence: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo/evidence.sh
+	PYTHON="$(abspath $(BIN))/python" sh demo/evidence.sh
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PARALLEL)
@@ -55,11 +57,20 @@ $(OLDEST)/.ready: requirements.txt requirements-oldest.txt pyproject.toml
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz.py 20000
 
+flags: $(READY)
+	$(BIN)/python scripts/flags_page.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck $(LAUNCHERS)
+	$(BIN)/shellcheck -x $(LAUNCHERS)
+
+# Like all other targets, docs takes VENV=FOLDER for another environment and PYTHON=python3.11 for the Python that makes
+# it. NO_MKDOCS_2_WARNING hides a notice of the theme about later versions, which pyproject.toml excludes.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open build/site/index.html in a browser"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info demo/work demo/work-evidence .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Write FKD soft labels: compute and store teachers' logits for every view that students will train on.
 
 A view is an augmented image: a random crop that is resized, may be flipped, and may be mixed with the view of another
@@ -23,9 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config import Findings, RelabelConfig, alone, resolve_views
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(RelabelConfig.parse)
+
 import torch
 
-from utils.config import Findings, RelabelConfig, alone, resolve_views
 from utils.data.device import DeviceBatches
 from utils.data.identity import KnownImages, know_images
 from utils.data.image_sets import open_images
@@ -42,8 +48,7 @@ from utils.run import preflight
 from utils.run.classes import select_classes
 from utils.run.loading import batch_class, inspect_pixels, normalise_for, plan_images
 from utils.run.teacher_check import check_started
-from utils.system.log import log, progress_bar
-from utils.system.process import run_script
+from utils.system.log import ProgressBar, log
 from utils.training.teachers import Ensemble, open_committee
 
 
@@ -84,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # encode a few logits as a trial: this raises an error if the label format cannot represent them
     codec.encode(answers)
     if config.dry_run:
-        Preview(dataset, 0, normalise, answers).draw(Path(f"{config.fkd_path}-views.png"), classes)
+        preview = Preview(dataset, range(config.epochs), normalise, teachers)
+        preview.draw(Path(f"{config.fkd_path}-views.png"), classes, Path(config.data).name, f"teacher {teachers}")
         log.info("dry run: everything is in place, nothing was labelled; look at %s-views.png", config.fkd_path)
         return
 
@@ -115,14 +121,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if todo:
         batches = kind(dataset, todo, normalise, found.workers, precision.device)
         sizes = image_sizes(folder.samples).long()  # [N, 2], (H, W) of each image
-        show_progress = not config.no_progress and world.is_main
-        for epoch in todo:
-            stream = progress_bar(batches.epoch(epoch), f"epoch {epoch}", views.batches_per_epoch, show_progress)
-            labels = [
-                labelled(views.read(epoch, batch), logits, sizes)
-                for batch, logits in enumerate(teachers.answers_to(stream))
-            ]
-            writer.write(epoch, labels)
+        hidden = config.no_progress or not world.is_main
+        with ProgressBar(total=len(todo) * views.batches_per_epoch, disable=hidden) as bar:
+            for epoch in todo:
+                bar.set_description_str(f"labels of epoch {epoch + 1}/{config.epochs}", refresh=False)
+                stream = bar.counting(batches.epoch(epoch))
+                labels = [
+                    labelled(views.read(epoch, batch), logits, sizes)
+                    for batch, logits in enumerate(teachers.answers_to(stream))
+                ]
+                writer.write(epoch, labels)
     world.barrier()
     if world.is_main:
         writer.finish()

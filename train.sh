@@ -9,50 +9,29 @@
 # One optimizer step takes BATCH_SIZE images, in ACCUMULATION micro-batches: 50 = 2 x 25.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/launcher.sh
+. "$here/scripts/launcher.sh"
 
-wandb_mode=${WANDB_MODE:-disabled}              # the W&B switch: disabled, online, offline or auto
-wandb_project=${WANDB_PROJECT:-dataset-distillation}
+#       variable        default                 flag
+setting WANDB_MODE      disabled                --wandb-mode    # the W&B switch: disabled, online, offline or auto
+setting WANDB_PROJECT   dataset-distillation    --wandb-project
 
-model=${MODEL:-resnet18}
-train_dir=${TRAIN_DIR:-data/distilled}          # distilled images, one folder per class
-val_dir=${VAL_DIR:-data/val}                    # real validation images, one folder per class
-fkd_path=${FKD_PATH:-data/labels}               # FKD labels: epoch_0, epoch_1, …
-output_dir=${OUTPUT_DIR:-save/$model}
+setting MODEL           resnet18                --model
+setting TRAIN_DIR       data/distilled          --train-dir     # distilled images, one folder per class
+setting VAL_DIR         data/val                --val-dir       # real validation images, one folder per class
+setting FKD_PATH        data/labels             --fkd-path      # FKD labels: epoch_0, epoch_1, …
+setting OUTPUT_DIR      "save/$MODEL"           --output-dir
 
-epochs=${EPOCHS:-300}
-batch_size=${BATCH_SIZE:-50}                    # that of the labels
-accumulation=${ACCUMULATION:-2}
-input_size=${INPUT_SIZE:-224}
-workers=${WORKERS:-4}
-seed=${SEED:-0}
-loss_type=${LOSS_TYPE:-mse_gt}
-ce_weight=${CE_WEIGHT:-0.1}
-temperature=${TEMPERATURE:-20}                  # used by the losses kl, dist and softce
-mix_type=${MIX_TYPE:-cutmix}
-schedule=${SCHEDULE:-cos}                       # linear, linear-smoothed, cos, smoothed, cos2 or prism
+setting EPOCHS          300                     --epochs
+setting BATCH_SIZE      50                      --batch-size    # that of the labels
+setting ACCUMULATION    2                       --gradient-accumulation-steps
+setting INPUT_SIZE      224                     --input-size
+setting WORKERS         4                       --workers
+setting SEED            0                       --seed
+setting LOSS_TYPE       mse_gt                  --loss-type
+setting CE_WEIGHT       0.1                     --ce-weight
+setting TEMPERATURE     20                      --temperature   # used by the losses kl, dist and softce
+setting MIX_TYPE        cutmix                  --mix-type
+setting SCHEDULE        cos                     --schedule      # linear, linear-smoothed, cos, smoothed, cos2 or prism
 
-[ "$schedule" = cos ] && schedule_flags=--cos || schedule_flags="--schedule=$schedule"
-
-nproc=${NPROC:-1}
-set -- "$here/train_FKD_parallel.py" \
-    --model "$model" \
-    --train-dir "$train_dir" \
-    --val-dir "$val_dir" \
-    --fkd-path "$fkd_path" \
-    --output-dir "$output_dir" \
-    --epochs "$epochs" \
-    --batch-size "$batch_size" \
-    --gradient-accumulation-steps "$accumulation" \
-    --input-size "$input_size" \
-    -j "$workers" \
-    --seed "$seed" \
-    "$schedule_flags" \
-    --loss-type "$loss_type" \
-    --ce-weight "$ce_weight" \
-    -T "$temperature" \
-    --mix-type "$mix_type" \
-    --wandb-mode "$wandb_mode" \
-    --wandb-project "$wandb_project" \
-    "$@"
-[ "$nproc" -eq 1 ] || set -- -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$@"
-exec "${PYTHON:-python3}" "$@"
+launch train_FKD_parallel.py "$@"

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Train a student from scratch on distilled images and stored FKD soft labels; report its top-1.
 
 Smoke test on the demo's data (`make demo` writes it):
@@ -24,10 +25,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from utils.config import Findings, FKDConfig, TrainConfig
+from utils.system.process import StopSignals, check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(FKDConfig.parse)
+
 import torch
 import torch.nn.functional as F
 
-from utils.config import Findings, FKDConfig, TrainConfig
 from utils.data.augment import ColouredCutout
 from utils.data.batch import Batch
 from utils.data.preview import Preview
@@ -51,10 +57,9 @@ from utils.run.progress_line import ProgressLine
 from utils.run.student import Student
 from utils.run.summary import describe_images
 from utils.system.distributed import World
-from utils.system.errors import InputError, Interrupted
+from utils.system.errors import InputError, Interrupted, listing
 from utils.system.files import folder_bytes
 from utils.system.log import log
-from utils.system.process import StopSignals, run_script
 from utils.training.data_parallel import all_rows, gather_micro_batch, sum_gradients
 from utils.training.metrics import Metrics, MetricSums
 from utils.training.precision import Precision
@@ -95,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.dry_run:
         dataset = ViewDataset(data.train, views, found.input_size, found.channels)
         normalise = normalise_for(found, precision, augment=cut_out)
-        draw_views(config, names, world, dataset, soft_epochs(config).start, normalise)
+        apart = f", without {config.hard_epochs} hard epochs" if config.hard_epochs else ""
+        labels = Path(config.fkd_path or "").name + apart
+        draw_views(config, names, world, dataset, soft_epochs(config), normalise, labels)
         return
 
     described = describe(config, data, labels_of(config, found, store)) if world.is_main else {}
@@ -128,21 +135,23 @@ def draw_views(
     names: list[str],
     world: World,
     dataset: ViewDataset,
-    epoch: int,
+    epochs: range,
     normalise: Normalise,
-    answers: torch.Tensor | None = None,
+    labels: str,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Finish a dry run: write a picture of the first augmented images that students would train on.
+    """Finish a dry run: write a picture of augmented images that students would train on.
 
     Args:
         config: settings; the picture is written to --output-dir.
         names: name of each class.
         world: processes of the run; only rank 0 writes.
-        dataset, epoch, normalise, answers: see `Preview`.
+        dataset, epochs, normalise, teacher: see `Preview`.
+        labels: name of the labels, for the title of the picture.
     """
     path = Path(config.output_dir, VIEWS)
     if world.is_main:
-        Preview(dataset, epoch, normalise, answers).draw(path, names)
+        Preview(dataset, epochs, normalise, teacher).draw(path, names, Path(config.train_dir).name, labels)
     log.info("dry run: everything is in place, nothing was trained; look at %s", path)
 
 
@@ -331,15 +340,15 @@ def save_if_stopped(students: Sequence[Student], world: World, signals: StopSign
     world.barrier()
     epoch, batches = min(student.position for student in training)
     raise Interrupted(
-        f"{signal.Signals(signal_number).name} in epoch {epoch} after {batches} batches; the state is saved, and the "
-        "same command with --resume continues",
+        f"{signal.Signals(signal_number).name} in epoch {epoch + 1} after {batches} batches; the state is saved, and "
+        "the same command with --resume continues",
         128 + signal_number,
     )
 
 
 def labels_of(config: FKDConfig, found: Findings, store: LabelStore) -> dict:
     """Return the description of the labels for summary.json: origin, digest, and size on disk in bytes."""
-    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path or "")}
+    return store.provenance() | {"digest": found.labels, "bytes": folder_bytes(config.fkd_path)}
 
 
 def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str, dict]:
@@ -354,7 +363,7 @@ def describe(config: TrainConfig, data: TrainingData, labels: dict) -> dict[str,
 
 
 def report(students: Sequence[Student], world: World, described: dict[str, dict]) -> None:
-    """Write summary.json and curves.png of every student that has not failed; log its last and best top-1.
+    """Write summary.json and the curves of every student that has not failed; log its last and best top-1.
 
     Args:
         students: students whose training has finished or failed.
@@ -373,7 +382,7 @@ def report(students: Sequence[Student], world: World, described: dict[str, dict]
         for error in failed.values():
             raise error
     if failed:
-        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        reasons = listing([f"{name}: {error}" for name, error in failed.items()], separator="; ")
         raise InputError(f"{len(failed)} of {len(students)} students failed ({reasons})")
 
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Train a student on distilled images with a live teacher instead of stored soft labels (naive KD).
 
     python train_KD_parallel.py --train-dir DISTILLED --val-dir VAL --teacher-model resnet18 \
@@ -24,8 +25,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from train_FKD_parallel import build_students, describe, draw_views, report, session, train
 from utils.config import OWN_SOFT_LABELS, Findings, KDConfig, resolve_views
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(KDConfig.parse)
+
+from train_FKD_parallel import build_students, describe, draw_views, report, session, train
 from utils.data.augment import augmentation_of
 from utils.data.image_sets import open_images
 from utils.data.images import first_images
@@ -48,7 +54,6 @@ from utils.run.loading import (
 from utils.system.distributed import World
 from utils.system.errors import InputError
 from utils.system.log import log
-from utils.system.process import run_script
 from utils.training.teachers import Ensemble, open_committee
 
 
@@ -112,9 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = ViewDataset(samples, source, found.input_size, found.channels)
     augmentation = augmentation_of(config, found, precision.device)
     normalise = normalise_for(found, precision, augment=augmentation, whiten=whiten)
-    answers = None
     if teacher:
-        answers, found = preflight.report_live_agreement(
+        _, found = preflight.report_live_agreement(
             config, found, dataset, config.start_epoch, normalise, teacher, names, world
         )
     data = TrainingData(
@@ -132,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     students = build_students(config, found, data, folders, precision, world)
     plan = plan_memory(config, found, data, students, world)
     if config.dry_run:
-        draw_views(config, names, world, dataset, config.start_epoch, normalise, answers)
+        epochs = range(config.start_epoch, config.epochs)
+        labels = f"teacher {teacher}" if teacher else plain
+        draw_views(config, names, world, dataset, epochs, normalise, labels, teacher)
         return
 
     described = describe(config, data, labels_of(config, found, policy)) if world.is_main else {}

@@ -9,67 +9,38 @@
 # A set with fewer images than BATCH_SIZE is one batch.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/launcher.sh
+. "$here/scripts/launcher.sh"
 
-wandb_mode=${WANDB_MODE:-disabled}              # the W&B switch: disabled, online, offline or auto
-wandb_project=${WANDB_PROJECT:-dataset-distillation}
+#        variable           default                 flag
+setting  WANDB_MODE         disabled                --wandb-mode            # W&B: disabled, online, offline or auto
+setting  WANDB_PROJECT      dataset-distillation    --wandb-project
 
-model=${MODEL:-resnet18}
-train_dir=${TRAIN_DIR:-data/distilled}          # distilled images, one folder per class
-val_dir=${VAL_DIR:-data/val}                    # real validation images, one folder per class
-output_dir=${OUTPUT_DIR:-save/$model}
-teacher=${TEACHER:-resnet18}
-checkpoint=${TEACHER_CHECKPOINT:-}              # one file per teacher; empty: the library's pretrained weights
-stem=${TEACHER_STEM:-standard}                  # one for all teachers, or one per teacher
-ensemble=${ENSEMBLE:-}                          # how the answers of several teachers are combined; empty: their mean
-weights=${ENSEMBLE_WEIGHTS:-}                   # one per teacher; empty: equal
+setting  MODEL              resnet18                --model
+setting  TRAIN_DIR          data/distilled          --train-dir             # distilled images, one folder per class
+setting  VAL_DIR            data/val                --val-dir               # real validation images, likewise
+setting  OUTPUT_DIR         "save/$MODEL"           --output-dir
+settings TEACHER            resnet18                --teacher-model
+settings TEACHER_CHECKPOINT ''                      --teacher-checkpoint    # a file each; empty: pretrained weights
+settings TEACHER_STEM       standard                --teacher-stem          # one for all teachers, or one per teacher
+settings ENSEMBLE           ''                      --ensemble              # how answers are combined; empty: mean
+settings ENSEMBLE_WEIGHTS   ''                      --ensemble-weights      # one per teacher; empty: equal
 
-epochs=${EPOCHS:-300}
-batch_size=${BATCH_SIZE:-100}
-accumulation=${ACCUMULATION:-1}
-input_size=${INPUT_SIZE:-224}
-mean=${MEAN:-}                                  # one number per channel; empty: the program's default
-std=${STD:-}
-ipc=${IPC:-}                                    # images of each class; empty: all
-workers=${WORKERS:-4}
-seed=${SEED:-0}
-loss_type=${LOSS_TYPE:-kl}
-ce_weight=${CE_WEIGHT:-0.1}                     # used by the losses mse_gt, mae_gt and gift
-temperature=${TEMPERATURE:-20}                  # used by the losses kl, dist and softce
-mix_type=${MIX_TYPE:-cutmix}
-rate=${LR:-0.001}                               # of AdamW
-weight_decay=${WEIGHT_DECAY:-0.01}
-schedule=${SCHEDULE:-smoothed}
+setting  EPOCHS             300                     --epochs
+setting  BATCH_SIZE         100                     --batch-size
+setting  ACCUMULATION       1                       --gradient-accumulation-steps
+setting  INPUT_SIZE         224                     --input-size
+settings MEAN               ''                      --mean                  # one number per channel; empty: the default
+settings STD                ''                      --std
+settings IPC                ''                      --ipc                   # images of each class; empty: all
+setting  WORKERS            4                       --workers
+setting  SEED               0                       --seed
+setting  LOSS_TYPE          kl                      --loss-type
+setting  CE_WEIGHT          0.1                     --ce-weight             # of the losses mse_gt, mae_gt and gift
+setting  TEMPERATURE        20                      --temperature           # of the losses kl, dist and softce
+setting  MIX_TYPE           cutmix                  --mix-type
+setting  LR                 0.001                   --adamw-lr
+setting  WEIGHT_DECAY       0.01                    --adamw-weight-decay
+setting  SCHEDULE           smoothed                --schedule
 
-nproc=${NPROC:-1}
-# shellcheck disable=SC2086  # teachers and numbers are words
-set -- "$here/train_KD_parallel.py" \
-    --model "$model" \
-    --train-dir "$train_dir" \
-    --val-dir "$val_dir" \
-    --output-dir "$output_dir" \
-    --teacher-model $teacher \
-    ${checkpoint:+--teacher-checkpoint $checkpoint} \
-    --teacher-stem $stem \
-    ${ensemble:+--ensemble "$ensemble"} \
-    ${weights:+--ensemble-weights $weights} \
-    --epochs "$epochs" \
-    --batch-size "$batch_size" \
-    --gradient-accumulation-steps "$accumulation" \
-    --input-size "$input_size" \
-    ${mean:+--mean $mean} \
-    ${std:+--std $std} \
-    ${ipc:+--ipc $ipc} \
-    -j "$workers" \
-    --seed "$seed" \
-    --loss-type "$loss_type" \
-    --ce-weight "$ce_weight" \
-    -T "$temperature" \
-    --mix-type "$mix_type" \
-    --adamw-lr "$rate" \
-    --adamw-weight-decay "$weight_decay" \
-    --schedule "$schedule" \
-    --wandb-mode "$wandb_mode" \
-    --wandb-project "$wandb_project" \
-    "$@"
-[ "$nproc" -eq 1 ] || set -- -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$@"
-exec "${PYTHON:-python3}" "$@"
+launch train_KD_parallel.py "$@"

@@ -19,7 +19,7 @@ import json
 import shutil
 import statistics
 import sys
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
 import relabel_FKD
@@ -27,6 +27,7 @@ import train_FKD_parallel
 from benchmarks import glyphs
 from demo import train_teacher
 from utils.labels import command
+from utils.system.plotting import COLUMN, SMALL, limit_percent, new_figure, save, series, style
 from utils.system.process import run_script
 
 TOPK, BITS = (100, 50, 10), (16, 8, 4)
@@ -40,7 +41,7 @@ def parse(argv):
     parser.add_argument("work", type=Path, help="folder for images, teacher, labels and runs")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--csv", type=Path, help="write the rows to this file, without the top-1 of each run")
-    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 in this PNG file")
+    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 in this PNG file, and in a PDF file beside it")
     parser.add_argument("--seeds", type=int, default=5, help="students per row")
     parser.add_argument("--model", default="resnet10t", help="teacher and student")
     parser.add_argument("--teacher-epochs", type=int, default=12)
@@ -172,43 +173,37 @@ def show(rows):
 
 
 def draw(rows, path):
-    """Plot top-1 over the bytes of the labels, with one line for each pair (bits, mass), and save the plot in `path`.
-
-    The figure is legible at a width of 8 cm, and uses the colour-blind-safe colours of Okabe and Ito.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Plot top-1 over the bytes of the labels, with one line for each pair (bits, mass), as PNG and PDF."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(3.4, 3.2), dpi=300, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    styles = cycle([("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D")])
-    for bits, mass in dict.fromkeys((row["bits"], row["mass"]) for row in rows if row["mass"] != "all"):
-        line = [row for row in rows if row["bits"] == bits and row["mass"] in ("all", mass)]
-        colour, marker = next(styles)
-        axes.errorbar(
-            [row["bytes"] / 1e6 for row in line],
-            [row["mean"] for row in line],
-            [row["deviation"] for row in line],
-            color=colour, marker=marker, markersize=4, capsize=2, linewidth=1, elinewidth=0.7,
-            linestyle="-" if mass == "kept" else ":",
-            label=f"{bits} bits" + ", renormalised" * (mass != "kept"),
-        )  # fmt: skip
-    finest = [row for row in rows if row["bits"] == rows[0]["bits"]]
-    for kept in dict.fromkeys(row["kept"] for row in finest):
-        same = [row for row in finest if row["kept"] == kept]
-        top = max(row["mean"] + row["deviation"] for row in same)
-        point = same[0]["bytes"] / 1e6, top
-        axes.annotate(f"top {kept}" if kept else "all", point, (0, 3), textcoords="offset points", ha="center", size=7)
-    axes.set(xscale="log", xlabel="labels (MB)", ylabel="top-1 (%), last epoch")
-    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.margins(0.08, 0.12)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3, linewidth=0.5)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-    figure.savefig(path)
+    with style():
+        figure = new_figure(COLUMN, 8.5)
+        axes, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": (6, 1)})
+        ways = dict.fromkeys((row["bits"], row["mass"]) for row in rows if row["mass"] != "all")
+        for number, (bits, mass) in enumerate(ways):
+            line = [row for row in rows if row["bits"] == bits and row["mass"] in ("all", mass)]
+            axes.errorbar(
+                [row["bytes"] / 1e6 for row in line],
+                [row["mean"] for row in line],
+                [row["deviation"] for row in line],
+                capsize=2, elinewidth=0.7, label=f"{bits} bits" + ", renormalised" * (mass != "kept"),
+                **series(number),
+            )  # fmt: skip
+        finest = [row for row in rows if row["bits"] == rows[0]["bits"]]
+        for kept in dict.fromkeys(row["kept"] for row in finest):
+            same = [row for row in finest if row["kept"] == kept]
+            point = same[0]["bytes"] / 1e6, max(row["mean"] + row["deviation"] for row in same)
+            words, look = f"top {kept}" if kept else "all", {"ha": "center", "size": SMALL}
+            axes.annotate(words, point, (0, 3), textcoords="offset points", **look)
+        axes.set(xscale="log", xlabel="labels (MB)", ylabel="top-1 (%), last epoch")
+        axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.margins(0.08, 0.12)
+        limit_percent(axes)
+        below.axis("off")
+        title = f"mean ± standard deviation of {len(rows[0]['top1'])} seeds"
+        below.legend(*axes.get_legend_handles_labels(), title=title, loc="center", ncol=2, borderaxespad=0)
+        save(figure, path)
 
 
 def main(argv=None):

@@ -3,8 +3,10 @@
 # `make evidence` runs it inside .venv; called again, it goes on with what is left.
 set -eu
 cd "$(dirname "$0")/.."
+here=$PWD
+# shellcheck source=scripts/launcher.sh
+. scripts/launcher.sh
 work=demo/work-evidence
-PYTHON=${PYTHON:-python3}
 export PYTHON
 
 [ -d "$work/data/distilled" ] || {
@@ -17,8 +19,8 @@ if [ -z "${GPUS-}" ] && ! command -v nvidia-smi >/dev/null; then  # a run per co
     export GPUS
 fi
 top1=$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["top1"])' "$work/data/teacher.json")
-IMAGE_SETS=$work/data/distilled REAL_DIR=$work/data/train VAL_DIR=$work/data/val WORK=$work \
-    TEACHER=resnet18 TEACHER_CHECKPOINT=$work/data/teacher.pth FULL_DATA="resnet18=$top1" \
-    MODELS="resnet18 resnet10t repvgg_a0" SEEDS="0 1 2" REGIMES="HL SL SL+KD" \
-    EPOCHS=40 LABEL_EPOCHS=10 ACCUMULATION=1 INPUT_SIZE=32 WORKERS=0 VIEWS="--min-scale-crops 0.5 --hflip 0" \
-    "$PYTHON" scripts/evidence.py
+export IMAGE_SETS="$work/data/distilled" REAL_DIR="$work/data/train" VAL_DIR="$work/data/val" WORK="$work"
+export TEACHER=resnet18 TEACHER_CHECKPOINT="$work/data/teacher.pth" FULL_DATA="resnet18=$top1"
+export MODELS="resnet18 resnet10t repvgg_a0" SEEDS="0 1 2" REGIMES="HL SL SL+KD"
+export EPOCHS=40 LABEL_EPOCHS=10 ACCUMULATION=1 INPUT_SIZE=32 WORKERS=0 VIEWS="--min-scale-crops 0.5 --hflip 0"
+exec "$PYTHON" scripts/evidence.py  # with exec it gets the signals that this shell gets

@@ -4,15 +4,17 @@
 #   sh demo/prepare.sh WORK
 set -eu
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+here=$PWD
+# shellcheck source=scripts/launcher.sh
+. scripts/launcher.sh
 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # the project need not be installed
 export PYTHONPATH
 
 echo "== images"
-"$python" demo/prepare_data.py "$1"
+"$PYTHON" demo/prepare_data.py "$1"
 
 echo "== teacher"
-"$python" demo/train_teacher.py "$1"
+"$PYTHON" demo/train_teacher.py "$1"
 
 echo "== stand-in for a distilled set"
-"$python" demo/choose_images.py "$1"
+"$PYTHON" demo/choose_images.py "$1"

@@ -3,10 +3,12 @@
 # `make demo` runs it inside .venv; every step is a command that a user would type.
 set -eu
 cd "$(dirname "$0")/.."
+here=$PWD
+# shellcheck source=scripts/launcher.sh
+. scripts/launcher.sh
 work=demo/work
 rm -rf "$work"
 
-PYTHON=${PYTHON:-python3}
 TRAIN_DIR=$work/distilled VAL_DIR=$work/val FKD_PATH=$work/labels
 EPOCHS=100 INPUT_SIZE=32 WORKERS=2
 views="--min-scale-crops 0.5 --hflip 0"

@@ -17,9 +17,12 @@ SEARCH_RATES, all runs with hard labels or random images are trained once for ea
 report has the best rate of each set, as DD-Ranking does: that takes as many times longer.
 
 Repeat the command to resume: the script skips finished runs. It refuses to go on if WORK holds results of other
-settings or data. docs/evidence.md explains the report, which is written to WORK/report. GPUS, SIDE_BY_SIDE and the exit
-codes have the same meaning as in scripts/runs.py. The settings come from environment variables, which --help lists;
-flags of the command line are passed on to the training scripts.
+settings or data. docs/evidence.md explains the report, which is written to WORK/report. GPUS and SIDE_BY_SIDE have the
+same meaning as in scripts/runs.py. The settings come from environment variables, which --help lists; flags of the
+command line are passed on to the training scripts.
+
+Exit codes: as those of scripts/runs.py. If drawing, labelling or the report fails, the code is 2 if it printed an error
+that a setting can remedy, else 123.
 """
 
 import itertools
@@ -33,9 +36,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import runs
-from runs import ROOT, Processes, RunsError, folders_of, last_name, model_folder, quoted
+from runs import ROOT, SOME_FAILED, Processes, RunsError, folders_of, last_name, model_folder, quoted, refuse_missing
 
 REGIMES = ("HL", "SL", "SL+KD")
+# Which setting each flag of the commands comes from: the programs' errors name it (`with_variables` in errors.py)
+LAUNCHER_FLAGS = (
+    "--data=IMAGE_SETS --train-dir=IMAGE_SETS --like=IMAGE_SETS --val-dir=VAL_DIR --class-map=CLASS_MAP "
+    "--classes=CLASSES --arch=TEACHER --teacher-model=TEACHER --checkpoint=TEACHER_CHECKPOINT "
+    "--teacher-checkpoint=TEACHER_CHECKPOINT --model=MODELS --seeds=SEEDS --seed=RANDOM_SEED --epochs=EPOCHS "
+    "--batch-size=BATCH_SIZE --gradient-accumulation-steps=ACCUMULATION --input-size=INPUT_SIZE --workers=WORKERS "
+    "--loss-type=LOSS_TYPE --ce-weight=CE_WEIGHT --temperature=TEMPERATURE --mix-type=MIX_TYPE "
+    "--full-data=FULL_DATA --adamw-lr=RATE --learning-rate=RATE"
+)
 
 
 def setting(default: str, description: str = "") -> str:
@@ -99,10 +111,8 @@ class Settings:
         return f"{self.work}/labels/{last_name(images)}"
 
 
-def check(settings: Settings) -> None:
+def check(settings: Settings, environment: Mapping[str, str]) -> None:
     """Raise RunsError if a setting cannot be used."""
-    if not Path(settings.val_dir).exists():
-        raise RunsError(f"VAL_DIR {settings.val_dir} does not exist; give the validation images")
     for regime in settings.regimes.split():
         if regime not in REGIMES:
             raise RunsError(f"REGIMES: {regime} is none of {', '.join(REGIMES)}")
@@ -125,6 +135,10 @@ def check(settings: Settings) -> None:
                     f"IMAGE_SETS: {images} and {other} have the same last name, by which labels and runs are named; "
                     "link one of them under another name"
                 )
+    folders = {"IMAGE_SETS": settings.image_sets, "REAL_DIR": settings.real_dir, "VAL_DIR": settings.val_dir}
+    if set(settings.regimes.split()) & {"SL", "SL+KD"}:
+        folders["TEACHER_CHECKPOINT"] = settings.teacher_checkpoint
+    refuse_missing(environment, folders)
 
 
 def cksum(data: bytes) -> str:
@@ -243,12 +257,13 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         Stopped: a signal stopped the script.
     """
     settings = Settings.read(environment)
-    check(settings)
+    check(settings, environment)
     if settings.search_rates and (given := {"--adamw-lr", "--learning-rate", "-lr"} & set(flags)):
         raise RunsError(f"{min(given)} would replace all of SEARCH_RATES; give RATE, for the runs that search none")
     python = environment.get("PYTHON") or sys.executable
     modules = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     environment = {**environment, "PYTHON": python, "WORKERS": settings.workers, "PYTHONPATH": modules}
+    environment["LAUNCHER_FLAGS"] = LAUNCHER_FLAGS
     work = Path(settings.work)
     for name in ("images", "labels", "runs"):
         (work / name).mkdir(parents=True, exist_ok=True)
@@ -258,7 +273,7 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
 
     image_sets = [*folders_of(settings.image_sets), settings.random_set]
     if code := processes.run(draw_random_set(settings, python), environment):
-        return code
+        return failed(code)
     plan = work / "plan.txt"
     plan.write_text(make_plan(settings, image_sets), errors="surrogateescape")
     if "SL" in settings.regimes.split():
@@ -267,7 +282,7 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         print(f"soft labels of {len(image_sets)} image sets, then {len(names)} runs ({finished} finished)", flush=True)
         for images in image_sets:
             if code := processes.run(relabel(settings, images, python), environment):
-                return code
+                return failed(code)
 
     try:
         code = runs.main(flags, {**environment, "PLAN": str(plan), "RUNS_DIR": f"{settings.work}/runs"}, processes)
@@ -277,7 +292,13 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
     report = [python, "-m", "utils.report", f"{settings.work}/runs", "--output", f"{settings.work}/report"]
     report += ["--full-data", *settings.full_data.split()] if settings.full_data else []
     report += ["--searched", "adamw_lr", "learning_rate"] if settings.search_rates else []
-    return processes.run(report, environment) or code
+    # if all runs failed, the report fails too: their code says more
+    return code or failed(processes.run(report, environment))
+
+
+def failed(code: int) -> int:
+    """Return the exit code of this script if a command of it ended with `code`: 0 and 2 are kept, others are 123."""
+    return code if code in (0, 2) else SOME_FAILED
 
 
 if __name__ == "__main__":

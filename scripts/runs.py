@@ -3,10 +3,11 @@
     MODELS="resnet18 resnet50" SEEDS="0 1 2" LABELS="data/labels_a data/labels_b" GPUS="0 1 2 3" \\
         TRAIN_DIR=… VAL_DIR=… python scripts/runs.py [flags of train_FKD_parallel.py]
 
-This form trains every model with every seed on every label folder. All other settings are those of train.sh. The
-results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label folder's path
-(default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output, and a file with
-the suffix .command has its command.
+This form trains every model with every seed on every label folder. TRAIN_DIR has one image folder for all label
+folders, or as many folders as LABELS: then the k-th labels are for the k-th images. All other settings are those of
+train.sh. The results of a run are written to RUNS_DIR/LABELS/MODEL-seedSEED, where LABELS is the last part of the label
+folder's path (default of RUNS_DIR: save/runs). Beside this folder, a file with the suffix .log has the run's output,
+and a file with the suffix .command has its command.
 
 If a run fails, the script prints the run's name and continues with the other runs. Repeat the command to resume stopped
 runs and to repeat failed ones. The script skips finished runs. It exits with an error if a finished run was made by
@@ -62,6 +63,7 @@ SETTINGS = (
     "TRAIN_DIR VAL_DIR EPOCHS BATCH_SIZE ACCUMULATION INPUT_SIZE LOSS_TYPE CE_WEIGHT TEMPERATURE MIX_TYPE".split()
 )
 SETTINGS += ["SCHEDULE", "NPROC"]
+LISTS = ("TRAIN_DIR", "LABELS", "IMAGE_SETS")  # settings that may name several folders
 EARLIER_RELEASE = " (by an earlier release, which did not note the command)"
 # Longest single wait for a process or thread, in seconds. Longer waits are made of several short ones: if a signal
 # arrives just before a wait, Python handles the signal only when the wait is over.
@@ -140,12 +142,25 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
     """Return the plan that is used if PLAN is not set.
 
     It has one line for each label folder in LABELS and each model in MODELS. The line runs train.sh with all SEEDS.
+
+    Raises:
+        RunsError: TRAIN_DIR has several folders, but not as many as LABELS.
     """
-    given = "".join(f"{name}={quoted(environment[name])} " for name in SETTINGS if environment.get(name))
-    labels_of_train_sh = environment.get("FKD_PATH") or "data/labels"
+    label_folders = folders_of(environment.get("LABELS") or environment.get("FKD_PATH") or "data/labels")
+    images = environment.get("TRAIN_DIR", "")
+    image_folders = [images] if os.path.isdir(images) or not images else folders_of(images)
+    if len(image_folders) == 1:
+        image_folders *= len(label_folders)
+    if len(image_folders) != len(label_folders):
+        raise RunsError(
+            f"TRAIN_DIR has {len(image_folders)} folders and LABELS {len(label_folders)}; give one image folder for "
+            "all labels, or one for each"
+        )
     seeds = tuple((environment.get("SEEDS") or "0").split())
     lines = []
-    for labels in folders_of(environment.get("LABELS") or labels_of_train_sh):
+    for images, labels in zip(image_folders, label_folders, strict=True):
+        settings = {**environment, "TRAIN_DIR": images}
+        given = "".join(f"{name}={quoted(settings[name])} " for name in SETTINGS if settings.get(name))
         for model in (environment.get("MODELS") or "resnet18").split():
             command = f"{given}MODEL={quoted(model)} FKD_PATH={quoted(labels)} sh {quoted(f'{ROOT}/train.sh')}"
             lines.append(Line(f"{last_name(labels)}/{model_folder(model)}", command, seeds))
@@ -158,6 +173,16 @@ def model_folder(model: str) -> str:
     if not (colon and path.endswith(".py")):
         return model
     return ".".join(re.sub(r"\W", "_", part) for part in (Path(path).stem, function))
+
+
+def refuse_missing(environment: Mapping[str, str], folders: Mapping[str, str]) -> None:
+    """Raise RunsError if a file or folder of a setting does not exist; `folders` has the default of each setting."""
+    for name, default in folders.items():
+        value = environment.get(name) or default
+        for path in folders_of(value) if name in LISTS and not os.path.exists(value) else [value]:
+            if not os.path.exists(path):
+                unset = "" if environment.get(name) else f" ({name} is not set)"
+                raise RunsError(f"{name} {path} does not exist{unset}; set {name} to what exists")
 
 
 def refuse_equal_names(plan: Sequence[Line]) -> None:
@@ -497,8 +522,18 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         most = 1  # a run with several processes cannot train several seeds side by side
     plan = read_plan(environment["PLAN"]) if environment.get("PLAN") else default_plan(environment)
     runs = Runs(environment.get("RUNS_DIR") or "save/runs", flags, environment, processes)
+    names = [name for line in plan for name in line.runs]
+    if not names:
+        raise RunsError("the plan has no run; give MODELS, SEEDS and LABELS, or lines in PLAN")
     refuse_equal_names(plan)
     runs.refuse_other_commands(plan)
+    if not environment.get("PLAN") and not all(map(runs.is_finished, names)):
+        labels = {"LABELS" if environment.get("LABELS") else "FKD_PATH": "data/labels"}
+        refuse_missing(environment, {"TRAIN_DIR": "data/distilled", "VAL_DIR": "data/val", **labels})
+    try:
+        runs.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunsError(f"RUNS_DIR {runs.folder} cannot be made: {error.strerror}; give another folder") from None
     return 0 if runs.run(share_out(plan, len(gpus), most), gpus) else SOME_FAILED
 
 
@@ -520,6 +555,9 @@ def run_script(main: Main, description: str) -> int:
             return main(flags, os.environ, processes)
     except RunsError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder of the results cannot be written, or the disk is full
+        print(f"error: {error.filename}: {error.strerror}; give another folder, or make room", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)

@@ -371,7 +371,7 @@ def test_flags_choose_the_augmentation():
     found = Findings(input_size=32, mean=(0.5,), std=(0.25,))
     assert augmentation_of(parsed("")[0], found) is None
     assert augmentation_of(parsed("--augment none")[0], found) is None
-    assert augmentation_of(FKDConfig.parse(FOLDERS), found) is None
+    assert augmentation_of(FKDConfig.parse([*FOLDERS, "--fkd-path", "labels"]), found) is None
     hard = augmentation_of(parsed("--augment imagenet-hard --fkd-seed 7")[0], found)
     assert isinstance(hard, ImagenetHard)
     assert (hard.seed, hard.channels) == (7, 1)

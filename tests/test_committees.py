@@ -233,7 +233,7 @@ def test_presets_of_committees():
     """CV-DD weighs by softmax(figure / 10), of the teachers that are taken; FADRM and EDC weigh all alike."""
 
     def chosen(*words):
-        return RelabelConfig.parse(["--fkd-path", "labels", *words]).teachers()
+        return RelabelConfig.parse(["--data", "images", "--fkd-path", "labels", *words]).teachers()
 
     cvdd = chosen("--preset", "cvdd")
     assert cvdd.names == ["resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121"]

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -21,6 +22,7 @@ PAGES = [
     *(ROOT / "docs").glob("*.md"),
 ]
 PAGES = [page for page in PAGES if page.exists()]
+LINKED_PAGES = [*PAGES, ROOT / "CHANGELOG.md"]
 COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*python3? |sh |torchrun |make )")
 # Each benchmark at its smallest; {work} is a folder with images as the demo makes them. Same figures, no meaning.
 BENCHMARKS = {
@@ -37,6 +39,8 @@ BENCHMARKS = {
     "--teacher-epochs 1 --epochs 1 --batch-size 4 --topk 2 --bits 8 --seeds 1 --json {work}/many_classes.json "
     "--csv {work}/many_classes.csv --figure {work}/many_classes.png",
     "small_images": "--quick --device cpu --json {work}/small_images.json",
+    "memory_table": "--students shufflenet_v2_x0_5 --size 32 --classes 4 --validation 10 --batches 4/2 --ipc 1 "
+    "--json {work}/memory_table.json",
     "label_sizes": "--work {work} --seeds 1 --epochs 2 --only full --json {work}/label_sizes.json",
 }
 
@@ -140,3 +144,66 @@ def test_no_script_edits_the_path():
     assert len(files) > 50
     word = ".".join(["sys", "path"])
     assert [path.name for path in files if word in path.read_text()] == []
+
+
+def headings_of(page):
+    """Return the anchors of a page's headings, as Git hosts and `make docs` make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return [re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles]
+
+
+def links_of(page):
+    """Yield (file, anchor) of each relative link of a page, in Markdown or HTML, outside code."""
+    text = re.sub(r"^```.*?^```|^ {4,}[^\n]*$|`[^`]*`", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r'(?:\]\(|(?:src|href)=")([^\s)"]+)', text):
+        if not re.match(r"\w+:", link):
+            name, _, anchor = link.partition("#")
+            yield page.parent / name if name else page, anchor
+
+
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=[page.name for page in LINKED_PAGES])
+def test_links_resolve(page):
+    """A relative link leads to a file of the repository, and its anchor to a heading; headings of a page differ."""
+    for file, anchor in links_of(page):
+        assert file.is_file(), f"{page.name} links to {file}"
+        assert not anchor or anchor in headings_of(file), f"{page.name} links to #{anchor} of {file.name}"
+    headings = headings_of(page)
+    assert sorted(headings) == sorted(set(headings))
+
+
+def test_index_lists_every_page():
+    """docs/README.md, from which `make docs` takes its navigation, names every page once."""
+    index = ROOT / "docs" / "README.md"
+    listed = [file.name for file, _ in links_of(index) if file.parent == index.parent]
+    assert sorted(listed) == sorted({page.name for page in index.parent.glob("*.md")} - {"README.md"})
+    assert sum(len(list(links_of(page))) for page in LINKED_PAGES) > 40  # so that the test above sees links
+
+
+def test_site_is_strict_and_loads_nothing(tmp_path):
+    """Dead links and anchors, which are appended here, stop `make docs`; no page loads anything from elsewhere."""
+    pytest.importorskip("material", reason="mkdocs-material is not installed (pip install '.[docs]')")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name in {path for page in LINKED_PAGES for path, _ in links_of(page)}:
+        name = name.resolve().relative_to(ROOT)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "scripts").mkdir(exist_ok=True)
+    for name in ("mkdocs.yml", "scripts/site_hooks.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    losses = tmp_path / "docs" / "losses.md"
+    losses.write_text(losses.read_text() + "\n[a](nowhere.md) [b](models.md#nowhere) [c](../README.md#nowhere)\n")
+    command = [sys.executable, "-m", "mkdocs", "build"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode
+    warnings = re.findall("WARNING -.*", done.stderr)
+    assert len(warnings) == 3, done.stderr
+    assert all("nowhere" in line for line in warnings)
+    pages = list((tmp_path / "build" / "site").rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        paragraphs = re.findall(r"<p>(.*?)</p>", page.read_text(), re.S)
+        unread = [text for text in paragraphs if re.search(r"^(\*|-|\d+\.|\|) ", text, re.M)]
+        assert unread == [], f"{page.name}: lists and tables need an empty line before them"
+        assert re.findall(r'(?:<link|<script|<img|<iframe)[^>]*(?:src|href)="?(?:\w+:)?//', page.read_text()) == []

@@ -343,9 +343,10 @@ def test_a_rate_beside_the_search_is_refused(planned):
 
 
 def test_a_draw_that_fails_ends_the_call(planned):
-    """With its exit code; nothing is trained or reported."""
-    assert planned(code=3).returncode == 3
-    assert planned.notes() == ["-m"]
+    """With the exit code of a failed run, or of an error that a setting remedies; nothing is trained or reported."""
+    assert planned(code=3).returncode == 123
+    assert planned(code=2).returncode == 2
+    assert planned.notes() == ["-m", "-m"]
     assert not (planned.folder / "w" / "plan.txt").exists()
 
 
@@ -353,7 +354,9 @@ def test_a_draw_that_fails_ends_the_call(planned):
     ("changed", "message"),
     [
         ({"REGIMES": "HL KD"}, "REGIMES: KD is none of HL, SL, SL+KD"),
-        ({"VAL_DIR": "missing"}, "VAL_DIR missing does not exist; give the validation images"),
+        ({"VAL_DIR": "missing"}, "VAL_DIR missing does not exist; set VAL_DIR to what exists"),
+        ({"REAL_DIR": ""}, "REAL_DIR data/train does not exist (REAL_DIR is not set); set REAL_DIR"),
+        ({"TEACHER_CHECKPOINT": "no.pth"}, "TEACHER_CHECKPOINT no.pth does not exist; set TEACHER_CHECKPOINT"),
         ({"IMAGE_SETS": " "}, "IMAGE_SETS names no folder; give the distilled images"),
         (
             {"IMAGE_SETS": "a b/a"},
@@ -363,7 +366,7 @@ def test_a_draw_that_fails_ends_the_call(planned):
         ({"NO_AUGMENT": "yes", "REGIMES": "SL"}, "NO_AUGMENT=yes has no effect on SL, whose views are stored"),
         ({"SEARCH_RATES": "0.1,0.2"}, "0.1,0.2 in SEARCH_RATES or RATE is no learning rate; give numbers such as"),
     ],
-    ids=["regimes", "val-dir", "no-images", "same-name", "no-augment", "stored views", "rates"],
+    ids=["regimes", "val-dir", "real-dir", "teacher", "no-images", "same-name", "no-augment", "stored views", "rates"],
 )
 def test_settings_that_cannot_be_used(changed, message, planned):
     """One sentence, exit code 2, before anything is made."""

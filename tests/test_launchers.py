@@ -1,14 +1,16 @@
 """The launchers in POSIX sh, and scripts/runs.py: settings, trailing arguments, many runs, signals."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
-from helpers import ROOT, wait_for
+from helpers import ROOT, run, wait_for
 
+import train_FKD_parallel
 from scripts.runs import Processes, Runs, Stopped, duration
 from utils.config import FKDConfig
 
@@ -50,8 +52,14 @@ def test_the_recipe_is_parsed(launcher, model, launch):
     assert words[0] == str(ROOT / "train_FKD_parallel.py")
     flags = values(words)
     expected = {
-        **{"--model": model, "--batch-size": "50", "--gradient-accumulation-steps": "2", "--cos": None},
-        **{"--loss-type": "mse_gt", "--ce-weight": "0.1", "-j": "4", "-T": "20", "--mix-type": "cutmix"},
+        **{"--model": model, "--batch-size": "50", "--gradient-accumulation-steps": "2", "--schedule": "cos"},
+        **{
+            "--loss-type": "mse_gt",
+            "--ce-weight": "0.1",
+            "--workers": "4",
+            "--temperature": "20",
+            "--mix-type": "cutmix",
+        },
         **{"--epochs": "300", "--wandb-mode": "disabled"},
     }
     assert {flag: flags.get(flag, "missing") for flag in expected} == expected
@@ -65,8 +73,17 @@ def test_the_environment_overrides_every_plain_setting(launcher, launch):
     settings = {
         **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
         **{"OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=9", "BATCH_SIZE": "--batch-size=8"},
-        **{"ACCUMULATION": "--gradient-accumulation-steps=4", "INPUT_SIZE": "--input-size=64", "WORKERS": "-j=0"},
-        **{"SEED": "--seed=3", "LOSS_TYPE": "--loss-type=kl", "LR": "-lr=0.5", "MOMENTUM": "--momentum=0.8"},
+        **{
+            "ACCUMULATION": "--gradient-accumulation-steps=4",
+            "INPUT_SIZE": "--input-size=64",
+            "WORKERS": "--workers=0",
+        },
+        **{
+            "SEED": "--seed=3",
+            "LOSS_TYPE": "--loss-type=kl",
+            "LR": "--learning-rate=0.5",
+            "MOMENTUM": "--momentum=0.8",
+        },
         **{"WEIGHT_DECAY": "--weight-decay=1e-4", "MILESTONES": "--milestones=7", "GAMMA": "--gamma=0.3"},
         **{"AUGMENT": "--augment=rrc", "WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
     }
@@ -85,9 +102,13 @@ def test_the_environment_overrides_every_setting_of_live_teachers(launcher, laun
     settings = {
         **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
         **{"OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=20", "BATCH_SIZE": "--batch-size=8"},
-        **{"ACCUMULATION": "--gradient-accumulation-steps=4", "INPUT_SIZE": "--input-size=64", "WORKERS": "-j=0"},
+        **{
+            "ACCUMULATION": "--gradient-accumulation-steps=4",
+            "INPUT_SIZE": "--input-size=64",
+            "WORKERS": "--workers=0",
+        },
         **{"IPC": "--ipc=5", "SEED": "--seed=3", "LOSS_TYPE": "--loss-type=mae_gt", "CE_WEIGHT": "--ce-weight=0.2"},
-        **{"TEMPERATURE": "-T=4", "MIX_TYPE": "--mix-type=mixup", "LR": "--adamw-lr=0.5"},
+        **{"TEMPERATURE": "--temperature=4", "MIX_TYPE": "--mix-type=mixup", "LR": "--adamw-lr=0.5"},
         **{"WEIGHT_DECAY": "--adamw-weight-decay=1e-4", "SCHEDULE": "--schedule=linear"},
         **{"WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
     }
@@ -114,15 +135,20 @@ def test_the_environment_overrides_every_setting(launcher, launch):
         **{"MODEL": "--model=resnet34", "TRAIN_DIR": "--train-dir=/a b/train", "VAL_DIR": "--val-dir=/val"},
         **{"FKD_PATH": "--fkd-path=/labels", "OUTPUT_DIR": "--output-dir=/out put", "EPOCHS": "--epochs=7"},
         **{"BATCH_SIZE": "--batch-size=8", "ACCUMULATION": "--gradient-accumulation-steps=4"},
-        **{"INPUT_SIZE": "--input-size=32", "WORKERS": "-j=0", "SEED": "--seed=3", "LOSS_TYPE": "--loss-type=kl"},
-        **{"CE_WEIGHT": "--ce-weight=0.2", "TEMPERATURE": "-T=4", "MIX_TYPE": "--mix-type=mixup"},
+        **{
+            "INPUT_SIZE": "--input-size=32",
+            "WORKERS": "--workers=0",
+            "SEED": "--seed=3",
+            "LOSS_TYPE": "--loss-type=kl",
+        },
+        **{"CE_WEIGHT": "--ce-weight=0.2", "TEMPERATURE": "--temperature=4", "MIX_TYPE": "--mix-type=mixup"},
         **{"WANDB_MODE": "--wandb-mode=offline", "WANDB_PROJECT": "--wandb-project=mine"},
     }
     expected = dict(setting.split("=") for setting in settings.values())
     flags = values(launch(launcher, **{name: setting.split("=")[1] for name, setting in settings.items()}))
-    own = {"scripts/recipes/edc.sh": "--schedule=linear-smoothed"}
-    own |= {f"scripts/recipes/{name}.sh": "--schedule=smoothed" for name in ("hald", "cvdd", "fadrm")}
-    schedule = {own.get(launcher, "--cos"): None}
+    own = {"scripts/recipes/edc.sh": "linear-smoothed"}
+    own |= {f"scripts/recipes/{name}.sh": "smoothed" for name in ("hald", "cvdd", "fadrm")}
+    schedule = {"--schedule": own.get(launcher, "cos")}
     assert {flag: flags.get(flag, "missing") for flag in expected | schedule} == expected | schedule
 
 
@@ -135,6 +161,79 @@ def test_several_processes(launch):
     assert words[:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
     assert words[5:] == alone
     assert launch("train.sh", NPROC="1") == launch("train.sh")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a copy of train.sh with a .venv whose Python prints `venv`; the folder bin has one that prints `other`."""
+    for name in ("train.sh", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for folder, word in ((".venv/bin", "venv"), ("bin", "other")):
+        (tmp_path / folder).mkdir(parents=True)
+        for program in ("python", "python3"):
+            (tmp_path / folder / program).write_text(f"#!/bin/sh\necho {word}\n")
+            (tmp_path / folder / program).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environment", "used"),
+    [
+        ({}, "venv"),
+        ({"VIRTUAL_ENV": "/env"}, "other"),
+        ({"CONDA_PREFIX": "/c"}, "other"),
+        ({"PYTHON": "python3"}, "other"),
+    ],
+    ids=str,
+)
+def test_launchers_use_the_environment_of_make_setup(environment, used, checkout):
+    """Its use is said; an active environment and PYTHON are preferred."""
+    settings = {"PATH": f"{checkout}/bin:{os.environ['PATH']}"} | environment
+    done = subprocess.run(["sh", checkout / "train.sh"], capture_output=True, text=True, env=settings, cwd="/")
+    said = f"using {checkout}/.venv/bin/python: no environment is active; set PYTHON to use another\n"
+    assert (done.stdout, done.stderr, done.returncode) == (f"{used}\n", said if used == "venv" else "", 0)
+
+
+def test_a_python_that_does_not_exist(tmp_path):
+    """One sentence, exit code 2."""
+    settings = os.environ | {"PYTHON": "no-such-python"}
+    done = subprocess.run(["sh", ROOT / "train.sh"], capture_output=True, text=True, env=settings, cwd=tmp_path)
+    said = "error: there is no program no-such-python; set PYTHON to a Python of at least 3.10\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (
+            [],
+            {},
+            "--train-dir data/distilled does not .*; --train-dir comes from the variable TRAIN_DIR, which is not set",
+        ),
+        (
+            [],
+            {"TRAIN_DIR": "nowhere"},
+            "--train-dir nowhere does not exist; .*; --train-dir comes from the variable TRAIN_DIR",
+        ),
+        (["--train-dir", "nowhere"], {}, "--train-dir nowhere does not exist; [^;]*"),
+        ([], {"EPOCHS": "abc"}, "argument --epochs: 'abc' is not .*; --epochs comes from the variable EPOCHS"),
+        ([], {"WORKERS": "abc"}, "argument -j/--workers: .*; --workers comes from the variable WORKERS"),
+    ],
+    ids=["not set", "wrong", "a flag", "number", "two spellings"],
+)
+def test_errors_name_the_variable_of_a_launcher(words, environment, message, launch, monkeypatch, tmp_path):
+    """The launcher exports which variable sets which flag, and the program's errors name the variable."""
+    stub = tmp_path / "flags"
+    stub.write_text('#!/bin/sh\necho "$LAUNCHER_FLAGS"; printf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    flags, *argv = launch("train.sh", *words, **environment, PYTHON=str(stub))
+    monkeypatch.chdir(tmp_path)
+    for name, value in (environment | {"LAUNCHER_FLAGS": flags}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", argv)
+    result = run(train_FKD_parallel, *argv[1:])
+    assert result.code == 2
+    assert re.fullmatch(f"error: {message}\n", result.err), result.err
 
 
 MANY_RUNS = """#!/bin/sh
@@ -171,6 +270,8 @@ class ManyRuns:
         stub.chmod(0o755)
         self.settings = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "RUNS_DIR": str(folder / "runs")}
         self.settings |= {"MODELS": "resnet18 resnet50", "SEEDS": "0 1", "LABELS": "l/a l/b", "NOTES": str(self.notes)}
+        for name in ("l/a", "l/b", "data/distilled", "data/val", "it's a", "it's b", "other/a", "x", "y"):
+            (folder / name).mkdir(parents=True)
 
     def __call__(self, fails="nothing", flags=("--epochs", "5"), **environment):
         self.notes.write_text("")
@@ -449,10 +550,21 @@ def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
     assert (many_runs.folder / "runs" / "a" / "resnet18-seed1.command").read_text() == command
 
 
+def test_each_label_set_may_have_its_own_images(many_runs):
+    """Image folders and label folders are paired in order; a folder with a blank in its name is one folder."""
+    settings = {"GPUS": "0", "MODELS": "resnet18", "SEEDS": "0"}
+    (many_runs.folder / "own images").mkdir()
+    for images, expected in (("x y", ["'x'", "'y'"]), ("own images", ["'own images'"] * 2)):
+        done, _ = many_runs(**settings, TRAIN_DIR=images, RUNS_DIR=images)
+        assert done.returncode == 0
+        commands = [(many_runs.folder / images / name / "resnet18-seed0.command").read_text() for name in "ab"]
+        assert [command.split(" MODEL=")[0] for command in commands] == [f"TRAIN_DIR={folder}" for folder in expected]
+
+
 def test_patterns_of_folders_are_expanded(many_runs):
     """As the shell did it."""
     for name in ("b", "a"):
-        (many_runs.folder / "l" / name).mkdir(parents=True)
+        (many_runs.folder / "l" / name).mkdir(exist_ok=True)
     done, _ = many_runs(GPUS="0", LABELS="l/*", MODELS="resnet18", SEEDS="0")
     assert done.stdout.splitlines() == [
         "runs: 0 of 2 finished, 2 left; GPUS: 0",
@@ -469,6 +581,12 @@ def test_patterns_of_folders_are_expanded(many_runs):
         ({"SIDE_BY_SIDE": "0"}, "SIDE_BY_SIDE 0 is not a number from 1 on"),
         ({"SIDE_BY_SIDE": "many"}, "SIDE_BY_SIDE many is not a number from 1 on"),
         ({"NPROC": "-1"}, "NPROC -1 is not a number from 1 on"),
+        ({"LABELS": "l/a l/c"}, "LABELS l/c does not exist; set LABELS to what exists"),
+        ({"LABELS": ""}, "FKD_PATH data/labels does not exist (FKD_PATH is not set); set FKD_PATH to what exists"),
+        ({"TRAIN_DIR": "nowhere"}, "TRAIN_DIR nowhere does not exist; set TRAIN_DIR to what exists"),
+        ({"MODELS": " "}, "the plan has no run; give MODELS, SEEDS and LABELS, or lines in PLAN"),
+        ({"RUNS_DIR": "/dev/null/runs"}, "RUNS_DIR /dev/null/runs cannot be made: Not a directory"),
+        ({"TRAIN_DIR": "x y z"}, "TRAIN_DIR has 3 folders and LABELS 2; give one image folder for all labels, or one"),
         ({"PLAN": "missing.txt"}, "PLAN missing.txt cannot be read: No such file or directory"),
         ({"PLAN": "plan.txt"}, "PLAN plan.txt, line 2 has no tab; a line is a name, a tab and a command"),
     ],

@@ -140,7 +140,7 @@ def test_mixing_by_mask_equals_mixing_by_slices(lam, box):
 
 def plans(loader, samples, validation=()):
     """Return the `Plan` of --loader on the CPU for training on some images."""
-    config = FKDConfig.parse(["--train-dir", "train", "--val-dir", "val", "--loader", loader])
+    config = FKDConfig.parse(["--train-dir", "train", "--val-dir", "val", "--fkd-path", "labels", "--loader", loader])
     data = TrainingData(samples, validation, None, 2, [])
     return plan_memory(config, Findings(input_size=32), data, [SimpleNamespace(precision=FP32)], ALONE)
 

@@ -41,7 +41,18 @@ def planned(monkeypatch):
 
     def plan(budget, batches_per_epoch, loader):
         monkeypatch.setattr(loading, "Budget", lambda **_: budget)  # such a run is too large for a test
-        words = ["--train-dir", "train", "--val-dir", "val", "--batch-size", "1", "--loader", loader]
+        words = [
+            "--train-dir",
+            "train",
+            "--val-dir",
+            "val",
+            "--fkd-path",
+            "labels",
+            "--batch-size",
+            "1",
+            "--loader",
+            loader,
+        ]
         views = DrawnViews(ViewPolicy(42, 8, 0.08, 1.0, "none", 0.8, 1.0), batches_per_epoch, 1)
         data = TrainingData([], [], TrainingViews(views), 6, [])
         student = BareStudent(small_model(), None, None)

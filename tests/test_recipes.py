@@ -267,11 +267,11 @@ def test_settings_that_need_other_flags(launch):
 def test_every_recipe_is_in_the_table():
     """docs/recipes.md has each recipe once, and quotes no published figure that is not in the recipe's header."""
     page = (ROOT / "docs" / "recipes.md").read_text()
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    names = [name for row in rows for name in re.findall(r"(\w+)\.sh", row[0])]
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| [`")]
+    names = [name for row in rows for name in re.findall(r"`(\w+)\.sh`", row[0])]
     assert sorted(names) == sorted([*RECIPES, *PLAIN_RECIPES, *LIVE_RECIPES])
     for row in rows:
-        for name in re.findall(r"(\w+)\.sh", row[0]):
+        for name in re.findall(r"`(\w+)\.sh`", row[0]):
             header = (ROOT / f"scripts/recipes/{name}.sh").read_text().split("set -eu")[0]
             published = header[header.index("# Published") : header.index("# Recipe:")]
             figures = re.findall(r"\d\d\.\d", row[2])

@@ -127,7 +127,7 @@ def test_a_warm_up_does_not_move_milestones():
 def test_wrong_warm_ups_and_stretches(flags, said):
     """One sentence names the flag."""
     with pytest.raises(InputError) as error:
-        FKDConfig.parse(FOLDERS + flags.split())
+        FKDConfig.parse([*FOLDERS, "--fkd-path", "labels", *flags.split()])
     assert said in str(error.value)
 
 
@@ -175,8 +175,8 @@ FOLDERS = ["--train-dir", "images", "--val-dir", "val"]
 def test_milestones_are_epochs_or_shares(words, epochs, milestones):
     """A share is rounded down exactly, and the settings hold the epochs."""
     flags = ["--schedule", "step", "--milestones", *words.split(), "--epochs", str(epochs)]
-    for kind in (FKDConfig, KDConfig):
-        config = kind.parse(FOLDERS + flags)
+    for kind, labels in ((FKDConfig, ["--fkd-path", "labels"]), (KDConfig, [])):
+        config = kind.parse(FOLDERS + labels + flags)
         assert config.milestones == milestones
         assert config.settings()["milestones"] == milestones
     assert KDConfig.parse(FOLDERS).milestones == ()
@@ -207,7 +207,7 @@ def test_milestones_are_epochs_or_shares(words, epochs, milestones):
 def test_wrong_milestones(flags, said):
     """One sentence names the flag."""
     with pytest.raises(InputError) as error:
-        FKDConfig.parse(FOLDERS + flags.split())
+        FKDConfig.parse([*FOLDERS, "--fkd-path", "labels", *flags.split()])
     assert said in str(error.value)
 
 

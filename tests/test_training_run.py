@@ -12,7 +12,7 @@ import torch
 from helpers import EPOCHS, make_labels, read_run, run, same_weights
 
 import train_FKD_parallel
-from utils.config import EARLIER, FIXED_ON_RESUME, FKDConfig, KDConfig, Parser
+from utils.config import EARLIER, FIXED_ON_RESUME, FKDConfig, KDConfig
 from utils.run.checkpoint import flag
 from utils.run.folder import RUN_FILES
 from utils.run.student import Student
@@ -41,9 +41,7 @@ def test_a_refused_resume_names_flags_that_exist(name):
     """The words for a changed setting are a flag that one of the training scripts takes, or no flag at all."""
     known = set()
     for config in (FKDConfig, KDConfig):
-        parser = Parser()
-        config.fill(parser)
-        known.update(re.findall(r"--[\w-]+", parser.format_help()))
+        known.update(re.findall(r"--[\w-]+", config.parser().format_help()))
     words = flag(name)
     assert words in known or not words.startswith("-")
 

@@ -15,7 +15,9 @@ import argparse
 import difflib
 import itertools
 import math
+import os
 import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field as DataclassField
@@ -30,6 +32,7 @@ VERSION = "2026.11.dev0"  # version of the program: year and month of the releas
 
 LOSS_TYPES = ("kl", "dist", "softce", "mse_gt", "mae_gt", "gift", "cosine", "ce")
 TEMPERED_LOSSES = ("kl", "dist", "softce")  # losses that divide logits by a temperature
+HARD_TERM_LOSSES = ("mse_gt", "mae_gt", "gift")  # losses with a hard-label term, whose weight is --ce-weight
 T2_LOSSES = ("kl", "softce")  # losses that --loss-scale-t2 multiplies by T²; dist has this factor in any case
 OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_labels` for images with soft labels
 # Losses that are not a mean over the rows of a batch. With several ranks, every rank computes such a loss over the rows
@@ -37,6 +40,8 @@ OWN_SOFT_LABELS = ("probabilities", "logits")  # values of `Findings.image_label
 JOINT_LOSSES = ("dist",)
 SCHEDULES = ("linear", "linear-smoothed", "cos", "smoothed", "cos2", "prism", "step")
 TEMPERATURE_SCHEDULES = ("constant", "step", "cosine", "step-reverse", "cosine-reverse")
+# Prefix of digests that cover all label files. Earlier releases used no prefix and covered only the first file.
+NEW_LABEL_DIGEST = "v2:"
 STEP_FLOOR = 2.0  # lowest temperature of the schedule `step` (--temperature-schedule)
 EMA_BUFFERS = ("averaged", "live")
 LABEL_ORDERS = ("stored", "sampled", "shuffled")
@@ -306,12 +311,14 @@ class Flag:
     """Description of a command-line flag, stored in the metadata of a dataclass field.
 
     Attributes:
-        help: text for --help, with the unit of the value.
+        help: text for --help, with the unit of the value. If the default of the dataclass field says nothing to a user
+            (such as None), the text ends in `(default: …)`.
         kind: how the value is parsed and shown in --help.
         meaning: whether a changed value prevents resuming a run, and whether reports compare the value.
         names: spellings of the flag. If empty, the only spelling is made from the field's name: `--batch-size` for
             `batch_size`. A name without leading dashes makes a positional argument.
-        choices, nargs, const, required: arguments of argparse's `add_argument`.
+        choices, nargs, const: arguments of argparse's `add_argument`.
+        required: whether `CommandConfig.parse` refuses a command line without the flag.
         repeats: whether the flag may be given several times, so that its value is the list of all given values.
         earlier: value assumed for runs of older releases, which did not have this setting yet; None: no assumed value.
     """
@@ -341,20 +348,39 @@ class Flag:
                 the field to True.
         """
         names = self.spellings(name)
-        help_text = self.help.replace("%", "%%")
+        about, usual = self.described(default)
+        note = "required" if self.required and names[0].startswith("-") else usual and f"default: {usual}"
+        help_text = f"{about} ({note})".replace("%", "%%") if note else about.replace("%", "%%")
         if default is False:
             parser.add_argument(*names, dest=name, action="store_true", help=help_text)
             return
-        if default not in (None, (), "") and "(default" not in self.help:
-            help_text += f" (default: {typed(default)})"
         options: dict[str, Any] = {"type": self.kind.parse, "default": default, "help": help_text}
         asked = {"choices": self.choices, "nargs": self.nargs, "const": self.const, "metavar": self.kind.metavar}
         options |= {key: value for key, value in asked.items() if value is not None}
         options |= {"action": "append"} if self.repeats else {}
         if names[0].startswith("-"):
-            parser.add_argument(*names, dest=name, required=self.required, **options)
+            parser.add_argument(*names, dest=name, **options)
         else:
-            parser.add_argument(name, **options)
+            parser.add_argument(name, **{"metavar": name.upper()} | options)
+
+    def usage(self, name: str) -> list[str]:
+        """Return what the usage line of --help says about this flag: nothing unless it is required or positional."""
+        spelling = self.spellings(name)[0]
+        if not spelling.startswith("-"):
+            word = (self.kind.metavar or name).upper()
+            return [f"[{word} ...]" if self.nargs else word]
+        return [f"{spelling} {self.kind.metavar}"] if self.required else []
+
+    def described(self, default: Any) -> tuple[str, str]:
+        """Return (meaning of the flag, its default as text); the default is empty if there is nothing to say about it.
+
+        Args:
+            default: default of the dataclass field.
+        """
+        about, _, usual = self.help.partition(" (default: ")
+        if not usual and default not in (None, (), "") and default is not False:
+            return about, typed(default)
+        return about, usual.removesuffix(")")
 
 
 def typed(value: Any) -> str:
@@ -382,17 +408,67 @@ def finding(default: Any, meaning: Meaning, earlier: Any = None) -> Any:
     return flag(default, "", meaning=meaning, earlier=earlier)
 
 
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser that raises InputError instead of exiting, and suggests a similar flag for a mistyped flag."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Formatter of --help: names the value of a flag once, after all spellings, and keeps the lines of examples.
 
-    def __init__(self, description: str | None = None, **options: Any):
-        super().__init__(description=description, allow_abbrev=False, **options)
+    It breaks no line at a hyphen, so that flags and file names stay whole.
+    """
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+EXAMPLES = "examples:\n"  # start of the examples at the end of --help
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that raises InputError instead of exiting, and suggests a similar flag for a mistyped flag.
+
+    Args:
+        program: words that start the program, for the usage line of --help.
+        description: what the program does.
+        examples: commands for the end of --help, each on lines of its own.
+    """
+
+    def __init__(self, program: str, description: str, examples: str = ""):
+        about = f"{description[0].upper()}{description[1:].rstrip('.')}."
+        end = EXAMPLES + textwrap.indent(examples.strip(), "  ") if examples else None
+        super().__init__(program, None, about, end, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False)
+        self.add_argument("-h", "--help", action="help", help="show this text and exit")
+        version = f"validator of dataset distillation {VERSION}"
+        self.add_argument(
+            "--version", action="version", version=version, help="show the version of the program and exit"
+        )
+
+    def values(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """Parse a command line; return a dict of field name -> value. A list becomes a tuple: a config is immutable.
+
+        If a shell asks for a completion of its command line, print the possible words and end the process.
+        """
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        parsed = vars(self.parse_args(argv))
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         # the message repeats unknown arguments; one of them may be a secret W&B key that followed a mistyped flag
         message = re.sub(r"\b\w{40,}\b", "<key>", message)
+        start, found, words = message.partition("unrecognized arguments: ")
+        if found:  # a pattern such as data/* may have become a thousand words
+            message = start + found + listing(words.split())
         raise InputError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see --help")
 
 
@@ -400,7 +476,7 @@ class Group:
     """Base class of groups of flags. Each group is a frozen dataclass with one field per flag.
 
     Attributes:
-        title: heading of the group in --help; empty: argparse's own headings are used.
+        title: heading of the group in --help and in docs/flags.md.
     """
 
     title: ClassVar[str] = ""
@@ -426,11 +502,15 @@ class CommandConfig:
     """Base class of the configs. A config holds the settings of one command, and can be parsed from a command line.
 
     Attributes:
+        program: words that start the command.
         about: description of the command for --help.
+        examples: example commands for --help, with lines of at most 78 characters; `#` starts a comment.
         groups: the command's groups of flags, in the order of --help. The config also inherits from each group.
     """
 
+    program: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    examples: ClassVar[str] = ""
     groups: ClassVar[tuple[type[Group], ...]] = ()
 
     @classmethod
@@ -443,18 +523,35 @@ class CommandConfig:
         Raises:
             InputError: a flag is unknown, a value is invalid, or flags contradict each other.
         """
-        parser = Parser(cls.about)
-        parser.add_argument("--version", action="version", version=f"validator of dataset distillation {VERSION}")
-        cls.fill(parser)
-        return cls(**given(vars(parser.parse_args(argv)))).resolved()
+        return cls.from_values(cls.parser().values(argv))
 
     @classmethod
-    def fill(cls, parser: argparse.ArgumentParser) -> None:
-        """Add all flags of the command to a parser, group by group."""
+    def parser(cls) -> Parser:
+        """Return the command's parser, with one argument group for each group of flags."""
+        parser = Parser(cls.program, cls.about, cls.examples)
+        words = [cls.program]
         for group in cls.groups:
-            place = parser.add_argument_group(group.title) if group.title else parser
+            place = parser.add_argument_group(group.title)
             for item in own_fields(group):
-                item.metadata["flag"].add_to(place, item.name, item.default)
+                about: Flag = item.metadata["flag"]
+                about.add_to(place, item.name, item.default)
+                words += about.usage(item.name)
+        words.append("[flags]")
+        parser.usage = textwrap.fill(" ".join(words), 70, subsequent_indent="           ", break_on_hyphens=False)
+        return parser
+
+    @classmethod
+    def from_values(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """Return the config with the parsed `values`, a dict of field name -> value, and with all defaults filled in.
+
+        Raises:
+            InputError: a required flag is missing, or flags contradict each other.
+        """
+        for item in fields(cls):
+            about: Flag = item.metadata["flag"]
+            if about.required and not values[item.name]:
+                raise InputError(f"{about.spellings(item.name)[0]} is missing; give {about.help}; see --help")
+        return cls(**values).resolved()
 
     def resolved(self: Config) -> Config:
         """Check that the flags fit together, and return the config.
@@ -472,11 +569,6 @@ class CommandConfig:
 
 
 SECRET = {"wandb_api_key"}
-
-
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parsed values of all flags. Replace each list by a tuple, because a config must be immutable."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def own_fields(group: type) -> list[DataclassField]:
@@ -508,8 +600,8 @@ class ImageFlags(Group):
     )
     class_order: str | None = flag(
         None,
-        "the class folder of the labels' (or the teacher's) class 0, 1, 2, …, one name a line (default: as the labels "
-        "state, else sorted names)",
+        "file with one class folder a line: that of class 0, 1, 2, … of the labels or the teacher (default: as the "
+        "labels state, else sorted names)",
         FILE,
     )
     # field of --classes; the name `classes` is taken by a field of `Findings`
@@ -561,8 +653,12 @@ class DataFlags(Group):
 
     title = "data"
 
-    train_dir: str = flag("", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH)
-    val_dir: str = flag("", "validation images, one sub-folder per class or another layout of docs/images.md", PATH)
+    train_dir: str = flag(
+        "", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH, required=True
+    )
+    val_dir: str = flag(
+        "", "validation images, one sub-folder per class or another layout of docs/images.md", PATH, required=True
+    )
     val_labels: str | None = flag(
         None,
         "classes of validation images that lie in one folder: a table FILE,CLASS, the ground truth or the class list "
@@ -571,12 +667,12 @@ class DataFlags(Group):
         FILE,
     )
     batch_size: int = flag(
-        1024, "images per optimizer step; must equal the batch size that the labels were made with", COUNT, RESULT
+        1024, "images per optimizer step; with stored labels, the batch size that they were made with", COUNT, RESULT
     )
     class_map: str | None = flag(
         None,
-        "lines VALIDATION_FOLDER<tab>TRAINING_FOLDER, for folders whose names differ; the word `sorted` pairs them by "
-        "position (default: by name)",
+        "file with lines VALIDATION_FOLDER<tab>TRAINING_FOLDER, for folders whose names differ; the word `sorted` "
+        "pairs folders by position (default: by name)",
         FILE,
     )
     val_resize: int | str | None = flag(
@@ -596,10 +692,15 @@ class LabelFlags(Group):
 
     title = "soft labels"
 
-    fkd_path: str | None = flag(None, "folder of FKD labels: epoch_0, epoch_1, …", FOLDER)
+    fkd_path: str = flag(
+        "",
+        "folder of FKD labels, of any project in docs/label-formats.md; relabel_FKD.py makes such labels",
+        FOLDER,
+        required=True,
+    )
     mix_type: str | None = flag(
         None,
-        "checked against the labels, which state it themselves",
+        "how the views were mixed; only checked, because the labels state it",
         meaning=RESULT,
         choices=("mixup", "cutmix", "None"),
     )
@@ -609,13 +710,13 @@ class LabelFlags(Group):
     # Reports do not compare this flag, because it does not change the result of a run. If a run needs more labels than
     # are stored, the run starts only with this flag.
     reuse_labels: bool = flag(
-        False, "train more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
+        False, "allow more --epochs, or batches, than are stored: stored ones are visited again", meaning=ONE_RUN
     )
     label_order: str | None = flag(
         None,
-        "stored: epoch by epoch; sampled: each epoch draws its batches from all stored ones, anew (LPLD, LPQLD); "
-        "shuffled: from a pool that is refilled when it is empty (HALD); drawn from --fkd-seed (default: as the "
-        "project that made the labels does)",
+        "order of the stored batches; stored: epoch by epoch; sampled: each epoch draws from all stored batches "
+        "(LPLD, LPQLD); shuffled: each epoch draws from a pool, which is refilled when it is empty (HALD); --fkd-seed "
+        "is the seed of the draws (default: as the project that made the labels does)",
         meaning=RESULT,
         choices=LABEL_ORDERS,
     )
@@ -626,7 +727,9 @@ class LabelFlags(Group):
         COUNT,
         RESULT,
     )
-    verify_labels: bool = flag(False, "compare packed label files with their digests, and all images also in a dry run")
+    verify_labels: bool = flag(
+        False, "compare packed label files with their digests; a dry run then also compares all images with theirs"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -873,7 +976,13 @@ class LossFlags(Group):
     temperature_step_size: int = flag(
         30, "epochs between drops, for the step and step-reverse schedules", COUNT, RESULT, earlier=30
     )
-    temperature_gamma: float = flag(0.7, "factor of such a drop", Kind(POSITIVE_FRACTION, "F"), RESULT, earlier=0.7)
+    temperature_gamma: float = flag(
+        0.7,
+        "factor of the temperature at each drop, for the step and step-reverse schedules",
+        Kind(POSITIVE_FRACTION, "F"),
+        RESULT,
+        earlier=0.7,
+    )
     temperature_min: float = flag(
         2.0, "lowest temperature of the cosine and cosine-reverse schedules", Kind(POSITIVE, "T"), RESULT, earlier=2.0
     )
@@ -1018,7 +1127,11 @@ class RunFlags(Group):
     output_dir: str = flag("", "folder of the run (default: ./save/<model>-<time>)", FOLDER)
     overwrite: bool = flag(False, "replace a run that is in --output-dir")
     resume: str | None = flag(
-        None, "continue from the checkpoint PATH, or from the run in --output-dir", PATH, nargs="?", const=""
+        None,
+        "continue from the checkpoint PATH; without PATH, continue the run in --output-dir",
+        PATH,
+        nargs="?",
+        const="",
     )
     dry_run: bool = flag(False, "check everything, draw views.png, train nothing")
 
@@ -1049,9 +1162,9 @@ class DeviceFlags(Group):
 class WandbFlags(Group):
     """Flags for logging to Weights & Biases: project, key, mode, group and tags."""
 
-    title = "Weights & Biases"
+    title = "logging to W&B"
 
-    wandb_project: str | None = flag(None, "project; without it W&B is off", NAME)
+    wandb_project: str | None = flag(None, "name of the project; W&B is off without it", NAME)
     wandb_api_key: str | None = flag(None, "key; safer in the environment, as WANDB_API_KEY", Kind(str, "KEY"))
     wandb_mode: str = flag(
         "auto",
@@ -1359,7 +1472,10 @@ class CodecFlags(Group):
     title = "storage"
 
     bits: int | None = flag(
-        None, "bits per stored value; 8 and 4 quantise (default: 32, or as given)", INTEGER, choices=(32, 16, 8, 4)
+        None,
+        "bits per stored value; 8 and 4 quantise (default: 32; pack: as in the labels)",
+        INTEGER,
+        choices=(32, 16, 8, 4),
     )
     keep_topk: int | None = flag(None, "store only the K largest logits of an image (default: all)", COUNT)
 
@@ -1368,16 +1484,24 @@ class CodecFlags(Group):
 class StoreFlags(Group):
     """Flags of relabelling: the images to label, the label folder to write, its batch size, epochs and file format."""
 
-    title = "labels"
+    title = "labels to write"
 
-    data: str = flag("", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH)
+    data: str = flag(
+        "", "distilled images, one sub-folder per class or another layout of docs/images.md", PATH, required=True
+    )
     fkd_path: str = flag(None, "folder to write the labels to", FOLDER, required=True)
     batch_size: int = flag(256, "images per batch, in training as well", COUNT, names=("-b", "--batch-size"))
     epochs: int = flag(300, "epochs of views to label", COUNT)
-    format: str = flag("packed", "tar: the 7-item files of PRISM", choices=("packed", "tar"))
+    format: str = flag(
+        "packed",
+        "packed: the small format of this project; tar: the 7-item files of PRISM, which other projects read",
+        choices=("packed", "tar"),
+    )
     use_fp16: bool = flag(False, "store logits in half precision; the same as --bits 16")
     views: str = flag(
-        "stored", "drawn: do not store crops, but draw them again from the seed", choices=("stored", "drawn")
+        "stored",
+        "stored: crops are written beside the logits; drawn: training draws them again from the seed",
+        choices=("stored", "drawn"),
     )
     dry_run: bool = flag(False, "check everything, draw views.png beside the labels, label nothing")
 
@@ -1592,11 +1716,10 @@ class TrainConfig(
             )
 
     def check_run(self) -> None:
-        """Raise InputError if --start-epoch, --eval-from, --resume, --train-dir or --val-dir cannot be used.
+        """Raise InputError if --start-epoch, --eval-from or --resume cannot be used.
 
         * --start-epoch and --eval-from must be below --epochs.
         * --resume excludes --overwrite, and needs --output-dir or the path of a checkpoint.
-        * --train-dir and --val-dir must be given.
         """
         if self.start_epoch >= self.epochs:
             raise InputError(f"--start-epoch {self.start_epoch} leaves nothing of --epochs {self.epochs}; lower it")
@@ -1611,9 +1734,6 @@ class TrainConfig(
             raise InputError(
                 "--resume needs --output-dir, the folder of the run to continue, or the PATH of a checkpoint"
             )
-        for name in ("train_dir", "val_dir"):
-            if not getattr(self, name):
-                raise InputError(f"--{name.replace('_', '-')} is missing; give a folder with one sub-folder per class")
 
     def default_output(self) -> str:
         """Return the default of --output-dir: a sub-folder of ./save, named by the models and the current time.
@@ -1637,10 +1757,21 @@ NAME_LETTERS = 100
 class FKDConfig(LabelFlags, TrainConfig):
     """Settings of train_FKD_parallel.py, which trains students with stored soft labels."""
 
-    about = "Train a student on distilled images with stored FKD soft labels."
+    program = "python train_FKD_parallel.py"
+    about = "Train a student from scratch on distilled images with stored FKD soft labels, and report its top-1."
+    examples = r"""
+# on the data of `make demo`
+python train_FKD_parallel.py --train-dir demo/work/distilled \
+    --val-dir demo/work/val --fkd-path demo/work/labels --input-size 32 \
+    --batch-size 50 --epochs 5 --output-dir save/smoke
+# ImageNet-1K, 10 images per class, as train_FKD_10_r18.sh does
+python train_FKD_parallel.py --train-dir DISTILLED --val-dir IMAGENET/val \
+    --fkd-path LABELS --batch-size 50 --gradient-accumulation-steps 2 --cos \
+    --loss-type mse_gt --ce-weight 0.1 --output-dir save/resnet18
+"""
     groups = (
-        *(DataFlags, ImageFlags, LabelFlags, StudentFlags, LossFlags, OptimizerFlags),
-        *(RunFlags, DeviceFlags, WandbFlags, HardFlags),
+        *(DataFlags, LabelFlags, ImageFlags, StudentFlags, LossFlags, OptimizerFlags, HardFlags),
+        *(RunFlags, DeviceFlags, WandbFlags),
     )
 
 
@@ -1648,9 +1779,23 @@ class FKDConfig(LabelFlags, TrainConfig):
 class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
     """Settings of train_KD_parallel.py, which trains students with a live teacher or with hard labels."""
 
-    about = "Train a student on distilled images with a live teacher, or with hard labels alone."
+    program = "python train_KD_parallel.py"
+    about = (
+        "Train a student from scratch on distilled images with a live teacher, or with hard labels alone, and report "
+        "its top-1."
+    )
+    examples = r"""
+# a live teacher, on the data of `make demo`
+python train_KD_parallel.py --train-dir demo/work/distilled \
+    --val-dir demo/work/val --teacher-checkpoint demo/work/teacher.pth \
+    --input-size 32 --batch-size 50 --mix-type cutmix --epochs 5 \
+    --output-dir save/smoke_kd
+# no teacher: the classes of the images are the labels
+python train_KD_parallel.py --train-dir DISTILLED --val-dir IMAGENET/val \
+    --loss-type ce --batch-size 50 --cos --output-dir save/hard
+"""
     groups = (
-        *(DataFlags, ImageFlags, LiveTeacherFlags, EnsembleFlags, ViewFlags, AugmentFlags, StudentFlags, LossFlags),
+        *(DataFlags, LiveTeacherFlags, EnsembleFlags, ViewFlags, AugmentFlags, ImageFlags, StudentFlags, LossFlags),
         *(OptimizerFlags, RunFlags, DeviceFlags, WandbFlags),
     )
     prefix = "kd-"
@@ -1691,8 +1836,18 @@ class KDConfig(LiveTeacherFlags, ViewFlags, AugmentFlags, TrainConfig):
 class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags, DeviceFlags, CommandConfig):
     """Settings of relabel_FKD.py, which writes the logits of one teacher or several as soft labels."""
 
-    about = "Write FKD soft labels with one teacher or several."
-    groups = (TeacherFlags, EnsembleFlags, StoreFlags, CodecFlags, ImageFlags, ViewFlags, DeviceFlags)
+    program = "python relabel_FKD.py"
+    about = "Write FKD soft labels: the logits of one teacher or several for every view that students will train on."
+    examples = r"""
+# on the data of `make demo`
+python relabel_FKD.py --data demo/work/distilled -a resnet18 \
+    --checkpoint demo/work/teacher.pth --input-size 32 -b 50 --epochs 5 \
+    --mix-type cutmix --use-fp16 --fkd-path save/labels
+# ImageNet-1K, with the four teachers of PRISM for a ResNet-50
+python relabel_FKD.py --data DISTILLED --preset r50 -b 50 --epochs 300 \
+    --mix-type cutmix --use-fp16 --fkd-path LABELS
+"""
+    groups = (StoreFlags, TeacherFlags, EnsembleFlags, ViewFlags, CodecFlags, ImageFlags, DeviceFlags)
 
     def resolved(self) -> "RelabelConfig":
         """Check that the flags fit together, and set the default of --bits. Return the resulting config.
@@ -1714,12 +1869,16 @@ class RelabelConfig(TeacherFlags, StoreFlags, CodecFlags, ViewFlags, ImageFlags,
 class SeedFlag(Group):
     """Flag --fkd-seed (seed of the image order), common to all commands of `python -m utils.labels`."""
 
+    title = "image order"
+
     fkd_seed: int = flag(42, "seed of the image order", SEED, names=("--fkd-seed", "--fkd_seed"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathArgument(Group):
     """Positional argument of `python -m utils.labels info` and `verify`: the label folder to read."""
+
+    title = "labels to read"
 
     path: str = flag(None, "label folder", names=("path",))
 
@@ -1728,6 +1887,8 @@ class PathArgument(Group):
 class FoldersArguments(Group):
     """Positional arguments of `python -m utils.labels pack` and `unpack`: the folders to read and to write."""
 
+    title = "label folders"
+
     source: str = flag(None, "label folder to read", names=("source",))
     target: str = flag(None, "folder to write", names=("target",))
 
@@ -1735,6 +1896,8 @@ class FoldersArguments(Group):
 @dataclass(frozen=True, kw_only=True)
 class PackFlags(Group):
     """Flag of `python -m utils.labels pack` for top-k labels that do not state their number of classes."""
+
+    title = "top-k labels"
 
     num_classes: int | None = flag(
         None, "number of the teacher's classes, for top-k labels that do not state it", COUNT
@@ -1745,9 +1908,12 @@ class PackFlags(Group):
 class UnpackFlags(Group):
     """Flags for the file format and the precision that `python -m utils.labels unpack` writes."""
 
+    title = "files to write"
+
     items: int | None = flag(
         None,
-        "6: SRe2L's files, 7: PRISM's, or WMDD's if the labels hold weights (default: as packed)",
+        "items in each file: 6 as in SRe2L's, 7 as in PRISM's or, if the labels hold weights, in WMDD's (default: as "
+        "packed)",
         INTEGER,
         choices=(6, 7),
     )
@@ -1760,15 +1926,17 @@ class VerifyFlags(Group):
 
     title = "questions to a teacher"
 
-    images: str | None = flag(None, "distilled images, as for --train-dir: ask a teacher about them", PATH)
+    images: str | None = flag(
+        None, "distilled images, as for --train-dir: compare the labels with a teacher's logits for these images", PATH
+    )
     input_size: int | None = flag(
-        None, "side of the views, in pixels (default: as the labels, or their cutmix boxes, say; or 224)", PIXELS
+        None, "side of the views, in pixels (default: as the labels state or their cutmix boxes show, else 224)", PIXELS
     )
     mean: tuple[float, ...] | None = flag(
         None, "channel means (default: as the labels state, or ImageNet's)", Kind(float, "M"), nargs=3
     )
     std: tuple[float, ...] | None = flag(
-        None, "channel standard deviations (default: as the mean)", Kind(POSITIVE, "S"), nargs=3
+        None, "channel standard deviations (default: as the labels state, or ImageNet's)", Kind(POSITIVE, "S"), nargs=3
     )
     temperature: float = flag(20.0, "temperature of labels that are probabilities (HALD)", Kind(POSITIVE, "T"))
     device: str = flag("auto", "auto: CUDA if there is a GPU", Kind(device_name, "{auto,cpu,cuda,cuda:N,mps,xpu}"))
@@ -1780,7 +1948,11 @@ class VerifyFlags(Group):
 class InfoConfig(PathArgument, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels info`, which describes the content of a label folder."""
 
+    program = "python -m utils.labels info"
     about = "describe a label folder"
+    examples = """
+python -m utils.labels info demo/work/labels
+"""
     groups = (PathArgument, SeedFlag)
 
 
@@ -1788,7 +1960,11 @@ class InfoConfig(PathArgument, SeedFlag, CommandConfig):
 class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels pack`, which converts label files to the packed format."""
 
+    program = "python -m utils.labels pack"
     about = "convert the label files of any project to a packed store"
+    examples = """
+python -m utils.labels pack LABELS PACKED --bits 8 --keep-topk 100
+"""
     groups = (FoldersArguments, CodecFlags, PackFlags, SeedFlag)
 
 
@@ -1796,7 +1972,11 @@ class PackConfig(FoldersArguments, CodecFlags, PackFlags, SeedFlag, CommandConfi
 class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels unpack`, which converts packed labels to .tar files."""
 
+    program = "python -m utils.labels unpack"
     about = "convert a packed store to .tar files"
+    examples = """
+python -m utils.labels unpack demo/work/labels save/tar --items 6
+"""
     groups = (FoldersArguments, UnpackFlags, SeedFlag)
 
 
@@ -1804,7 +1984,16 @@ class UnpackConfig(FoldersArguments, UnpackFlags, SeedFlag, CommandConfig):
 class VerifyConfig(PathArgument, VerifyFlags, TeacherFlags, SeedFlag, CommandConfig):
     """Settings of `python -m utils.labels verify`, which checks label files or compares labels with a teacher."""
 
+    program = "python -m utils.labels verify"
     about = "read and check all labels, or compare them with a teacher"
+    examples = r"""
+# read every file
+python -m utils.labels verify demo/work/labels
+# and ask the teacher: are these its answers to these images?
+python -m utils.labels verify demo/work/labels \
+    --images demo/work/distilled -a resnet18 \
+    --checkpoint demo/work/teacher.pth
+"""
     groups = (PathArgument, VerifyFlags, TeacherFlags, EnsembleFlags, SeedFlag)
 
 
@@ -1826,13 +2015,17 @@ def parse_label_command(argv: Sequence[str] | None) -> Any:
     Raises:
         InputError: the command is unknown, or its flags are invalid.
     """
-    return parse_command(LABEL_COMMANDS, "Look into FKD labels, pack, unpack and verify them.", argv)
+    about = "Describe, pack, unpack and verify folders of FKD labels."
+    return parse_command("python -m utils.labels", LABEL_COMMANDS, about, argv)
 
 
-def parse_command(commands: Mapping[str, type[CommandConfig]], about: str, argv: Sequence[str] | None) -> Any:
+def parse_command(
+    program: str, commands: Mapping[str, type[CommandConfig]], about: str, argv: Sequence[str] | None
+) -> Any:
     """Parse a command line whose first word names a command; return the config of this command.
 
     Args:
+        program: words that start the program.
         commands: name of each command -> class of its config.
         about: description of the program for --help.
         argv: the words of the command line; None: the command line of this process.
@@ -1840,19 +2033,27 @@ def parse_command(commands: Mapping[str, type[CommandConfig]], about: str, argv:
     Raises:
         InputError: the command is unknown, or its flags are invalid.
     """
-    parser = Parser(about)
+    parser = Parser(program, about, f"{program} {next(iter(commands))} --help")
+    parser.usage = f"{program} {{{','.join(commands)}}} ..."
+
+    def subparser(kind: type[CommandConfig], **_unused: Any) -> Parser:
+        return kind.parser()
+
+    metavar = f"{{{','.join(commands)}}}"
     places = parser.add_subparsers(
-        parser_class=Parser, dest="command", required=True, metavar=f"{{{','.join(commands)}}}"
-    )
+        title="commands", dest="command", required=True, metavar=metavar, parser_class=subparser
+    )  # type: ignore[call-overload]  # any function that returns a parser serves as its class
     for name, kind in commands.items():
-        kind.fill(places.add_parser(name, help=kind.about))
-    values = given(vars(parser.parse_args(argv)))
-    return commands[values.pop("command")](**values).resolved()
+        places.add_parser(name, help=kind.about, kind=kind)
+    values = parser.values(argv)
+    return commands[values.pop("command")].from_values(values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSetArgument(Group):
     """Positional argument of `python -m utils.images info`: the image set to describe."""
+
+    title = "image set"
 
     path: str = flag(None, "image set", names=("path",))
 
@@ -1861,6 +2062,8 @@ class ImageSetArgument(Group):
 class ConvertArguments(Group):
     """Positional arguments of `python -m utils.images convert`: the image set to read and the folder to write."""
 
+    title = "image sets"
+
     source: str = flag(None, "image set to read", names=("source",))
     target: str = flag(None, "folder to make", names=("target",))
 
@@ -1868,6 +2071,8 @@ class ConvertArguments(Group):
 @dataclass(frozen=True, kw_only=True)
 class OpenFlags(Group):
     """Flags of `python -m utils.images` that say how to read an image set: part, pixel format and class table."""
+
+    title = "reading the set"
 
     part: str = flag("train", "part to read if the set has a train and a val part", choices=("train", "val"))
     normalised: str = flag(
@@ -1882,7 +2087,11 @@ class OpenFlags(Group):
 class ImageInfoConfig(ImageSetArgument, OpenFlags, CommandConfig):
     """Settings of `python -m utils.images info`, which describes an image set."""
 
+    program = "python -m utils.images info"
     about = "describe an image set"
+    examples = """
+python -m utils.images info demo/work/distilled
+"""
     groups = (ImageSetArgument, OpenFlags)
 
 
@@ -1890,7 +2099,11 @@ class ImageInfoConfig(ImageSetArgument, OpenFlags, CommandConfig):
 class ConvertConfig(ConvertArguments, OpenFlags, CommandConfig):
     """Settings of `python -m utils.images convert`, which writes an image set as folders or as tensors."""
 
+    program = "python -m utils.images convert"
     about = "convert an image set of any layout to class folders, or to tensors if it holds floating-point numbers"
+    examples = """
+python -m utils.images convert SET FOLDER --part val
+"""
     groups = (ConvertArguments, OpenFlags)
 
 
@@ -1906,7 +2119,8 @@ def parse_image_command(argv: Sequence[str] | None) -> Any:
     Raises:
         InputError: the command is unknown, or its flags are invalid.
     """
-    return parse_command(IMAGE_COMMANDS, "Look into image sets, and convert them to folders.", argv)
+    about = "Describe image sets, and convert them to folders."
+    return parse_command("python -m utils.images", IMAGE_COMMANDS, about, argv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1920,13 +2134,13 @@ class ReportFlags(Group):
     )
     compare: tuple[str, ...] | None = flag(
         None,
-        "say in one sentence for each student whether the second folder of runs is better than the first; without RUN, "
-        "and --output is not needed",
+        "say in one sentence for each student whether the second folder of runs is better than the first; takes the "
+        "place of RUN, and --output is optional",
         FOLDER,
         nargs=2,
     )
     output: str | None = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER)
-    random: str = flag("random", "image set of random real images: its folder's name", NAME)
+    random: str = flag("random", "folder name of the image set that holds random real images", NAME)
     full_data: tuple[str, ...] = flag(
         (),
         "top-1 in percent of a student trained on all real images with hard labels, for hard-label recovery",
@@ -1952,7 +2166,13 @@ class ReportFlags(Group):
 class ReportConfig(ReportFlags, WandbFlags, CommandConfig):
     """Settings of `python -m utils.report`, which compares finished runs."""
 
-    about = "Compare finished runs: one table, one figure; or two folders of runs, in a sentence."
+    program = "python -m utils.report"
+    about = "Compare finished runs: write tables and figures, or say in a sentence which of two folders is better."
+    examples = """
+python -m utils.report save/runs --output save/report
+# is labels_b better than labels_a?
+python -m utils.report --compare save/runs/labels_a save/runs/labels_b
+"""
     groups = (ReportFlags, WandbFlags)
 
     def resolved(self) -> "ReportConfig":
@@ -2002,8 +2222,8 @@ class RandomImagesFlags(Group):
     output: str = flag(None, "folder to make; OUTPUT.txt beside it lists the images", FOLDER, required=True)
     class_map: str | None = flag(
         None,
-        "lines REAL_FOLDER<tab>LIKE_FOLDER, for class folders whose names differ; the word `sorted` pairs them by "
-        "position (default: by name)",
+        "file with lines REAL_FOLDER<tab>LIKE_FOLDER, for folders whose names differ; the word `sorted` pairs folders "
+        "by position (default: by name)",
         FILE,
     )
     subset: str | None = flag(
@@ -2019,7 +2239,15 @@ class RandomImagesFlags(Group):
 class RandomImagesConfig(RandomImagesFlags, CommandConfig):
     """Settings of `python -m utils.report.random_images`, which chooses a random subset of real images."""
 
+    program = "python -m utils.report.random_images"
     about = "Draw a random subset of real images, with as many images per class as another set."
+    examples = r"""
+# on the data of `make demo`
+python -m utils.report.random_images demo/work/train \
+    --like demo/work/distilled --output save/random
+python -m utils.report.random_images IMAGENET/train --per-class 10 \
+    --output save/random10
+"""
     groups = (RandomImagesFlags,)
 
     def resolved(self) -> "RandomImagesConfig":
@@ -2155,6 +2383,8 @@ def resolve_views(
     values: dict[str, Any] = {}
     for name, usual in (("input_size", side or 224), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         asked, known = getattr(config, name), stated.get(name)
+        if name != "input_size" and known is not None and asked is not None:
+            asked *= len(known) // len(asked) or 1  # one number stands for three equal ones
         if asked is not None and known is not None and comparable(asked) != comparable(known):
             raise InputError(
                 f"--{name.replace('_', '-')} {typed(asked)} contradicts the labels in {labels}, which were made with "

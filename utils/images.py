@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """`python -m utils.images`: describe an image set of any layout, or convert it to folders of image files.
 
     python -m utils.images info SET
@@ -13,10 +14,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.config import ConvertConfig, ImageInfoConfig, parse_image_command
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(parse_image_command)
+
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from utils.config import ConvertConfig, ImageInfoConfig, parse_image_command
 from utils.data.identity import identify
 from utils.data.image_sets import open_images
 from utils.data.images import ImageSet, Samples, image_size, load_image
@@ -24,7 +30,6 @@ from utils.data.write import class_folders, holds_tensors, name_files, new_folde
 from utils.system.errors import listing, printable
 from utils.system.files import digest_of_text
 from utils.system.log import log, progress_bar, start_log
-from utils.system.process import run_script
 
 SAMPLED = 1000  # maximum number of images whose values and sizes are examined
 SHOWN = 12  # maximum number of class names, and of sizes, that are printed

@@ -31,12 +31,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from utils.config import NEW_LABEL_DIGEST
 from utils.labels.packed_tensors import read_tensors
 from utils.system.errors import InputError
 from utils.system.files import atomic_file, digest_of, digest_of_text, utf8_path
 
-# Prefix of digests that cover all label files. Earlier releases used no prefix and covered only the first file.
-NEW = "v2:"
 # number of bytes that are read from the end of a zip file; in most files they hold the whole central directory
 TAIL = 4096
 # last record of a zip file: signature, size and offset of the central directory, length of the comment
@@ -61,7 +60,7 @@ def digest_of_labels(folder: Path, names: Iterable[str], *stated: str) -> str:
         InputError: a file is missing or cannot be read.
     """
     images = digest_of(folder / IMAGES) if (folder / IMAGES).exists() else ""
-    return NEW + digest_of_text("\n".join([digest_of_files(folder, names), images, *stated]))
+    return NEW_LABEL_DIGEST + digest_of_text("\n".join([digest_of_files(folder, names), images, *stated]))
 
 
 def digest_of_files(folder: Path, names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from utils.report.groups import (
     label_robust_score,
     spread,
 )
-from utils.report.random_images import record_of
+from utils.report.runs import record_of
 from utils.report.significance import Difference, deviations_of
 from utils.system.errors import InputError, listing
 

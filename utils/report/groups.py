@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from utils.config import OWN_SOFT_LABELS, REGIME_SETTINGS
-from utils.labels.digests import NEW
+from utils.config import NEW_LABEL_DIGEST, OWN_SOFT_LABELS, REGIME_SETTINGS
 from utils.report.runs import FinishedRun
 from utils.report.settings import LABEL_FACTS, VALIDATION, values_of
 from utils.report.words import (
@@ -357,7 +356,8 @@ def folder_names(runs: list[FinishedRun]) -> dict[str, dict[str, str]]:
         for name in paths:
             folder = run.args.get({"images": "train_dir", "labels": "fkd_path"}.get(name, "val_dir"))
             if name in values:
-                paths[name].setdefault(values[name], PurePath(folder or str(values[name]).removeprefix(NEW)[:10]))
+                digest = str(values[name]).removeprefix(NEW_LABEL_DIGEST)[:10]
+                paths[name].setdefault(values[name], PurePath(folder or digest))
     return {name: short_paths(known) for name, known in paths.items()}
 
 
@@ -443,7 +443,7 @@ def machine_text(name: str, value: str, run: FinishedRun) -> str:
     if name == "images" and value != run.args["train_dir"]:
         return f"{PurePath(run.args['train_dir']).name} ({value.rpartition(':')[2][:6]})"
     if name == "labels":
-        return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW)[:6]})"
+        return f"{PurePath(run.args.get('fkd_path') or '').name} ({value.removeprefix(NEW_LABEL_DIGEST)[:6]})"
     if name in VALIDATION:
         digest = value.rpartition(":")[2][:6]
         return f"{PurePath(run.args.get('val_dir') or '').name} ({digest})"

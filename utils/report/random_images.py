@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: the Tab key of a shell completes flags, see docs/flags.md
 """Draw a random subset of real images, as a baseline for a distilled set.
 
     python -m utils.report.random_images REAL --like DISTILLED --seed 0 --output RANDOM
@@ -23,18 +24,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from utils.config import RandomImagesConfig
+from utils.system.process import check_command_line, run_script
+
+if __name__ == "__main__":  # --help and wrong flags are answered before the imports below, which take seconds
+    check_command_line(RandomImagesConfig.parse)
+
 import numpy as np
 
-from utils.config import RandomImagesConfig
 from utils.data.identity import know_images
 from utils.data.image_sets import open_images
 from utils.data.images import ImageRef, ImageSet, Member, Samples
 from utils.data.write import class_folders, holds_tensors, name_files, new_folder, write_image, write_tensors
+from utils.report.runs import record_of
 from utils.run.classes import Sides, pair_sets, select_classes, select_pair
 from utils.system.errors import InputError, listing, printable
 from utils.system.files import write_json, write_text
 from utils.system.log import log, start_log
-from utils.system.process import run_script
 
 SIDES = Sides("REAL", "--like", "REAL_FOLDER<tab>LIKE_FOLDER")
 
@@ -97,11 +103,6 @@ def pair_classes(real: ImageSet, like: ImageSet, class_map: str | None) -> tuple
     samples = [(image, place) for image, place in found if place is not None]
     # `answers=None` drops the soft labels of REAL, which refer to other classes than the result has
     return replace(real, classes=classes, samples=samples, named=like.named or real.named, answers=None), how
-
-
-def record_of(output: Path) -> Path:
-    """Return the path of the JSON file that records how the images in the folder `output` were drawn."""
-    return output.with_name(f"{output.name}.json")
 
 
 def main(argv: list[str] | None = None) -> None:

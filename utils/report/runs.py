@@ -127,3 +127,8 @@ def percent(value: float) -> float:
     if not 0 <= value <= 100:
         raise ValueError(f"top-k {value} is not a percentage")
     return value
+
+
+def record_of(output: Path) -> Path:
+    """Return the path of the JSON file that records how `utils.report.random_images` drew the folder `output`."""
+    return output.with_name(f"{output.name}.json")

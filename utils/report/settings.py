@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from utils.config import EARLIER, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
+from utils.config import EARLIER, HARD_TERM_LOSSES, NEUTRAL_IN_REPORTS, TEMPERED_LOSSES
 from utils.report.runs import FinishedRun
-from utils.training.losses import HARD_TERM
 
 # entries of `labels` in summary.json that tell how the labels were made
 LABEL_FACTS = "dialect epochs batch_size num_classes policy codec settings".split()
@@ -152,7 +151,7 @@ def without_effect(args: dict[str, Any], labels: dict[str, Any]) -> Iterator[str
     if labels.get("dialect") == "packed" and labels.get("policy") and not drawn_again:
         # --fkd-seed has no effect: packed labels with a policy store the image numbers or the seed of the image order
         yield "fkd_seed"
-    if loss not in HARD_TERM:
+    if loss not in HARD_TERM_LOSSES:
         yield "ce_weight"
     if loss == "ce":
         yield "keep_topk"

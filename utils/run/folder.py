@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import TrainConfig
-from utils.run.summary import COLUMNS, draw_curves, format_value
+from utils.run.curves import draw_curves
+from utils.run.summary import COLUMNS, format_value
 from utils.system.distributed import World
 from utils.system.errors import InputError, clause
 from utils.system.files import FolderLock, write_json, write_text
@@ -20,7 +21,7 @@ from utils.system.log import Printable, log
 CHECKPOINT, BEST, VIEWS = "checkpoint.pth.tar", "model_best.pth.tar", "views.png"
 
 
-RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curves.png", "train.log")
+RUN_FILES = (CHECKPOINT, BEST, "args.json", "metrics.csv", "summary.json", "curves.png", "curves.pdf", "train.log")
 
 
 class LogFile(logging.FileHandler):
@@ -136,17 +137,20 @@ class RunFolder:
         """Write `summary` to the file summary.json in this folder."""
         write_json(self.file("summary.json"), summary)
 
-    def draw_curves(self, history: list[dict], title: str, loss_type: str) -> None:
-        """Plot losses, top-1 and learning rate over the epochs, and save the plot as curves.png.
+    def draw_curves(self, history: list[dict], summary: dict[str, Any], classes: int) -> None:
+        """Plot losses, top-1 and learning rate over the epochs, and save the plot as curves.png and curves.pdf.
 
         If plotting fails, log a warning and return.
 
+        Args:
+            history, summary, classes: those of `utils.run.curves.draw_curves`.
+
         Raises:
-            InputError: curves.png cannot be written, for example because the disk is full.
+            InputError: a file cannot be written, for example because the disk is full.
         """
         try:
-            draw_curves(self.file("curves.png"), history, title, loss_type)
-        except InputError:  # curves.png cannot be written, for example because the disk is full
+            draw_curves(self.file("curves.png"), history, summary, classes)
+        except InputError:  # a file cannot be written, for example because the disk is full
             raise
         except Exception as error:
             log.warning("warning: curves.png could not be drawn (%s: %s)", type(error).__name__, clause(error))

@@ -39,10 +39,8 @@ def check_labels(config: FKDConfig, found: Findings, train: ImageSet) -> tuple[T
         values that the labels determine, for example the size and normalisation of views and `mix_type`.
 
     Raises:
-        InputError: --fkd-path is missing, the labels are incomplete or damaged, or they do not fit.
+        InputError: the labels are incomplete or damaged, or they do not fit.
     """
-    if not config.fkd_path:
-        raise InputError("--fkd-path is missing; give the folder of FKD labels, or make them with relabel_FKD.py")
     # labels with IMAGES but without MANIFEST hold digests of the images, but none of the label files: for them,
     # --verify-labels compares only the images
     knows = Path(config.fkd_path, IMAGES).exists() and not Path(config.fkd_path, MANIFEST).exists()

@@ -16,7 +16,7 @@ from utils.data.identity import KnownImages
 from utils.labels.hard import Phases
 from utils.run.checkpoint import Progress, load_checkpoint, restore, save_best, save_checkpoint
 from utils.run.folder import BEST, CHECKPOINT, RunFolder
-from utils.run.summary import COLUMNS, describe_epoch, summarise, title_of
+from utils.run.summary import COLUMNS, describe_epoch, how_picked, summarise
 from utils.run.wandb_log import NoTracker, WandbTracker, run_metadata, start_tracker
 from utils.system.distributed import ALONE, World
 from utils.system.errors import InputError
@@ -81,6 +81,7 @@ class Student:
         images: KnownImages | None = None,
     ) -> None:
         self.config, self.folder, self.world, self.images = config, folder, world, images
+        self.num_classes = num_classes
         self.started = time.time()
         self.name = config.student_name
         self.log = NamedLog(self.name, found.side_by_side > 1)
@@ -153,7 +154,7 @@ class Student:
         state = load_checkpoint(path, settings, self.images, self.found.earlier)
         average = None if self.average is None else self.average.model
         self.progress = restore(state, self.model, self.optimizer, self.precision.scaler, average)
-        self.log.info("resumed from %s at epoch %d, batch %d", path, self.progress.epoch, self.progress.batch)
+        self.log.info("resumed from %s, after %d epochs and %d batches", path, self.progress.epoch, self.progress.batch)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -300,7 +301,9 @@ class Student:
             path = self.folder.file(CHECKPOINT)
             kept = f"{path} is from before this epoch" if path.exists() else "no checkpoint was written yet"
             cause = f"most likely the learning rate is too high: lower {rate}, {precision}and start again ({kept})"
-        raise InputError(f"{what} not finite after batch {batch} of epoch {epoch}{labels}; {cause}")
+        raise InputError(
+            f"{what} not finite after batch {batch} of epoch {epoch}, both counted from 0{labels}; {cause}"
+        )
 
     def finish_epoch(self, evaluation: Metrics | None, seconds: float, validation: str | None) -> None:
         """Record a finished epoch: in the progress, the log, metrics.csv, the checkpoint and W&B.
@@ -372,7 +375,7 @@ class Student:
             )
 
     def report(self, labels: dict, images: dict, validation: dict) -> None:
-        """Write metrics.csv, summary.json and curves.png, and log top-1 of the last and of the best evaluation.
+        """Write metrics.csv, summary.json and the curves, and log top-1 of the last and of the best evaluation.
 
         The arguments are those of `summarise`.
         """
@@ -382,8 +385,10 @@ class Student:
         self.folder.write_summary(summary)
         last, best = summary["last"], summary["best"]
         self.log.info("last epoch  top-1 %.2f%%  top-5 %.2f%%", last["top1"], last["top5"])
-        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, %s)", best["top1"], best["epoch"], best["note"])
-        self.folder.draw_curves(self.progress.history, title_of(summary["args"], labels), self.config.loss_type)
+        # the log counts epochs from 1; summary.json and --eval-from count them from 0
+        note = how_picked(self.config.eval_from and self.config.eval_from + 1)
+        self.log.info("best epoch  top-1 %.2f%%  (epoch %d, %s)", best["top1"], best["epoch"] + 1, note)
+        self.folder.draw_curves(self.progress.history, summary, self.num_classes)
         self.tracker.headline(summary, self.folder.file("curves.png"))
         self.log.info("results in %s", self.folder.path)
 

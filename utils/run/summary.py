@@ -1,9 +1,8 @@
-"""Prepare the results of a run for the files metrics.csv, summary.json and curves.png."""
+"""Prepare the results of a run for the files metrics.csv and summary.json, and for the log."""
 
 import contextlib
 import platform
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torchvision
 
 from utils.data.images import Samples, image_bytes
 from utils.run.checkpoint import Progress
-from utils.system.errors import printable
-from utils.system.files import atomic_file
 
 COLUMNS = (
     "epoch lr train_loss train_top1 train_top5 train_seconds train_images_per_second "
@@ -29,14 +26,14 @@ def format_value(value: object) -> str:
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """Return the log line of a finished epoch.
+    """Return the log line of a finished epoch. It counts epochs from 1; metrics.csv counts them from 0.
 
     Args:
         row: the epoch's row of metrics.csv.
         epochs: number of epochs of the whole run.
     """
     text = (
-        f"epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
+        f"epoch {row['epoch'] + 1:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
         f"top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
     )
     if row["val_top1"] is not None:
@@ -146,60 +143,3 @@ def evaluated_weights(ema_decay: float | None, ema_buffers: str | None) -> str:
 def evaluation_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return epoch, top-1, top-5 and validation loss from the metrics.csv row of an evaluated epoch."""
     return {"epoch": row["epoch"], "top1": row["val_top1"], "top5": row["val_top5"], "loss": row["val_loss"]}
-
-
-TRAINING, VALIDATION = "#0072B2", "#D55E00"  # colours that colour-blind readers can tell apart (Okabe and Ito)
-
-
-def title_of(args: dict, labels: dict) -> str:
-    """Return the title of curves.png: the student's model, the seed, the image folder and the labels.
-
-    Args:
-        args: settings of the run, as in args.json.
-        labels: entry `labels` of summary.json.
-    """
-    where = Path(labels["path"]).name if "path" in labels else labels["dialect"]
-    return f"{args['model']}, seed {args['seed']}, images {Path(args['train_dir']).name}, labels {where}"
-
-
-def draw_curves(path: Path, history: Sequence[dict], title: str, loss_type: str) -> None:
-    """Draw training loss, top-1, validation loss and learning rate over epochs, in four panels.
-
-    Training loss and validation loss have separate panels, because they are different loss functions.
-
-    Args:
-        path: PNG file to write.
-        history: rows of metrics.csv; validation cells are None for epochs that were not evaluated.
-        title: title above all panels.
-        loss_type: --loss-type, for the title of the training loss panel.
-    """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.4, "lines.linewidth": 1.2}):
-        figure = Figure(figsize=(16 / 2.54, 11 / 2.54), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(printable(title), fontsize=9, wrap=True, parse_math=False)
-        (loss, top1), (val_loss, lr) = figure.subplots(2, 2, sharex=True)
-        for panel, columns, name in (
-            (loss, ["train_loss"], f"training loss ({loss_type}, mean over views)"),
-            (top1, ["train_top1", "val_top1"], "top-1 (%)"),
-            (val_loss, ["val_loss"], "validation loss (cross-entropy, nats)"),
-            (lr, ["lr"], "learning rate"),
-        ):
-            for column in columns:
-                rows = [row for row in history if row[column] is not None]
-                style: dict = {"color": TRAINING, "label": "training views"}
-                if "val" in column:
-                    style = {"color": VALIDATION, "label": "validation", "marker": "o", "markersize": 3}
-                panel.plot([row["epoch"] for row in rows], [row[column] for row in rows], **style)
-            panel.set_title(name, loc="left", fontsize=8)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for panel in (val_loss, lr):
-            panel.set_xlabel("epoch")
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncol": 2, "borderaxespad": 0.1}
-        top1.legend(frameon=False, columnspacing=1, handlelength=1.5, **above)
-        with atomic_file(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)

@@ -5,6 +5,8 @@ Some functions make text printable on every terminal.
 
 import errno
 import os
+import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,14 +41,17 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: object, width: int) -> str:
-    """Return `text` as one line of at most `width` characters. Longer text is cut and ends in ` …`."""
+    """Return `text` as one line of at most `width` characters. Longer text is cut between words and ends in ` …`.
+
+    Text without a blank in front of the cut, such as a long name, ends in `…` directly after a letter.
+    """
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
     # ` …` has 2 characters. The last character of `start` is never in `words`, so `words` has at most `width` - 2.
     start = line[: width - 1]
-    words = start.rpartition(" ")[0] or start[:-1]
-    return words.rstrip(" ,;:.(") + " …"
+    words = start.rpartition(" ")[0]
+    return words.rstrip(" ,;:.(") + " …" if words else start + "…"
 
 
 FILE_LIMIT_TEXTS = (
@@ -118,10 +123,25 @@ def explain_system_error(error: Exception) -> str | None:
     return None
 
 
-def listing(items: Iterable[object], limit: int = 5) -> str:
+def with_variables(sentence: str) -> str:
+    """Return an error message that also names the variables which set its flags, if a launcher started this process.
+
+    scripts/launcher.sh and scripts/evidence.py list their settings in the environment variable LAUNCHER_FLAGS, as
+    `--flag=VARIABLE`. Flags that the user typed after a launcher's name are left out: they replace the launcher's.
+    """
+    clauses = []
+    for pair in reversed(os.environ.get("LAUNCHER_FLAGS", "").split()):
+        flag, _, variable = pair.partition("=")
+        if re.search(rf"(?<![\w-]){flag}(?![\w-])", sentence) and sys.argv.count(flag) < 2:
+            unset = "" if os.environ.get(variable) else ", which is not set"
+            clauses.append(f"{flag} comes from the variable {variable}{unset}")
+    return "; ".join([sentence, *clauses])
+
+
+def listing(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
     """Return the first `limit` items as text for an error message, such as `a, b, c and 7 more`."""
     words = [str(item) for item in items]
-    shown = ", ".join(words[:limit])
+    shown = separator.join(words[:limit])
     return shown if len(words) <= limit else f"{shown} and {len(words) - limit} more"
 
 

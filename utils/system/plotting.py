@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from utils.system.errors import printable
 from utils.system.files import atomic_file
@@ -26,6 +26,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
 GREY = "0.45"  # colour of secondary lines and text, still legible on white
+CHANCE: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 1}
 # the numbers of colours, markers and line styles have no common divisor, so that they combine in all ways
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "<", ">"
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.")
@@ -57,6 +58,7 @@ STYLE: dict[str, Any] = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "pdf.fonttype": 42,  # journals refuse the Type 3 fonts that matplotlib embeds by default
+    "text.hinting": "none",  # hinted letters are wider at some sizes, so that `text_width` would be wrong
     "svg.hashsalt": "figure",  # a random salt would give every SVG file other bytes
 }
 # what matplotlib would write into a file beside the drawing: its version, and the time
@@ -79,17 +81,19 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure whose parts are laid out without overlaps when it is saved.
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty figure.
 
     Args:
         width: width in cm, for example COLUMN or PAGE.
         height: height in cm.
+        layout: by default, matplotlib moves the parts of the figure when it is saved, so that they do not overlap. None
+            if the caller places every part.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")
+    figure = Figure(figsize=(width / INCH, height / INCH), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -142,22 +146,25 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def text_width(text: str, size: float = SIZE) -> float:
+def text_width(text: str, size: float = SIZE, weight: str = "normal") -> float:
     """Return the width in cm of a line of text.
 
     Args:
         text: the line.
         size: font size in points.
+        weight: `normal` or `bold`.
     """
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=size)  # the font that `style` chooses, which is in matplotlib
+    font = FontProperties(
+        family="DejaVu Sans", size=size, weight=weight
+    )  # matplotlib's own font, which `style` chooses
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return width / 72 * INCH
 
 
-def wrap(text: str, width: float, size: float = SIZE) -> str:
+def wrap(text: str, width: float, size: float = SIZE, weight: str = "normal") -> str:
     """Break a text into lines that fit into a width, and return it as `literal` text with line breaks.
 
     Lines are broken between words. A word that is wider than a line is broken after one of the characters - _ / . , :
@@ -167,27 +174,32 @@ def wrap(text: str, width: float, size: float = SIZE) -> str:
         text: the text; its white space becomes single spaces.
         width: width in cm.
         size: font size in points.
+        weight: `normal` or `bold`.
     """
+
+    def fits(line: str) -> bool:
+        return text_width(line, size, weight) <= width
+
     lines = [""]
     for word in printable(text).split():
-        if text_width(word, size) <= width:
+        if fits(word):
             parts = [word]
         else:
             parts = re.findall(r"[^-_/.,:]*[-_/.,:]+|[^-_/.,:]+", word)
         for number, part in enumerate(parts):
             space = " " if number == 0 and lines[-1] else ""
-            if text_width(lines[-1] + space + part, size) <= width:
+            if fits(lines[-1] + space + part):
                 lines[-1] += space + part
             else:
-                lines += broken(part, width, size)
+                lines += broken(part, fits)
     return literal("\n".join(line for line in lines if line))
 
 
-def broken(part: str, width: float, size: float) -> list[str]:
-    """Break text without spaces between letters into lines of at most `width` cm, at least one letter each."""
+def broken(part: str, fits: Callable[[str], bool]) -> list[str]:
+    """Break text without spaces between letters into lines that fit, each with at least one letter."""
     lines = [""]
     for letter in part:
-        if lines[-1] and text_width(lines[-1] + letter, size) > width:
+        if lines[-1] and not fits(lines[-1] + letter):
             lines.append("")
         lines[-1] += letter
     return lines
@@ -205,20 +217,22 @@ def limit_percent(axes: Axes, which: str = "y") -> None:
     put(max(low, 0), min(high, 100))
 
 
-def add_chance(axes: Axes, classes: int, which: str = "y") -> None:
-    """Draw a thin grey line at the top-1 of a random guess, 100 / classes percent, with the word `chance`.
+def add_chance(axes: Axes, classes: int, which: str = "y", named: bool = True) -> None:
+    """Draw a dotted line at the top-1 of a random guess, 100 / classes percent.
 
     Args:
         axes: axes whose y-axis (or x-axis) shows top-1 in percent.
         classes: number of classes among which a student chooses.
         which: axis that shows top-1, `x` or `y`.
+        named: whether to write `chance` beside the line; False if a legend names it.
     """
     chance = 100 / classes
-    line: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 1}
-    text: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": SMALL, "annotation_clip": False}
+    place: dict[str, Any] = {"textcoords": "offset points", "color": GREY, "fontsize": SMALL, "annotation_clip": False}
     if which == "y":
-        axes.axhline(chance, **line)
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 2), ha="right", **text)
+        axes.axhline(chance, **CHANCE)
+        place |= {"xy": (1, chance), "xycoords": ("axes fraction", "data"), "xytext": (-2, 2), "ha": "right"}
     else:
-        axes.axvline(chance, **line)
-        axes.annotate("chance", (chance, 1), xycoords=("data", "axes fraction"), xytext=(2, -2), va="top", **text)
+        axes.axvline(chance, **CHANCE)
+        place |= {"xy": (chance, 1), "xycoords": ("data", "axes fraction"), "xytext": (2, -2), "va": "top"}
+    if named:
+        axes.annotate("chance", **place)

@@ -1,6 +1,11 @@
-"""Run the main function of a script: handle stop signals, print errors as one sentence, and choose the exit code."""
+"""Run the main function of a script: handle stop signals, print errors as one sentence, and choose the exit code.
+
+This module does not import PyTorch, so that a script can answer --help and refuse wrong flags before that import, which
+takes seconds; see `check_command_line`.
+"""
 
 import ctypes
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -8,16 +13,13 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
 
-import torch
-
-from utils.system import distributed
-from utils.system.errors import InputError, Interrupted, explain_system_error, one_line
+from utils.system.errors import InputError, Interrupted, explain_system_error, listing, one_line, with_variables
 
 Item = TypeVar("Item")
 
@@ -172,6 +174,42 @@ def end_workers() -> None:
 
 
 KEY_FLAG = "--wandb-api-key"
+# The module that connects the processes of a run. It imports PyTorch; it is used here only if it is imported already.
+DISTRIBUTED = "utils.system.distributed"
+# packages that training, relabelling and the tools for labels and images need: name of the import -> name for messages
+NEEDED = {"torch": "PyTorch"} | {name: name for name in ("torchvision", "numpy", "safetensors", "tqdm")}
+
+
+def check_command_line(parse: Callable[[list[str] | None], object], needed: Mapping[str, str] = NEEDED) -> None:
+    """Parse the command line of this process; end the process if nothing is left to do, or if a flag is wrong.
+
+    Scripts call this function before they import PyTorch, which takes seconds. The process ends with the answer to
+    --help or --version, or with an error that names a wrong flag or a package that is not installed. Otherwise the
+    function returns, and the script's `main` parses the command line again.
+
+    Args:
+        parse: function that parses a command line and raises InputError if it is wrong, such as `FKDConfig.parse`.
+        needed: packages that must be installed, as in NEEDED.
+    """
+
+    def check(argv: list[str] | None) -> None:
+        parse(argv)
+        refuse_missing(needed)
+
+    if code := run_script(check):
+        sys.exit(code)
+
+
+def refuse_missing(needed: Mapping[str, str]) -> None:
+    """Raise InputError if one of the packages `needed`, {name of the import: name}, is not installed."""
+    missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"{listing(missing)} {are} not installed in the Python that runs this script, {sys.executable}; activate "
+            "the environment that has them (after `make setup`: . .venv/bin/activate), or run "
+            f"{sys.executable} -m pip install -r requirements.txt"
+        )
 
 
 def run_script(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> int:
@@ -194,7 +232,8 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
         hide_key()
     try:
         main(argv)
-        distributed.finish()
+        if DISTRIBUTED in sys.modules:
+            sys.modules[DISTRIBUTED].finish()
         return 0
     except InputError as error:
         text = f"error: {explain_system_error(error) or error}"
@@ -202,11 +241,8 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     except Interrupted as stop:
         text = f"stopped: {stop}"
         code = stop.exit_code
-    except torch.cuda.OutOfMemoryError as error:
-        text = f"error: {out_of_memory(error)}"
-        code = 2
     except (OSError, RuntimeError) as error:
-        reason = explain_system_error(error)
+        reason = out_of_memory(error) or explain_system_error(error)
         if reason is None:
             raise
         text = f"error: {reason}"
@@ -217,10 +253,21 @@ def run_script(main: Callable[[list[str] | None], object], argv: list[str] | Non
     finally:
         # otherwise Python would send SIGTERM to the workers at exit, and wait WORKER_GRACE seconds until they end
         end_workers()
-    if distributed.may_report_error():
-        print(one_line(text), file=sys.stderr, flush=True)
+    if may_report_error():
+        print(one_line(with_variables(text)), file=sys.stderr, flush=True)
     restore_handlers(handlers)  # after a failure, `StopSignals` leaves SIGTERM and SIGUSR1 ignored
     return code
+
+
+def may_report_error() -> bool:
+    """Return whether this process may print the error of a failed run, so that it is printed only once.
+
+    See `may_report_error` in utils/system/distributed.py. If that module is not imported, the processes of the run are
+    not connected, and only rank 0 prints.
+    """
+    if DISTRIBUTED in sys.modules:
+        return sys.modules[DISTRIBUTED].may_report_error()
+    return os.environ.get("RANK", "0") in ("0", "")
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
@@ -232,11 +279,13 @@ def restore_handlers(handlers: dict[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def out_of_memory(error: Exception) -> str:
-    """Return the error message for a GPU that is out of memory.
+def out_of_memory(error: Exception) -> str | None:
+    """Return the error message for a GPU that is out of memory; None if `error` is another error.
 
     The message says how much more memory was needed (if the error tells) and which flags reduce the use of memory.
     """
+    if type(error).__name__ != "OutOfMemoryError":  # of PyTorch, which this module does not import
+        return None
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     more = f" ({wanted[1]} more were needed)" if wanted else ""
     return (

@@ -18,7 +18,6 @@ from utils.system.errors import InputError
 from utils.system.machine import exact_dtype
 
 NEEDS_LOGITS = ("mse_gt", "mae_gt", "gift", "cosine")
-HARD_TERM = ("mse_gt", "mae_gt", "gift")  # losses with a hard-label term, whose weight is --ce-weight
 GIFT_SMOOTHING = 0.1  # share of a hard label that `gift` spreads over the other classes
 
 # a number if the temperature is constant, or a 0-dim tensor that is overwritten in place whenever it changes

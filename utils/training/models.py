@@ -182,6 +182,11 @@ def weights_flag(flag: str) -> str:
     return "--teacher-weights" if flag.startswith("--teacher") else "--weights"
 
 
+def checkpoint_flag(flag: str) -> str:
+    """Return the flag for a model's file: --teacher-checkpoint if `flag` starts with --teacher, else --checkpoint."""
+    return "--teacher-checkpoint" if flag.startswith("--teacher") else "--checkpoint"
+
+
 def _shrink_stem(model: nn.Module, name: str, flag: str) -> None:
     old = getattr(model, "conv1", None)
     if not isinstance(old, nn.Conv2d) or not hasattr(model, "maxpool"):
@@ -331,6 +336,8 @@ def build_teacher(
                 "with its weights"
             )
         teacher = build_pretrained(name, pretrained_name(name, weights, flag), flag, input_size)
+    elif not Path(checkpoint).is_file():
+        raise InputError(f"{checkpoint_flag(flag)} {checkpoint} does not exist; give a file with the weights of {name}")
     else:
         state = load_weights(checkpoint)
         likely = channels_of(state) or 3
