@@ -2139,7 +2139,7 @@ class ReportFlags(Group):
         FOLDER,
         nargs=2,
     )
-    output: str | None = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER)
+    output: str | None = flag(None, "folder for report.html, report.md, report.tex, *.csv and the figures", FOLDER)
     random: str = flag("random", "folder name of the image set that holds random real images", NAME)
     full_data: tuple[str, ...] = flag(
         (),
