@@ -48,7 +48,7 @@ from utils.run import preflight
 from utils.run.classes import select_classes
 from utils.run.loading import batch_class, inspect_pixels, normalise_for, plan_images
 from utils.run.teacher_check import check_started
-from utils.system.log import log, progress_bar
+from utils.system.log import ProgressBar, log
 from utils.training.teachers import Ensemble, open_committee
 
 
@@ -121,14 +121,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if todo:
         batches = kind(dataset, todo, normalise, found.workers, precision.device)
         sizes = image_sizes(folder.samples).long()  # [N, 2], (H, W) of each image
-        show_progress = not config.no_progress and world.is_main
-        for epoch in todo:
-            stream = progress_bar(batches.epoch(epoch), f"epoch {epoch}", views.batches_per_epoch, show_progress)
-            labels = [
-                labelled(views.read(epoch, batch), logits, sizes)
-                for batch, logits in enumerate(teachers.answers_to(stream))
-            ]
-            writer.write(epoch, labels)
+        hidden = config.no_progress or not world.is_main
+        with ProgressBar(total=len(todo) * views.batches_per_epoch, disable=hidden) as bar:
+            for epoch in todo:
+                bar.set_description_str(f"labels of epoch {epoch + 1}/{config.epochs}", refresh=False)
+                stream = bar.counting(batches.epoch(epoch))
+                labels = [
+                    labelled(views.read(epoch, batch), logits, sizes)
+                    for batch, logits in enumerate(teachers.answers_to(stream))
+                ]
+                writer.write(epoch, labels)
     world.barrier()
     if world.is_main:
         writer.finish()

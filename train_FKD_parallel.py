@@ -57,7 +57,7 @@ from utils.run.progress_line import ProgressLine
 from utils.run.student import Student
 from utils.run.summary import describe_images
 from utils.system.distributed import World
-from utils.system.errors import InputError, Interrupted
+from utils.system.errors import InputError, Interrupted, listing
 from utils.system.files import folder_bytes
 from utils.system.log import log
 from utils.training.data_parallel import all_rows, gather_micro_batch, sum_gradients
@@ -382,7 +382,7 @@ def report(students: Sequence[Student], world: World, described: dict[str, dict]
         for error in failed.values():
             raise error
     if failed:
-        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        reasons = listing([f"{name}: {error}" for name, error in failed.items()], separator="; ")
         raise InputError(f"{len(failed)} of {len(students)} students failed ({reasons})")
 
 

@@ -91,17 +91,17 @@ def test_the_better_folder_is_named(tmp_path):
     reach = 4.302653 / math.sqrt(3)
     (line,) = compare(tmp_path)
     assert line == (
-        f"resnet18, SL, distilled: no difference shown (b - a: +2.00 points, 95 % interval {2 - reach:+.2f} to "
-        f"{2 + reach:+.2f}; 3 pairs of seeds); with this spread, 10 seeds would show a difference of 1 point; they "
-        "differ (a | b) in adamw_lr: – | 0.002"
+        f"resnet18, soft labels, distilled: no difference shown: b is 2.00 points above a (95 % interval "
+        f"{2 - reach:+.2f} to {2 + reach:+.2f}; 3 pairs of seeds). With this spread, 10 seeds would show a difference "
+        "of 1 point. What differs, a against b: learning rate of AdamW none against 0.002."
     )
     make_runs(tmp_path, "b", [64], first_seed=3, adamw_lr=0.002)
     make_runs(tmp_path, "a", [62], first_seed=3)
     (line,) = compare(tmp_path)
     reach = 3.182446 * stats.sem([1, 2, 3, 2])
     assert line.startswith(
-        f"resnet18, SL, distilled: b is better than a by 2.00 points (95 % interval {2 - reach:.2f} to "
-        f"{2 + reach:.2f}; 4 pairs of seeds); they differ"
+        f"resnet18, soft labels, distilled: b is better than a by 2.00 points (95 % interval {2 - reach:.2f} to "
+        f"{2 + reach:.2f}; 4 pairs of seeds). What differs, "
     )
     (tmp_path / "b").rename(tmp_path / "c")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -110,12 +110,12 @@ def test_the_better_folder_is_named(tmp_path):
 
 
 def test_labels_of_other_lengths_are_named(tmp_path):
-    """Other labels, and other numbers of epochs of labels and of training, are all named by what a reader knows."""
+    """Other labels are named by what a reader knows, not by a digest that follows from it."""
     make_runs(tmp_path, "a", [60, 61], labels="v2:0123456789", fkd_path="labels/long", facts={"epochs": 300})
     make_runs(tmp_path, "b", [60, 61], labels="v2:9876543210", fkd_path="labels/short", facts={"epochs": 100})
     (line,) = compare(tmp_path)
-    assert line.endswith("(a | b) in labels: long (012345) | short (987654); labels.epochs: 300 | 100")
-    assert "no difference shown (b - a: +0.00 points), since all 2 pairs of seeds differ by exactly this, so" in line
+    assert line.endswith("a against b: epochs of the labels 300 against 100.")
+    assert "no difference shown: a and b have the same top-1, but all 2 pairs of seeds differ by exactly this" in line
     assert "seeds would show" not in line  # without a spread nothing can be said
 
 
@@ -126,13 +126,13 @@ def test_runs_of_other_seeds_are_not_paired(tmp_path):
     (line,) = compare(tmp_path)
     low, high = stats.ttest_ind([70, 71.5, 73, 72], [60, 61, 62], equal_var=False).confidence_interval()
     assert f"b is better than a by 10.62 points (95 % interval {low:.2f} to {high:.2f}; 3 and 4 seeds, unp" in line
-    assert line.endswith("no recorded setting differs")
+    assert line.endswith("No recorded setting differs.")
     make_runs(tmp_path / "students", "a", [60, 61, 62], model="resnet18")
     make_runs(tmp_path / "students", "b", [60.5, 61, 62], model="resnet50")
     (line,) = compare(tmp_path / "students")
-    assert line.startswith("resnet18 | resnet50, SL, distilled: no difference shown")
-    assert "3 and 3 seeds, unpaired); with this spread, 14 seeds of each would show a difference of 1 point" in line
-    assert line.endswith("; no other recorded setting differs")
+    assert line.startswith("resnet18 against resnet50, soft labels, distilled: no difference shown")
+    assert "3 and 3 seeds, unpaired). With this spread, 14 seeds of each would show a difference of 1 point" in line
+    assert line.endswith(". No other recorded setting differs.")
 
 
 def test_runs_without_a_partner_are_left_out(tmp_path):
@@ -149,9 +149,18 @@ def test_a_single_run_has_no_interval(tmp_path):
     """The sentence says how many seeds are needed."""
     make_runs(tmp_path, "a", [60, 61])
     make_runs(tmp_path, "b", [63])
+    start = "resnet18, soft labels, distilled: no answer yet: b is 3.00 points above a, but one seed"
     assert compare(tmp_path) == [
-        "resnet18, SL, distilled: no difference shown (b - a: +3.00 points), since a single run gives no interval: at "
-        "least 2 seeds of each are needed, better 3 or more; no recorded setting differs"
+        f"{start} of b gives no interval, so that it may be chance; run 1 more seed of a and 2 more seeds of b. "
+        "No recorded setting differs."
+    ]
+    make_runs(tmp_path, "a", [62], first_seed=2)
+    assert "may be chance; run 2 more seeds of b. No" in compare(tmp_path)[0]
+    shutil.rmtree(tmp_path / "a" / "resnet18-seed1")
+    shutil.rmtree(tmp_path / "a" / "resnet18-seed2")
+    assert compare(tmp_path) == [
+        f"{start} each gives no interval, so that it may be chance; run 2 more seeds of each (such as --seed 1 2). "
+        "No recorded setting differs."
     ]
 
 
@@ -159,15 +168,15 @@ def test_equal_differences_show_nothing(tmp_path):
     """Few seeds on a small validation set often differ alike; floating point gives them a spread of 1e-14 points."""
     make_runs(tmp_path, "a", [60.1, 61.2, 62.3])
     make_runs(tmp_path, "b", [61.2, 62.3, 63.4])
-    needed = "so that there is no spread for an interval: more seeds or validation images are needed"
+    needed = "so that there is no interval; run more seeds"
     assert compare(tmp_path) == [
-        f"resnet18, SL, distilled: no difference shown (b - a: +1.10 points), since all 3 pairs of seeds differ by "
-        f"exactly this, {needed}; no recorded setting differs"
+        f"resnet18, soft labels, distilled: no difference shown: b is 1.10 points above a, but all 3 pairs of seeds "
+        f"differ by exactly this, {needed}. No recorded setting differs."
     ]
     make_runs(tmp_path / "other", "a", [60, 60])
     make_runs(tmp_path / "other", "b", [70, 70], first_seed=5)
     line, _ = compare(tmp_path / "other", "--output", tmp_path / "out")
-    assert f"(b - a: +10.00 points), since the runs of each are exactly alike, {needed};" in line
+    assert f"b is 10.00 points above a, but the runs of each are exactly alike, {needed}." in line
     (row,) = csv.DictReader((tmp_path / "out" / "compare.csv").open())
     assert (row["p"], row["low"], row["better"]) == ("", "", "")
 
@@ -184,8 +193,10 @@ def test_several_students_are_corrected_by_holm(tmp_path):
         make_runs(tmp_path, "a", [60.0 for _ in some], model=model)
         make_runs(tmp_path, "b", [60 + gain for gain in some], model=model)
     lines = {line.split(",")[0]: line for line in compare(tmp_path, "--output", tmp_path / "out")}
-    assert "no difference shown after Holm's correction for 4 comparisons (b - a: +2.12 points" in lines["resnet18"]
-    assert "no difference shown (b" in lines["resnet50"]
+    assert (
+        "no difference shown after Holm's correction for 4 comparisons: b is 2.12 points above a (" in lines["resnet18"]
+    )
+    assert "no difference shown: b" in lines["resnet50"]
     assert "b is better than a by 9.10 points" in lines["vit_tiny"]
     with open(tmp_path / "out" / "compare.csv") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
@@ -198,7 +209,7 @@ def test_several_students_are_corrected_by_holm(tmp_path):
     assert rows["vit_tiny"]["better"].endswith("/b")
     assert rows["resnet18"]["better"] == ""
     page = (tmp_path / "out" / "compare.md").read_text()
-    assert "* resnet50, SL, distilled: no difference shown" in page
+    assert "* resnet50, soft labels, distilled: no difference shown" in page
     assert page.count("\n| ") == 6
     assert r"\toprule" in (tmp_path / "out" / "compare.tex").read_text()
 
@@ -208,17 +219,18 @@ def test_groups_find_their_counterparts(tmp_path):
     make_runs(tmp_path, "a", [60, 61], adamw_lr=0.001)
     for rate, start in ((0.002, 62), (0.005, 64)):
         make_runs(tmp_path, f"b/{rate}", [start, start + 2], adamw_lr=rate)
-    assert [line.rpartition(": ")[2] for line in compare(tmp_path)] == ["0.001 | 0.002", "0.001 | 0.005"]
+    said = [line.rpartition("learning rate of AdamW ")[2] for line in compare(tmp_path)]
+    assert said == ["0.001 against 0.002.", "0.001 against 0.005."]
     make_runs(tmp_path, "b/0.001", [60, 61.5], adamw_lr=0.001)
     assert len(compare(tmp_path)) == 3
     shutil.rmtree(tmp_path / "b" / "0.001")
     lines = compare(tmp_path, "--searched", "adamw_lr")
-    assert "b - a: +4.50 points" in lines[0]
+    assert "b is 4.50 points above a" in lines[0]
     assert lines[1].startswith("These settings were searched, and their values picked by top-1 on the validation set")
     make_runs(tmp_path, "a/2", [61, 61.5], adamw_lr=0.002)
     (rest, same) = compare(tmp_path)
-    assert ["b - a: +1.75 points" in same, "no recorded setting differs" in same] == [True, True]
-    assert rest.endswith("they differ (a | b) in adamw_lr: 0.001 | 0.005")
+    assert ["b is 1.75 points above a" in same, "No recorded setting differs." in same] == [True, True]
+    assert rest.endswith("What differs, a against b: learning rate of AdamW 0.001 against 0.005.")
     lines = compare(tmp_path, "--ignore", "adamw_lr")
     assert lines[-1] == "Differences in these settings were overlooked: adamw_lr."
 
@@ -229,7 +241,8 @@ def test_groups_of_one_student_are_told_apart(tmp_path):
         for views in ("none", "rrc"):
             make_runs(tmp_path, f"{folder}/{views}", [60, 61.5 if folder == "a" else 61], augment=views)
     starts = [line.partition(": ")[0] for line in compare(tmp_path)]
-    assert starts == ["resnet18, SL, distilled, augment=none", "resnet18, SL, distilled, augment=rrc"]
+    views = ["none (whole images)", "rrc"]
+    assert starts == [f"resnet18, soft labels, distilled, augmentation {name}" for name in views]
 
 
 def test_other_validation_sets_are_never_compared(tmp_path):
@@ -244,9 +257,9 @@ def test_other_validation_sets_are_never_compared(tmp_path):
     )
     make_runs(tmp_path, "b/2", [62, 63], validation="v:aaaa1111", val_dir="data/one")
     lines = compare(tmp_path)
-    assert "b - a: +2.00" in lines[0] or "b is better than a by 2.00" in lines[0]
+    assert "b is 2.00 points above a" in lines[0]
     assert len(lines) == 2
-    assert re.fullmatch(r"resnet18, SL, distilled, validation=two \(bbbb22\) in b has no counterpart in a", lines[1])
+    assert re.fullmatch(r"resnet18, soft labels, distilled, validated on two in b has no counterpart in a", lines[1])
 
 
 def test_unfinished_runs_are_named(tmp_path):
@@ -255,8 +268,8 @@ def test_unfinished_runs_are_named(tmp_path):
     make_runs(tmp_path, "b", [60, 61.5, 62])
     (tmp_path / "a" / "resnet18-seed2" / "summary.json").unlink()
     line, note = compare(tmp_path)
-    assert "2 pairs of seeds, 1 runs without partner" in line
-    assert note == "a: 1 unfinished left out"
+    assert "2 pairs of seeds, 1 run without partner left out" in line
+    assert note == "a: 1 unfinished run left out"
     for seed in range(2):
         (tmp_path / "a" / f"resnet18-seed{seed}" / "summary.json").unlink()
     result = run(command, "--compare", tmp_path / "a", tmp_path / "b")

@@ -1,4 +1,4 @@
-"""A run shows its progress in one line and leaves a picture of its curves."""
+"""A run shows its progress: in one line of a terminal, elsewhere in a line each minute."""
 
 import contextlib
 import io
@@ -6,12 +6,14 @@ import re
 from functools import partial
 
 import pytest
-from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS
-from PIL import Image
-from tqdm import tqdm
+from helpers import BATCH, CLASSES, EPOCHS, PER_CLASS, relabel_flags, run, save_teacher
 
+import relabel_FKD
 import train_FKD_parallel
-from utils.run.summary import draw_curves, title_of
+from utils.labels import command
+from utils.run import progress_line
+from utils.system import log
+from utils.system.log import ProgressBar
 from utils.system.process import run_script
 
 BATCHES = -(-CLASSES * PER_CLASS // BATCH)
@@ -34,8 +36,11 @@ def shown(words):
 
 @pytest.fixture
 def every_step(monkeypatch):
-    """Make tqdm draw at every step."""
-    monkeypatch.setattr("utils.run.progress_line.tqdm", partial(tqdm, mininterval=0, miniters=1))  # 0.1 s otherwise
+    """Show progress at every step, not after 0.1 s in a terminal and after a minute elsewhere."""
+    bar = partial(ProgressBar, mininterval=0, miniters=1)
+    for module in (progress_line, log, relabel_FKD):
+        monkeypatch.setattr(module, "ProgressBar", bar)
+    monkeypatch.setattr(log, "EVERY", 0)
 
 
 def test_one_line_for_the_whole_run(tiny, tmp_path, every_step):
@@ -58,15 +63,21 @@ def test_no_progress(tiny, tmp_path, every_step):
     assert "\r" not in shown(tiny.flags(tmp_path / "run", epochs=1, no_progress=True))
 
 
-def test_the_curves(tmp_path):
-    """Curves have gaps at epochs without evaluation, and work for one epoch; the title names the training."""
-    row = {"lr": 0.1, "train_loss": 2.0, "train_top1": 10.0, "val_loss": None, "val_top1": None}
-    history = [row | {"epoch": epoch} for epoch in range(3)]
-    history[2] |= {"val_loss": 1.0, "val_top1": 30.0}
-    args = {"model": "resnet18", "seed": 3, "train_dir": "data/new_$set"}
-    title = title_of(args, {"path": "data/labels_b", "dialect": "packed"})
-    assert title == "resnet18, seed 3, images new_$set, labels labels_b"
-    assert title_of(args, {"dialect": "hard labels"}).endswith("labels hard labels")
-    for rows in (history, history[2:]):
-        draw_curves(tmp_path / "curves.png", rows, title, "kl")
-        assert Image.open(tmp_path / "curves.png").width == int(16 / 2.54 * 150)
+def test_lines_where_there_is_no_terminal(tiny, tmp_path, every_step):
+    """Lines with the time left and no carriage return; their text says what the bar shows."""
+    result = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
+    lines = result.err.splitlines()
+    assert len(lines) >= EPOCHS * BATCHES - 1
+    assert "\r" not in result.err + result.out
+    line = rf"epoch {EPOCHS}/{EPOCHS}: \d+ % in \d\d:\d\d, \d\d:\d\d left, \d+ images/s, top-1 .*%, best .*%"
+    assert re.fullmatch(line, lines[-1]), lines[-1]
+    labels = tmp_path / "labels"
+    words = relabel_flags(tiny.train, save_teacher(tmp_path / "t.pth", "resnet18"), labels, "--accept-labels")
+    lines = run(relabel_FKD, *words).err.splitlines()
+    assert re.fullmatch(r"labels of epoch 2/2: 83 % in .* left", lines[-1]), lines
+    assert "verify: 50 % in" in run(command, "verify", labels).err
+
+
+def test_lines_are_rare(tiny, tmp_path):
+    """A run of less than a minute has none."""
+    assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", epochs=1)).err == ""

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 import relabel_FKD
 import train_FKD_parallel
-from utils.config import KDConfig
+from utils.config import FKDConfig, KDConfig
 from utils.labels.formats import open_labels
 from utils.run.wandb_log import NoTracker, RunMetadata, start_tracker
-from utils.system.errors import one_line, printable, printable_all, shorten
+from utils.system.errors import InputError, one_line, printable, printable_all, shorten
 from utils.training.models import build_model
 
 CAT = os.fsdecode("猫".encode("gbk"))  # an archive from Windows unpacks to such a name
@@ -57,7 +57,7 @@ def test_printable():
         ("one two three", 12, "one two …"),
         ("one two, three", 11, "one two …"),
         ("one\n  two", 7, "one two"),
-        ("abcdefgh", 5, "abc …"),
+        ("abcdefgh", 5, "abcd…"),
         ("one two three", 9, "one two …"),
     ],
 )
@@ -164,3 +164,11 @@ def test_the_default_folder_of_many_models():
         name = Path(config.output_dir).name
         assert name.startswith(expected)
         assert len(name) < 255
+
+
+def test_a_thousand_names_are_a_few_and_a_count():
+    """A pattern that the shell expanded, for example."""
+    with pytest.raises(InputError) as error:
+        FKDConfig.parse(["--fkd-path", "labels", *(f"image_{number}.png" for number in range(1000))])
+    names = "image_0.png, image_1.png, image_2.png, image_3.png, image_4.png and 995 more"
+    assert str(error.value) == f"unrecognized arguments: {names}; see --help"

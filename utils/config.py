@@ -466,6 +466,9 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         # the message repeats unknown arguments; one of them may be a secret W&B key that followed a mistyped flag
         message = re.sub(r"\b\w{40,}\b", "<key>", message)
+        start, found, words = message.partition("unrecognized arguments: ")
+        if found:  # a pattern such as data/* may have become a thousand words
+            message = start + found + listing(words.split())
         raise InputError(f"{message}{f' (did you mean {near[0]}?)' if near else ''}; see --help")
 
 

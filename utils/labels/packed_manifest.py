@@ -190,7 +190,8 @@ def refuse_differences(path: str | Path, stored: dict[str, Any], wanted: dict[st
     ]
     if differences:
         raise InputError(
-            f"{path} holds labels made with other settings: {'; '.join(differences)}; use the same, or another folder"
+            f"{path} holds labels made with other settings: {listing(differences, separator='; ')}; use the same, or "
+            "another folder"
         )
 
 

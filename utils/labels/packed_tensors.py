@@ -36,7 +36,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.labels.class_ids import code_bytes, decode_ids, encode_ids
-from utils.system.errors import InputError
+from utils.system.errors import InputError, listing
 from utils.system.files import utf8_path
 
 Tensors = dict[str, torch.Tensor]
@@ -188,7 +188,8 @@ def read_tensors(path: Path, expected: Collection[str]) -> Tensors:
     try:
         with utf8_path(path) as name, safe_open(name, "pt") as file:
             if set(file.keys()) != set(expected):
-                raise InputError(f"{path} holds {sorted(file.keys())}, not {sorted(expected)}; copy it again")
+                found, wanted = listing(sorted(file.keys())), listing(sorted(expected))
+                raise InputError(f"{path} holds {found}, not {wanted}; copy it again")
             return {key: file.get_tensor(key) for key in expected}
     except (OSError, SafetensorError, RuntimeError, AttributeError) as error:
         # safetensors raises AttributeError if a tensor has a dtype that this PyTorch version lacks

@@ -19,8 +19,8 @@ ENOUGH = 3  # seeds of each folder, of which an interval is not yet as wide as w
 AGAINST = " against "  # between two values
 LONG = 5  # settings that a sentence names; of more, it states the number
 COLUMNS = (
-    "name student regime images first second n_first n_second paired top1_first top1_second difference low high p p_holm "
-    "better seeds_needed points differ_in"
+    "name student regime images first second n_first n_second paired top1_first top1_second difference low high p "
+    "p_holm better seeds_needed points differ_in"
 ).split()
 
 
@@ -123,7 +123,7 @@ def compare_folders(
             f"--compare: {first} was validated on {validations[0]}, {second} on {validations[1]}, and top-1 on "
             "different images cannot be compared; validate both on the same images"
         )
-    for folder, other, groups in ((*names, sides[0]), (*reversed(names), sides[1])):
+    for folder, other, groups in ((names[0], names[1], sides[0]), (names[1], names[0], sides[1])):
         compared = {id(group) for pair in pairs for group in (pair.ours, pair.theirs)}
         left_out += [
             f"{group.name} in {folder} has no counterpart in {other}" for group in groups if id(group) not in compared
@@ -280,7 +280,7 @@ def comparison_of_folders(answer: Answer) -> Table:
             with_deviation(verdict.theirs.last()),
             f"{difference.mean:+.2f}",
             interval_text(difference),
-            NONE if verdict.p is None else f"{verdict.p:.3f}",
+            p_text(verdict.p),
             seeds_text(verdict),
             "; ".join(verdict.also_words) or NONE,
         ]
@@ -294,6 +294,13 @@ def comparison_of_folders(answer: Answer) -> Table:
     )
     title = f"{first} and {second}"
     return Table(title, [*columns, "seeds", f"what differs ({first} against {second})"], rows, note, remark=True)
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value as text for a table cell."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def rows_of_folders(answer: Answer) -> list[dict]:

@@ -324,7 +324,7 @@ def reach_of(effects: Sequence[Effect]) -> float:
 
 
 def finish_percent(grid: Grid, groups: Sequence[Group], which: str) -> None:
-    """Limit the axes that show top-1 to 0 to 100 %, let them span at least LEAST points, and draw chance inside them."""
+    """Limit axes of top-1 to 0 to 100 %, let them span at least LEAST points, and draw chance if it is inside them."""
     from matplotlib.ticker import MaxNLocator
 
     for (student, regime), panel in grid.panels.items():

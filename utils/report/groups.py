@@ -437,8 +437,8 @@ def texts_apart(group: Group, groups: list[Group]) -> tuple[tuple[str, ...], dic
 def machine_text(name: str, value: str, run: FinishedRun) -> str:
     """Return the value of the setting `name` as written to CSV files.
 
-    Labels and image sets are written as the name of their folder and the start of their digest. The digest of the classes
-    of the training images and the git commit are shortened. Other values are unchanged.
+    Labels and image sets are written as the name of their folder and the start of their digest. The digest of the
+    classes of the training images and the git commit are shortened. Other values are unchanged.
     """
     if name == "images" and value != run.args["train_dir"]:
         return f"{PurePath(run.args['train_dir']).name} ({value.rpartition(':')[2][:6]})"

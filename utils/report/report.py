@@ -78,8 +78,8 @@ def group_table(groups: list[Group]) -> Table:
         ","
     )
     note = (
-        "Figures of the last epoch, mean ± standard deviation over n seeds. Label files of a live teacher: its weights. "
-        "Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."
+        "Figures of the last epoch, mean ± standard deviation over n seeds. Label files of a live teacher: its "
+        "weights. Hours: wall clock of one run. The best top-1 of a run was picked on the validation set."
     )
     late = [f"{group.name}: epoch {group.evaluated_from}" for group in groups if group.evaluated_from]
     if late:
@@ -131,7 +131,8 @@ def finding_table(findings: list[Finding]) -> Table:
         *(["ARS (%)"] if robust else []),
     ]
     note = (
-        "IOR, improvement over random: paired over n common seeds, percentage points ± standard error, and its 95 % interval (Student's t). HLR, hard-label "
+        "IOR, improvement over random: paired over n common seeds, percentage points ± standard error, "
+        "and its 95 % interval by Student's t, which holds for one comparison. HLR, hard-label "
         "recovery: top-1 on all real images minus top-1 on these, both with hard labels. LRS, label-robust score with "
         f"w = 0.5. {ROBUST if robust else ''}docs/evidence.md says which conclusions these figures do not allow. "
         f"Random images: {origin_of(findings[0].random)}."

@@ -32,11 +32,12 @@ td.text { min-width: 7rem; max-width: 26rem; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--mark); }
 th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending] button::after { content: " ▼"; }
 .note { font-size: .9rem; max-width: 60rem; }
-figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
+figure { margin: 1rem 0; } figure div { overflow-x: auto; } figcaption { font-size: .9rem; }
+figure img { display: block; width: max(100%, 34rem); max-width: 52rem; height: auto;
+  background: #fff; border: 1px solid var(--line); }
 @media print {
   body { max-width: none; font-size: 9pt; } nav { display: none; } .table { overflow: visible; }
-  table { font-size: 7pt; } tr, figure { break-inside: avoid; } h2 { break-after: avoid; }
+  table { font-size: 7pt; } figure img { width: 100%; } tr, figure { break-inside: avoid; } h2 { break-after: avoid; }
 }
 """
 SCRIPT = """
@@ -165,7 +166,7 @@ def embedded(picture: Picture) -> str:
     data = base64.b64encode(picture.path.read_bytes()).decode()
     caption = escape(picture.caption)
     image = f'<img src="data:image/svg+xml;base64,{data}" alt="{caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure><div>{image}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def table_html(table: Table) -> str:
@@ -193,9 +194,9 @@ def table_html(table: Table) -> str:
 def sort_key(cell: str) -> float | None:
     """Return the number at the start of a cell, times its unit of bytes; None if there is none.
 
-    `93.98 ± 0.31` gives 93.98, and `1,234 MB` gives 1.234e9.
+    `93.98 ± 0.31` gives 93.98, `< 0.001` gives 0.001, and `1,234 MB` gives 1.234e9.
     """
-    number, _, rest = cell.replace(",", "").partition(" ")
+    number, _, rest = cell.removeprefix("< ").replace(",", "").partition(" ")
     try:
         return float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}.get(rest, 1)
     except ValueError:

@@ -13,7 +13,8 @@ from typing import Any
 
 NO_VALUE = "none"  # word for a setting that a run does not have
 LETTERS = 40  # maximum length of a value; longer ones are cut
-DIGEST = re.compile(r"(?:\w+:)?[0-9a-f]{16,}")  # a digest, with or without a prefix such as `v2:`
+# a digest, with or without a prefix such as `v2:`, or a commit, which ends in -dirty if files were changed
+DIGEST = re.compile(r"(?:\w+:)?([0-9a-f]{16,})(-dirty)?")
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ WORDS: dict[str, Words] = {
     "schedule": Words("learning-rate schedule", "schedule {}"),
     "cos": Words("cosine schedule", values=ON_OFF),
     "smoothing": Words("smoothing of the schedule", "schedule smoothing {}"),
-    "milestones": Words("milestones", values={"[]": "none"}),
+    "milestones": Words("milestones"),
     "gamma": Words("factor at milestones"),
     "step_momentum": Words("momentum at milestones", "momentum {} at milestones"),
     "warmup_epochs": Words("warm-up epochs", "warm-up of {} epochs"),
@@ -203,14 +204,14 @@ def split(name: str, value: Any) -> dict[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text without brackets or braces; "" for None. Digests are cut to their first six digits."""
+    """Return a value as text without brackets or braces; "" for None and for empty lists. Digests are cut to their first seven digits."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return " ".join(map(text_of, value)) if value else "[]"
+        return " ".join(map(text_of, value))
     text = str(value)
-    if DIGEST.fullmatch(text):
-        return text.rpartition(":")[2][:6]
+    if digest := DIGEST.fullmatch(text):
+        return digest[1][:7] + (" with changes" if digest[2] else "")
     return re.sub(r"[{}'\"]", "", text) if isinstance(value, dict) else text
 
 

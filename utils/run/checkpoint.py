@@ -15,7 +15,7 @@ from torch import nn
 from utils.config import EARLIER, FIXED_ON_RESUME, every_setting
 from utils.data.identity import KnownImages
 from utils.labels.digests import NAMES, ImageDigests
-from utils.system.errors import InputError, clause, shorten
+from utils.system.errors import InputError, clause, listing, shorten
 from utils.system.machine import device_random_state, set_device_random_state
 from utils.system.safe_load import WEIGHT_GLOBALS, load_archive, save_archive
 
@@ -217,7 +217,7 @@ def load_checkpoint(
             for name in changed
         ]
         raise InputError(
-            f"--resume {path}: {', '.join(differences)}; resume with the same settings, or start another run"
+            f"--resume {path}: {listing(differences)}; resume with the same settings, or start another run"
         )
     # checkpoints of earlier releases store no digests of images
     stored_images = state.get("images")

@@ -771,7 +771,7 @@ def check_students(
         check_room(config, students)
     log.info(
         "run     %s on %s in %s, %d epochs of %d batches of %d in %d micro-batches",
-        ", ".join(student.name if len(students) > 1 else student.config.model for student in students),
+        listing([student.name if len(students) > 1 else student.config.model for student in students]),
         students[0].precision.device,
         students[0].precision,
         config.epochs - min(student.progress.epoch for student in students),

@@ -3,20 +3,19 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from tqdm import tqdm
-
 from utils.data.batch import Batch
 from utils.run.checkpoint import Progress
+from utils.system.log import ProgressBar
 
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class ProgressLine:
-    """Progress bar on stderr that covers all remaining batches of a run. It is hidden if stderr is not a terminal.
+    """Progress on stderr that covers all remaining batches of a run; see `ProgressBar`.
 
     Args:
         epochs: number of epochs of the whole run.
-        enabled: whether to show the progress bar on a terminal; if False, the bar is always hidden.
+        enabled: whether to show it.
     """
 
     def __init__(self, epochs: int, enabled: bool) -> None:
@@ -24,13 +23,13 @@ class ProgressLine:
         self.name = ""
         self.speed = ""
         self.top1 = ""
-        self.bar = tqdm(disable=True)
+        self.bar = ProgressBar(disable=True)
 
     def start(self, batches: int) -> None:
         """Show the progress bar of a run that still has to train on `batches` batches."""
-        # with disable=None, tqdm hides the progress bar only if stderr is not a terminal
-        hide = None if self.enabled else True
-        self.bar = tqdm(total=batches, leave=False, disable=hide, bar_format=FORMAT, smoothing=0, dynamic_ncols=True)
+        self.bar = ProgressBar(
+            total=batches, disable=not self.enabled, bar_format=FORMAT, smoothing=0, dynamic_ncols=True
+        )
 
     def training(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the training batches of an epoch. After each batch, advance the progress bar and update images/s."""

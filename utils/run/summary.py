@@ -66,14 +66,15 @@ def git_commit() -> str | None:
 
 
 def describe_images(folder: str, samples: Samples) -> dict:
-    """Describe the images of a run for summary.json: folder, number of images, and total size in bytes.
+    """Describe the images of a run for summary.json: folder, numbers of images and classes, and total size in bytes.
 
     Args:
         folder: --train-dir or --val-dir.
         samples: (image, class) of every image.
     """
     size = sum(image_bytes(image) for image, _ in samples)
-    return {"folder": str(folder), "number": len(samples), "bytes": size}
+    classes = len({target for _, target in samples})
+    return {"folder": str(folder), "number": len(samples), "classes": classes, "bytes": size}
 
 
 def summarise(

@@ -41,14 +41,17 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: object, width: int) -> str:
-    """Return `text` as one line of at most `width` characters. Longer text is cut and ends in ` …`."""
+    """Return `text` as one line of at most `width` characters. Longer text is cut between words and ends in ` …`.
+
+    Text without a blank in front of the cut, such as a long name, ends in `…` directly after a letter.
+    """
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
     # ` …` has 2 characters. The last character of `start` is never in `words`, so `words` has at most `width` - 2.
     start = line[: width - 1]
-    words = start.rpartition(" ")[0] or start[:-1]
-    return words.rstrip(" ,;:.(") + " …"
+    words = start.rpartition(" ")[0]
+    return words.rstrip(" ,;:.(") + " …" if words else start + "…"
 
 
 FILE_LIMIT_TEXTS = (
@@ -135,10 +138,10 @@ def with_variables(sentence: str) -> str:
     return "; ".join([sentence, *clauses])
 
 
-def listing(items: Iterable[object], limit: int = 5) -> str:
+def listing(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
     """Return the first `limit` items as text for an error message, such as `a, b, c and 7 more`."""
     words = [str(item) for item in items]
-    shown = ", ".join(words[:limit])
+    shown = separator.join(words[:limit])
     return shown if len(words) <= limit else f"{shown} and {len(words) - limit} more"
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterable
-from typing import TypeVar
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -14,12 +15,46 @@ Item = TypeVar("Item")
 log = logging.getLogger("validator")
 
 
-def progress_bar(batches: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterable[Item]:
-    """Return `batches` wrapped in a tqdm bar on stderr.
+# seconds between two lines of progress on a stderr that is not a terminal
+EVERY = 60.0
+LINE = "{desc}: {percentage:.0f} % in {elapsed}, {remaining} left{postfix}"
 
-    No bar is shown if `enabled` is False, or if stderr is not a terminal.
+
+class ProgressBar(tqdm):
+    """Progress on stderr: a bar on a terminal, otherwise a line at most every EVERY seconds.
+
+    So a log file also shows the progress and the time left, but has no carriage returns.
     """
-    return tqdm(batches, description, total, leave=False, disable=None if enabled else True)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.said = time.monotonic()  # time of the last line
+        super().__init__(*arguments, leave=False, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draw the bar, or print a line if it is time; return whether the terminal's line was changed."""
+        if self.terminal:
+            return bool(super().display(msg, pos))
+        if 0 < self.n < self.total and time.monotonic() - self.said >= EVERY:
+            self.said = time.monotonic()
+            print(self.format_meter(**self.format_dict | {"bar_format": LINE}), file=sys.stderr, flush=True)
+        return False
+
+    def clear(self, nolock: bool = False) -> None:
+        """Remove the bar from the terminal's line."""
+        if self.terminal:
+            super().clear(nolock)
+
+    def counting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yield `batches`; after each, advance the bar."""
+        for batch in batches:
+            yield batch
+            self.update()
+
+
+def progress_bar(batches: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterable[Item]:
+    """Return `batches` wrapped in a `ProgressBar`, which is hidden if `enabled` is False."""
+    return ProgressBar(batches, description, total=total, disable=not enabled)
 
 
 class Printable(logging.Formatter):

@@ -125,7 +125,7 @@ class Ensemble:
             self._check(names, input_size)
 
     def __str__(self) -> str:
-        names = [f"{teacher['arch']} ({teacher['weights'][:24]})" for teacher in self.described]
+        names = [f"{teacher['arch']} ({teacher['weights']})" for teacher in self.described]
         if self.shares is not None:
             names = [f"{share:.3g} x {name}" for share, name in zip(self.shares, names, strict=True)]
         return " + ".join(names) + (", by the statistics of each half of a batch" if self.parts else "")

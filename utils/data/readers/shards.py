@@ -24,7 +24,7 @@ import numpy as np
 from utils.data.images import Container, ImageSet
 from utils.data.readers.labels import labelled_set
 from utils.data.readers.parts import files_with, of_part
-from utils.system.errors import InputError, clause, one_line, shorten
+from utils.system.errors import InputError, clause, listing, one_line, shorten
 
 BLOCK = 512
 IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of image files
@@ -269,7 +269,7 @@ def only_image(sample: Sample, path: str) -> str:
     """
     plain = [suffix for suffix in sample.images if suffix in IMAGES] or list(sample.images)
     if len(plain) != 1:
-        problem = f"several images ({', '.join(plain)})" if plain else f"no image ({', '.join(IMAGES)})"
+        problem = f"several images ({listing(plain)})" if plain else f"no image ({', '.join(IMAGES)})"
         raise InputError(
             f"{path}: the sample {shorten(sample.name, 100)} has {problem}; write the shard again with exactly one "
             "image per sample"
