@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ PER_CLASS, BATCH, EPOCHS, SIDE = 4, 6, 2, 32
 SMALL = f"--input-size {SIDE} --device cpu --precision fp32 -j 0 --no-progress".split()
 TRAINING = ("train_FKD_parallel.py", "train_KD_parallel.py")
 CIFAR_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES_OF_PRESETS = list("abc")  # the number of outputs of networks in place of pretrained ones
 # data of the reader: a word in capitals, a path below data/, and names that everyone has
 OURS = re.compile(r"\b[A-Z]{2,}|^data/|^teacher\.pth$|^cifar-10")
 CLASSES = ("class_0", "class_1", "class_2")
@@ -159,7 +161,7 @@ def shrink(program, words):
     elif program in ("runs.py", "evidence.py"):
         supply.of_many_runs(program)
     elif program == "torch.distributed.run" and "--nproc_per_node" in words:
-        words[words.index("--nproc_per_node") + 1] = "2"
+        words[words.index("--nproc_per_node") + 1] = "1"  # two processes take 20 s of a busy machine
         script = next(place for place, word in enumerate(words) if word.endswith(".py"))
         words = words[: script + 1] + shrink(Path(words[script]).name, words[script + 1 :])
     return words
@@ -294,6 +296,7 @@ class Supply:
 
     def with_teachers(self, words, names, files):
         """Make the weights of all teachers; return `words` with a file for each."""
+        CLASSES_OF_PRESETS[:] = self.names
         models = self.flags.get(*names.split("/")) or ["resnet18"]
         preset = bool(self.flags.get("--preset"))
         given = [path for path in self.flags.get(files) if path]
@@ -368,7 +371,7 @@ class Supply:
 def small_teacher(_name, checkpoint=None, _stem="", _num_classes=None, **_):
     """Return the small network with the weights of `checkpoint`, or untrained in place of pretrained weights."""
     state = torch.load(checkpoint, weights_only=True) if checkpoint else None
-    model = small_student("", len(state["8.bias"]) if state else len(CLASSES), 0, "")
+    model = small_student("", len(state["8.bias"] if state else CLASSES_OF_PRESETS), 0, "")
     if state:
         model.load_state_dict(state)
     return model.eval().requires_grad_(False)
@@ -377,6 +380,7 @@ def small_teacher(_name, checkpoint=None, _stem="", _num_classes=None, **_):
 if __name__ == "__main__":
     use_small_student(setattr)
     teachers.build_teacher = small_teacher
+    warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")  # by `preload`
     torch.set_num_threads(1)
     preload()
     serve(sys.argv[1])

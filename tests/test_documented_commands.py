@@ -87,7 +87,7 @@ def commands_of(page):
     abbreviations = dict(re.findall(r"\b([A-Z]{3,}) stands for\s+`([^`]+)`", text))
     commands, files = [], {}
     for language, code in blocks_of(text):
-        if named := re.match(r"# ([\w/.]+\.\w+)\n", code):
+        if named := re.match(r"\s*# ([\w/.]+\.\w+)\n", code):
             files[named[1]] = code
             continue
         for line in lines_of(code):
