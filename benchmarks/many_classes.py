@@ -41,7 +41,7 @@ def parse(argv):
     parser.add_argument("work", type=Path, help="folder for images, teacher, labels and runs")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--csv", type=Path, help="write the rows to this file, without the top-1 of each run")
-    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 in this PNG file, and in a PDF file beside it")
+    parser.add_argument("--figure", type=Path, help="draw bytes against top-1 in this PNG file, and as PDF")
     parser.add_argument("--seeds", type=int, default=5, help="students per row")
     parser.add_argument("--model", default="resnet10t", help="teacher and student")
     parser.add_argument("--teacher-epochs", type=int, default=12)

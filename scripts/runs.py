@@ -543,12 +543,15 @@ Main = Callable[[Sequence[str], Mapping[str, str], Processes], int]
 def run_script(main: Main, description: str) -> int:
     """Call a script's `main` with the flags of the command line; return the exit code.
 
-    An error is printed as one sentence. With --help, only `description` is printed.
+    An error is printed as one sentence. With --help, only `description` is printed; with --version, the version of the
+    training scripts.
     """
     flags = sys.argv[1:]
     if flags in (["--help"], ["-h"]):
         print(description)
         return 0
+    if flags == ["--version"]:
+        return subprocess.call([sys.executable, str(ROOT / "train_FKD_parallel.py"), *flags])
     processes = Processes()
     try:
         with processes.handling_signals():

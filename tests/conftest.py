@@ -34,6 +34,23 @@ def _no_wandb_key(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("NETRC", str(tmp_path_factory.getbasetemp() / "no-netrc"))
 
 
+@pytest.fixture(autouse=True)
+def _quick_curves(request, monkeypatch):
+    """Write empty pictures of curves, which saves about a second per run, unless a test asks for `real_curves`."""
+
+    def draw(path, *_):
+        Image.new("L", (1, 1)).save(path)
+        path.with_suffix(".pdf").write_bytes(b"%PDF")
+
+    if "real_curves" not in request.fixturenames:
+        monkeypatch.setattr("utils.run.folder.draw_curves", draw)
+
+
+@pytest.fixture
+def real_curves():
+    """Draw the curves of the runs of a test."""
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The tiny set; no test may write to it."""

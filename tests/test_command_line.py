@@ -73,6 +73,16 @@ def test_answers_come_before_slow_imports(program, flag):
         assert done.stdout.startswith("usage: " if flag == "--help" else "validator of dataset distillation 20")
 
 
+@pytest.mark.parametrize("script", ["scripts/runs.py", "scripts/evidence.py"])
+def test_scripts_for_many_runs_answer_without_a_run(script):
+    """They pass other flags on to the training scripts."""
+    for flag, start in (("--help", "M"), ("--version", "validator of dataset distillation 20")):
+        done = call(script, flag, options=["-X", "importtime"])
+        assert (done.returncode, without_times(done.stderr)) == (0, "")
+        assert done.stdout.startswith(start)
+        assert not imported(done.stderr) & SLOW
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_missing_package_is_named(program):
     """Without an environment's packages (-S), one sentence names the Python that lacks them, and the remedy."""

@@ -189,14 +189,16 @@ def test_relabelling_with_batch_statistics_resumes(tiny, committee, tmp_path):
 
 @pytest.mark.parametrize("more", [["--bssl"], ["--ensemble", "norm-mean"]], ids=str)
 def test_the_picture_of_a_dry_run_shows_the_answers_of_the_whole_batch(more, tiny, committee, tmp_path, monkeypatch):
-    """Four of seven views are drawn, with the answers that relabelling stores for them."""
+    """Sixteen of 24 views are drawn, with the answers that relabelling stores for them."""
     shown = []
-    monkeypatch.setattr("utils.data.preview.SHOWN", 4)
-    monkeypatch.setattr("utils.data.preview.Preview.draw", lambda preview, *_: shown.append(preview.logits))
+    monkeypatch.setattr("utils.data.preview.Preview.draw", lambda preview, *_: shown.append(preview))
     words = relabel_words(tiny.train, committee, tmp_path / "labels", *more)
     assert run(relabel_FKD, *words, "--dry-run").code == 0
     assert run(relabel_FKD, *words).code == 0
-    torch.testing.assert_close(shown, [open_labels(tmp_path / "labels").read(0, 0).logits[:4]])
+    store = open_labels(tmp_path / "labels")
+    stored = [store.read(epoch, batch).logits[row] for epoch, batch, row in shown[0].places]
+    assert len(stored) == 16
+    torch.testing.assert_close(shown[0].logits, torch.stack(stored))
 
 
 def test_a_half_of_one_image_has_no_statistics(tiny, committee, tmp_path):

@@ -126,17 +126,16 @@ def test_cutouts_come_before_mixing(labels, tiny):
 def test_training_and_the_picture_of_a_dry_run_show_the_cutouts(labels, tiny, tmp_path, monkeypatch, small_student):
     """views.png shows them, and a run on other colours ends otherwise."""
     shown = []
-    monkeypatch.setattr(
-        Preview, "draw", lambda preview, *_: shown.append(preview.images)
-    )  # its picture is tested apart
+    monkeypatch.setattr(Preview, "draw", lambda preview, *_: shown.append(preview))  # its picture is tested apart
     flags = FLAGS | {"fkd_path": labels}
     dry = run(train_FKD_parallel, *tiny.flags(tmp_path / "dry", dry_run=True, **flags))
     assert dry.code == 0, dry.err
     assert "lpld, unmixed with coloured cutouts" in dry.out
     samples = open_folder(tiny.train, "--train-dir").samples
     store = open_labels(labels)
-    first = TrainingViews(store, "sampled", 42, 2).place(0, 0)
-    assert torch.equal(shown[0], views_by_pil(samples, store.read(*first)))
+    views, preview = TrainingViews(store, "sampled", 42, 2), shown[0]
+    for image, (epoch, batch, row) in zip(preview.images, preview.places, strict=True):
+        assert torch.equal(image, views_by_pil(samples, store.read(*views.place(epoch, batch)))[row])
     writer = FlatWriter(tmp_path / "other")
     for epoch in range(store.epochs):
         batches = [store.read(epoch, batch) for batch in range(store.batches(epoch))]

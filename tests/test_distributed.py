@@ -156,7 +156,7 @@ def test_one_process_writes(together):
     """Every file of a run is written once, and no temporary file is left."""
     for name in together[2]:
         log = (together[1] / name / "train.log").read_text()
-        assert log.count("epoch   1/2") == 1
+        assert log.count("epoch   2/2") == 1
         assert not list((together[1] / name).glob(".*"))
 
 
@@ -208,7 +208,7 @@ def test_a_killed_process_ends_the_others_and_resume_completes(files, tmp_path, 
     assert len(errors) == 1
     assert "another process" in errors[0]
     assert done.stderr.index("error: ") <= done.stderr.find("Traceback") % len(done.stderr)
-    assert "epoch   0/2" in done.stdout
+    assert "epoch   1/2" in done.stdout
 
     rank_jobs.use_small_student(monkeypatch.setattr)
     resumed = run(train_FKD_parallel, *words, "--resume")

@@ -36,7 +36,6 @@ SEQUENCES = ("README.md", "tutorial.md")
 NOT_RUN = {
     "make ": "CI runs the targets itself",
     "srun ": "needs Slurm",
-    "PYTHONPATH=.:tests python tests/": "a test, with more repetitions",
 }
 PROGRAMS = ("python", "python3", "sh", "torchrun", "$EDITOR")
 ASSIGNMENTS = r"(?:\w+=(?:\"[^\"]*\"|'[^']*'|\S*)\s+)*"

@@ -1,7 +1,9 @@
 """Groups of a report are named in words, its figures stay inside their axes, and its web page works in a browser."""
 
 import csv
+import html
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -105,7 +107,7 @@ SOME_RUN = st.fixed_dictionaries(
 
 
 @given(st.lists(SOME_RUN, min_size=1, max_size=6))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_names_are_unique_words(several):
     """Whatever the groups differ in, no two have the same name, and no name looks like Python."""
     groups, _ = group_runs([finished(str(number), **changed) for number, changed in enumerate(several)])
@@ -327,9 +329,6 @@ addEventListener("load", () => {
 
 def test_a_browser_sorts_the_tables(pages, tmp_path):
     """Numbers are sorted as numbers (9.5 below 80), twice in turn, then names; the console has no error."""
-    import html
-    import json
-
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser on PATH ({', '.join(BROWSERS)})")

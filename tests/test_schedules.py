@@ -185,8 +185,8 @@ def test_milestones_are_epochs_or_shares(words, epochs, milestones):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--milestones 3", "--milestones has no effect without --schedule step"),
-        ("--cos --milestones 3", "--milestones has no effect without --schedule step"),
+        ("--milestones 3", "--milestones 3 has no effect without --schedule step"),
+        ("--cos --milestones 3", "--milestones 3 has no effect without --schedule step"),
         ("--gamma 0.2", "--gamma 0.2 has no effect without --schedule step"),
         ("--step-momentum kept", "--step-momentum has no effect without --schedule step"),
         ("--schedule step", "--schedule step needs --milestones"),

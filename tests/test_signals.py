@@ -49,7 +49,7 @@ def test_stop_and_resume_within_an_epoch(precision, number, step, workers, unint
         stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **flags))
     assert stopped.code == 128 + number
     assert stopped.err.startswith(
-        f"stopped: {number.name} in epoch {(step - 1) // 3} after {(step - 1) % 3 + 1} batches"
+        f"stopped: {number.name} in epoch {(step - 1) // 3 + 1} after {(step - 1) % 3 + 1} batches"
     )
     assert len(stopped.err.splitlines()) == 1
     assert signal.getsignal(number) is handler
@@ -144,7 +144,7 @@ def test_a_stop_while_no_batch_comes(number, tiny, tmp_path, monkeypatch):
     stopped = run(train_FKD_parallel, *tiny.flags(tmp_path / "run"))
     assert time.monotonic() - started < 30
     assert stopped.code == 128 + number, stopped.err
-    assert "in epoch 0 after 1 batches; the state is saved" in stopped.err
+    assert "in epoch 1 after 1 batches; the state is saved" in stopped.err
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 

@@ -136,7 +136,9 @@ def test_the_preview_shows_strips(uneven_images):
     dataset = ViewDataset(uneven_images.samples, views_of(2, batch_size=7), 32)
     normalise = normalise_on(CPU)
     (batch,) = batches_of(ResidentBatches, dataset, epochs=1)
-    assert torch.equal(Preview(dataset, 0, normalise).images, normalise.visible(batch.images))
+    made = Preview(dataset, range(1), normalise)
+    assert [row for *_, row in made.places] == list(range(7))
+    assert torch.equal(made.images, normalise.visible(batch.images))
 
 
 def test_labels_of_images_keep_strips_and_changes():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import EPOCHS, make_labels, read_run, run, same_weights
+from PIL import Image
 
 import train_FKD_parallel
 from utils.config import EARLIER, FIXED_ON_RESUME, FKDConfig, KDConfig
@@ -32,8 +33,8 @@ def test_a_run_leaves_its_files(whole_run, tiny):
     checkpoint = torch.load(whole_run.path / "checkpoint.pth.tar", weights_only=True)
     assert {"epoch", "state_dict", "best_acc1", "optimizer"} <= checkpoint.keys()
     assert checkpoint["epoch"] == EPOCHS
-    assert (whole_run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "epoch   2/3" in (whole_run.path / "train.log").read_text()
+    assert Image.open(whole_run.path / "curves.png").width > 2000  # drawn, since `whole_run` has the scope of a session
+    assert "epoch   3/3" in (whole_run.path / "train.log").read_text()
 
 
 @pytest.mark.parametrize("name", FIXED_ON_RESUME)
@@ -170,7 +171,7 @@ def test_a_run_is_not_overwritten_by_accident(tiny, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     again = tiny.train_run(tmp_path, epochs=1, overwrite=True)
     assert len(again.rows) == again.summary["epochs_done"] == 1
-    assert "epoch   1/2" not in (tmp_path / "train.log").read_text()
+    assert "epoch   2/2" not in (tmp_path / "train.log").read_text()
 
 
 def test_a_dry_run_trains_nothing(tiny, tmp_path):

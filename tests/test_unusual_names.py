@@ -67,14 +67,14 @@ def test_shorten(text, width, short):
     assert len(short) <= width
 
 
-def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path):
+def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path, real_curves):
     """Dry run, training and resume draw pictures, print the headline, and read every file back."""
     train, val = folders
     output = tmp_path / LATIN / f"run {LATIN}"
     flags = tiny.flags(output, train_dir=train, val_dir=val, epochs=1)
     dry = run(train_FKD_parallel, *flags, "--dry-run")
     assert dry.code == 0, dry.err
-    assert Image.open(output / "views.png").size == (1200, 1300)
+    assert Image.open(output / "views.png").width > 1000
     result = run(train_FKD_parallel, *flags)
     assert result.code == 0, result.err
     assert "last epoch  top-1" in result.out
@@ -82,7 +82,7 @@ def test_a_run_on_names_that_are_not_utf_8(folders, tiny, tmp_path):
     done = read_run(output)
     assert done.summary["args"]["train_dir"] == str(train)
     assert json.loads((output / "args.json").read_text())["train_dir"] == str(train)
-    assert Image.open(output / "curves.png").format == "PNG"
+    assert Image.open(output / "curves.png").width > 2000
     assert "n\\xe9" in (output / "train.log").read_text(encoding="utf-8")
     resumed = run(train_FKD_parallel, *flags, "--resume")
     assert resumed.code == 0, resumed.err

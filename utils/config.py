@@ -488,13 +488,21 @@ class Group:
             names: field names of the flags that must have their default values.
             needed: a flag that was not given, as typed on the command line.
         """
+        self.refuse_changed(names, f"without {needed}", "give both, or neither")
+
+    def refuse_changed(self, names: Sequence[str], where: str, remedy: str) -> None:
+        """Raise InputError if a flag in `names` was changed, because such a flag has no effect.
+
+        Args:
+            names: field names of the flags that must have their default values.
+            where: the condition, for the error message: `with --loss-type ce`.
+            remedy: what to do, for the error message.
+        """
         for name in names:
             default, value = getattr(type(self), name), getattr(self, name)
             if value != default:
-                shown = f" {value}" if isinstance(default, float | str) else ""
-                raise InputError(
-                    f"--{name.replace('_', '-')}{shown} has no effect without {needed}; give both, or neither"
-                )
+                shown = f" {typed(value)}" if isinstance(default, float | str | tuple) else ""
+                raise InputError(f"--{name.replace('_', '-')}{shown} has no effect {where}; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1664,20 +1672,13 @@ class TrainConfig(
         """Raise InputError if a flag for the teacher's logits has no effect, or --temperature is below its schedule."""
         if self.logit_smoothing == 1:
             raise InputError("--logit-smoothing 1 leaves nothing of the teacher's logits; give less than 1")
-        if self.loss_type == "ce" and self.logit_smoothing:
-            raise InputError(
-                f"--logit-smoothing {self.logit_smoothing} has no effect with --loss-type ce, which compares no "
-                "logits; leave it out"
-            )
+        loss = f"with --loss-type {self.loss_type}"
+        if self.loss_type == "ce":
+            self.refuse_changed(["logit_smoothing"], f"{loss}, which compares no logits", "leave it out")
         if self.loss_type not in TEMPERED_LOSSES:
-            for name, usual in (("temperature_schedule", "constant"), ("student_temperature", "teacher")):
-                if getattr(self, name) != usual:
-                    raise InputError(
-                        f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --loss-type "
-                        f"{self.loss_type}; use kl, dist or softce"
-                    )
-        if self.loss_scale_t2 and self.loss_type not in T2_LOSSES:
-            raise InputError(f"--loss-scale-t2 has no effect with --loss-type {self.loss_type}; use kl or softce")
+            self.refuse_changed(["temperature_schedule", "student_temperature"], loss, "use kl, dist or softce")
+        if self.loss_type not in T2_LOSSES:
+            self.refuse_changed(["loss_scale_t2"], loss, "use kl or softce")
         if self.temperature_schedule == "step" and self.temperature < STEP_FLOOR:
             raise InputError(f"-T {self.temperature} is below {STEP_FLOOR}, which --temperature-schedule step falls to")
         if self.temperature_schedule.startswith("cosine") and self.temperature < self.temperature_min:
@@ -1814,11 +1815,9 @@ python train_KD_parallel.py --train-dir DISTILLED --val-dir IMAGENET/val \
         Raises:
             InputError: flags contradict each other; the message names these flags.
         """
-        for name in ("teacher_weights", "ensemble", "ensemble_weights") if self.loss_type == "ce" else ():
-            if getattr(self, name):
-                raise InputError(
-                    f"--{name.replace('_', '-')} has no effect with --loss-type ce, which asks no teacher; leave it out"
-                )
+        if self.loss_type == "ce":
+            names = ["teacher_weights", "ensemble", "ensemble_weights"]
+            self.refuse_changed(names, "with --loss-type ce, which asks no teacher", "leave it out")
         chosen = self.teachers()
         # `mean` is recorded as None, and one stem for all teachers as one, whether or not the flags say so
         rule = None if chosen.rule == "mean" else chosen.rule
@@ -2139,7 +2138,7 @@ class ReportFlags(Group):
         FOLDER,
         nargs=2,
     )
-    output: str | None = flag(None, "folder for report.md, report.tex, *.csv and the figures", FOLDER)
+    output: str | None = flag(None, "folder for report.html, report.md, report.tex, *.csv and the figures", FOLDER)
     random: str = flag("random", "folder name of the image set that holds random real images", NAME)
     full_data: tuple[str, ...] = flag(
         (),
@@ -2199,12 +2198,7 @@ python -m utils.report --compare save/runs/labels_a save/runs/labels_b
         first, second = self.compare or ("", "")
         if self.runs:
             raise InputError(f"RUN {self.runs[0]} has no effect with --compare {first} {second}; leave it out")
-        for name in ("random", "full_data"):
-            value = getattr(self, name)
-            if value != getattr(type(self), name):
-                raise InputError(
-                    f"--{name.replace('_', '-')} {typed(value)} has no effect with --compare; leave it out"
-                )
+        self.refuse_changed(["random", "full_data"], "with --compare", "leave it out")
         if self.wandb_project and not self.output:
             raise InputError("--wandb-project with --compare needs --output, the folder whose tables are logged")
 

@@ -123,10 +123,10 @@ def compare_folders(
             f"--compare: {first} was validated on {validations[0]}, {second} on {validations[1]}, and top-1 on "
             "different images cannot be compared; validate both on the same images"
         )
-    for folder, other, groups in ((names[0], names[1], sides[0]), (names[1], names[0], sides[1])):
+    for groups, (name, partner) in zip(sides, (names, names[::-1]), strict=True):
         compared = {id(group) for pair in pairs for group in (pair.ours, pair.theirs)}
         left_out += [
-            f"{group.name} in {folder} has no counterpart in {other}" for group in groups if id(group) not in compared
+            f"{group.name} in {name} has no counterpart in {partner}" for group in groups if id(group) not in compared
         ]
     return Answer(first, second, names, decide(pairs), left_out)
 

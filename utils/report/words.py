@@ -204,7 +204,10 @@ def split(name: str, value: Any) -> dict[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text without brackets or braces; "" for None and for empty lists. Digests are cut to their first seven digits."""
+    """Return a value as text without brackets or braces; "" for None and for empty lists.
+
+    Digests are cut to their first seven digits.
+    """
     if value is None:
         return ""
     if isinstance(value, list | tuple):
