@@ -82,6 +82,12 @@ def test_label_sets_that_differ_in_nothing_known_are_named_by_their_folders():
     assert [group.words[0] for group in group_runs(pair)[0]] == ["labels labels (100000)", "labels labels (200000)"]
 
 
+def test_groups_whose_values_are_cut_alike_are_numbered():
+    """Two long values that differ at the end are the same words."""
+    pair = [finished(str(n), facts={"settings": {"new": "x" * 50 + str(n)}}) for n in (1, 2)]
+    assert [group.words[-1] for group in group_runs(pair)[0]] == ["number 1", "number 2"]
+
+
 SOME_FACTS = st.fixed_dictionaries(
     {},
     optional={
