@@ -185,7 +185,7 @@ def test_labels_of_edc_are_read_as_prism_s(labels, tmp_path, capsys):
         assert torch.equal(store.read(1, batch).index, expected.index)
         assert torch.equal(store.read(1, batch).logits, expected.logits)
     assert command.main(["info", str(labels)]) == command.main(["verify", str(labels)]) == 0
-    assert "dialect  edc" in capsys.readouterr().out
+    assert "format  edc" in capsys.readouterr().out
     assert command.main(["pack", str(labels), str(tmp_path / "packed")]) == 0
     assert command.main(["unpack", str(tmp_path / "packed"), str(tmp_path / "again")]) == 0
     assert open_labels(tmp_path / "again").dialect == "prism"

@@ -45,8 +45,8 @@ def test_tools_and_training_take_every_format(dialect, folders, tiny, tmp_path, 
     described = capsys.readouterr().out
     project, _, cutouts = dialect.partition("_")
     assert project in described
-    assert ("has_cutouts" in described) == bool(cutouts)
-    assert ("has_weights" in described) == (project == "wmdd")
+    assert ("has cutouts" in described) == bool(cutouts)
+    assert ("has weights" in described) == (project == "wmdd")
     assert tool("verify", source) == 0
     assert tool("pack", source, tmp_path / "packed") == 0
     assert tool("verify", tmp_path / "packed") == 0

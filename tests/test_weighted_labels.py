@@ -162,7 +162,7 @@ def test_tools_keep_the_weights(labels, tiny, tmp_path, capsys):
     assert open_labels(plain).read(0, 0).weights is None
     capsys.readouterr()
     assert tool("info", packed) == 0
-    assert "has_weights  True" in capsys.readouterr().out
+    assert "has weights  yes" in capsys.readouterr().out
     flags = {"fkd_path": plain, "epochs": 1, "loss_type": "mse_gt", "dry_run": True}
     assert run(train_FKD_parallel, *tiny.flags(tmp_path / "run", **flags)).code == 0
 

@@ -1,6 +1,5 @@
 """`python -m utils.labels`: describe, pack, unpack or verify a folder of soft labels."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from utils.labels.store import HELD, SAMPLED, LabelStore
 from utils.labels.training_views import TrainingViews
 from utils.labels.types import BatchLabels
 from utils.labels.views import ReferenceOrder, index_of
-from utils.system.errors import InputError, listing
+from utils.system.errors import InputError, listing, printable
 from utils.system.log import progress_bar
 from utils.system.machine import readable_size
 from utils.system.process import run_script
@@ -35,9 +34,25 @@ def info(config: InfoConfig) -> None:
         digest = store.digest()
     except InputError as error:
         digest = f"none: {error}"
-    facts = {"images": images, "digest": digest, "bytes": size} | ({"missing": store.gap} if store.gap else {})
-    for key, value in (store.provenance() | facts).items():
-        print(f"{key:>12}  {json.dumps(value) if isinstance(value, dict) else value}")
+    facts = store.provenance()
+    facts |= facts.pop("settings", {})  # of packed labels: teachers, classes and others
+    facts |= {"images": images, "digest": digest, "bytes": size} | ({"missing": store.gap} if store.gap else {})
+    for key, value in facts.items():
+        if value is not None:
+            name = "format" if key == "dialect" else key.replace("_", " ")
+            print(printable(f"{name:>12}  {in_words(value)}"))
+
+
+def in_words(value: object) -> str:
+    """Return a value of a manifest as text without brackets; settings that are None are left out."""
+    if isinstance(value, dict):
+        parts = {key.replace("_", " "): part for key, part in value.items() if part is not None}
+        return ", ".join(f"{key} {in_words(part)}" for key, part in parts.items())
+    if isinstance(value, list | tuple):
+        return listing(map(in_words, value), separator="; " if any(isinstance(part, dict) for part in value) else ", ")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def walk(path: str) -> Iterator[os.DirEntry[str]]:
