@@ -257,9 +257,9 @@ def main(flags: Sequence[str], environment: Mapping[str, str], processes: Proces
         Stopped: a signal stopped the script.
     """
     settings = Settings.read(environment)
-    check(settings, environment)
     if settings.search_rates and (given := {"--adamw-lr", "--learning-rate", "-lr"} & set(flags)):
         raise RunsError(f"{min(given)} would replace all of SEARCH_RATES; give RATE, for the runs that search none")
+    check(settings, environment)
     python = environment.get("PYTHON") or sys.executable
     modules = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     environment = {**environment, "PYTHON": python, "WORKERS": settings.workers, "PYTHONPATH": modules}

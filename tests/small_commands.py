@@ -323,6 +323,8 @@ class Supply:
         self.names = Supply(Flags(["--data", images])).names
         self.images(images)
         self.labels(words[1], images, "tar" if words[0] == "pack" else "packed")
+        if self.flags.get("--keep-topk"):
+            words = [*words, "--keep-topk", "2"]
         return self.with_teachers(words, "--arch", "--checkpoint") if self.flags.get("--images") else words
 
     def of_random_images(self, words):

@@ -143,7 +143,8 @@ def test_no_script_edits_the_path():
     files = [*(path for folder in folders for path in folder.glob("*.py")), *(ROOT / "utils").rglob("*.py")]
     assert len(files) > 50
     word = ".".join(["sys", "path"])
-    assert [path.name for path in files if word in path.read_text()] == []
+    # small_commands.py runs scripts as Python does, which puts their folder on the path
+    assert [path.name for path in files if word in path.read_text()] == ["small_commands.py"]
 
 
 def headings_of(page):

@@ -293,7 +293,7 @@ def test_the_best_of_late_evaluations_is_marked(tiny, tmp_path):
     """The headline is the last epoch in any case. On --resume, the first evaluated epoch stays what it was."""
     words = tiny.flags(tmp_path / "run", **PLAIN | {"epochs": 3, "eval_from": 1})
     result = run(train_KD_parallel, *words)
-    assert "picked on the validation set, among the evaluations from epoch 1 on)" in result.out
+    assert "picked on the validation set, among the evaluations from epoch 2 on)" in result.out  # counted from 1
     done = read_run(tmp_path / "run")
     assert done.summary["last"]["epoch"] == 2
     assert done.summary["best"]["epoch"] in (1, 2)

@@ -183,8 +183,8 @@ def test_the_log_of_a_report_is_read_back(offline):
     assert (run.project, run.display_name, run.job_type, run.run_group) == ("p", "report", "report", "ours")
     logged = items_of([record.history for record in records if record.HasField("history")])
     table = json.loads((file.parent / "files" / logged["Top-1 by group"]["path"]).read_text())
-    assert table["columns"][:4] == ["student", "regime", "images", "n"]
-    assert [row[:4] for row in table["data"]] == [["resnet18", "SL", "train", "1"]]
+    assert table["columns"][:4] == ["student", "labels", "images", "n"]
+    assert [row[:4] for row in table["data"]] == [["resnet18", "soft labels", "train", "1"]]
     picture = file.parent / "files" / logged["top1"]["path"]
     assert picture.read_bytes() == (place / "report" / "top1.png").read_bytes()
 

@@ -34,10 +34,11 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     """
     text = (
         f"epoch {row['epoch'] + 1:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}  "
-        f"top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
+        f"train top-1 {row['train_top1']:5.2f}%  {row['train_images_per_second']:.0f} images/s"
     )
     if row["val_top1"] is not None:
-        text += f"  |  val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:.2f}%  top-5 {row['val_top5']:.2f}%"
+        text += f"  |  val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2f}%"
+        text += f"  val top-5 {row['val_top5']:.2f}%"
     return text
 
 
