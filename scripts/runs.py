@@ -339,12 +339,13 @@ class Runs:
             print(text, flush=True)
 
     def announce(self, plan: Sequence[Line]) -> None:
-        """Print the number of runs in the plan, how many are finished and left, and how many run at a time."""
+        """Print the number of runs in the plan, how many are finished and left, and the number of processes."""
         names = {name for line in plan for name in line.runs}
         self.left = {name for name in names if not self.is_finished(name)}
         self.number = len(names)
         finished = self.number - len(self.left)
-        self.say(f"runs: {finished} of {self.number} finished, {len(self.left)} left, {len(self.gpus)} at a time")
+        processes = f"{len(self.gpus)} process{'es' if len(self.gpus) > 1 else ''} at a time"
+        self.say(f"runs: {finished} of {self.number} finished, {len(self.left)} left; {processes}")
 
     def say_rest(self, names: Sequence[str]) -> None:
         """Print how many runs are left after the runs `names`, and how long they will take; nothing if none is left."""

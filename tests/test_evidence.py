@@ -291,10 +291,10 @@ def test_the_number_of_runs_is_said_before_labels_are_made(planned):
     lines = planned(GPUS="0 1").stdout.splitlines()
     assert lines[:2] == [
         "soft labels of 2 image sets, then 12 runs (1 finished)",
-        "runs: 1 of 12 finished, 11 left, 2 at a time",
+        "runs: 1 of 12 finished, 11 left; 2 processes at a time",
     ]
     again = planned(GPUS="0", REGIMES="HL").stdout.splitlines()
-    assert again[0] == "runs: 1 of 4 finished, 3 left, 1 at a time"
+    assert again[0] == "runs: 1 of 4 finished, 3 left; 1 process at a time"
 
 
 RATES = ["0.001", "0.005", "0.01", "0.05", "0.1"]

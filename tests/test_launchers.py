@@ -388,7 +388,7 @@ def test_a_plan_of_commands_runs(tmp_path):
     assert ("done: HL/it's a/one" in done.stdout, "FAILED: SL/two" in done.stdout) == (True, True)
     assert (runs / "HL/it's a/one/summary.json").read_text() == "a b --no-progress --overwrite --seed 3\n"
     again = call("")
-    said = "runs: 1 of 2 finished, 1 left, 1 at a time\nfinished before: HL/it's a/one\ndone: SL/two\n"
+    said = "runs: 1 of 2 finished, 1 left; 1 process at a time\nfinished before: HL/it's a/one\ndone: SL/two\n"
     assert again.stdout == said
     assert (runs / "SL/two/summary.json").read_text() == "--no-progress --resume --seed 3\n"
 
@@ -427,7 +427,7 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     wait_for_files(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
     process.send_signal(getattr(signal, f"SIG{name}"))
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (code, "runs: 0 of 3 finished, 3 left, 2 at a time\n")
+    assert (process.returncode, out) == (code, "runs: 0 of 3 finished, 3 left; 2 processes at a time\n")
     assert err == "stopped: the runs were asked to save their state; the same command goes on with them\n"
     for run_name in "ab":
         assert (tmp_path / "runs" / run_name / "checkpoint.pth.tar").read_text() == f"{arrives}\n"
@@ -479,7 +479,7 @@ def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
     wait_for_files(tmp_path / "runs/a/started")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    said = "runs: 0 of 1 finished, 1 left, 1 at a time\ndone: a\n"
+    said = "runs: 0 of 1 finished, 1 left; 1 process at a time\ndone: a\n"
     assert (process.returncode, out, err) == (0, said, "")
 
 
@@ -540,7 +540,7 @@ def test_the_exit_code_of_failed_runs(tmp_path):
     assert (process.returncode, err) == (123, "")
     runs = tmp_path / "runs"
     said = f"FAILED: a ({runs}/a.log)\nFAILED: b ({runs}/b.log: error: why)\ndone: c\n"
-    assert out == f"runs: 0 of 3 finished, 3 left, 1 at a time\n{said}"
+    assert out == f"runs: 0 of 3 finished, 3 left; 1 process at a time\n{said}"
 
 
 def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):
@@ -567,7 +567,7 @@ def test_patterns_of_folders_are_expanded(many_runs):
         (many_runs.folder / "l" / name).mkdir(exist_ok=True)
     done, _ = many_runs(GPUS="0", LABELS="l/*", MODELS="resnet18", SEEDS="0")
     assert done.stdout.splitlines() == [
-        "runs: 0 of 2 finished, 2 left, 1 at a time",
+        "runs: 0 of 2 finished, 2 left; 1 process at a time",
         "done: a/resnet18-seed0",
         "left: 1 of 2 runs, about 0 s, if they take as long as the 1 so far",
         "done: b/resnet18-seed0",
