@@ -217,9 +217,10 @@ def test_a_python_that_does_not_exist(tmp_path):
         ),
         (["--train-dir", "nowhere"], {}, "--train-dir nowhere does not exist; [^;]*"),
         ([], {"EPOCHS": "abc"}, "argument --epochs: 'abc' is not .*; --epochs comes from the variable EPOCHS"),
+        (["--epohcs", "3"], {}, r"unrecognized arguments: --epohcs, 3 \(did you mean --epochs\?\); see --help"),
         ([], {"WORKERS": "abc"}, "argument -j/--workers: .*; --workers comes from the variable WORKERS"),
     ],
-    ids=["not set", "wrong", "a flag", "number", "two spellings"],
+    ids=["not set", "wrong", "a flag", "number", "suggestion", "two spellings"],
 )
 def test_errors_name_the_variable_of_a_launcher(words, environment, message, launch, monkeypatch, tmp_path):
     """The launcher exports which variable sets which flag, and the program's errors name the variable."""

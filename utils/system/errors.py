@@ -130,9 +130,10 @@ def with_variables(sentence: str) -> str:
     `--flag=VARIABLE`. Flags that the user typed after a launcher's name are left out: they replace the launcher's.
     """
     clauses = []
+    about = re.sub(r"\(did you mean .*?\)", "", sentence)  # a suggested flag is not the one that is wrong
     for pair in reversed(os.environ.get("LAUNCHER_FLAGS", "").split()):
         flag, _, variable = pair.partition("=")
-        if re.search(rf"(?<![\w-]){flag}(?![\w-])", sentence) and sys.argv.count(flag) < 2:
+        if re.search(rf"(?<![\w-]){flag}(?![\w-])", about) and sys.argv.count(flag) < 2:
             unset = "" if os.environ.get(variable) else ", which is not set"
             clauses.append(f"{flag} comes from the variable {variable}{unset}")
     return "; ".join([sentence, *clauses])
