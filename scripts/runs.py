@@ -109,8 +109,15 @@ def quoted(text: str) -> str:
 
 
 def folders_of(text: str) -> list[str]:
-    """Split `text` at white space into folders, and expand patterns like data/labels_* as a shell does."""
-    return [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
+    """Split `text` at white space into folders, and expand patterns like data/labels_* as a shell does.
+
+    If `text` as a whole is the path of a folder or file, whose name may have blanks, return it alone.
+    """
+    return (
+        [text]
+        if os.path.exists(text)
+        else [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
+    )
 
 
 def last_name(folder: str) -> str:
@@ -147,8 +154,7 @@ def default_plan(environment: Mapping[str, str]) -> list[Line]:
         RunsError: TRAIN_DIR has several folders, but not as many as LABELS.
     """
     label_folders = folders_of(environment.get("LABELS") or environment.get("FKD_PATH") or "data/labels")
-    images = environment.get("TRAIN_DIR", "")
-    image_folders = [images] if os.path.isdir(images) or not images else folders_of(images)
+    image_folders = folders_of(environment.get("TRAIN_DIR", "")) or [""]
     if len(image_folders) == 1:
         image_folders *= len(label_folders)
     if len(image_folders) != len(label_folders):
@@ -179,7 +185,7 @@ def refuse_missing(environment: Mapping[str, str], folders: Mapping[str, str]) -
     """Raise RunsError if a file or folder of a setting does not exist; `folders` has the default of each setting."""
     for name, default in folders.items():
         value = environment.get(name) or default
-        for path in folders_of(value) if name in LISTS and not os.path.exists(value) else [value]:
+        for path in folders_of(value) if name in LISTS else [value]:
             if not os.path.exists(path):
                 unset = "" if environment.get(name) else f" ({name} is not set)"
                 raise RunsError(f"{name} {path} does not exist{unset}; set {name} to what exists")
