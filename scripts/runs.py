@@ -31,8 +31,9 @@ fills the GPU even if batches are small, and views are replayed once for all of 
 results as if it were trained alone. The runs share a log; the name of the log lists the seeds. If the seeds do not fit
 into memory together, they are trained one after the other.
 
-Before the first run starts, the script prints the number of runs and how many are finished. After each process it
-prints how long the rest will take, if a run takes as long as the mean of those that the script has trained so far.
+Before the first run starts, the script prints the number of runs and how many are finished. When a process starts, it
+prints the path of the log. After each process it prints how long the rest will take, if a run takes as long as the mean
+of those that the script has trained so far.
 
 All settings come from environment variables. --help prints this text.
 
@@ -476,6 +477,7 @@ class Runs:
         flags = [*flags, "--no-progress", "--resume" if has_checkpoint else "--overwrite", *self.flags]
         environment = {**self.environment, "CUDA_VISIBLE_DEVICES": gpu, "OUTPUT_DIR": str(output)}
         shell = ["sh", "-uc", f'{self.TRAP}{command} "$@"', "sh", *flags]
+        self.say(f"started: {', '.join(names)} (output in {log})")
         start = time.monotonic()
         with self.lock:
             self.running[names[0]] = start, len(names)
