@@ -179,13 +179,18 @@ def decide(pairs: Sequence[Pair]) -> list[Verdict]:
 
 
 def sentence(verdict: Verdict, first: str, second: str) -> str:
-    """Return the sentences that say which folder is better, if the runs show it, and in which settings they differ.
+    """Return the sentences that say which folder is better, if the runs show it, their top-1, and what differs.
 
     Args:
         verdict: the comparison.
         first, second: the folders, as shown in the sentence.
     """
-    return f"{subject(verdict)}: {outcome(verdict, first, second)}. {what_differs(verdict, first, second)}."
+    means = ", ".join(
+        f"{name} {group.last().mean:.2f} % ({len(group.runs)} {'seed' if len(group.runs) == 1 else 'seeds'})"
+        for name, group in ((first, verdict.ours), (second, verdict.theirs))
+    )
+    result, change = outcome(verdict, first, second), what_differs(verdict, first, second)
+    return f"{subject(verdict)}: {result}. Mean top-1: {means}. {change}."
 
 
 def outcome(verdict: Verdict, first: str, second: str) -> str:
