@@ -722,7 +722,8 @@ def report_agreement(
         InputError: the mismatch is definite, and --accept-labels was not given.
     """
     log.info(
-        "teacher agrees with the folders on %.1f%% of %d views of %d images (chance: %.1f%%)",
+        "teacher agrees with the folders on %.1f%% of %d views of %d images (chance: %.1f%%; small crops, flips and "
+        "mixes of two images lower the share)",
         100 * agreement.share,
         agreement.views,
         agreement.images,
