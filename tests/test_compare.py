@@ -110,6 +110,17 @@ def test_the_better_folder_is_named(tmp_path):
     assert f"a is better than b by 2.00 points (95 % interval {2 - reach:.2f} to" in compare(tmp_path)[0]
 
 
+def test_a_difference_that_is_not_shown_names_the_higher_folder_first(tmp_path):
+    """Whichever folder is given first, the difference is positive, and the interval has its sign."""
+    make_runs(tmp_path, "a", [61, 63, 65])
+    make_runs(tmp_path, "b", [60, 61, 62])
+    reach = 4.302653 / math.sqrt(3)
+    (line,) = compare(tmp_path)
+    start = "no difference shown: a is 2.00 points above b (95 % interval "
+    assert f"{start}{2 - reach:+.2f} to {2 + reach:+.2f}; 3 pairs of seeds)" in line
+    assert "Mean top-1: a 63.00 % (3 seeds), b 61.00 % (3 seeds)." in line
+
+
 def test_labels_of_other_lengths_are_named(tmp_path):
     """Other labels are named by what a reader knows, not by a digest that follows from it."""
     make_runs(tmp_path, "a", [60, 61], labels="v2:0123456789", fkd_path="labels/long", facts={"epochs": 300})

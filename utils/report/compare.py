@@ -196,8 +196,8 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
 def outcome(verdict: Verdict, first: str, second: str) -> str:
     """Return the part of `sentence` on the difference: which folder is better, by how much, and how sure it is."""
     difference = verdict.difference
-    side = "above" if difference.mean > 0 else "below"
-    gain = f"{second} is {abs(difference.mean):.2f} points {side} {first}"
+    higher, lower = (second, first) if difference.mean >= 0 else (first, second)
+    gain = f"{higher} is {abs(difference.mean):.2f} points above {lower}"
     if f"{difference.mean:.2f}" in ("0.00", "-0.00"):
         gain = f"{first} and {second} have the same top-1"
     if difference.alike:
@@ -206,11 +206,9 @@ def outcome(verdict: Verdict, first: str, second: str) -> str:
         return f"no difference shown: {gain}, but {why}, so that there is no interval; run more seeds"
     if not difference.known:
         return f"no answer yet: {gain}, but {too_few(verdict, first, second)}"
-    low, high = difference.interval
+    low, high = difference.interval if difference.mean >= 0 else [-end for end in reversed(difference.interval)]
     if verdict.shown:
-        better, other = (second, first) if difference.mean > 0 else (first, second)
-        low, high = (low, high) if difference.mean > 0 else (-high, -low)
-        text = f"{better} is better than {other} by {abs(difference.mean):.2f} points"
+        text = f"{higher} is better than {lower} by {abs(difference.mean):.2f} points"
         return f"{text} (95 % interval {low:.2f} to {high:.2f}; {seeds_text(verdict)})"
     text = "no difference shown"
     if difference.p < LEVEL:
