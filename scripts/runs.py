@@ -114,11 +114,9 @@ def folders_of(text: str) -> list[str]:
 
     If `text` as a whole is the path of a folder or file, whose name may have blanks, return it alone.
     """
-    return (
-        [text]
-        if os.path.exists(text)
-        else [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
-    )
+    if os.path.exists(text):
+        return [text]
+    return [folder for word in text.split() for folder in sorted(glob.glob(word)) or [word]]
 
 
 def last_name(folder: str) -> str:

@@ -432,9 +432,9 @@ def test_a_signal_ends_all_runs_once_and_the_same_command_resumes_them(name, cod
     wait_for_files(tmp_path / "runs/a/started", tmp_path / "runs/b/started")
     process.send_signal(getattr(signal, f"SIG{name}"))
     out, err = process.communicate(timeout=120)
-    lines = out.splitlines()
-    assert (process.returncode, lines[0]) == (code, "runs: 0 of 3 finished, 3 left; 2 processes at a time")
-    assert sorted(lines[1:]) == [f"started: {run} (output in {tmp_path}/runs/{run}.log)" for run in ("a", "b")]
+    first, *started = out.splitlines()
+    assert (process.returncode, first) == (code, "runs: 0 of 3 finished, 3 left; 2 processes at a time")
+    assert sorted(started) == [f"started: {run} (output in {tmp_path}/runs/{run}.log)" for run in "ab"]
     assert err == "stopped: the runs were asked to save their state; the same command goes on with them\n"
     for run_name in "ab":
         assert (tmp_path / "runs" / run_name / "checkpoint.pth.tar").read_text() == f"{arrives}\n"
@@ -486,7 +486,10 @@ def test_a_run_that_finishes_in_spite_of_the_signal_is_done(tmp_path):
     wait_for_files(tmp_path / "runs/a/started")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out.splitlines()[-1], err) == (0, "done: a", "")
+    said = (
+        f"runs: 0 of 1 finished, 1 left; 1 process at a time\nstarted: a (output in {tmp_path}/runs/a.log)\ndone: a\n"
+    )
+    assert (process.returncode, out, err) == (0, said, "")
 
 
 def test_the_rest_is_estimated(monkeypatch, capsys, tmp_path):
@@ -513,15 +516,19 @@ def test_a_resumed_run_is_no_measure(tmp_path):
     (tmp_path / "runs" / "resumed" / "checkpoint.pth.tar").touch()
     plan = [("resumed", "true"), ("failed", "false"), ("whole", "true"), ("last", "true")]
     out, _ = start_runs(tmp_path, plan).communicate(timeout=120)
-    said = [line.split(",")[0] for line in out.splitlines()[1:] if not line.startswith("started: ")]
-    assert said == [
+    started = {name: f"started: {name} (output in {tmp_path}/runs/{name}.log)" for name, _ in plan}
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == [
+        started["resumed"],
         "done: resumed",
+        started["failed"],
         f"FAILED: failed ({tmp_path}/runs/failed.log)",
+        started["whole"],
         "done: whole",
         "left: 1 of 4 runs",
+        started["last"],
         "done: last",
     ]
-    assert "if they take as long as the 1 so far\n" in out
+    assert out.endswith(f"if they take as long as the 1 so far\n{started['last']}\ndone: last\n")
 
 
 def test_gpus_are_shared_as_they_are_named(tmp_path):
@@ -546,8 +553,15 @@ def test_the_exit_code_of_failed_runs(tmp_path):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (123, "")
     runs = tmp_path / "runs"
-    said = [line for line in out.splitlines()[1:] if not line.startswith("started: ")]
-    assert said == [f"FAILED: a ({runs}/a.log)", f"FAILED: b ({runs}/b.log: error: why)", "done: c"]
+    assert out.splitlines() == [
+        "runs: 0 of 3 finished, 3 left; 1 process at a time",
+        f"started: a (output in {runs}/a.log)",
+        f"FAILED: a ({runs}/a.log)",
+        f"started: b (output in {runs}/b.log)",
+        f"FAILED: b ({runs}/b.log: error: why)",
+        f"started: c (output in {runs}/c.log)",
+        "done: c",
+    ]
 
 
 def test_commands_beside_runs_are_those_of_earlier_releases(many_runs):

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from utils.report.groups import Group, Pair, closest, differences, group_runs
 from utils.report.runs import FoundRuns, find_runs
 from utils.report.significance import LEVEL, Difference, compare_seeds, holm, seeds_needed
-from utils.report.tables import NONE, Table, interval_text, with_deviation
+from utils.report.tables import NONE, Table, counted, interval_text, with_deviation
 from utils.report.words import changes_in_words, short_paths
 from utils.system.errors import InputError, listing
 
@@ -186,7 +186,7 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
         first, second: the folders, as shown in the sentence.
     """
     means = ", ".join(
-        f"{name} {group.last().mean:.2f} % ({len(group.runs)} {'seed' if len(group.runs) == 1 else 'seeds'})"
+        f"{name} {group.last().mean:.2f} % ({counted(len(group.runs), 'seed')})"
         for name, group in ((first, verdict.ours), (second, verdict.theirs))
     )
     result, change = outcome(verdict, first, second), what_differs(verdict, first, second)
@@ -206,7 +206,9 @@ def outcome(verdict: Verdict, first: str, second: str) -> str:
         return f"no difference shown: {gain}, but {why}, so that there is no interval; run more seeds"
     if not difference.known:
         return f"no answer yet: {gain}, but {too_few(verdict, first, second)}"
-    low, high = difference.interval if difference.mean >= 0 else [-end for end in reversed(difference.interval)]
+    low, high = difference.interval
+    if higher == first:
+        low, high = -high, -low
     if verdict.shown:
         text = f"{higher} is better than {lower} by {abs(difference.mean):.2f} points"
         return f"{text} (95 % interval {low:.2f} to {high:.2f}; {seeds_text(verdict)})"
@@ -232,7 +234,7 @@ def too_few(verdict: Verdict, first: str, second: str) -> str:
         used = verdict.ours.runs.keys() | verdict.theirs.runs.keys()
         free = [seed for seed in range(len(used) + ENOUGH - 1) if seed not in used][: ENOUGH - 1]
         return f"{text}{ENOUGH - 1} more seeds of each (such as --seed {' '.join(map(str, free))})"
-    return text + " and ".join(f"{n} more {'seed' if n == 1 else 'seeds'} of {name}" for name, n in lacking.items())
+    return text + " and ".join(f"{counted(n, 'more seed')} of {name}" for name, n in lacking.items())
 
 
 def what_differs(verdict: Verdict, first: str, second: str) -> str:
@@ -266,10 +268,10 @@ def seeds_text(verdict: Verdict) -> str:
     difference = verdict.difference
     if not difference.paired:
         one, other = difference.seeds
-        return f"{one} and {other} {'seed' if other == 1 else 'seeds'}, unpaired"
+        return f"{one} and {counted(other, 'seed')}, unpaired"
     alone = len(verdict.ours.runs) + len(verdict.theirs.runs) - sum(difference.seeds)
-    text = f"{difference.seeds[0]} {'pair' if difference.seeds[0] == 1 else 'pairs'} of seeds"
-    return text + (f", {alone} {'run' if alone == 1 else 'runs'} without partner left out" if alone else "")
+    text = f"{counted(difference.seeds[0], 'pair')} of seeds"
+    return text + (f", {counted(alone, 'run')} without partner left out" if alone else "")
 
 
 def comparison_of_folders(answer: Answer) -> Table:

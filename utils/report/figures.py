@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.report.groups import REGIMES, Group
 from utils.report.significance import Difference
-from utils.report.tables import interval_text
+from utils.report.tables import counted, interval_text
 from utils.system import plotting
 from utils.system.plotting import GREY, SMALL, wrap
 
@@ -349,7 +349,7 @@ def counts_of(groups: Sequence[Group]) -> list[str]:
     """Return a text with the number of seeds of the groups, in a list."""
     counts = sorted({len(group.runs) for group in groups})
     if len(counts) == 1:
-        return [f"n = {counts[0]} {'seed' if counts[0] == 1 else 'seeds'} each"]
+        return [f"n = {counted(counts[0], 'seed')} each"]
     return [f"n = {counts[0]} to {counts[-1]} seeds"]
 
 

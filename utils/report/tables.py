@@ -123,6 +123,11 @@ def with_error(value: Spread | None, sign: bool = False) -> str:
     return mean if value.error is None else f"{mean} ± {value.error:.2f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in singular or plural, such as `1 seed` or `3 seeds`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def interval_text(difference: Difference) -> str:
     """Return a 95 % interval as text for a table cell: `-0.48 to +4.48`; a dash if the runs give none."""
     if not difference.known:
